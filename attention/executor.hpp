@@ -1,0 +1,49 @@
+// Sparse attention: runs over just the entries of a mask.
+#pragma once
+
+#include <optional>
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/mask/mask.hpp>
+#include <reticle/core/tensor/tensor.hpp>
+#include <span>
+
+namespace reticle {
+
+struct AttentionOptions {
+  /// Scores become cap * tanh(score / cap) before the attention mask is added (Gemma 2).
+  std::optional<float> soft_cap;
+  /// One logit per query head that takes part in the softmax with a value of zero (gpt-oss). It counts into the LSE: of
+  /// states to be merged, give it to one.
+  std::span<const float> sink_logits;
+  /// Return the normalised weight of every entry.
+  bool weights = false;
+  /// Let NaN and infinity through instead of throwing ValueError.
+  bool allow_non_finite = false;
+};
+
+/// Weights aligned with to_csr(mask): rows over the logical shape.
+struct AttentionWeights {
+  Buffer<Index> row_ptr;
+  Buffer<std::int32_t> indices;
+  Array<float> values;
+};
+
+struct AttentionResult {
+  Tensor output;  // (b, hq, sq, dv), dtype of the queries
+  Tensor lse;     // (b, hq, sq) F32: log sum of exp(score) / p over the entries
+  std::optional<AttentionWeights> weights;
+};
+
+/// output_i = sum_j w_ij v_j / sum_j w_ij over the entries j of row i, w_ij = exp(score_ij) / p_ij, with score = scaling *
+/// q.k, then soft cap, then attention mask. A row without entries (or all forbidden) gives output 0 and LSE -infinity.
+/// Head sizes up to 256. Sums are float32; the result does not depend on the number of threads.
+/// ShapeError when inputs and mask do not fit; ValueError naming the row when a result is not finite.
+/// Time O(nnz * (d + dv)), memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
+RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Mask& mask,
+                                      const AttentionOptions& options = {}, const Context& context = {});
+
+/// The state of the union of two disjoint sets of keys. ShapeError when the results' shapes differ. Weights are dropped.
+RETICLE_API AttentionResult merge(const AttentionResult& a, const AttentionResult& b);
+
+}  // namespace reticle

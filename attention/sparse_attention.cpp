@@ -1,0 +1,351 @@
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/config/config.hpp>
+#include <reticle/core/mask/combine.hpp>
+#include <reticle/core/mask/reshape.hpp>
+#include <reticle/core/registry.hpp>
+#include <sstream>
+
+namespace reticle {
+
+using Json = nlohmann::ordered_json;
+
+namespace attention_config {
+
+/// What a config says besides its maskers.
+struct PipelineOptions {
+  bool causal = false;
+  std::uint64_t seed = 0;
+  MergeRule merge = MergeRule::add;
+  std::vector<std::filesystem::path> plugins;
+  std::string description;
+
+  static constexpr const char* docs[] = {
+      "forbid keys after each query's own position, to every masker and in the result",
+      "of every random choice; the same seed gives the same mask",
+      "how p of positions chosen twice combine: min(1, a + b), max(a, b), or 1 - (1-a)(1-b)",
+      "shared objects to load first: absolute, relative to the config, or in RETICLE_PLUGIN_PATH",
+      "what this config is, for people"};
+};
+
+}  // namespace attention_config
+
+namespace {
+
+constexpr std::string_view kStages[] = {"prefill", "generation"};
+
+struct MaskerEntry {
+  const MaskerType* type;
+  std::shared_ptr<const void> config;
+  std::shared_ptr<const Masker> masker;
+};
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+std::vector<MaskerEntry> maskers_from(const Json& list, const JsonPlace& place) {
+  if (!list.is_array()) place.fail(std::string("needed is a list of maskers, got ") + list.type_name());
+  std::vector<MaskerEntry> entries;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const JsonPlace here = place / i;
+    if (!list[i].is_object()) here.fail(std::string("needed is an object with a \"type\", got ") + list[i].type_name());
+    const auto type = list[i].find("type");
+    if (type == list[i].end() || !type->is_string()) here.fail("needed is a \"type\" that names a masker");
+    const MaskerType* found = nullptr;
+    try {
+      found = &Registry::global().at(type->get_ref<const std::string&>());
+    } catch (const ConfigError& error) {
+      (here / "type").fail(error.what());
+    }
+    Json parameters = list[i];
+    parameters.erase("type");
+    const std::shared_ptr<void> config = found->factory.default_config();
+    reticle::from_json(*found->factory.config_type, config.get(), parameters, here);
+    entries.push_back({found, config, found->factory.make(config.get())});
+  }
+  return entries;
+}
+
+Json maskers_to(const std::vector<MaskerEntry>& entries) {
+  Json list = Json::array();
+  for (const MaskerEntry& entry : entries) {
+    Json masker = {{"type", entry.type->name}};
+    masker.update(reticle::to_json(*entry.type->factory.config_type, entry.config.get()));
+    list.push_back(std::move(masker));
+  }
+  return list;
+}
+
+double norm(std::span<const double> squares) {
+  double sum = 0;
+  for (const double square : squares) sum += square;
+  return std::sqrt(sum);
+}
+
+/// Error and recovered mass of a sparse result against dense attention over the same inputs.
+Comparison compare_with_dense(const AttentionInputs& inputs, const Mask& mask, const AttentionResult& sparse,
+                              const AttentionOptions& options, const Context& context) {
+  Comparison comparison;
+  AttentionOptions plain = options;
+  plain.weights = false;
+  const Clock::time_point start = Clock::now();
+  const AttentionResult dense = attention(inputs, Mask::full(inputs.shape()), plain, context);
+  comparison.dense_seconds = seconds_since(start);
+
+  const auto heads = static_cast<std::size_t>(inputs.batch() * inputs.heads());
+  const auto rows = static_cast<std::size_t>(inputs.queries_length());
+  const auto per_head = rows * static_cast<std::size_t>(inputs.values.size(3));
+  std::vector<double> error(heads, 0), size(heads, 0);
+  dispatch_float(inputs.queries.dtype, "output", [&]<class T>() {
+    const auto* ours = static_cast<const T*>(sparse.output.view().data);
+    const auto* truth = static_cast<const T*>(dense.output.view().data);
+    for (std::size_t i = 0; i < heads * per_head; ++i) {
+      const double difference = static_cast<double>(to_float(truth[i])) - static_cast<double>(to_float(ours[i]));
+      error[i / per_head] += difference * difference;
+      size[i / per_head] += static_cast<double>(to_float(truth[i])) * static_cast<double>(to_float(truth[i]));
+    }
+  });
+  const auto ratio = [](double numerator, double denominator) {
+    return denominator > 0 ? numerator / denominator : numerator;
+  };
+  comparison.relative_error = ratio(norm(error), norm(size));
+  for (std::size_t head = 0; head < heads; ++head)
+    comparison.head_relative_error.push_back(ratio(std::sqrt(error[head]), std::sqrt(size[head])));
+
+  // The mass that a set of keys holds is exp(LSE of the set - LSE of all); sampling weights and sinks are left out of both.
+  plain.sink_logits = {};
+  const bool reusable = options.sink_logits.empty();
+  const AttentionResult covered =
+      reusable && !mask.weighted() ? AttentionResult() : attention(inputs, support(mask, context), plain, context);
+  const AttentionResult all =
+      reusable ? AttentionResult() : attention(inputs, Mask::full(inputs.shape()), plain, context);
+  const auto lse_covered = (reusable && !mask.weighted() ? sparse : covered).lse.span<float>();
+  const auto lse_all = (reusable ? dense : all).lse.span<float>();
+  comparison.least_mass = 1;
+  for (std::size_t head = 0; head < heads; ++head) {
+    double sum = 0;
+    for (std::size_t row = head * rows; row < (head + 1) * rows; ++row) {
+      const bool nothing_to_cover = lse_all[row] == -std::numeric_limits<float>::infinity();
+      const double mass = nothing_to_cover ? 1.0 : std::exp(static_cast<double>(lse_covered[row]) - lse_all[row]);
+      comparison.least_mass = std::min(comparison.least_mass, mass);
+      sum += mass;
+    }
+    comparison.head_mean_mass.push_back(rows == 0 ? 1 : sum / static_cast<double>(rows));
+    comparison.mean_mass += comparison.head_mean_mass.back() / static_cast<double>(heads);
+  }
+  return comparison;
+}
+
+}  // namespace
+
+struct SparseAttention::Config {
+  attention_config::PipelineOptions options;
+  bool by_stage = false;
+  std::vector<MaskerEntry> stages[2];  // the same twice when not by stage
+};
+
+SparseAttention::SparseAttention(std::shared_ptr<const Config> config) : config_(std::move(config)) {}
+
+SparseAttention SparseAttention::from_json(std::string_view text, const std::filesystem::path& directory) {
+  const JsonPlace place{"", directory};
+  const Json document = parse_json(text);
+  const FieldType& options_type = *type_of<attention_config::PipelineOptions>();
+  std::vector<std::string_view> known{"maskers", kStages[0], kStages[1], "$schema"};
+  for (const Field& field : options_type.fields()) known.push_back(field.name);
+  require_keys(document, place, known);
+
+  auto config = std::make_shared<Config>();
+  Json options = document;
+  for (const std::string_view key : {std::string_view("maskers"), kStages[0], kStages[1], std::string_view("$schema")})
+    options.erase(std::string(key));
+  // Plugins keep the paths as written: they are looked for in more places than beside the config.
+  reticle::from_json(options_type, &config->options, options, {place.pointer, ""});
+  for (const std::filesystem::path& plugin : config->options.plugins)
+    Registry::global().load_plugin(find_plugin(plugin, directory));
+
+  if (document.contains("maskers")) {
+    for (const std::string_view stage : kStages) {
+      if (document.contains(stage)) (place / stage).fail("a config has either \"maskers\" or stages, not both");
+    }
+    config->stages[0] = config->stages[1] = maskers_from(document["maskers"], place / "maskers");
+  } else {
+    config->by_stage = true;
+    for (std::size_t stage = 0; stage < 2; ++stage) {
+      const std::string name(kStages[stage]);
+      if (!document.contains(name))
+        place.fail(R"("maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
+      const std::string_view only[] = {"maskers"};
+      require_keys(document[name], place / name, only);
+      if (!document[name].contains("maskers")) (place / name).fail("\"maskers\" is missing");
+      config->stages[stage] = maskers_from(document[name]["maskers"], place / name / "maskers");
+    }
+  }
+  return SparseAttention(std::move(config));
+}
+
+SparseAttention SparseAttention::from_file(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  std::error_code ignored;
+  if (!file || std::filesystem::is_directory(path, ignored)) throw ConfigError(path.string() + ": cannot be read");
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  try {
+    return from_json(text, path.parent_path().empty() ? "." : path.parent_path());
+  } catch (const ConfigError& error) {
+    throw ConfigError(path.string() + ": " + error.what());
+  }
+}
+
+std::string SparseAttention::to_json() const {
+  Json document = reticle::to_json(*type_of<attention_config::PipelineOptions>(), &config_->options);
+  if (!config_->by_stage) {
+    document["maskers"] = maskers_to(config_->stages[0]);
+  } else {
+    for (std::size_t stage = 0; stage < 2; ++stage)
+      document[std::string(kStages[stage])] = {{"maskers", maskers_to(config_->stages[stage])}};
+  }
+  return document.dump(2);
+}
+
+const std::string& SparseAttention::description() const { return config_->options.description; }
+bool SparseAttention::causal() const { return config_->options.causal; }
+
+std::vector<std::string> SparseAttention::maskers(Stage stage) const {
+  std::vector<std::string> types;
+  for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(stage)]) types.push_back(entry.type->name);
+  return types;
+}
+
+AttentionInputs SparseAttention::configured(const AttentionInputs& inputs) const {
+  AttentionInputs own = inputs;
+  own.causal |= config_->options.causal;
+  own.validate();
+  return own;
+}
+
+Context SparseAttention::configured(const Context& context) const {
+  Context own = context;
+  own.seed = derive_seed(config_->options.seed, context.seed);
+  return own;
+}
+
+Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
+                            const Context& context, Metrics& metrics) const {
+  const Clock::time_point start = Clock::now();
+  const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(inputs.stage)];
+  Mask mask = previous          ? broadcast_to(*previous, inputs.shape())
+              : entries.empty() ? Mask::full(inputs.shape())
+                                : Mask::empty(inputs.shape());
+  const auto count = [&](const Mask& m) { return inputs.causal ? causal_nnz(m, context) : m.nnz(); };
+  Context own = context;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const Clock::time_point masker_start = Clock::now();
+    own.seed = derive_seed(context.seed, i);
+    const Index before = count(mask);
+    Mask added = entries[i].masker->select(inputs, mask, state.layer(inputs.layer), own);
+    if (!added.shape().same_logical(inputs.shape()))
+      throw ShapeError("masker \"" + entries[i].type->name + "\" returned a mask of shape " + added.shape().describe() +
+                       "; needed is " + inputs.shape().describe());
+    mask = merge(mask, added, config_->options.merge, context);
+    metrics.maskers.push_back({entries[i].type->name, count(mask) - before, seconds_since(masker_start)});
+  }
+  if (inputs.causal) mask = restrict_causal(mask, context);
+  metrics.mask_seconds = seconds_since(start);
+  return mask;
+}
+
+Mask SparseAttention::mask(const AttentionInputs& inputs, SequenceState& state, const Context& context,
+                           const std::optional<Mask>& previous) const {
+  Metrics metrics;
+  return build(configured(inputs), previous, state, configured(context), metrics);
+}
+
+SparseAttentionResult SparseAttention::run(const AttentionInputs& given, SequenceState& state, bool compare,
+                                           const AttentionOptions& options, const Context& context) const {
+  const AttentionInputs inputs = configured(given);
+  SparseAttentionResult result;
+  Metrics& metrics = result.metrics;
+  result.mask = build(inputs, std::nullopt, state, configured(context), metrics);
+  const Clock::time_point start = Clock::now();
+  result.attention = attention(inputs, result.mask, options, context);
+  metrics.attention_seconds = seconds_since(start);
+
+  const auto share = [](Index part, Index whole) {
+    return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
+  };
+  const MaskShape& shape = result.mask.shape();
+  metrics.entries = result.mask.nnz();
+  metrics.density = result.mask.density();
+  const Mask all = Mask::full(shape);
+  metrics.visible_density = share(metrics.entries, inputs.causal ? causal_nnz(all, context) : all.nnz());
+  for (const Index entries : head_counts(result.mask, context))
+    metrics.head_density.push_back(share(entries, shape.queries * shape.keys));
+  metrics.mask_bytes = result.mask.bytes();
+  if (compare) metrics.comparison = compare_with_dense(inputs, result.mask, result.attention, options, context);
+  return result;
+}
+
+std::string schema(std::string_view type) {
+  const auto masker_schema = [](const MaskerType& masker) {
+    const std::shared_ptr<void> defaults = masker.factory.default_config();
+    Json schema = schema_of(*masker.factory.config_type, defaults.get());
+    Json name = {{"const", masker.name}};
+    schema["properties"]["type"] = std::move(name);
+    Json required = Json::array({"type"});
+    if (schema.contains("required")) required.insert(required.end(), schema["required"].begin(), schema["required"].end());
+    schema["required"] = std::move(required);
+    schema["title"] = masker.name;
+    schema["description"] = std::string(masker.docs.summary);
+    return schema;
+  };
+  Json document = {{"$schema", "https://json-schema.org/draft/2020-12/schema"}};
+  if (!type.empty()) {
+    document.update(masker_schema(Registry::global().at(type)));
+    return document.dump(2);
+  }
+  const attention_config::PipelineOptions defaults;
+  document.update(schema_of(*type_of<attention_config::PipelineOptions>(), &defaults));
+  document["title"] = "reticle config";
+  Json any = Json::array();
+  for (const MaskerType* masker : Registry::global().list()) any.push_back(masker_schema(*masker));
+  Json items = {{"anyOf", std::move(any)}};
+  Json list = {{"type", "array"}, {"items", std::move(items)}};
+  document["$defs"]["maskers"] = std::move(list);
+  const Json reference = {{"$ref", "#/$defs/maskers"}};
+  Json stage = {{"type", "object"}, {"required", Json::array({"maskers"})}, {"additionalProperties", false}};
+  stage["properties"]["maskers"] = reference;
+  document["properties"]["maskers"] = reference;
+  for (const std::string_view name : kStages) document["properties"][std::string(name)] = stage;
+  document["properties"]["$schema"]["type"] = "string";
+  Json flat, staged;
+  flat["required"] = Json::array({"maskers"});
+  staged["required"] = Json::array({"prefill", "generation"});
+  document["oneOf"] = Json::array({std::move(flat), std::move(staged)});
+  return document.dump(2);
+}
+
+std::string describe_masker(std::string_view type) {
+  const MaskerType& masker = Registry::global().at(type);
+  std::ostringstream text;
+  text << "## " << masker.name << "\n\n"
+       << masker.docs.summary << "\n\n- Source: " << masker.docs.source << "\n- Selects: " << masker.docs.rule
+       << "\n- Cost: " << masker.docs.cost << "\n- Origin: " << masker.origin << "\n";
+  const std::span<const Field> fields = masker.factory.config_type->fields();
+  if (fields.empty()) {
+    text << "\nNo parameters.\n";
+    return text.str();
+  }
+  text << "\n| parameter | type | default | meaning |\n|---|---|---|---|\n";
+  const std::shared_ptr<void> defaults = masker.factory.default_config();
+  for (const Field& field : fields) {
+    text << "| `" << field.name << "` | " << type_name(*field.type) << " | "
+         << (field.required ? "required" : "`" + reticle::to_json(*field.type, field.in(defaults.get())).dump() + "`")
+         << " | " << field.doc << " |\n";
+  }
+  return text.str();
+}
+
+}  // namespace reticle

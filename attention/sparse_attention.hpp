@@ -1,0 +1,107 @@
+// The door for users: a JSON config of maskers becomes a mask, the mask sparse attention, with figures of what it kept, what
+// it cost and how far the result is from dense attention.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <reticle/attention/executor.hpp>
+#include <reticle/core/masker.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace reticle {
+
+/// What the maskers of every layer keep for one sequence.
+class SequenceState {
+ public:
+  LayerState& layer(int index) { return layers_[index]; }
+  void reset() { layers_.clear(); }
+
+ private:
+  std::map<int, LayerState> layers_;
+};
+
+/// What one masker did.
+struct MaskerMetrics {
+  std::string type;
+  Index added = 0;     // entries that were not in the mask before
+  double seconds = 0;  // selecting and merging
+};
+
+/// Sparse against dense attention on the same inputs.
+struct Comparison {
+  double relative_error = 0;                 // ||dense - sparse|| / ||dense||, Frobenius, over the whole output
+  std::vector<double> head_relative_error;   // (batch * heads)
+  double mean_mass = 0, least_mass = 0;      // share of a row's dense attention mass that the mask covers, over the rows
+  std::vector<double> head_mean_mass;        // (batch * heads)
+  double dense_seconds = 0;
+};
+
+struct Metrics {
+  double density = 0;                 // entries over all positions
+  double visible_density = 0;         // entries over the positions that causality leaves
+  std::vector<double> head_density;   // (batch * heads)
+  Index entries = 0;
+  Index mask_bytes = 0;
+  std::vector<MaskerMetrics> maskers;
+  double mask_seconds = 0, attention_seconds = 0;
+  std::optional<Comparison> comparison;
+};
+
+struct SparseAttentionResult {
+  AttentionResult attention;
+  Mask mask;
+  Metrics metrics;
+};
+
+/// A pipeline of maskers for each stage, made from a config:
+///
+///   {"maskers": [{"type": "sink", "sink_size": 4}, ...], "causal": true, "seed": 0, "merge": "add",
+///    "plugins": ["./my_masker.so"]}
+///   {"prefill": {"maskers": [...]}, "generation": {"maskers": [...]}, "causal": true}
+///
+/// An empty list of maskers means dense attention. Immutable and cheap to copy; maskers are shared.
+class RETICLE_API SparseAttention {
+ public:
+  /// Relative paths in the text are relative to `directory`. Loads the plugins that the config names. ConfigError and
+  /// PluginError say where and what.
+  static SparseAttention from_json(std::string_view text, const std::filesystem::path& directory = ".");
+  static SparseAttention from_file(const std::filesystem::path& path);
+
+  /// The config with every default filled in.
+  std::string to_json() const;
+  /// Its "description", if it has one.
+  const std::string& description() const;
+  bool causal() const;
+  /// Types of a stage's maskers, in order.
+  std::vector<std::string> maskers(Stage stage) const;
+
+  /// The mask that the maskers of inputs.stage build, each adding to what those before it chose; the first starts from
+  /// `previous`, if given.
+  Mask mask(const AttentionInputs& inputs, SequenceState& state, const Context& context = {},
+            const std::optional<Mask>& previous = std::nullopt) const;
+  /// The mask, attention over it and metrics; with `compare`, dense attention too.
+  SparseAttentionResult run(const AttentionInputs& inputs, SequenceState& state, bool compare = false,
+                            const AttentionOptions& options = {}, const Context& context = {}) const;
+
+ private:
+  struct Config;
+  explicit SparseAttention(std::shared_ptr<const Config> config);
+  /// The inputs and context as this config has them: causal, seeded, checked.
+  AttentionInputs configured(const AttentionInputs& inputs) const;
+  Context configured(const Context& context) const;
+  Mask build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
+             const Context& context, Metrics& metrics) const;
+
+  std::shared_ptr<const Config> config_;
+};
+
+/// JSON Schema of a masker's config, or of a whole pipeline config (type empty).
+RETICLE_API std::string schema(std::string_view type = {});
+/// How a masker is documented: source, rule, parameters with defaults, cost. Markdown.
+RETICLE_API std::string describe_masker(std::string_view type);
+
+}  // namespace reticle

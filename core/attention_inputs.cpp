@@ -1,0 +1,74 @@
+#include <algorithm>
+#include <limits>
+#include <reticle/core/attention_inputs.hpp>
+
+namespace reticle {
+namespace {
+
+void require_float(const TensorView& view, std::string_view name) {
+  dispatch_float(view.dtype, name, []<class T>() {});
+  if (view.device.kind != Device::Kind::cpu)
+    throw DeviceError(std::string(name) + ": lies on a GPU; this build computes on the CPU");
+}
+
+}  // namespace
+
+void AttentionInputs::validate() const {
+  require_rank(queries, 4, "queries");
+  require_rank(keys, 4, "keys");
+  require_rank(values, 4, "values");
+  require_float(queries, "queries");
+  require_float(keys, "keys");
+  require_float(values, "values");
+  const auto reject = [&](const std::string& what) {
+    throw ShapeError(what + " (queries " + queries.describe() + ", keys " + keys.describe() + ", values " +
+                     values.describe() + ")");
+  };
+  if (keys.size(0) != batch() || values.size(0) != batch()) reject("queries, keys and values need one batch size");
+  if (values.size(1) != kv_heads() || values.size(2) != keys_length())
+    reject("values need the heads and the length of the keys");
+  if (keys.size(3) != head_dim()) reject("keys need the head_dim of the queries");
+  if (kv_heads() == 0 ? heads() != 0 : heads() % kv_heads() != 0)
+    reject("the query heads, " + std::to_string(heads()) + ", must be a multiple of the KV heads, " +
+           std::to_string(kv_heads()));
+  if (!(std::abs(scaling) <= std::numeric_limits<float>::max()))
+    throw ValueError("scaling is " + std::to_string(scaling) + "; needed is a finite number");
+  if (attention_mask) {
+    require_rank(*attention_mask, 4, "attention_mask");
+    require_float(*attention_mask, "attention_mask");
+    const Index wanted[] = {batch(), heads(), queries_length(), keys_length()};
+    for (int dim = 0; dim < 4; ++dim) {
+      const Index extent = attention_mask->size(dim);
+      if (extent != wanted[dim] && (extent != 1 || wanted[dim] == 0))
+        throw ShapeError("attention_mask: " + attention_mask->describe() + " does not broadcast to " +
+                         shape().describe());
+    }
+  }
+  shape().validate();
+}
+
+Index AttentionInputs::visible_keys(Index query) const {
+  return causal ? std::clamp<Index>(position(query) + 1, 0, keys_length()) : keys_length();
+}
+
+std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
+  for (const NamedTensor& entry : extras) {
+    if (entry.name == name) return entry.tensor;
+  }
+  return std::nullopt;
+}
+
+AttentionMaskRow::AttentionMaskRow(const TensorView& attention_mask, RowId row) : row_(attention_mask) {
+  const auto step = [&](int dim, Index i) { return attention_mask.size(dim) == 1 ? 0 : i * attention_mask.stride(dim); };
+  const Index offset = step(0, row.batch) + step(1, row.head) + step(2, row.query);
+  row_.data = static_cast<const std::byte*>(attention_mask.data) + offset * size_of(attention_mask.dtype);
+  stride_ = attention_mask.size(3) == 1 ? 0 : attention_mask.stride(3);
+  forbidden_ = attention_mask.dtype == DType::f16 ? -65504.0f / 2 : -std::numeric_limits<float>::max() / 2;
+}
+
+float AttentionMaskRow::operator()(Index key) const {
+  const float bias = read_float(row_, key * stride_);
+  return bias <= forbidden_ ? -std::numeric_limits<float>::infinity() : bias;
+}
+
+}  // namespace reticle

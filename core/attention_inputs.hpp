@@ -1,0 +1,61 @@
+// What attention is computed from, as maskers and the executor see it.
+#pragma once
+
+#include <optional>
+#include <reticle/core/mask/shape.hpp>
+#include <reticle/core/tensor/safetensors.hpp>
+#include <reticle/core/tensor/tensor_view.hpp>
+#include <span>
+
+namespace reticle {
+
+enum class Stage : std::uint8_t { prefill, generation };
+
+/// Tensors of one attention layer. Query head h reads KV head h / (hq / hkv); the last query is aligned with the last key.
+struct RETICLE_API AttentionInputs {
+  TensorView queries;  // (b, hq, sq, d), F32, F16 or BF16
+  TensorView keys;     // (b, hkv, sk, d)
+  TensorView values;   // (b, hkv, sk, dv)
+  /// Added to the scores; broadcastable to (b, hq, sq, sk). Entries at or below half the dtype's lowest value (so also
+  /// -inf) forbid a key.
+  std::optional<TensorView> attention_mask;
+  float scaling = 1;
+  /// Keys after a query's own position are forbidden.
+  bool causal = false;
+  int layer = 0;
+  Stage stage = Stage::prefill;
+  /// Further tensors that a masker may ask for by name: an indexer's queries, recorded draws.
+  std::span<const NamedTensor> extras;
+
+  /// ShapeError when the tensors do not fit together; the message names them.
+  void validate() const;
+
+  Index batch() const { return queries.size(0); }
+  Index heads() const { return queries.size(1); }
+  Index kv_heads() const { return keys.size(1); }
+  Index queries_length() const { return queries.size(2); }
+  Index keys_length() const { return keys.size(2); }
+  Index head_dim() const { return queries.size(3); }
+  Index kv_head(Index head) const { return head / (heads() / kv_heads()); }
+  /// Where a query stands among the keys; negative when there are more queries than keys.
+  Index position(Index query) const { return keys_length() - queries_length() + query; }
+  /// Keys [0, n) that causality leaves to a query.
+  Index visible_keys(Index query) const;
+  MaskShape shape() const { return {batch(), heads(), queries_length(), keys_length()}; }
+  std::optional<TensorView> extra(std::string_view name) const;
+};
+
+/// One row of an additive attention mask, broadcast as needed.
+class RETICLE_API AttentionMaskRow {
+ public:
+  AttentionMaskRow(const TensorView& attention_mask, RowId row);
+  /// The bias of a key; -infinity when it is forbidden.
+  float operator()(Index key) const;
+
+ private:
+  TensorView row_;
+  Index stride_;
+  float forbidden_;
+};
+
+}  // namespace reticle

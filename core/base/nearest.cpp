@@ -1,0 +1,41 @@
+#include <algorithm>
+#include <numeric>
+#include <reticle/core/base/nearest.hpp>
+#include <utility>
+#include <vector>
+
+namespace reticle {
+namespace {
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::string did_you_mean(std::string_view given, std::span<const std::string_view> known) {
+  constexpr std::size_t kLongestName = 256;  // the distance is quadratic; nobody misspells a longer one
+  if (given.size() > kLongestName) return {};
+  std::string_view best;
+  std::size_t least = given.size() / 2 + 1;
+  for (const std::string_view name : known) {
+    const std::size_t distance = edit_distance(given, name);
+    if (distance < least) {
+      least = distance;
+      best = name;
+    }
+  }
+  return best.empty() ? std::string() : "; did you mean \"" + std::string(best) + "\"?";
+}
+
+}  // namespace reticle

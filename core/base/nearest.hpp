@@ -1,0 +1,14 @@
+// "did you mean ...?": the nearest of some known names by edit distance.
+#pragma once
+
+#include <reticle/core/base/export.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace reticle {
+
+/// `; did you mean "x"?`, or an empty string when nothing is near.
+RETICLE_API std::string did_you_mean(std::string_view given, std::span<const std::string_view> known);
+
+}  // namespace reticle

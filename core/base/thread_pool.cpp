@@ -1,0 +1,125 @@
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <reticle/core/base/error.hpp>
+#include <reticle/core/base/thread_pool.hpp>
+#include <thread>
+#include <vector>
+
+namespace reticle {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+int default_threads() {
+  if (const char* text = std::getenv("RETICLE_NUM_THREADS")) {
+    const int threads = std::atoi(text);
+    if (threads > 0) return threads;
+  }
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return std::max(1, CPU_COUNT(&cores));
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+thread_local bool inside_body = false;
+
+struct Loop {
+  Index count, chunk_size, chunks;
+  FunctionRef<void(Index, Index, Index)> body;
+  const std::stop_token& stop;
+  std::atomic<Index> next{0};
+  std::mutex mutex;
+  std::exception_ptr error;
+
+  void work() {
+    const bool outer = std::exchange(inside_body, true);
+    for (Index chunk = next.fetch_add(1); chunk < chunks; chunk = next.fetch_add(1)) {
+      try {
+        if (stop.stop_requested()) throw Cancelled();
+        body(chunk, chunk * chunk_size, std::min(count, (chunk + 1) * chunk_size));
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!error) error = std::current_exception();
+        next.store(chunks);
+      }
+    }
+    inside_body = outer;
+  }
+};
+
+}  // namespace
+
+struct ThreadPool::State {
+  std::mutex caller;  // one loop at a time; a second caller waits
+  std::mutex mutex;
+  std::condition_variable wake, idle;
+  Loop* loop = nullptr;
+  std::uint64_t generation = 0;
+  int busy = 0;
+  bool quit = false;
+  std::vector<std::thread> workers;
+
+  void serve() {
+    std::uint64_t seen = 0;
+    std::unique_lock lock(mutex);
+    for (;;) {
+      wake.wait(lock, [&] { return quit || (loop != nullptr && generation != seen); });
+      if (quit) return;
+      seen = generation;
+      Loop* current = loop;
+      ++busy;
+      lock.unlock();
+      current->work();
+      lock.lock();
+      if (--busy == 0) idle.notify_all();
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  const int wanted = std::clamp(threads > 0 ? threads : default_threads(), 1, kMaxThreads);
+  state_->workers.reserve(static_cast<std::size_t>(wanted) - 1);
+  for (int i = 1; i < wanted; ++i) state_->workers.emplace_back([state = state_.get()] { state->serve(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->quit = true;
+  }
+  state_->wake.notify_all();
+  for (std::thread& worker : state_->workers) worker.join();
+}
+
+int ThreadPool::threads() const { return static_cast<int>(state_->workers.size()) + 1; }
+
+void ThreadPool::for_each_chunk(Index count, Index chunk_size, FunctionRef<void(Index, Index, Index)> body,
+                                const std::stop_token& stop) {
+  if (count <= 0) return;
+  const Index size = std::max<Index>(1, chunk_size);
+  Loop loop{count, size, (count - 1) / size + 1, body, stop};
+  if (inside_body || loop.chunks == 1 || state_->workers.empty()) {
+    loop.work();
+  } else {
+    const std::lock_guard one_at_a_time(state_->caller);
+    {
+      const std::lock_guard lock(state_->mutex);
+      state_->loop = &loop;
+      ++state_->generation;
+    }
+    state_->wake.notify_all();
+    loop.work();
+    std::unique_lock lock(state_->mutex);
+    state_->loop = nullptr;  // late wakers find nothing to do
+    state_->idle.wait(lock, [&] { return state_->busy == 0; });
+  }
+  if (loop.error) std::rethrow_exception(loop.error);
+}
+
+}  // namespace reticle

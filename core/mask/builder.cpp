@@ -1,0 +1,246 @@
+#include <reticle/core/mask/builder.hpp>
+
+namespace reticle {
+
+MaskKind conform(const MaskShape& shape, const MaskCounts& counts) {
+  if (counts.entries == 0) return MaskKind::empty;
+  const Index rows = shape.stored_rows();
+  if (counts.entries == rows * shape.keys && !counts.weighted) return MaskKind::full;
+  const Index p = counts.weighted ? Index{sizeof(float)} : 0;
+  const Index run_bytes = counts.runs * (Index{sizeof(Interval)} + p);
+  const Index csr_bytes = counts.entries * (Index{sizeof(std::int32_t)} + p);
+  const Index row_ptr_bytes = rows * Index{sizeof(Index)};
+  const Index sparse_bytes = row_ptr_bytes + std::min(run_bytes, csr_bytes);
+  const Index dense_bytes = counts.weighted ? rows * shape.keys * Index{sizeof(float)}
+                                            : rows * BitDense::words_per_row(shape.keys) * Index{sizeof(std::uint64_t)};
+  if (dense_bytes < sparse_bytes) return counts.weighted ? MaskKind::dense : MaskKind::bits;
+  return run_bytes <= csr_bytes ? MaskKind::runs : MaskKind::csr;
+}
+
+Index rows_per_chunk(Index rows) { return std::clamp<Index>(rows / 256, 1, 4096); }
+
+namespace {
+
+using RowRuns = FunctionRef<void(RowId, FunctionRef<void(Run)>)>;
+
+Run clip(Run run, Index keys) {
+  return {std::max(run.begin, 0), static_cast<std::int32_t>(std::min<Index>(run.end, keys)), run.p};
+}
+
+/// Assembles one representation in a second pass over rows whose counts are known. row_ptr[r + 1] holds row r's number of
+/// runs when it comes in, and its end when it leaves.
+class SecondPass {
+ public:
+  SecondPass(const MaskShape& shape, const Context& context, RowRuns rows) : shape_(shape), context_(context), rows_(rows) {}
+
+  Representation runs(Array<Index> row_ptr, const MaskCounts& counts) {
+    accumulate(row_ptr);
+    Array<Interval> intervals(static_cast<std::size_t>(counts.runs));
+    Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.runs : 0));
+    for_each_row([&](Index row, Index, Run run, Index& done) {
+      const auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done++);
+      intervals[at] = {run.begin, run.end};
+      if (!p.empty()) p[at] = run.p;
+    });
+    return Runs{std::move(row_ptr), std::move(intervals), std::move(p)};
+  }
+
+  Representation csr(Array<Index> row_ptr, const std::vector<std::int32_t>& entries_of_row, const MaskCounts& counts) {
+    for (std::size_t row = 0; row < entries_of_row.size(); ++row) row_ptr[row + 1] = entries_of_row[row];
+    accumulate(row_ptr);
+    Array<std::int32_t> indices(static_cast<std::size_t>(counts.entries));
+    Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
+    for_each_row([&](Index row, Index, Run run, Index& done) {
+      for (std::int32_t k = run.begin; k < run.end; ++k) {
+        const auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done++);
+        indices[at] = k;
+        if (!p.empty()) p[at] = run.p;
+      }
+    });
+    return Csr{std::move(row_ptr), std::move(indices), std::move(p)};
+  }
+
+  Representation bits() {
+    const Index per_row = BitDense::words_per_row(shape_.keys);
+    Array<std::uint64_t> words(static_cast<std::size_t>(shape_.stored_rows() * per_row), 0);
+    for_each_row([&](Index row, Index, Run run, Index&) {
+      std::uint64_t* of_row = words.data() + row * per_row;
+      for (Index k = run.begin; k < run.end;) {
+        const Index end = std::min<Index>(run.end, (k | 63) + 1);
+        const std::uint64_t ones = end - k == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << (end - k)) - 1;
+        of_row[k / 64] |= ones << (k % 64);
+        k = end;
+      }
+    });
+    return BitDense{std::move(words)};
+  }
+
+  Representation dense() {
+    Array<float> p(static_cast<std::size_t>(shape_.stored_rows() * shape_.keys), 0.0f);
+    for_each_row([&](Index row, Index, Run run, Index&) {
+      std::fill(p.data() + row * shape_.keys + run.begin, p.data() + row * shape_.keys + run.end, run.p);
+    });
+    return WeightedDense{std::move(p)};
+  }
+
+ private:
+  static void accumulate(Array<Index>& row_ptr) {
+    row_ptr[0] = 0;
+    for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
+  }
+
+  template <class Put>
+  void for_each_row(Put&& put) {
+    const Index rows = shape_.stored_rows();
+    context_.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
+      for (Index row = begin; row < end; ++row) {
+        Index done = 0;
+        auto emit = [&](Run run) { put(row, begin, run, done); };
+        RunJoiner join(emit);
+        rows_(shape_.row_of_stored(row), [&](Run run) {
+          run = clip(run, shape_.keys);
+          if (run.begin < run.end && run.p > 0) join(run.begin, run.end, run.p);
+        });
+        join.flush();
+      }
+    });
+  }
+
+  const MaskShape& shape_;
+  const Context& context_;
+  RowRuns rows_;
+};
+
+}  // namespace
+
+Mask assemble(const MaskShape& shape, RowRuns rows, const Context& context, std::optional<MaskKind> kind) {
+  shape.validate();
+  if (shape.positions() == 0) return Mask::empty(shape);
+  const Index count = shape.stored_rows();
+  const Index chunk = rows_per_chunk(count);
+  Array<Index> row_ptr(static_cast<std::size_t>(count) + 1);
+  std::vector<std::int32_t> entries_of_row(static_cast<std::size_t>(count));
+  std::vector<MaskCounts> of_chunk(static_cast<std::size_t>((count - 1) / chunk + 1));
+  context.for_each_chunk(count, chunk, [&](Index chunk_index, Index begin, Index end) {
+    MaskCounts counts;
+    for (Index row = begin; row < end; ++row) {
+      Index runs = 0;
+      std::int32_t entries = 0, last = 0;
+      auto emit = [&](Run run) {
+        if (run.begin < last || !(run.p <= 1)) {
+          throw ShapeError("mask " + shape.describe() + ": row " + std::to_string(row) + " emits [" +
+                           std::to_string(run.begin) + ", " + std::to_string(run.end) + ") with p " +
+                           std::to_string(run.p) + " after column " + std::to_string(last) +
+                           "; needed are ascending disjoint runs with p in (0, 1]");
+        }
+        last = run.end;
+        ++runs;
+        entries += run.end - run.begin;
+        counts.weighted |= run.p < 1;
+      };
+      RunJoiner join(emit);
+      rows(shape.row_of_stored(row), [&](Run run) {
+        run = clip(run, shape.keys);
+        if (run.begin < run.end && !(run.p <= 0)) join(run.begin, run.end, run.p);
+      });
+      join.flush();
+      row_ptr[static_cast<std::size_t>(row) + 1] = runs;
+      entries_of_row[static_cast<std::size_t>(row)] = entries;
+      counts.runs += runs;
+      counts.entries += entries;
+    }
+    of_chunk[static_cast<std::size_t>(chunk_index)] = counts;
+  });
+  MaskCounts counts;
+  for (const MaskCounts& part : of_chunk) {
+    counts.runs += part.runs;
+    counts.entries += part.entries;
+    counts.weighted |= part.weighted;
+  }
+  SecondPass pass(shape, context, rows);
+  const auto finish = [&](Representation representation) {
+    return MaskAssembler::make(shape, std::move(representation), counts.entries, counts.weighted);
+  };
+  const bool everything = counts.entries == count * shape.keys && !counts.weighted;
+  if ((kind == MaskKind::bits && counts.weighted) || (kind == MaskKind::empty && counts.entries > 0) ||
+      (kind == MaskKind::full && !everything))
+    throw ShapeError("mask " + shape.describe() + ": its content cannot be stored as " + std::string(name_of(*kind)));
+  switch (kind.value_or(conform(shape, counts))) {
+    case MaskKind::empty:
+      return Mask::empty(shape);
+    case MaskKind::full:
+      return Mask::full(shape);
+    case MaskKind::bits:
+      return finish(pass.bits());
+    case MaskKind::dense:
+      return finish(pass.dense());
+    case MaskKind::csr:
+      return finish(pass.csr(std::move(row_ptr), entries_of_row, counts));
+    case MaskKind::runs:
+      return finish(pass.runs(std::move(row_ptr), counts));
+  }
+  return Mask::empty(shape);
+}
+
+Mask Mask::from_runs(const MaskShape& shape, RowRuns rows, const Context& context) {
+  return assemble(shape, rows, context);
+}
+
+Mask Mask::from_selections(const MaskShape& shape, FunctionRef<void(RowId, Selection&)> rows, const Context& context) {
+  return assemble_selections(
+      shape, 1, [&](RowId row, std::span<Selection> selections) { rows(row, selections[0]); }, context);
+}
+
+Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(RowId, std::span<Selection>)> rows,
+                         const Context& context) {
+  shape.validate();
+  if (shape.positions() == 0) return Mask::empty(shape);
+  const Index count = shape.stored_rows();
+  const Index chunk = (rows_per_chunk(count) + group - 1) / group * group;
+  std::vector<Selection> of_chunk(static_cast<std::size_t>((count - 1) / chunk + 1));
+  Array<Index> row_ptr(static_cast<std::size_t>(count) + 1);
+  context.for_each_chunk(count, chunk, [&](Index chunk_index, Index begin, Index end) {
+    Selection& all = of_chunk[static_cast<std::size_t>(chunk_index)];
+    std::vector<Selection> selections(static_cast<std::size_t>(group));
+    for (Index row = begin; row < end;) {
+      const RowId first = shape.row_of_stored(row);
+      const Index left_in_head = shape.shared_queries ? 1 : shape.queries - first.query;
+      const std::span<Selection> of_group(selections.data(),
+                                          static_cast<std::size_t>(std::min({group, end - row, left_in_head})));
+      for (Selection& one : of_group) one.clear();
+      rows(first, of_group);
+      for (const Selection& one : of_group) {
+        if (!one.p.empty() && all.p.empty()) all.p.assign(all.indices.size(), 1.0f);
+        all.indices.insert(all.indices.end(), one.indices.begin(), one.indices.end());
+        if (one.p.empty() && !all.p.empty()) all.p.resize(all.indices.size(), 1.0f);
+        all.p.insert(all.p.end(), one.p.begin(), one.p.end());
+        row_ptr[static_cast<std::size_t>(++row)] = static_cast<Index>(one.indices.size());
+      }
+    }
+  });
+  row_ptr[0] = 0;
+  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
+  const auto entries = static_cast<std::size_t>(row_ptr.back());
+  const bool weighted = std::any_of(of_chunk.begin(), of_chunk.end(), [](const Selection& part) { return !part.p.empty(); });
+  Array<std::int32_t> indices;
+  Array<float> p;
+  indices.reserve(entries);
+  if (weighted) p.reserve(entries);
+  for (Selection& part : of_chunk) {
+    indices.insert(indices.end(), part.indices.begin(), part.indices.end());
+    if (weighted && part.p.empty()) p.resize(indices.size(), 1.0f);
+    p.insert(p.end(), part.p.begin(), part.p.end());
+    part = {};
+  }
+  const Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));
+  MaskCounts counts{0, static_cast<Index>(entries), mask.weighted()};
+  const auto& rep = std::get<Csr>(mask.representation());
+  for (Index row = 0; row < count; ++row) for_each_run(rep, row, shape.keys, [&](Run) { ++counts.runs; });
+  if (conform(shape, counts) == MaskKind::csr) return mask;
+  return assemble(
+      shape,
+      [&](RowId row, FunctionRef<void(Run)> emit) { for_each_run(rep, shape.stored_row(row), shape.keys, emit); },
+      context);
+}
+
+}  // namespace reticle

@@ -1,0 +1,38 @@
+// The algebra. p of a result at one position, given a and b there (0: not attended):
+//
+//     merge, add           min(1, a + b)        the additive rule of pipelines
+//     merge, max           max(a, b)
+//     merge, independent   1 - (1-a)(1-b)       the probability of being in one of two independent samples
+//     intersect            min(a, b)
+//     subtract             b = 0 ? a : 0        the positions of a that b does not attend
+//     complement           1 - a                0/1 masks only
+//
+// merge is associative and commutative (to rounding of p), Empty is its identity and Full absorbs; 0/1 masks are a Boolean
+// algebra. Results never depend on how the operands are stored, nor on the number of threads. ShapeError when the logical
+// shapes differ.
+#pragma once
+
+#include <reticle/core/mask/mask.hpp>
+
+namespace reticle {
+
+enum class MergeRule : std::uint8_t { add, max, independent };
+
+RETICLE_API Mask merge(const Mask& a, const Mask& b, MergeRule rule = MergeRule::add, const Context& context = {});
+RETICLE_API Mask intersect(const Mask& a, const Mask& b, const Context& context = {});
+RETICLE_API Mask subtract(const Mask& a, const Mask& b, const Context& context = {});
+/// ShapeError for a weighted mask.
+RETICLE_API Mask complement(const Mask& mask, const Context& context = {});
+/// What lies at or before each query's own position; query i sits at position keys - queries + i.
+RETICLE_API Mask restrict_causal(const Mask& mask, const Context& context = {});
+/// nnz of restrict_causal(mask), without making it.
+RETICLE_API Index causal_nnz(const Mask& mask, const Context& context = {});
+/// The same positions with p = 1.
+RETICLE_API Mask support(const Mask& mask, const Context& context = {});
+
+inline Mask operator|(const Mask& a, const Mask& b) { return merge(a, b); }
+inline Mask operator&(const Mask& a, const Mask& b) { return intersect(a, b); }
+inline Mask operator-(const Mask& a, const Mask& b) { return subtract(a, b); }
+inline Mask operator~(const Mask& mask) { return complement(mask); }
+
+}  // namespace reticle

@@ -1,0 +1,109 @@
+// Mask: which key each query attends to, and the probability p in (0, 1] with which it was included.
+#pragma once
+
+#include <concepts>
+#include <memory>
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/mask/representation.hpp>
+#include <reticle/core/mask/shape.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace reticle {
+
+enum class MaskKind : std::uint8_t { empty, full, bits, dense, csr, runs };
+
+/// The keys that one row adds, filled by a selector. `p` is empty (all 1) or aligned with `indices`.
+struct Selection {
+  std::vector<std::int32_t> indices;  // strictly ascending
+  std::vector<float> p;
+  void clear() {
+    indices.clear();
+    p.clear();
+  }
+};
+
+/// A value over shared immutable storage: copying is O(1), nothing changes a Mask, operations return new ones.
+/// p = 0 means "not attended" and is never stored. Sources: design section 2; the probabilities are those of
+/// Horvitz and Thompson (1952).
+class RETICLE_API Mask {
+ public:
+  /// The empty mask over no positions.
+  Mask();
+
+  static Mask empty(const MaskShape& shape);
+  static Mask full(const MaskShape& shape);
+  /// From stored data; the shape says which dimensions are shared. ShapeError when sizes do not fit, columns are out of
+  /// range or not ascending, or a p is outside (0, 1].
+  static Mask bits(const MaskShape& shape, Buffer<std::uint64_t> words);
+  static Mask csr(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<std::int32_t> indices, Buffer<float> p = {});
+  static Mask runs(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<Interval> intervals, Buffer<float> p = {});
+  /// p of every stored position, 0 for "not attended"; any of [0, 1].
+  static Mask dense(const MaskShape& shape, std::span<const float> p, const Context& context = {});
+  /// From (stored rows, width) column numbers in any order; -1 is padding, of equal columns the last wins. `p` is empty or
+  /// aligned; its zeros are dropped.
+  static Mask from_row_indices(const MaskShape& shape, Index width, std::span<const Index> columns,
+                               std::span<const float> p = {}, const Context& context = {});
+
+  /// The masker author's ways. One run per stored row, whatever its length (empty when begin >= end); it is clipped to the
+  /// keys:
+  ///   Mask::intervals(shape.one_head(), [&](RowId row) { return Interval{0, sink}; })
+  template <std::invocable<RowId> F>
+  static Mask intervals(const MaskShape& shape, F&& interval_of, const Context& context = {}) {
+    return from_runs(
+        shape, [&](RowId row, FunctionRef<void(Run)> emit) {
+          const Interval interval = interval_of(row);
+          emit(Run{interval.begin, interval.end, 1.0f});
+        },
+        context);
+  }
+  /// Any number of ascending disjoint runs per stored row. `rows` is called twice for a row and must emit the same.
+  static Mask from_runs(const MaskShape& shape, FunctionRef<void(RowId, FunctionRef<void(Run)>)> rows,
+                        const Context& context = {});
+  /// Selected columns per stored row. `rows` is called once for a row, from many threads.
+  static Mask from_selections(const MaskShape& shape, FunctionRef<void(RowId, Selection&)> rows,
+                              const Context& context = {});
+
+  const MaskShape& shape() const;
+  const Representation& representation() const;
+  MaskKind kind() const;
+  /// Attended positions over the logical shape.
+  Index nnz() const;
+  /// nnz over all positions; 0 for a mask without positions.
+  double density() const;
+  /// Whether some p is below 1.
+  bool weighted() const;
+  /// Bytes of the storage that copies share.
+  Index bytes() const;
+
+  /// Appends the maximal runs of one logical row, ascending.
+  void row(RowId row, std::vector<Run>& runs) const;
+  /// p at one position; 0 when not attended.
+  float at(Index batch, Index head, Index query, Index key) const;
+
+ private:
+  friend class MaskAssembler;
+  struct Storage;
+  explicit Mask(std::shared_ptr<const Storage> storage);
+  static Mask make(MaskShape shape, Representation representation, Index stored_nnz, bool weighted);
+
+  std::shared_ptr<const Storage> storage_;
+};
+
+/// Same logical shape, same positions, same p; whatever the representation and sharing.
+RETICLE_API bool operator==(const Mask& a, const Mask& b);
+/// "empty", "full", "bits", "dense", "csr" or "runs".
+RETICLE_API std::string_view name_of(MaskKind kind);
+/// Equal masks have equal hashes.
+RETICLE_API std::uint64_t hash(const Mask& mask);
+/// "Mask (1, 4, 512, 4096), runs, density 3.1 %, 16.4 kB", for messages and interactive use.
+RETICLE_API std::string describe(const Mask& mask);
+
+/// Attended keys per logical row, (batch * heads * queries).
+RETICLE_API std::vector<Index> row_counts(const Mask& mask, const Context& context = {});
+/// Attended positions per head, (batch * heads).
+RETICLE_API std::vector<Index> head_counts(const Mask& mask, const Context& context = {});
+
+}  // namespace reticle

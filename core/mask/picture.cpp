@@ -1,0 +1,58 @@
+#include <algorithm>
+#include <cmath>
+#include <reticle/core/mask/picture.hpp>
+
+namespace reticle {
+
+Picture picture(const Mask& mask, Index batch, Index head, Index width, Index height) {
+  const MaskShape& shape = mask.shape();
+  if (batch < 0 || batch >= shape.batch || head < 0 || head >= shape.heads)
+    throw ShapeError("picture: mask " + shape.describe() + " has no head (" + std::to_string(batch) + ", " +
+                     std::to_string(head) + ")");
+  Picture result{std::clamp<Index>(width, 0, shape.keys), std::clamp<Index>(height, 0, shape.queries), {}};
+  result.cells.resize(static_cast<std::size_t>(result.width * result.height));
+  if (result.cells.empty()) return result;
+  // Cell c holds the positions [edge(c), edge(c + 1)).
+  const auto edge = [](Index cell, Index cells, Index extent) { return cell * extent / cells; };
+  std::vector<Run> runs;
+  std::vector<double> mass(static_cast<std::size_t>(result.width));
+  for (Index y = 0; y < result.height; ++y) {
+    std::fill(mass.begin(), mass.end(), 0.0);
+    const Index first = edge(y, result.height, shape.queries), last = edge(y + 1, result.height, shape.queries);
+    for (Index query = first; query < last; ++query) {
+      runs.clear();
+      mask.row({batch, head, query}, runs);
+      for (const Run& run : runs) {
+        for (Index x = run.begin * result.width / shape.keys; x < result.width; ++x) {
+          const Index from = std::max<Index>(run.begin, edge(x, result.width, shape.keys));
+          const Index to = std::min<Index>(run.end, edge(x + 1, result.width, shape.keys));
+          if (from >= run.end) break;
+          if (from < to) mass[static_cast<std::size_t>(x)] += static_cast<double>(run.p) * static_cast<double>(to - from);
+        }
+      }
+    }
+    for (Index x = 0; x < result.width; ++x) {
+      const Index columns = edge(x + 1, result.width, shape.keys) - edge(x, result.width, shape.keys);
+      result.cells[static_cast<std::size_t>(y * result.width + x)] =
+          static_cast<float>(mass[static_cast<std::size_t>(x)] / static_cast<double>(columns * (last - first)));
+    }
+  }
+  return result;
+}
+
+std::string to_text(const Picture& picture) {
+  constexpr const char* kShades[] = {"·", "░", "▒", "▓", "█"};
+  std::string text;
+  for (Index y = 0; y < picture.height; ++y) {
+    for (Index x = 0; x < picture.width; ++x) {
+      const float cell = picture.cells[static_cast<std::size_t>(y * picture.width + x)];
+      // Anything attended shows; only cells that are attended throughout are solid.
+      const int shade = cell <= 0 ? 0 : cell >= 1 ? 4 : 1 + static_cast<int>(cell * 3);
+      text += kShades[std::min(shade, 4)];
+    }
+    text += '\n';
+  }
+  return text;
+}
+
+}  // namespace reticle

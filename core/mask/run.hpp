@@ -1,0 +1,87 @@
+// Row algebra: a row of a mask as ascending disjoint runs, and every binary operation on two such rows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <reticle/core/base/export.hpp>
+#include <span>
+
+namespace reticle {
+
+/// Columns [begin, end), as stored.
+struct Interval {
+  std::int32_t begin = 0, end = 0;
+  bool operator==(const Interval&) const = default;
+};
+
+/// Columns [begin, end), each attended with inclusion probability p in (0, 1].
+struct Run {
+  std::int32_t begin = 0, end = 0;
+  float p = 1;
+  bool operator==(const Run&) const = default;
+};
+
+/// An operation on masks is what it does to the two probabilities at one position (0: not attended); p(0, 0) is 0.
+namespace row_op {
+struct Add {
+  RETICLE_HD static float p(float a, float b) { return std::min(1.0f, a + b); }
+};
+struct Max {
+  RETICLE_HD static float p(float a, float b) { return std::max(a, b); }
+};
+struct Independent {
+  RETICLE_HD static float p(float a, float b) { return a == 0 ? b : b == 0 ? a : 1.0f - (1.0f - a) * (1.0f - b); }
+};
+struct Intersect {
+  RETICLE_HD static float p(float a, float b) { return std::min(a, b); }
+};
+struct Subtract {
+  RETICLE_HD static float p(float a, float b) { return b == 0 ? a : 0.0f; }
+};
+}  // namespace row_op
+
+/// Joins neighbours of equal p on their way to `emit`; call flush at the end of the row.
+template <class Emit>
+class RunJoiner {
+ public:
+  explicit RunJoiner(Emit& emit) : emit_(emit) {}
+  void operator()(std::int32_t begin, std::int32_t end, float p) {
+    if (pending_.end == begin && pending_.p == p && pending_.begin < pending_.end) {
+      pending_.end = end;
+      return;
+    }
+    flush();
+    pending_ = {begin, end, p};
+  }
+  void flush() {
+    if (pending_.begin < pending_.end) emit_(pending_);
+    pending_ = {};
+  }
+
+ private:
+  Emit& emit_;
+  Run pending_{0, 0, 0};
+};
+
+/// Calls emit(Run) with the maximal runs of op(a, b), ascending. Linear in the number of runs.
+template <class Op, class Emit>
+void combine_rows(std::span<const Run> a, std::span<const Run> b, Emit&& emit) {
+  RunJoiner<Emit> join(emit);
+  std::size_t i = 0, j = 0;
+  std::int32_t at = 0;
+  while (i < a.size() || j < b.size()) {
+    const std::int32_t a_begin = i < a.size() ? std::max(at, a[i].begin) : INT32_MAX;
+    const std::int32_t b_begin = j < b.size() ? std::max(at, b[j].begin) : INT32_MAX;
+    at = std::min(a_begin, b_begin);
+    const bool in_a = a_begin == at, in_b = b_begin == at;
+    const std::int32_t end = std::min(in_a ? a[i].end : a_begin, in_b ? b[j].end : b_begin);
+    const float p = Op::p(in_a ? a[i].p : 0.0f, in_b ? b[j].p : 0.0f);
+    if (p > 0) join(at, end, p);
+    at = end;
+    if (i < a.size() && a[i].end <= at) ++i;
+    if (j < b.size() && b[j].end <= at) ++j;
+  }
+  join.flush();
+}
+
+}  // namespace reticle

@@ -1,0 +1,7 @@
+#include <reticle/core/masker.hpp>
+
+namespace reticle {
+
+Masker::~Masker() = default;
+
+}  // namespace reticle

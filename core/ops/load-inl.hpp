@@ -1,0 +1,42 @@
+// Loads of 16- and 32-bit floats as float vectors. Included by kernels only, once per target.
+#if defined(RETICLE_CORE_OPS_LOAD_INL_HPP) == defined(HWY_TARGET_TOGGLE)
+#ifdef RETICLE_CORE_OPS_LOAD_INL_HPP
+#undef RETICLE_CORE_OPS_LOAD_INL_HPP
+#else
+#define RETICLE_CORE_OPS_LOAD_INL_HPP
+#endif
+
+#include <hwy/highway.h>
+
+#include <reticle/core/base/types.hpp>
+
+HWY_BEFORE_NAMESPACE();
+namespace reticle::HWY_NAMESPACE {
+
+template <class D>
+HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const float* p) {
+  return hwy::HWY_NAMESPACE::LoadU(tag, p);
+}
+
+/// bfloat16 is the upper half of a float: widen the bits and shift.
+template <class D>
+HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const BFloat16* p) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const hn::Rebind<std::uint16_t, D> half;
+  const hn::RebindToUnsigned<D> wide;
+  const auto bits = hn::LoadU(half, reinterpret_cast<const std::uint16_t*>(p));
+  return hn::BitCast(tag, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits)));
+}
+
+/// Uses F16C or better where there is any.
+template <class D>
+HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const Half* p) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const hn::Rebind<hwy::float16_t, D> half;
+  return hn::PromoteTo(tag, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+}  // namespace reticle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

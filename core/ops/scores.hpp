@@ -1,0 +1,31 @@
+// Scorers, and the loop that turns a scorer and a selector into a mask.
+#pragma once
+
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/mask/mask.hpp>
+#include <reticle/core/ops/select.hpp>
+
+namespace reticle {
+
+/// Scores every key for the queries [query, query + rows) of one head: scores[r * keys_length + k], at most
+/// kQueriesPerPass rows. -infinity for keys that causality or the attention mask forbids. Called from many threads.
+using Scorer = FunctionRef<void(RowId first, Index rows, float* scores)>;
+
+/// scaling * q . k + attention_mask: what attention itself computes. The "oracle" of every approximation.
+class RETICLE_API ExactScorer {
+ public:
+  explicit ExactScorer(const AttentionInputs& inputs) : inputs_(inputs) {}
+  void operator()(RowId first, Index rows, float* scores) const;
+
+ private:
+  const AttentionInputs& inputs_;
+};
+
+/// The mask of what `choose` selects, row by row, from the scores of the positions that `previous` has not chosen. The
+/// score matrix is never stored: the workspace is kQueriesPerPass rows of scores per thread.
+RETICLE_API Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer scorer,
+                                 FunctionRef<void(std::span<const float> scores, Selection& selection)> choose,
+                                 const Context& context);
+
+}  // namespace reticle

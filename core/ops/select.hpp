@@ -1,0 +1,57 @@
+// Row selectors: which positions of one row of scores to keep. Every selector appends its choice in ascending order, is
+// exact, gives ties to the lower index, and never selects a position whose score is NaN or -infinity; setting a score to
+// -infinity is how a position is excluded.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <reticle/core/base/export.hpp>
+#include <reticle/core/base/random.hpp>
+#include <reticle/core/base/types.hpp>
+#include <reticle/core/mask/run.hpp>
+#include <span>
+#include <vector>
+
+namespace reticle {
+
+/// A float's place in the order of selection: a larger key is selected earlier, equal scores have equal keys (-0 is +0),
+/// NaN and -infinity have key 0.
+RETICLE_HD inline std::uint32_t order_key(float score) {
+  const auto bits = std::bit_cast<std::uint32_t>(score + 0.0f);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u || bits == 0xFF800000u) return 0;
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+/// The k highest scores; all selectable ones when there are fewer. O(n).
+RETICLE_API void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected);
+
+/// The highest scores whose softmax mass over the selectable positions first exceeds `p`: the smallest such set. p < 0
+/// selects nothing, p = 0 the highest score, p >= 1 everything selectable. O(n).
+RETICLE_API void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& selected);
+
+/// Scores at or above `threshold`.
+RETICLE_API void above_threshold(std::span<const float> scores, float threshold, std::vector<std::int32_t>& selected);
+
+/// m of the numbers [0, n), every set of m equally likely (Floyd). m is clamped to [0, n]. O(m + n / 64).
+RETICLE_API void sample_without_replacement(Index n, Index m, Philox& random, std::vector<std::int32_t>& selected);
+
+/// The distinct numbers among m independent uniform draws from [0, n).
+RETICLE_API void sample_with_replacement(Index n, Index m, Philox& random, std::vector<std::int32_t>& selected);
+
+/// Sets the scores of the runs' positions to -infinity.
+RETICLE_API void exclude(std::span<const Run> runs, std::span<float> scores);
+
+/// The positions of [0, end) that ascending runs leave out: what samplers draw from.
+class RETICLE_API Gaps {
+ public:
+  Gaps(std::span<const Run> runs, Index end);
+  Index size() const { return size_; }
+  /// Turns ascending ranks among the gaps into positions, in place.
+  void to_positions(std::span<std::int32_t> ascending_ranks) const;
+
+ private:
+  std::vector<Interval> gaps_;
+  Index size_ = 0;
+};
+
+}  // namespace reticle

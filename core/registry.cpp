@@ -1,0 +1,197 @@
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/plugin.hpp>
+#include <reticle/core/registry.hpp>
+#include <system_error>
+
+namespace reticle {
+namespace {
+
+constexpr std::string_view kBuiltIn = "built in";
+
+}  // namespace
+
+struct Registry::State {
+  mutable std::recursive_mutex mutex;
+  std::map<std::string, std::unique_ptr<const MaskerType>, std::less<>> types;
+  std::map<std::filesystem::path, std::vector<const MaskerType*>> plugins;  // by canonical path
+  std::string problem;                                                     // of a built-in registration
+  // While a plugin is being loaded its registrations are gathered here; they come in on the loading thread.
+  std::vector<MaskerType>* batch = nullptr;
+
+  void throw_problem() const {
+    if (!problem.empty()) throw ConfigError(problem);
+  }
+  const MaskerType* insert(MaskerType type) {
+    const std::string name = type.name;
+    return types.emplace(name, std::make_unique<const MaskerType>(std::move(type))).first->second.get();
+  }
+};
+
+Registry::Registry() : state_(new State) {}
+
+Registry& Registry::global() {
+  static auto& registry = *new Registry;
+  return registry;
+}
+
+namespace {
+
+/// Empty when the name can be registered.
+std::string problem_with_name(std::string_view name) {
+  const bool well_formed = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+  });
+  if (well_formed) return {};
+  return "masker name \"" + std::string(name) + "\" is not made of a-z, 0-9 and _";
+}
+
+}  // namespace
+
+void Registry::add(MaskerType type) {
+  const std::lock_guard lock(state_->mutex);
+  if (const std::string problem = problem_with_name(type.name); !problem.empty()) throw ConfigError(problem);
+  if (const auto found = state_->types.find(type.name); found != state_->types.end())
+    throw ConfigError("masker \"" + type.name + "\" (" + type.origin + ") is registered already (" +
+                      found->second->origin + ")");
+  state_->insert(std::move(type));
+}
+
+const MaskerType& Registry::at(std::string_view name) const {
+  const std::lock_guard lock(state_->mutex);
+  state_->throw_problem();
+  if (const auto found = state_->types.find(name); found != state_->types.end()) return *found->second;
+  std::vector<std::string_view> known;
+  for (const auto& [key, type] : state_->types) known.push_back(key);
+  std::string hint = did_you_mean(name, known);
+  if (hint.empty()) hint = "; `reticle list` shows those there are";
+  throw ConfigError("no masker \"" + std::string(name) + "\"" + hint);
+}
+
+bool Registry::contains(std::string_view name) const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->types.find(name) != state_->types.end();
+}
+
+std::vector<const MaskerType*> Registry::list() const {
+  const std::lock_guard lock(state_->mutex);
+  state_->throw_problem();
+  std::vector<const MaskerType*> types;
+  types.reserve(state_->types.size());
+  for (const auto& [name, type] : state_->types) types.push_back(type.get());
+  return types;
+}
+
+MaskerRegistration::MaskerRegistration(std::string_view name, MaskerFactory factory, const MaskerDocs& docs,
+                                       const AbiStamp& stamp) noexcept {
+  (void)stamp;  // referred to, so that it stays in the file
+  Registry::State& state = *Registry::global().state_;
+  const std::lock_guard lock(state.mutex);
+  MaskerType type{std::string(name), docs, std::string(kBuiltIn), factory};
+  if (state.batch != nullptr) {
+    state.batch->push_back(std::move(type));
+    return;
+  }
+  try {
+    Registry::global().add(std::move(type));
+  } catch (const ConfigError& error) {
+    if (state.problem.empty()) state.problem = error.what();
+  }
+}
+
+std::vector<const MaskerType*> Registry::load_plugin(const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::path file = std::filesystem::canonical(path, error);
+  if (error) throw PluginError(path.string() + ": " + error.message());
+  const std::lock_guard lock(state_->mutex);
+  if (const auto loaded = state_->plugins.find(file); loaded != state_->plugins.end()) return loaded->second;
+
+  require_matching_stamps(file);
+  std::vector<MaskerType> batch;
+  state_->batch = &batch;
+  std::string problem;
+  SharedObject object;
+  try {
+    object = SharedObject(file);
+  } catch (const PluginError& refused) {
+    problem = refused.what();
+  }
+  state_->batch = nullptr;
+  if (problem.empty() && batch.empty())
+    problem = file.string() + ": registers no masker (is it the library itself, or lacks it RETICLE_REGISTER_MASKER?)";
+  for (std::size_t i = 0; i < batch.size() && problem.empty(); ++i) {
+    const MaskerType& type = batch[i];
+    problem = problem_with_name(type.name);
+    if (const auto found = state_->types.find(type.name); found != state_->types.end())
+      problem = "masker \"" + type.name + "\" is registered already (" + found->second->origin + ")";
+    for (std::size_t j = 0; j < i; ++j) {
+      if (batch[j].name == type.name) problem = "registers masker \"" + type.name + "\" twice";
+    }
+    if (!problem.empty()) problem = file.string() + ": " + problem;
+  }
+  if (!problem.empty()) throw PluginError(problem);  // and the object is closed
+  object.keep();
+  std::vector<const MaskerType*>& types = state_->plugins[file];
+  for (MaskerType& type : batch) {
+    type.origin = file.string();
+    types.push_back(state_->insert(std::move(type)));
+  }
+  return types;
+}
+
+namespace {
+
+std::vector<std::filesystem::path> plugin_folders() {
+  std::vector<std::filesystem::path> folders;
+  const char* value = std::getenv("RETICLE_PLUGIN_PATH");
+  if (value == nullptr) return folders;
+  std::string_view rest = value;
+  while (!rest.empty()) {
+    const std::size_t colon = std::min(rest.find(':'), rest.size());
+    if (colon > 0) folders.emplace_back(rest.substr(0, colon));
+    rest.remove_prefix(std::min(colon + 1, rest.size()));
+  }
+  return folders;
+}
+
+}  // namespace
+
+std::filesystem::path find_plugin(const std::filesystem::path& name, const std::filesystem::path& directory) {
+  std::vector<std::filesystem::path> places{name.is_absolute() ? name : directory / name};
+  if (name.is_relative()) {
+    for (const std::filesystem::path& folder : plugin_folders()) places.push_back(folder / name);
+  }
+  std::string tried;
+  for (const std::filesystem::path& place : places) {
+    std::error_code ignored;
+    if (std::filesystem::exists(place, ignored)) return place;
+    tried += (tried.empty() ? "" : ", ") + place.string();
+  }
+  throw PluginError("no plugin \"" + name.string() + "\"; looked for " + tried);
+}
+
+std::vector<std::string> load_plugins_from_environment() {
+  std::vector<std::string> refused;
+  for (const std::filesystem::path& folder : plugin_folders()) {
+    std::error_code error;
+    std::vector<std::filesystem::path> files;
+    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+      if (entry->path().extension() == ".so") files.push_back(entry->path());
+    }
+    if (error) refused.push_back("RETICLE_PLUGIN_PATH: " + folder.string() + ": " + error.message());
+    std::sort(files.begin(), files.end());
+    for (const std::filesystem::path& file : files) {
+      try {
+        Registry::global().load_plugin(file);
+      } catch (const Error& problem) {
+        refused.emplace_back(problem.what());
+      }
+    }
+  }
+  return refused;
+}
+
+}  // namespace reticle

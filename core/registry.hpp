@@ -1,0 +1,52 @@
+// One registry in the process, in the shared library: name -> masker type.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <reticle/core/masker.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace reticle {
+
+struct MaskerType {
+  std::string name;
+  MaskerDocs docs;
+  std::string origin;  // "built in", or the plugin's path
+  MaskerFactory factory;
+};
+
+class RETICLE_API Registry {
+ public:
+  /// Never destroyed: live masks and maskers may outlast static destructors.
+  static Registry& global();
+
+  /// ConfigError on a bad or duplicate name.
+  void add(MaskerType type);
+  /// ConfigError that names the nearest known masker.
+  const MaskerType& at(std::string_view name) const;
+  bool contains(std::string_view name) const;
+  /// Sorted by name: the order of linking never shows.
+  std::vector<const MaskerType*> list() const;
+
+  /// Loads a shared object and registers its maskers, all or none; a file that is loaded already is left as it is. The
+  /// ABI stamp is read out of the file before any of its code runs. PluginError says what is wrong and what to do.
+  /// Plugins are never unloaded: vtables of theirs may live on.
+  std::vector<const MaskerType*> load_plugin(const std::filesystem::path& path);
+
+ private:
+  Registry();
+  struct State;
+  friend class MaskerRegistration;
+  State* state_;  // leaked with the registry
+};
+
+/// Where a plugin that a config names is: absolute, or relative to `directory`, or in a folder of RETICLE_PLUGIN_PATH
+/// (colon-separated). PluginError lists the places tried.
+RETICLE_API std::filesystem::path find_plugin(const std::filesystem::path& name, const std::filesystem::path& directory);
+
+/// Loads every *.so in the folders of RETICLE_PLUGIN_PATH; returns one message per file or folder that was refused.
+RETICLE_API std::vector<std::string> load_plugins_from_environment();
+
+}  // namespace reticle

@@ -1,0 +1,141 @@
+#include <cstring>
+#include <reticle/core/base/checked.hpp>
+#include <reticle/core/tensor/tensor.hpp>
+
+namespace reticle {
+
+TensorView::TensorView(const void* data, DType dtype, std::span<const Index> extents) : data(data), dtype(dtype) {
+  if (extents.size() > kMaxRank)
+    throw ShapeError("a tensor has at most " + std::to_string(kMaxRank) + " dimensions; " +
+                     std::to_string(extents.size()) + " were given");
+  rank = static_cast<int>(extents.size());
+  Index stride = 1;
+  for (std::size_t dim = extents.size(); dim-- > 0;) {
+    shape[dim] = extents[dim];
+    strides[dim] = stride;
+    stride = checked_product({stride, extents[dim]}, "tensor");
+  }
+  checked_product({stride, size_of(dtype)}, "bytes of a tensor");
+}
+
+Index TensorView::elements() const {
+  Index count = 1;
+  for (int dim = 0; dim < rank; ++dim) count *= size(dim);
+  return count;
+}
+
+bool TensorView::contiguous() const {
+  Index expected = 1;
+  for (int dim = rank; dim-- > 0;) {
+    if (size(dim) != 1 && stride(dim) != expected) return false;
+    expected *= size(dim);
+  }
+  return true;
+}
+
+TensorView TensorView::slice(int dim, Index begin, Index end) const {
+  if (dim < 0 || dim >= rank || begin < 0 || begin > end || end > size(dim))
+    throw ShapeError("slice [" + std::to_string(begin) + ", " + std::to_string(end) + ") of dimension " +
+                     std::to_string(dim) + " is out of range for " + describe());
+  TensorView result = *this;
+  const auto d = static_cast<std::size_t>(dim);
+  result.data = static_cast<const std::byte*>(data) + begin * strides[d] * size_of(dtype);
+  result.shape[d] = end - begin;
+  return result;
+}
+
+TensorView TensorView::permute(std::initializer_list<int> order) const {
+  if (static_cast<int>(order.size()) != rank) throw ShapeError("permute: needs an order of every dimension of " + describe());
+  TensorView result = *this;
+  std::size_t to = 0;
+  for (const int from : order) {
+    if (from < 0 || from >= rank) throw ShapeError("permute: no dimension " + std::to_string(from) + " in " + describe());
+    result.shape[to] = shape[static_cast<std::size_t>(from)];
+    result.strides[to] = strides[static_cast<std::size_t>(from)];
+    ++to;
+  }
+  return result;
+}
+
+std::string TensorView::describe() const {
+  std::string text(name_of(dtype));
+  text += " (";
+  for (int dim = 0; dim < rank; ++dim) {
+    if (dim > 0) text += ", ";
+    text += std::to_string(size(dim));
+  }
+  return text + ")";
+}
+
+void require_rank(const TensorView& view, int rank, std::string_view name) {
+  if (view.rank != rank)
+    throw ShapeError(std::string(name) + ": has " + std::to_string(view.rank) + " dimensions, " + view.describe() +
+                     "; needed are " + std::to_string(rank));
+}
+
+float read_float(const TensorView& view, Index offset) {
+  return dispatch_float(view.dtype, "tensor",
+                        [&]<class T>() { return to_float(static_cast<const T*>(view.data)[offset]); });
+}
+
+Tensor::Tensor(DType dtype, std::span<const Index> shape) : view_(nullptr, dtype, shape) {
+  storage_.resize(static_cast<std::size_t>(view_.elements() * size_of(dtype)));
+  view_.data = storage_.data();
+}
+
+namespace {
+
+/// Calls body(offset) for each element of the view, in C order.
+template <class Body>
+void for_each_offset(const TensorView& view, Body&& body) {
+  if (view.elements() == 0) return;
+  std::array<Index, TensorView::kMaxRank> at{};
+  for (Index offset = 0;;) {
+    body(offset);
+    int dim = view.rank - 1;
+    for (; dim >= 0; --dim) {
+      const auto d = static_cast<std::size_t>(dim);
+      offset += view.strides[d];
+      if (++at[d] < view.shape[d]) break;
+      offset -= view.strides[d] * view.shape[d];
+      at[d] = 0;
+    }
+    if (dim < 0) return;
+  }
+}
+
+}  // namespace
+
+Tensor Tensor::copy(const TensorView& view, DType dtype) {
+  Tensor result(dtype, std::span<const Index>(view.shape.data(), static_cast<std::size_t>(view.rank)));
+  std::byte* out = result.storage_.data();
+  if (dtype == view.dtype) {
+    const auto width = static_cast<std::size_t>(size_of(dtype));
+    const auto* in = static_cast<const std::byte*>(view.data);
+    if (view.contiguous()) {
+      if (!result.storage_.empty()) std::memcpy(out, in, result.storage_.size());
+    } else {
+      for_each_offset(view, [&](Index offset) {
+        std::memcpy(out, in + offset * static_cast<Index>(width), width);
+        out += width;
+      });
+    }
+    return result;
+  }
+  dispatch_float(view.dtype, "tensor to convert", [&]<class From>() {
+    dispatch_float(dtype, "converted tensor", [&]<class To>() {
+      auto* to = reinterpret_cast<To*>(out);
+      const auto* from = static_cast<const From*>(view.data);
+      for_each_offset(view, [&](Index offset) { *to++ = from_float<To>(to_float(from[offset])); });
+    });
+  });
+  return result;
+}
+
+void Tensor::check(DType wanted) const {
+  if (view_.dtype != wanted)
+    throw ShapeError("tensor is " + view_.describe() + "; its elements were asked for as " +
+                     std::string(name_of(wanted)));
+}
+
+}  // namespace reticle

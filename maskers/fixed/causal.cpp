@@ -1,0 +1,25 @@
+// Keeps every key up to each query's own position: dense causal attention as a masker. To restrict what other maskers
+// choose, set "causal": true on the pipeline instead.
+#include <reticle/core/mask/combine.hpp>
+#include <reticle/core/masker.hpp>
+
+namespace reticle::maskers {
+
+struct CausalConfig {};
+
+class Causal final : public Masker {
+ public:
+  explicit Causal(const CausalConfig&) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
+    return restrict_causal(Mask::full(inputs.shape()), context);
+  }
+};
+
+RETICLE_REGISTER_MASKER("causal", Causal, CausalConfig,
+                        {.summary = "Keeps every key up to each query's own position.",
+                         .source = "Transformer decoder (Vaswani et al. 2017)",
+                         .rule = "keys [0, position]",
+                         .cost = "O(queries) time and memory"});
+
+}  // namespace reticle::maskers

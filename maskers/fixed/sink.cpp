@@ -1,0 +1,32 @@
+// Keeps the first keys of the sequence. StreamingLLM (Xiao et al. 2023); sparse-attention-hub's SinkMasker.
+#include <reticle/core/masker.hpp>
+
+namespace reticle::maskers {
+
+struct SinkConfig {
+  Size sink_size = 128;
+
+  static constexpr const char* docs[] = {"keys kept at the start of the sequence"};
+  void validate() const { require(sink_size.positive(), "sink_size", "must be > 0"); }
+};
+
+class Sink final : public Masker {
+ public:
+  explicit Sink(const SinkConfig& config) : size_(config.sink_size) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
+    const auto end = static_cast<std::int32_t>(std::min(size_.resolve(inputs.keys_length()), inputs.keys_length()));
+    return Mask::intervals(inputs.shape().one_row(), [&](RowId) { return Interval{0, end}; }, context);
+  }
+
+ private:
+  Size size_;
+};
+
+RETICLE_REGISTER_MASKER("sink", Sink, SinkConfig,
+                        {.summary = "Keeps the first keys of the sequence (attention sinks).",
+                         .source = "StreamingLLM (Xiao et al. 2023)",
+                         .rule = "keys [0, sink_size) for every query",
+                         .cost = "O(1) time and memory"});
+
+}  // namespace reticle::maskers

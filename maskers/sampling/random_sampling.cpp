@@ -1,0 +1,105 @@
+// Samples keys uniformly, so that attention over the sample estimates attention over all keys (Horvitz and Thompson 1952).
+// sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/select.hpp>
+
+namespace reticle::maskers {
+
+struct RandomSamplingConfig {
+  double sampling_rate = 0.1;
+  bool replacement = false;
+
+  static constexpr const char* docs[] = {
+      "share, in (0, 1], of the candidate keys that is sampled",
+      "false: without replacement, among the keys not chosen yet, with exact inclusion probabilities; true: as "
+      "sparse-attention-hub, int(sampling_rate * keys) draws from all keys with replacement, p = sampling_rate (biased)"};
+  void validate() const { require(sampling_rate > 0 && sampling_rate <= 1, "sampling_rate", "must be in (0, 1]"); }
+};
+
+class RandomSampling final : public Masker {
+ public:
+  explicit RandomSampling(const RandomSamplingConfig& config) : config_(config) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
+    return Mask::from_selections(
+        inputs.shape(),
+        [&](RowId row, Selection& selection) {
+          if (config_.replacement) {
+            draw_with_replacement(inputs, row, context, selection);
+          } else {
+            sample_candidates(inputs, previous, row, context, selection);
+          }
+        },
+        context);
+  }
+
+ private:
+  /// m of the n candidates, each included with probability m / n exactly.
+  void sample_candidates(const AttentionInputs& inputs, const Mask& previous, RowId row, const Context& context,
+                         Selection& selection) const {
+    std::vector<Run> taken;
+    previous.row(row, taken);
+    exclude_forbidden(inputs, row, taken);
+    const Gaps candidates(taken, inputs.visible_keys(row.query));
+    const Index n = candidates.size();
+    if (n == 0) return;
+    const Index m = std::clamp<Index>(std::llround(config_.sampling_rate * static_cast<double>(n)), 1, n);
+    Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
+    sample_without_replacement(n, m, random, selection.indices);
+    candidates.to_positions(selection.indices);
+    selection.p.assign(selection.indices.size(), static_cast<float>(static_cast<double>(m) / static_cast<double>(n)));
+  }
+
+  /// The reference's rule. Draws that were recorded, an extra tensor "sample_indices" (b, hq, sq, n) I64, replace ours.
+  void draw_with_replacement(const AttentionInputs& inputs, RowId row, const Context& context,
+                             Selection& selection) const {
+    const Index keys = inputs.keys_length();
+    if (const std::optional<TensorView> recorded = inputs.extra("sample_indices")) {
+      require_rank(*recorded, 4, "sample_indices");
+      if (recorded->dtype != DType::i64 || recorded->size(0) != inputs.batch() || recorded->size(1) != inputs.heads() ||
+          recorded->size(2) != inputs.queries_length())
+        throw ShapeError("sample_indices: " + recorded->describe() + "; needed is I64 (b, hq, sq, draws) for " +
+                         inputs.shape().describe());
+      for (Index i = 0; i < recorded->size(3); ++i) {
+        const Index key = *recorded->at<Index>(row.batch, row.head, row.query, i);
+        if (key < 0 || key >= keys)
+          throw ShapeError("sample_indices: holds " + std::to_string(key) + "; there are " + std::to_string(keys) +
+                           " keys");
+        selection.indices.push_back(static_cast<std::int32_t>(key));
+      }
+      std::sort(selection.indices.begin(), selection.indices.end());
+      selection.indices.erase(std::unique(selection.indices.begin(), selection.indices.end()), selection.indices.end());
+    } else {
+      Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
+      const auto draws = static_cast<Index>(config_.sampling_rate * static_cast<double>(keys));
+      sample_with_replacement(keys, draws, random, selection.indices);
+    }
+    selection.p.assign(selection.indices.size(), static_cast<float>(config_.sampling_rate));
+  }
+
+  /// Adds the keys that the attention mask forbids to the ascending runs of those not to draw.
+  static void exclude_forbidden(const AttentionInputs& inputs, RowId row, std::vector<Run>& taken) {
+    if (!inputs.attention_mask) return;
+    const AttentionMaskRow bias(*inputs.attention_mask, row);
+    std::vector<Run> forbidden;
+    for (std::int32_t key = 0; key < inputs.keys_length(); ++key) {
+      if (bias(key) == -std::numeric_limits<float>::infinity()) forbidden.push_back({key, key + 1, 1.0f});
+    }
+    std::vector<Run> both;
+    combine_rows<row_op::Max>(taken, forbidden, [&](Run run) { both.push_back(run); });
+    taken = std::move(both);
+  }
+
+  RandomSamplingConfig config_;
+};
+
+RETICLE_REGISTER_MASKER("random_sampling", RandomSampling, RandomSamplingConfig,
+                        {.summary = "Samples keys uniformly; each kept key stands for 1 / p keys.",
+                         .source = "sparse-attention-hub (RandomSampling); Horvitz and Thompson (1952)",
+                         .rule = "round(sampling_rate * n) of the n keys not chosen yet, at least one, p = kept / n",
+                         .cost = "O(keys / 64 + kept) time per query, O(kept) memory"});
+
+}  // namespace reticle::maskers

@@ -1,0 +1,36 @@
+// Keeps the keys of the highest attention scores, computed exactly: the upper bound that approximate top-k methods chase.
+// sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/scores.hpp>
+
+namespace reticle::maskers {
+
+struct OracleTopKConfig {
+  Size heavy_size = 0.1;
+
+  static constexpr const char* docs[] = {"keys added per query, beyond those already chosen"};
+  void validate() const { require(heavy_size.positive(), "heavy_size", "must be > 0"); }
+};
+
+class OracleTopK final : public Masker {
+ public:
+  explicit OracleTopK(const OracleTopKConfig& config) : heavy_size_(config.heavy_size) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
+    const Index k = heavy_size_.resolve(inputs.keys_length());
+    return select_by_score(
+        inputs, previous, ExactScorer(inputs),
+        [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
+  }
+
+ private:
+  Size heavy_size_;
+};
+
+RETICLE_REGISTER_MASKER("oracle_top_k", OracleTopK, OracleTopKConfig,
+                        {.summary = "Keeps the keys of the highest exact attention scores.",
+                         .source = "sparse-attention-hub (OracleTopK)",
+                         .rule = "the heavy_size keys of largest scaling * q.k + attention_mask among those not chosen yet",
+                         .cost = "O(queries * keys * head_dim) time, O(queries * heavy_size) memory"});
+
+}  // namespace reticle::maskers

@@ -1,0 +1,36 @@
+// Keeps the fewest keys whose attention mass exceeds a share of the whole, by exact scores: the upper bound of adaptive
+// budgets. sparse-attention-hub's OracleTopP; Twilight (Lin et al. 2025) names the rule top-p.
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/scores.hpp>
+
+namespace reticle::maskers {
+
+struct OracleTopPConfig {
+  double top_p = 0.9;
+
+  static constexpr const char* docs[] = {"share, in [0, 1], of the attention mass of the keys not chosen yet"};
+  void validate() const { require(top_p >= 0 && top_p <= 1, "top_p", "must be in [0, 1]"); }
+};
+
+class OracleTopP final : public Masker {
+ public:
+  explicit OracleTopP(const OracleTopPConfig& config) : top_p_(config.top_p) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
+    return select_by_score(
+        inputs, previous, ExactScorer(inputs),
+        [&](std::span<const float> scores, Selection& selection) { top_p(scores, top_p_, selection.indices); }, context);
+  }
+
+ private:
+  double top_p_;
+};
+
+RETICLE_REGISTER_MASKER("oracle_top_p", OracleTopP, OracleTopPConfig,
+                        {.summary = "Keeps the fewest keys whose exact attention mass exceeds top_p.",
+                         .source = "sparse-attention-hub (OracleTopP)",
+                         .rule = "the smallest prefix, by descending score, whose softmax mass over the keys not chosen yet "
+                                 "exceeds top_p",
+                         .cost = "O(queries * keys * head_dim) time, memory of what is kept"});
+
+}  // namespace reticle::maskers

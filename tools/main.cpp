@@ -1,0 +1,132 @@
+// The reticle command. Exit 0: done; 1: a comparison failed; 2: bad arguments, config or file.
+#include <CLI/CLI.hpp>
+#include <fmt/core.h>
+#include <reticle/core/registry.hpp>
+#include <reticle/version.hpp>
+
+#include "options.hpp"
+
+namespace reticle::tools {
+namespace {
+
+constexpr int kUsageError = 2;
+
+int list() {
+  std::size_t widest = 0;
+  for (const MaskerType* type : Registry::global().list()) widest = std::max(widest, type->name.size());
+  for (const MaskerType* type : Registry::global().list()) {
+    fmt::print("{:<{}}  {}{}\n", type->name, widest, type->docs.summary,
+               type->origin == "built in" ? "" : "  [" + type->origin + "]");
+  }
+  return 0;
+}
+
+int check(const std::string& path, bool print) {
+  const SparseAttention config = SparseAttention::from_file(path);
+  if (print) {
+    fmt::print("{}\n", config.to_json());
+  } else {
+    fmt::print("{}: ok\n", path);
+  }
+  return 0;
+}
+
+void add_input_options(CLI::App& command, InputOptions& input) {
+  command.add_option("--input", input.file,
+                     "safetensors with layers.<i>.queries|keys|values (b, h, n, d); default: the bundled tensors");
+  command.add_option("--layers", input.layers, "all, or as 0,2,5-7")->capture_default_str();
+  command.add_option("--queries", input.queries, "all, last, or how many of the last")->capture_default_str();
+  command.add_option("--scaling", input.scaling, "of q.k; default: 1 / sqrt(head_dim)");
+  command.add_option("--stage", input.stage, "which pipeline of a config by stages; auto: generation for one query")
+      ->check(CLI::IsMember({"auto", "prefill", "generation"}))
+      ->capture_default_str();
+}
+
+int dispatch(int argc, char** argv) {
+  CLI::App app{"Sparse attention from JSON configs of maskers.", "reticle"};
+  app.set_version_flag("--version", std::string("reticle ") + RETICLE_VERSION);
+  app.require_subcommand(1);
+
+  RunOptions run_options;
+  CLI::App& run_command = *app.add_subcommand("run", "Build a config's masks over attention tensors and run attention");
+  run_command.add_option("config", run_options.config, "JSON config")->required();
+  add_input_options(run_command, run_options.input);
+  run_command.add_flag("--compare", run_options.compare, "also run dense attention: error and recovered mass");
+  run_command.add_option("--output", run_options.output, "safetensors for layers.<i>.output and .lse");
+  run_command.add_flag("--json", run_options.json, "metrics as JSON");
+  run_command.add_flag("-v,--verbose", run_options.verbose, "also per head");
+  run_command.add_option("--threads", run_options.threads, "default: all cores")->check(CLI::Range(0, 1024));
+  run_command.add_option("--seed", run_options.seed, "varies the config's seed")->capture_default_str();
+
+  CLI::App& list_command = *app.add_subcommand("list", "List the maskers");
+
+  std::string type;
+  CLI::App& describe_command = *app.add_subcommand("describe", "Describe a masker: source, rule, parameters, cost");
+  describe_command.add_option("type", type, "masker, as `reticle list` names it")->required();
+  CLI::App& schema_command = *app.add_subcommand("schema", "Print JSON Schema of configs, or of one masker");
+  schema_command.add_option("type", type, "masker");
+
+  std::string config;
+  bool print = false;
+  CLI::App& check_command = *app.add_subcommand("check", "Check a config");
+  check_command.add_option("config", config, "JSON config")->required();
+  check_command.add_flag("--print", print, "print it with every default filled in");
+
+  ShowOptions show_options;
+  CLI::App& show_command = *app.add_subcommand("show", "Draw a config's mask");
+  show_command.add_option("config", show_options.config, "JSON config")->required();
+  show_command.add_option("--queries", show_options.queries, "of random tensors")
+      ->check(CLI::Range(Index{1}, Index{1} << 30))
+      ->capture_default_str();
+  show_command.add_option("--keys", show_options.keys, "of random tensors")
+      ->check(CLI::Range(Index{1}, Index{1} << 30))
+      ->capture_default_str();
+  show_command.add_option("--input", show_options.input, "safetensors to use instead (\"bundled\": the bundled ones)");
+  show_command.add_option("--layer", show_options.layer, "of --input")->capture_default_str();
+  show_command.add_option("--head", show_options.head, "which head to draw")->capture_default_str();
+  show_command.add_option("--png", show_options.png, "write a picture instead");
+
+  std::string directory;
+  bool known_only = false;
+  CLI::App& verify_command = *app.add_subcommand("verify", "Replay recorded cases and compare");
+  verify_command.add_option("directory", directory, "of <case>.json and <case>.safetensors")->required();
+  verify_command.add_flag("--known-only", known_only, "pass over cases whose op or masker is not built yet");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    fmt::print(stderr, "reticle: {} (see --help)\n", error.what());
+    return kUsageError;
+  }
+  for (const std::string& refused : load_plugins_from_environment())
+    fmt::print(stderr, "reticle: warning: {}\n", refused);
+
+  if (run_command.parsed()) return run(run_options);
+  if (list_command.parsed()) return list();
+  if (describe_command.parsed()) {
+    fmt::print("{}", describe_masker(type));
+    return 0;
+  }
+  if (schema_command.parsed()) {
+    fmt::print("{}\n", schema(type));
+    return 0;
+  }
+  if (check_command.parsed()) return check(config, print);
+  if (show_command.parsed()) return show(show_options);
+  return verify(directory, known_only);
+}
+
+}  // namespace
+}  // namespace reticle::tools
+
+int main(int argc, char** argv) {
+  try {
+    return reticle::tools::dispatch(argc, argv);
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "reticle: not enough memory\n");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "reticle: {}\n", error.what());
+  }
+  return reticle::tools::kUsageError;
+}

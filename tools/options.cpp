@@ -1,0 +1,143 @@
+#include "options.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+
+namespace reticle::tools {
+
+std::filesystem::path bundled_tensors() {
+  constexpr const char* kFile = "attention_4096.safetensors";
+  std::vector<std::filesystem::path> places;
+  if (const char* folder = std::getenv("RETICLE_DATA")) places.emplace_back(folder);
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!error) places.push_back(self.parent_path().parent_path() / "share/reticle/data");
+  places.emplace_back(RETICLE_SOURCE_DATA);
+  for (const std::filesystem::path& place : places) {
+    if (std::filesystem::exists(place / kFile, error)) return place / kFile;
+  }
+  throw Error(std::string("the bundled tensors, ") + kFile + ", were not found; give a file with --input, or their folder " +
+              "in RETICLE_DATA");
+}
+
+namespace {
+
+std::optional<int> parse_number(std::string_view text) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
+  return value;
+}
+
+std::vector<int> parse_layers(std::string_view text, const std::vector<int>& known) {
+  if (text == "all") return known;
+  const auto reject = [&]() -> std::vector<int> {
+    std::string have;
+    for (const int layer : known) have += (have.empty() ? "" : ", ") + std::to_string(layer);
+    throw Error("--layers " + std::string(text) + ": needed is \"all\" or numbers and ranges as 0,2,5-7, of " + have);
+  };
+  std::vector<int> layers;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::size_t comma = std::min(rest.find(','), rest.size());
+    const std::string_view part = rest.substr(0, comma);
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+    const std::size_t dash = std::min(part.find('-'), part.size());
+    const std::optional<int> first = parse_number(part.substr(0, dash));
+    const std::optional<int> last = dash == part.size() ? first : parse_number(part.substr(dash + 1));
+    if (!first || !last || *first > *last) return reject();
+    std::size_t found = 0;
+    for (const int layer : known) {
+      if (layer < *first || layer > *last) continue;
+      layers.push_back(layer);
+      ++found;
+    }
+    if (found == 0) return reject();
+  }
+  if (layers.empty()) return reject();
+  std::sort(layers.begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return layers;
+}
+
+}  // namespace
+
+InputFile::InputFile(const InputOptions& options)
+    : options_(options), file_(options.file.empty() ? bundled_tensors() : std::filesystem::path(options.file)) {
+  std::vector<int> known;
+  if (file_.contains("queries")) {
+    single_ = true;
+    known = {0};
+  }
+  for (const auto& [name, view] : file_.tensors()) {
+    constexpr std::string_view kPrefix = "layers.", kSuffix = ".queries";
+    if (single_ || !name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
+    const std::string_view number =
+        std::string_view(name).substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
+    if (const std::optional<int> layer = parse_number(number)) known.push_back(*layer);
+  }
+  if (known.empty())
+    throw FormatError(file_.path().string() +
+                      ": has neither \"queries\", \"keys\" and \"values\" nor \"layers.<i>.queries\", ...");
+  std::sort(known.begin(), known.end());
+  layers_ = parse_layers(options.layers, known);
+}
+
+AttentionInputs InputFile::inputs(int layer) const {
+  const std::string prefix = single_ ? "" : "layers." + std::to_string(layer) + ".";
+  AttentionInputs inputs;
+  inputs.queries = file_.at(prefix + "queries");
+  inputs.keys = file_.at(prefix + "keys");
+  inputs.values = file_.at(prefix + "values");
+  inputs.attention_mask = file_.find(prefix + "attention_mask");
+  require_rank(inputs.queries, 4, prefix + "queries");
+  const Index queries = inputs.queries.size(2);
+  if (options_.queries != "all") {
+    const std::optional<int> count = options_.queries == "last" ? std::optional(1) : parse_number(options_.queries);
+    if (!count || *count < 1 || *count > queries)
+      throw Error("--queries " + options_.queries + ": needed is \"all\", \"last\" or a number from 1 to " +
+                  std::to_string(queries));
+    inputs.queries = inputs.queries.slice(2, queries - *count, queries);
+    if (inputs.attention_mask && inputs.attention_mask->rank == 4 && inputs.attention_mask->size(2) == queries)
+      inputs.attention_mask = inputs.attention_mask->slice(2, queries - *count, queries);
+  }
+  inputs.scaling = options_.scaling != 0 ? static_cast<float>(options_.scaling)
+                                         : 1.0f / std::sqrt(static_cast<float>(std::max<Index>(1, inputs.head_dim())));
+  inputs.layer = layer;
+  const bool generation = options_.stage == "auto" ? inputs.queries.size(2) == 1 : options_.stage == "generation";
+  inputs.stage = generation ? Stage::generation : Stage::prefill;
+  inputs.validate();
+  return inputs;
+}
+
+std::string Table::text() const {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows_) {
+    widths.resize(std::max(widths.size(), row.size()), 0);
+    for (std::size_t column = 0; column < row.size(); ++column)
+      widths[column] = std::max(widths[column], row[column].size());
+  }
+  std::string text;
+  for (const auto& row : rows_) {
+    std::string line;
+    for (std::size_t column = 0; column < row.size(); ++column) {
+      const std::string padding(widths[column] - row[column].size(), ' ');
+      if (column > 0) line += "  ";
+      line += column == 0 ? row[column] + padding : padding + row[column];
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    text += line + '\n';
+  }
+  return text;
+}
+
+void require_writable(const std::filesystem::path& path) {
+  const std::filesystem::path folder = path.parent_path().empty() ? "." : path.parent_path();
+  if (access(folder.c_str(), W_OK) != 0 || std::filesystem::is_directory(path))
+    throw Error(path.string() + ": cannot be written");
+}
+
+}  // namespace reticle::tools

@@ -1,0 +1,185 @@
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "options.hpp"
+
+namespace reticle::tools {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string percent(double share) { return fmt::format("{:.2f} %", 100 * share); }
+std::string milliseconds(double seconds) { return fmt::format("{:.1f} ms", 1000 * seconds); }
+
+std::string bytes(Index count) {
+  if (count < 10'000) return fmt::format("{} B", count);
+  if (count < 10'000'000) return fmt::format("{:.1f} kB", static_cast<double>(count) / 1e3);
+  return fmt::format("{:.1f} MB", static_cast<double>(count) / 1e6);
+}
+
+/// "[###.......] 2/4 layers", redrawn on stderr when it is a terminal.
+class Progress {
+ public:
+  Progress(std::size_t total, bool quiet) : total_(total), shown_(!quiet && total > 1 && isatty(STDERR_FILENO) != 0) {}
+  ~Progress() {
+    if (shown_) fmt::print(stderr, "\r\033[K");
+  }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void at(std::size_t done) const {
+    if (!shown_) return;
+    constexpr std::size_t kWidth = 30;
+    const std::size_t filled = done * kWidth / total_;
+    fmt::print(stderr, "\r[{}{}] {}/{} layers", std::string(filled, '#'), std::string(kWidth - filled, '.'), done, total_);
+    std::fflush(stderr);
+  }
+
+ private:
+  std::size_t total_;
+  bool shown_;
+};
+
+struct LayerReport {
+  int layer = 0;
+  AttentionInputs inputs;
+  Metrics metrics;
+};
+
+Json json_of(const LayerReport& report) {
+  const Metrics& m = report.metrics;
+  Json maskers = Json::array();
+  for (const MaskerMetrics& masker : m.maskers)
+    maskers.push_back({{"type", masker.type}, {"added", masker.added}, {"seconds", masker.seconds}});
+  Json json = {{"layer", report.layer},
+               {"batch", report.inputs.batch()},
+               {"heads", report.inputs.heads()},
+               {"queries", report.inputs.queries_length()},
+               {"keys", report.inputs.keys_length()},
+               {"density", m.density},
+               {"visible_density", m.visible_density},
+               {"head_density", m.head_density},
+               {"entries", m.entries},
+               {"mask_bytes", m.mask_bytes},
+               {"mask_seconds", m.mask_seconds},
+               {"attention_seconds", m.attention_seconds},
+               {"maskers", std::move(maskers)}};
+  if (m.comparison) {
+    const Comparison& c = *m.comparison;
+    json["comparison"] = {{"relative_error", c.relative_error},
+                          {"head_relative_error", c.head_relative_error},
+                          {"mean_mass", c.mean_mass},
+                          {"least_mass", c.least_mass},
+                          {"head_mean_mass", c.head_mean_mass},
+                          {"dense_seconds", c.dense_seconds}};
+  }
+  return json;
+}
+
+void print_table(const std::vector<LayerReport>& reports, const RunOptions& options) {
+  Table table;
+  std::vector<std::string> head{"layer", "queries", "keys", "density", "of visible", "mask", "build", "attention"};
+  if (options.compare) head.insert(head.end(), {"dense", "error", "mass", "least mass"});
+  table.row(head);
+  for (const LayerReport& report : reports) {
+    const Metrics& m = report.metrics;
+    std::vector<std::string> row{std::to_string(report.layer),
+                                 std::to_string(report.inputs.queries_length()),
+                                 std::to_string(report.inputs.keys_length()),
+                                 percent(m.density),
+                                 percent(m.visible_density),
+                                 bytes(m.mask_bytes),
+                                 milliseconds(m.mask_seconds),
+                                 milliseconds(m.attention_seconds)};
+    if (m.comparison) {
+      row.insert(row.end(), {milliseconds(m.comparison->dense_seconds), fmt::format("{:.4f}", m.comparison->relative_error),
+                             fmt::format("{:.4f}", m.comparison->mean_mass),
+                             fmt::format("{:.4f}", m.comparison->least_mass)});
+    }
+    table.row(row);
+    if (!options.verbose) continue;
+    for (std::size_t i = 0; i < m.head_density.size(); ++i) {
+      std::vector<std::string> of_head{fmt::format("  head {}", i), "", "", percent(m.head_density[i]), "", "", "", ""};
+      if (m.comparison) {
+        of_head.insert(of_head.end(), {"", fmt::format("{:.4f}", m.comparison->head_relative_error[i]),
+                                       fmt::format("{:.4f}", m.comparison->head_mean_mass[i]), ""});
+      }
+      table.row(of_head);
+    }
+  }
+  fmt::print("{}", table.text());
+
+  // Who chose what, over all layers.
+  Index entries = 0;
+  for (const LayerReport& report : reports) entries += report.metrics.entries;
+  Table contributions;
+  contributions.row({"masker", "added", "of the mask", "time"});
+  for (std::size_t i = 0; i < reports.front().metrics.maskers.size(); ++i) {
+    Index added = 0;
+    double seconds = 0;
+    for (const LayerReport& report : reports) {
+      added += report.metrics.maskers[i].added;
+      seconds += report.metrics.maskers[i].seconds;
+    }
+    contributions.row({reports.front().metrics.maskers[i].type, std::to_string(added),
+                       percent(entries == 0 ? 0 : static_cast<double>(added) / static_cast<double>(entries)),
+                       milliseconds(seconds)});
+  }
+  if (!reports.front().metrics.maskers.empty()) fmt::print("\n{}", contributions.text());
+  if (options.compare)
+    fmt::print("\nerror: ||dense - sparse|| / ||dense||; mass: share of a row's dense attention that its kept keys hold\n");
+}
+
+}  // namespace
+
+int run(const RunOptions& options) {
+  const SparseAttention sparse = SparseAttention::from_file(options.config);
+  const InputFile file(options.input);
+  if (!options.output.empty()) require_writable(options.output);
+  Context context = options.threads > 0 ? Context(options.threads) : Context();
+  context.seed = options.seed;
+
+  std::vector<LayerReport> reports;
+  std::vector<AttentionResult> results;
+  SequenceState state;
+  {
+    const Progress progress(file.layers().size(), options.json);
+    for (const int layer : file.layers()) {
+      progress.at(reports.size());
+      const AttentionInputs inputs = file.inputs(layer);
+      SparseAttentionResult result = sparse.run(inputs, state, options.compare, {}, context);
+      reports.push_back({layer, inputs, std::move(result.metrics)});
+      if (!options.output.empty()) results.push_back(std::move(result.attention));
+    }
+  }
+
+  if (options.json) {
+    Json layers = Json::array();
+    for (const LayerReport& report : reports) layers.push_back(json_of(report));
+    const Json document = {{"config", Json::parse(sparse.to_json())},
+                           {"input", file.path()},
+                           {"threads", context.pool->threads()},
+                           {"layers", std::move(layers)}};
+    fmt::print("{}\n", document.dump(2));
+  } else {
+    const std::string& description = sparse.description();
+    fmt::print("{}{}\n{}, {} threads\n\n", options.config, description.empty() ? "" : ": " + description, file.path(),
+               context.pool->threads());
+    print_table(reports, options);
+  }
+  if (!options.output.empty()) {
+    std::vector<NamedTensor> tensors;
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      const std::string prefix = "layers." + std::to_string(reports[i].layer) + ".";
+      tensors.push_back({prefix + "output", results[i].output.view()});
+      tensors.push_back({prefix + "lse", results[i].lse.view()});
+    }
+    save_safetensors(options.output, tensors);
+  }
+  return 0;
+}
+
+}  // namespace reticle::tools

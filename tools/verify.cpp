@@ -1,0 +1,442 @@
+// Replays recorded cases: a <case>.json manifest and a <case>.safetensors beside it. What a case recorded of the reference's
+// random choices is injected; everything after it is computed anew and compared. The format of the manifests is described
+// in docs/verify.md, the documented deviations in docs/deviations.md.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <reticle/core/mask/apply.hpp>
+#include <reticle/core/mask/combine.hpp>
+#include <reticle/core/mask/convert.hpp>
+#include <reticle/core/registry.hpp>
+#include <set>
+
+#include "options.hpp"
+
+namespace reticle::tools {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+enum class Outcome : std::uint8_t { pass, fail, deviation, unknown };
+
+/// What comparing a case found. The largest difference is kept for the report, whatever the outcome.
+struct Report {
+  Outcome outcome = Outcome::pass;
+  double largest = 0;
+  std::string detail;
+
+  void fail(const std::string& what) {
+    if (outcome != Outcome::fail) detail = what;
+    outcome = Outcome::fail;
+  }
+  void deviate(const std::string& why) {
+    if (outcome == Outcome::pass) {
+      outcome = Outcome::deviation;
+      detail = why;
+    }
+  }
+  void difference(const std::string& what, double difference, double tolerance) {
+    largest = std::max(largest, difference);
+    if (!(difference <= tolerance)) fail(fmt::format("{} differs by {:.2g}, tolerance {:.2g}", what, difference, tolerance));
+  }
+};
+
+/// The largest |a - b|; infinity when a value is not finite (unless equal) or the sizes differ.
+double largest_difference(std::span<const float> a, std::span<const float> b) {
+  if (a.size() != b.size()) return kInfinity;
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i]) continue;
+    const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+    largest = std::isnan(difference) ? kInfinity : std::max(largest, difference);
+  }
+  return largest;
+}
+
+class Case {
+ public:
+  Case(const std::filesystem::path& manifest) : path_(manifest) {
+    std::ifstream stream(manifest);
+    json_ = Json::parse(stream);
+    std::filesystem::path tensors = manifest;
+    tensors.replace_extension(".safetensors");
+    if (json_.contains("tensors") && !json_["tensors"].empty()) file_.emplace(tensors);
+  }
+
+  Report run() {
+    const std::string kind = json_.value("kind", json_.value("op", std::string("?")));
+    using Run = void (Case::*)();
+    static const std::map<std::string, Run> kinds{{"masked_attention", &Case::masked_attention},
+                                                  {"weighted_attention", &Case::weighted_attention},
+                                                  {"mask_merge", &Case::mask_merge},
+                                                  {"mask_apply", &Case::mask_apply},
+                                                  {"mask_row_wise", &Case::mask_row_wise},
+                                                  {"mask_full_empty", &Case::mask_full_empty},
+                                                  {"config_errors", &Case::config_errors},
+                                                  {"effective_size", &Case::effective_size}};
+    const auto found = kinds.find(kind);
+    if (found == kinds.end()) return unknown("\"" + kind + "\" is not built yet");
+    for (const Json& masker : json_.value("maskers", Json::array())) {
+      const std::string type = masker.at("type").get<std::string>();
+      if (!Registry::global().contains(type)) return unknown("masker \"" + type + "\" is not built yet");
+    }
+    (this->*found->second)();
+    return report_;
+  }
+
+ private:
+  static Report unknown(const std::string& why) { return {Outcome::unknown, 0, why}; }
+
+  bool has(std::string_view name) const { return file_ && file_->contains(name); }
+  const TensorView& tensor(std::string_view name) const {
+    if (!file_) throw FormatError(path_.string() + ": has no tensors");
+    return file_->at(name);
+  }
+  template <class T>
+  std::span<const T> values(std::string_view name) const {
+    const TensorView& view = tensor(name);
+    if (view.dtype != dtype_of<T>)
+      throw FormatError(path_.string() + ": tensor \"" + std::string(name) + "\" is " + view.describe());
+    return {static_cast<const T*>(view.data), static_cast<std::size_t>(view.elements())};
+  }
+  double tolerance(const char* name, double otherwise) const {
+    return json_.contains("tolerance") ? json_["tolerance"].value(name, otherwise) : otherwise;
+  }
+  /// The mask of a (…, keys) tensor of p.
+  Mask mask_of(std::string_view name) const {
+    const TensorView& view = tensor(name);
+    MaskShape shape;
+    shape.keys = view.size(view.rank - 1);
+    shape.queries = view.rank > 1 ? view.size(view.rank - 2) : 1;
+    shape.heads = view.rank > 2 ? view.size(view.rank - 3) : 1;
+    shape.batch = view.rank > 3 ? view.size(view.rank - 4) : 1;
+    return Mask::dense(shape, values<float>(name));
+  }
+
+  AttentionInputs inputs() {
+    AttentionInputs inputs;
+    inputs.queries = tensor("queries");
+    inputs.keys = tensor("keys");
+    inputs.values = tensor("values");
+    if (has("attention_mask")) inputs.attention_mask = tensor("attention_mask");
+    inputs.scaling = json_.at("scaling").get<float>();
+    inputs.layer = json_.value("layer_idx", 0);
+    constexpr std::string_view kRecorded = "recorded.";
+    recorded_.clear();
+    for (const auto& [name, view] : file_->tensors()) {
+      if (name.starts_with(kRecorded)) recorded_.push_back({name.substr(kRecorded.size()), view});
+    }
+    inputs.extras = recorded_;
+    inputs.validate();
+    return inputs;
+  }
+
+  /// The case's first `count` maskers as a pipeline, in the reference's modes.
+  SparseAttention pipeline(std::size_t count) const {
+    Json config;
+    config["maskers"] = Json::array();
+    for (std::size_t i = 0; i < count; ++i) {
+      Json masker = json_["maskers"][i];
+      if (masker["type"] == "random_sampling") masker["replacement"] = true;
+      config["maskers"].push_back(std::move(masker));
+    }
+    return SparseAttention::from_json(config.dump(), path_.parent_path());
+  }
+
+  // --- kinds -----------------------------------------------------------------------------------------------------
+
+  void masked_attention() {
+    const AttentionInputs in = inputs();
+    const MaskShape shape = in.shape();
+    std::optional<Mask> previous;
+    if (has("previous_mask_dense")) previous = mask_of("previous_mask_dense");
+    const Json& expected = json_.at("expected");
+    const bool reference_full = expected.at("is_full").get<bool>();
+    // The reference runs an empty mask as dense attention.
+    const bool reference_dense = reference_full || expected.at("is_empty").get<bool>();
+    const Mask reference = reference_dense ? Mask::full(shape) : mask_of("mask_dense");
+
+    SequenceState state;
+    const std::size_t count = json_.at("maskers").size();
+    const Mask ours = pipeline(count).mask(in, state, {}, previous);
+    const bool reference_cut_short = reference_full && early_out(shape);
+    if (reference_cut_short && !(without_forbidden(ours, in) == without_forbidden(reference, in))) {
+      report_.deviate("the reference turns short sequences into dense attention (deviation 1)");
+    } else {
+      compare_masks(ours, reference, in, previous);
+      for (std::size_t stage = 0; stage + 1 < count; ++stage) {
+        const std::string name = "stage" + std::to_string(stage);
+        if (!has(name + ".ptr")) continue;
+        SequenceState fresh;
+        compare_masks(pipeline(stage + 1).mask(in, fresh, {}, previous),
+                      from_flat_csr(shape, values<Index>(name + ".ptr"), values<Index>(name + ".indices"),
+                                    values<float>(name + ".data")),
+                      in, previous);
+      }
+    }
+    // Where the masks are to differ, attention is still checked on the reference's.
+    const bool same = without_forbidden(ours, in) == without_forbidden(reference, in);
+    compare_attention(in, same ? ours : reference, {});
+    compare_true_output(in);
+    if (!reference_dense)
+      report_.difference("density", std::abs(reference.density() - expected.at("density").get<double>()), 1e-6);
+  }
+
+  void weighted_attention() {
+    const AttentionInputs in = inputs();
+    const Json& expected = json_.at("expected");
+    const bool empty = expected.at("is_empty").get<bool>();
+    const bool dense = empty || expected.at("is_full").get<bool>();
+    const Mask mask = dense ? Mask::full(in.shape()) : mask_of("mask_dense");
+    AttentionOptions options;
+    if (has("sink_logits")) options.sink_logits = values<float>("sink_logits");
+    compare_attention(in, mask, options);
+    compare_true_output(in);
+    if (has("denominator")) compare_sums(in, mask);
+    if (!empty) return;
+    const AttentionResult nothing = attention(in, Mask::empty(in.shape()));
+    for (const float value : nothing.output.span<float>()) report_.difference("output of an empty mask", std::abs(value), 0);
+    report_.deviate("the reference runs an empty mask as dense attention, ours attends to nothing (deviation 2)");
+  }
+
+  void mask_merge() {
+    for (const auto& [a, b] : {std::pair{"a", "b"}, std::pair{"a", "c"}, std::pair{"b", "c"}}) {
+      const std::string name = std::string("merge_") + a + b;
+      if (!has(name)) continue;
+      const Mask merged = merge(mask_of(a), mask_of(b));
+      report_.difference(name, largest_difference(to_dense(merged), values<float>(name)), tolerance("abs", 1e-6));
+      const FlatCsr flat = to_flat_csr(merged);
+      if (!std::ranges::equal(flat.ptr, values<Index>(name + ".ptr")) ||
+          !std::ranges::equal(flat.indices, values<Index>(name + ".indices")))
+        report_.fail(name + " has other indices");
+      report_.difference(name + ".data", largest_difference(flat.data, values<float>(name + ".data")),
+                         tolerance("abs", 1e-6));
+      const Mask again = from_flat_csr(merged.shape(), flat.ptr, flat.indices, flat.data);
+      if (!(again == merged)) report_.fail(name + " does not survive the flattened form");
+    }
+  }
+
+  void mask_apply() {
+    const Mask mask = mask_of("mask");
+    const double relative = tolerance("inverse_relative_without_eps", 1e-4);
+    report_.difference("apply_x", largest_difference(apply(mask, values<float>("x")), values<float>("apply_x")),
+                       tolerance("abs", 1e-5));
+    const auto compare_relative = [&](const char* name, std::span<const float> ours) {
+      const std::span<const float> theirs = values<float>(name);
+      for (std::size_t i = 0; i < ours.size(); ++i)
+        report_.difference(name, std::abs(ours[i] - theirs[i]) / std::max(1.0f, std::abs(theirs[i])), relative);
+    };
+    compare_relative("apply_inverse_x", apply_inverse(mask, values<float>("x")));
+    const Array<float> weighted = apply_inverse(mask, values<float>("y"));
+    std::vector<float> sums(static_cast<std::size_t>(mask.shape().rows()), 0.0f);
+    for (std::size_t i = 0; i < weighted.size(); ++i) sums[i / static_cast<std::size_t>(mask.shape().keys)] += weighted[i];
+    compare_relative("apply_inverse_sum_y", sums);
+  }
+
+  void mask_row_wise() {
+    const TensorView& rows = tensor("row_idx");
+    MaskShape shape;
+    shape.batch = json_["shape"][0];
+    shape.heads = json_["shape"][1];
+    shape.queries = json_["shape"][2];
+    shape.keys = json_["shape"][3];
+    const Index width = rows.size(rows.rank - 1);
+    for (const auto& [columns, dense, prefix] :
+         {std::tuple{"row_idx", "dense", ""}, std::tuple{"row_idx_padded", "dense_padded", "padded."}}) {
+      const Mask mask = Mask::from_row_indices(shape, width, values<Index>(columns), values<float>("row_values"));
+      report_.difference(dense, largest_difference(to_dense(mask), values<float>(dense)), tolerance("abs", 0));
+      const std::string p(prefix);
+      if (!(from_flat_csr(shape, values<Index>(p + "ptr"), values<Index>(p + "indices"), values<float>(p + "data")) == mask))
+        report_.fail(std::string(dense) + " differs from its flattened form");
+    }
+  }
+
+  void mask_full_empty() {
+    MaskShape shape;
+    shape.heads = json_["shape"][0];
+    shape.queries = json_["shape"][1];
+    shape.keys = json_["shape"][2];
+    const Mask full = Mask::full(shape), empty = Mask::empty(shape);
+    for (const auto& [name, mask] : {std::pair{"full", &full}, std::pair{"empty", &empty}}) {
+      const std::string prefix(name);
+      report_.difference(prefix, largest_difference(to_dense(*mask), values<float>(prefix + ".dense")), 0);
+      const FlatCsr flat = to_flat_csr(*mask);
+      if (!std::ranges::equal(flat.ptr, values<Index>(prefix + ".ptr")) ||
+          !std::ranges::equal(flat.indices, values<Index>(prefix + ".indices")) ||
+          !std::ranges::equal(flat.data, values<float>(prefix + ".data")))
+        report_.fail(prefix + " has another flattened form");
+    }
+    if (full.density() != 1 || empty.density() != 0) report_.fail("density");
+    if (merge(full, empty).kind() != MaskKind::full || merge(empty, empty).kind() != MaskKind::empty)
+      report_.fail("merge of full and empty");
+  }
+
+  void config_errors() {
+    std::size_t checked = 0;
+    for (const Json& entry : json_.at("cases")) {
+      Json masker = entry.at("params");
+      masker["type"] = entry.at("type");
+      if (!Registry::global().contains(entry.at("type").get<std::string>())) continue;
+      Json config;
+      config["maskers"] = Json::array({masker});
+      ++checked;
+      try {
+        SparseAttention::from_json(config.dump());
+        report_.fail("accepted " + masker.dump());
+      } catch (const ConfigError&) {
+        continue;  // as it should
+      }
+    }
+    if (checked == 0) report_ = unknown("none of its maskers is built yet");
+  }
+
+  void effective_size() {
+    for (const Json& entry : json_.at("cases")) {
+      const Size size = entry.at("is_float").get<bool>() ? Size(entry.at("size").get<double>())
+                                                         : Size(entry.at("size").get<Index>());
+      const Index ours = size.resolve(entry.at("k_len").get<Index>());
+      if (ours != entry.at("effective").get<Index>())
+        report_.fail(fmt::format("{} resolves to {}", entry.dump(), ours));
+    }
+  }
+
+  // --- comparisons -----------------------------------------------------------------------------------------------
+
+  /// Whether the reference would have returned its full mask for a short sequence.
+  bool early_out(const MaskShape& shape) const {
+    const auto size = [&](const Json& value) {
+      return value.is_number_float() ? Size(value.get<double>()).resolve(shape.keys) : value.get<Index>();
+    };
+    for (const Json& masker : json_.at("maskers")) {
+      if (masker.contains("window_size") && shape.keys <= size(masker["window_size"]) + shape.queries) return true;
+      if (masker.contains("sink_size") && shape.keys <= size(masker["sink_size"])) return true;
+      if (masker.contains("heavy_size") && shape.keys <= size(masker["heavy_size"])) return true;
+      if (masker.contains("top_p") && masker["top_p"].get<double>() >= 1) return true;
+    }
+    return false;
+  }
+
+  /// Positions that an attention mask forbids have weight 0 whether a mask holds them or not.
+  static Mask without_forbidden(const Mask& mask, const AttentionInputs& in) {
+    if (!in.attention_mask) return mask;
+    const Mask allowed = Mask::from_selections(in.shape(), [&](RowId row, Selection& selection) {
+      const AttentionMaskRow bias(*in.attention_mask, row);
+      for (std::int32_t key = 0; key < in.keys_length(); ++key) {
+        if (bias(key) > -kInfinity) selection.indices.push_back(key);
+      }
+    });
+    return intersect(mask, allowed);
+  }
+
+  void compare_masks(const Mask& ours, const Mask& theirs, const AttentionInputs& in, const std::optional<Mask>& previous) {
+    const double allowed = tolerance("mask", 1e-6);
+    const auto difference = [](const Mask& a, const Mask& b) { return largest_difference(to_dense(a), to_dense(b)); };
+    const Mask a = without_forbidden(ours, in), b = without_forbidden(theirs, in);
+    if (difference(a, b) <= allowed) return report_.difference("mask", difference(a, b), allowed);
+    // The reference's local window clears what others chose after a query's own position; ours only adds.
+    const auto& maskers = json_.at("maskers");
+    const bool local = std::any_of(maskers.begin(), maskers.end(), [](const Json& m) { return m["type"] == "local"; });
+    if (local && difference(restrict_causal(a), restrict_causal(b)) <= allowed) {
+      report_.difference("mask", difference(restrict_causal(a), restrict_causal(b)), allowed);
+      return report_.deviate("the reference's local window erases what lies after the query (deviation 3)");
+    }
+    // A top-k that runs out of candidates spills over active positions in the reference, and overwrites their p.
+    if (previous && previous->weighted() && difference(support(a), support(b)) <= allowed &&
+        difference(intersect(a, subtract(b, *previous)), intersect(b, subtract(b, *previous))) <= allowed)
+      return report_.deviate("the reference's top-k spills over active positions (deviation 4)");
+    report_.difference("mask", difference(a, b), allowed);
+  }
+
+  void compare_attention(const AttentionInputs& in, const Mask& mask, AttentionOptions options) {
+    options.weights = true;
+    const AttentionResult result = attention(in, mask, options);
+    report_.difference("output", largest_difference(result.output.span<float>(), values<float>("output")),
+                       tolerance("output_abs", 2e-5));
+    if (!has("attention_weights")) return;
+    const Csr csr = to_csr(mask);
+    std::vector<float> dense(static_cast<std::size_t>(mask.shape().positions()), 0.0f);
+    for (Index row = 0; row < mask.shape().rows(); ++row) {
+      for (Index i = csr.row_ptr[row]; i < csr.row_ptr[row + 1]; ++i)
+        dense[static_cast<std::size_t>(row * mask.shape().keys + csr.indices[i])] =
+            result.weights->values[static_cast<std::size_t>(i)];
+    }
+    report_.difference("attention_weights", largest_difference(dense, values<float>("attention_weights")),
+                       tolerance("weights_abs", 1e-5));
+  }
+
+  void compare_true_output(const AttentionInputs& in) {
+    if (!has("true_output")) return;
+    const AttentionResult dense = attention(in, Mask::full(in.shape()));
+    report_.difference("true_output", largest_difference(dense.output.span<float>(), values<float>("true_output")), 2e-5);
+  }
+
+  /// Numerator and denominator, in the reference's scale: relative to the largest score over all keys.
+  void compare_sums(const AttentionInputs& in, const Mask& mask) {
+    const AttentionResult result = attention(in, mask);
+    const std::span<const float> output = result.output.span<float>(), lse = result.lse.span<float>();
+    const std::span<const float> numerator = values<float>("numerator"), denominator = values<float>("denominator");
+    const double relative = tolerance("numerator_denominator_relative", 1e-4);
+    const auto dv = static_cast<std::size_t>(in.values.size(3));
+    for (std::size_t row = 0; row < lse.size(); ++row) {
+      const RowId id = in.shape().row_of_logical(static_cast<Index>(row));
+      double max = -kInfinity;
+      for (Index key = 0; key < in.keys_length(); ++key) {
+        double score = 0;
+        for (Index i = 0; i < in.head_dim(); ++i)
+          score += static_cast<double>(*in.queries.at<float>(id.batch, id.head, id.query, i)) *
+                   static_cast<double>(*in.keys.at<float>(id.batch, in.kv_head(id.head), key, i));
+        score *= in.scaling;
+        if (in.attention_mask) score += AttentionMaskRow(*in.attention_mask, id)(key);
+        max = std::max(max, score);
+      }
+      const double ours = std::exp(lse[row] - max);
+      report_.difference("denominator", std::abs(ours - denominator[row]) / denominator[row], relative);
+      for (std::size_t i = row * dv; i < (row + 1) * dv; ++i)
+        report_.difference("numerator", std::abs(output[i] * ours - numerator[i]) / std::max(1.0f, std::abs(numerator[i])),
+                           relative);
+    }
+  }
+
+  std::filesystem::path path_;
+  Json json_;
+  std::optional<SafeTensors> file_;
+  std::vector<NamedTensor> recorded_;
+  Report report_;
+};
+
+}  // namespace
+
+int verify(const std::filesystem::path& directory, bool known_only) {
+  if (!std::filesystem::is_directory(directory)) throw Error(directory.string() + ": is not a directory");
+  std::vector<std::filesystem::path> manifests;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.path().extension() == ".json") manifests.push_back(entry.path());
+  }
+  std::sort(manifests.begin(), manifests.end());
+  if (manifests.empty()) throw Error(directory.string() + ": holds no cases (<case>.json)");
+
+  std::size_t counts[4] = {};
+  for (const std::filesystem::path& manifest : manifests) {
+    Report report;
+    try {
+      report = Case(manifest).run();
+    } catch (const std::exception& error) {
+      report.fail(error.what());
+    }
+    constexpr const char* kNames[] = {"pass", "FAIL", "deviation", "unknown"};
+    ++counts[static_cast<std::size_t>(report.outcome)];
+    if (report.outcome == Outcome::unknown && known_only) continue;
+    fmt::print("{:<9}  {:<45}  {:.1e}  {}\n", kNames[static_cast<std::size_t>(report.outcome)],
+               manifest.stem().string(), report.largest, report.detail);
+  }
+  const std::size_t failed = counts[1] + (known_only ? 0 : counts[3]);
+  fmt::print("{} cases: {} passed, {} deviate as documented, {} failed, {} not built yet\n", manifests.size(), counts[0],
+             counts[2], counts[1], counts[3]);
+  return failed == 0 ? 0 : 1;
+}
+
+}  // namespace reticle::tools
