@@ -28,9 +28,12 @@ consteval std::string_view last_identifier(std::string_view signature) {
 
 template <auto Value>
 consteval std::string_view enumerator_name() {
-  const std::string_view signature = __PRETTY_FUNCTION__;
-  // A value without an enumerator is spelled as a cast, "(Enum)7": the character before its digits is ')'.
-  const std::string_view name = last_identifier(signature.substr(0, signature.find_last_of(']')));
+  // "... [with auto Value = ns::Enum::name; ...]" (g++) or "... [Value = ns::Enum::name]" (clang); a value without an
+  // enumerator is spelled as a cast, "(ns::Enum)7".
+  constexpr std::string_view kBefore = "Value = ";
+  std::string_view value = __PRETTY_FUNCTION__;
+  value.remove_prefix(value.find(kBefore) + kBefore.size());
+  const std::string_view name = last_identifier(value.substr(0, value.find_first_of(";]")));
   return name[0] >= '0' && name[0] <= '9' ? std::string_view() : name;
 }
 

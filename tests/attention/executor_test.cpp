@@ -1,0 +1,294 @@
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <array>
+#include <cstring>
+
+#include <reticle/attention/executor.hpp>
+#include <reticle/core/mask/combine.hpp>
+#include <reticle/core/mask/reshape.hpp>
+
+#include "support/attention.hpp"
+#include "support/random_mask.hpp"
+
+namespace reticle::testing {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+double rounding(DType dtype) { return dtype == DType::f32 ? 2e-6 : dtype == DType::f16 ? 1e-3 : 8e-3; }
+
+void expect_agrees(const AttentionResult& result, const Reference& reference, double tolerance = 5e-6) {
+  const TensorView& output = result.output.view();
+  for (Index i = 0; i < output.elements(); ++i) {
+    const double expected = reference.output[static_cast<std::size_t>(i)];
+    ASSERT_NEAR(read_float(output, i), expected, tolerance + rounding(output.dtype) * std::abs(expected)) << "output " << i;
+  }
+  for (std::size_t i = 0; i < reference.lse.size(); ++i) {
+    if (std::isinf(reference.lse[i])) {
+      ASSERT_EQ(result.lse.span<float>()[i], -kInfinity);
+    } else {
+      ASSERT_NEAR(result.lse.span<float>()[i], reference.lse[i], 2e-5);
+    }
+  }
+}
+
+std::vector<float> dense_weights(const AttentionWeights& weights, const MaskShape& shape) {
+  std::vector<float> dense(static_cast<std::size_t>(shape.positions()), 0.0f);
+  for (Index row = 0; row < shape.rows(); ++row) {
+    for (Index i = weights.row_ptr[row]; i < weights.row_ptr[row + 1]; ++i)
+      dense[static_cast<std::size_t>(row * shape.keys + weights.indices[i])] = weights.values[static_cast<std::size_t>(i)];
+  }
+  return dense;
+}
+
+TEST(Attention, AgreesWithTheReferenceForEveryRepresentationAndSharing) {
+  const OwnedInputs owned({.batch = 2, .heads = 4, .kv_heads = 2, .queries = 5, .keys = 70}, 1);
+  std::mt19937 random(1);
+  AttentionOptions options;
+  options.weights = true;
+  for (const NamedMask& m : random_masks(owned.inputs.shape(), random)) {
+    SCOPED_TRACE(m.name);
+    const AttentionResult result = attention(owned.inputs, m.mask, options);
+    const Reference reference = reference_attention(owned.inputs, m.mask);
+    expect_agrees(result, reference);
+    const std::vector<float> weights = dense_weights(*result.weights, owned.inputs.shape());
+    for (std::size_t i = 0; i < weights.size(); ++i) ASSERT_NEAR(weights[i], reference.weights[i], 2e-6);
+    EXPECT_EQ(result.weights->indices.size(), m.mask.nnz());
+  }
+}
+
+TEST(Attention, AgreesForEveryDtypeGroupSizeAndHeadSize) {
+  std::uint32_t seed = 10;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const Index kv_heads : {1, 2, 4, 8}) {
+      for (const auto& [d, dv] : {std::pair<Index, Index>{1, 1}, {16, 16}, {64, 80}, {100, 33}, {256, 256}}) {
+        SCOPED_TRACE(std::string(name_of(dtype)) + ", kv heads " + std::to_string(kv_heads) + ", d " + std::to_string(d));
+        const OwnedInputs owned({1, 8, kv_heads, 2, 40, d, dv}, seed++, dtype);
+        std::mt19937 random(seed);
+        const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.5, true, random));
+        expect_agrees(attention(owned.inputs, mask), reference_attention(owned.inputs, mask));
+      }
+    }
+  }
+}
+
+TEST(Attention, AgreesOnEveryInstructionSet) {
+  const OwnedInputs owned({1, 4, 2, 3, 600, 72, 40}, 20, DType::bf16);
+  std::mt19937 random(20);
+  const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.7, true, random));
+  const Reference reference = reference_attention(owned.inputs, mask);
+  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets & -targets);
+    SCOPED_TRACE(hwy::TargetName(targets & -targets));
+    expect_agrees(attention(owned.inputs, mask, {}, Context(1)), reference);
+  }
+  hwy::SetSupportedTargetsForTest(0);
+}
+
+TEST(Attention, ReadsStridedTensorsInPlace) {
+  const Shapes s{2, 4, 2, 3, 30, 16, 16};
+  const OwnedInputs owned(s, 30);
+  // The same tensors laid out (batch, length, heads, width), and with the width outermost.
+  for (const std::initializer_list<int>& order : {std::initializer_list<int>{0, 2, 1, 3}, {3, 0, 1, 2}, {3, 2, 1, 0}}) {
+    std::vector<int> inverse(4);
+    int at = 0;
+    for (const int dim : order) inverse[static_cast<std::size_t>(dim)] = at++;
+    const auto relaid = [&](const TensorView& view) { return Tensor::copy(view.permute(order), view.dtype); };
+    const auto back = [&](const Tensor& tensor) {
+      return tensor.view().permute({inverse[0], inverse[1], inverse[2], inverse[3]});
+    };
+    const Tensor q = relaid(owned.inputs.queries), k = relaid(owned.inputs.keys), v = relaid(owned.inputs.values);
+    AttentionInputs strided = owned.inputs;
+    strided.queries = back(q);
+    strided.keys = back(k);
+    strided.values = back(v);
+    EXPECT_FALSE(strided.keys.contiguous());
+    std::mt19937 random(30);
+    const Mask mask = Mask::dense(strided.shape(), random_p(strided.shape(), 0.5, true, random));
+    expect_agrees(attention(strided, mask), reference_attention(owned.inputs, mask));
+  }
+}
+
+TEST(Attention, AppliesAttentionMaskCausalitySoftCapAndSinksTogether) {
+  const Shapes s{2, 4, 2, 6, 33, 16, 16};
+  OwnedInputs owned(s, 40);
+  std::mt19937 random(40);
+  const std::vector<float> sinks{0.5f, -kInfinity, 3, -2};
+  for (const auto& [b, h, q, k] : {std::array<Index, 4>{2, 4, 6, 33}, {1, 1, 6, 33}, {2, 1, 1, 33}, {1, 4, 6, 1}}) {
+    Tensor bias = random_tensor(DType::f32, {b, h, q, k}, random);
+    for (std::size_t i = 0; i < bias.span<float>().size(); i += 3)
+      bias.span<float>()[i] = i % 2 == 0 ? -kInfinity : -std::numeric_limits<float>::max();
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const Tensor typed = Tensor::copy(bias, dtype);
+      AttentionInputs inputs = owned.inputs;
+      inputs.attention_mask = typed.view();
+      inputs.causal = true;
+      AttentionOptions options;
+      options.soft_cap = 1.5f;
+      options.sink_logits = sinks;
+      options.weights = true;
+      const Mask mask = Mask::dense(inputs.shape(), random_p(inputs.shape(), 0.6, true, random));
+      const Reference reference = reference_attention(inputs, mask, options);
+      const AttentionResult result = attention(inputs, mask, options);
+      expect_agrees(result, reference);
+      const std::vector<float> weights = dense_weights(*result.weights, inputs.shape());
+      for (std::size_t i = 0; i < weights.size(); ++i) ASSERT_NEAR(weights[i], reference.weights[i], 2e-6);
+    }
+  }
+}
+
+TEST(Attention, RowsWithoutEntriesGiveZeroAndNeverNaN) {
+  OwnedInputs owned({1, 2, 1, 4, 8, 16, 16}, 50);
+  const AttentionResult nothing = attention(owned.inputs, Mask::empty(owned.inputs.shape()));
+  for (const float value : nothing.output.span<float>()) EXPECT_EQ(value, 0.0f);
+  for (const float value : nothing.lse.span<float>()) EXPECT_EQ(value, -kInfinity);
+
+  Tensor forbids(DType::f32, {1, 1, 1, 8});
+  std::fill(forbids.span<float>().begin(), forbids.span<float>().end(), -std::numeric_limits<float>::max());
+  owned.inputs.attention_mask = forbids.view();
+  AttentionOptions options;
+  options.weights = true;
+  const AttentionResult forbidden = attention(owned.inputs, Mask::full(owned.inputs.shape()), options);
+  for (const float value : forbidden.output.span<float>()) EXPECT_EQ(value, 0.0f);
+  for (const float value : forbidden.weights->values) EXPECT_EQ(value, 0.0f);
+}
+
+TEST(Attention, TensorsWithoutElementsGiveResultsWithoutElementsOrZeros) {
+  for (const Shapes& s : {Shapes{0, 4, 2, 3, 5, 8, 8}, Shapes{1, 0, 0, 3, 5, 8, 8}, Shapes{1, 4, 2, 0, 5, 8, 8},
+                          Shapes{1, 4, 2, 3, 0, 8, 8}, Shapes{1, 4, 2, 3, 5, 0, 8}, Shapes{1, 4, 2, 3, 5, 8, 0}}) {
+    const OwnedInputs owned(s, 55);
+    AttentionInputs inputs = owned.inputs;
+    inputs.scaling = 1;
+    const AttentionResult result = attention(inputs, Mask::full(inputs.shape()));
+    EXPECT_EQ(result.output.view().elements(), s.batch * s.heads * s.queries * s.value_dim);
+    if (s.keys == 0) {
+      for (const float value : result.output.span<float>()) EXPECT_EQ(value, 0.0f);
+    }
+  }
+}
+
+TEST(Attention, ScoresFarBelowTheMaximumOfUnattendedKeysDoNotUnderflow) {
+  OwnedInputs owned({1, 1, 1, 1, 20, 16, 16}, 60);
+  owned.inputs.scaling = 60;  // sparse-attention-hub divides 0 by 0 here
+  const Mask mask = Mask::intervals(owned.inputs.shape(), [](RowId) { return Interval{3, 5}; });
+  expect_agrees(attention(owned.inputs, mask), reference_attention(owned.inputs, mask), 1e-4);
+}
+
+TEST(Attention, SmallProbabilitiesAreDividedByExactly) {
+  const OwnedInputs owned({1, 1, 1, 1, 30, 16, 16}, 65);
+  std::vector<float> p(30, 1e-4f);
+  p[3] = 1;
+  const Mask mask = Mask::dense(owned.inputs.shape(), p);
+  expect_agrees(attention(owned.inputs, mask), reference_attention(owned.inputs, mask));
+}
+
+TEST(Attention, IsBitIdenticalForAnyNumberOfThreads) {
+  const OwnedInputs owned({1, 8, 2, 40, 300, 64, 64}, 70, DType::bf16);
+  std::mt19937 random(70);
+  const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.4, true, random));
+  const AttentionResult one = attention(owned.inputs, mask, {}, Context(1));
+  for (const int threads : {2, 3, 7}) {
+    const AttentionResult many = attention(owned.inputs, mask, {}, Context(threads));
+    EXPECT_TRUE(std::ranges::equal(one.lse.span<float>(), many.lse.span<float>()));
+    EXPECT_EQ(std::memcmp(one.output.view().data, many.output.view().data,
+                          static_cast<std::size_t>(one.output.view().elements() * 2)),
+              0);
+  }
+}
+
+TEST(Attention, StatesOfDisjointKeysMergeToTheWhole) {
+  const OwnedInputs owned({1, 4, 2, 3, 90, 32, 32}, 80);
+  std::mt19937 random(80);
+  const Mask whole = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.4, true, random));
+  const Mask first = Mask::intervals(owned.inputs.shape().one_row(), [](RowId) { return Interval{0, 31}; });
+  const Mask middle = Mask::intervals(owned.inputs.shape().one_row(), [](RowId) { return Interval{31, 40}; });
+  const Mask last = complement(first | middle);
+  const auto part = [&](const Mask& keys) { return attention(owned.inputs, whole - complement(keys)); };
+  const Reference reference = reference_attention(owned.inputs, whole);
+  expect_agrees(merge(merge(part(first), part(middle)), part(last)), reference);
+  expect_agrees(merge(part(last), merge(part(middle), part(first))), reference);
+  const AttentionResult nothing = attention(owned.inputs, Mask::empty(owned.inputs.shape()));
+  expect_agrees(merge(nothing, merge(part(first | middle | last), nothing)), reference);
+  EXPECT_EQ(merge(nothing, nothing).lse.span<float>()[0], -kInfinity);
+}
+
+TEST(Attention, NonFiniteInputsAreReportedWithTheirRow) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity}) {
+    for (const int which : {0, 1, 2}) {
+      OwnedInputs owned({1, 2, 1, 3, 300, 16, 16}, 90);
+      Tensor* const tensors[] = {&owned.queries, &owned.keys, &owned.values};
+      auto elements = tensors[which]->span<float>();
+      elements[elements.size() - 5] = bad;
+      try {
+        attention(owned.inputs, Mask::full(owned.inputs.shape()), {}, Context(1));
+        ADD_FAILURE() << "accepted " << bad << " in tensor " << which;
+      } catch (const ValueError& error) {
+        // An infinite key scores -infinity, as if forbidden, against some queries: the first other row is named.
+        const std::string row = which == 0 ? "(0, 1, 2)" : which == 1 && std::isinf(bad) ? "(0, 0, 1)" : "(0, 0, 0)";
+        EXPECT_EQ(std::string(error.what()),
+                  "attention: the result of row " + row +
+                      " is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores overflow");
+      }
+      AttentionOptions lenient;
+      lenient.allow_non_finite = true;
+      EXPECT_NO_THROW(attention(owned.inputs, Mask::full(owned.inputs.shape()), lenient));
+      // What is not attended is not read.
+      if (which != 0) {
+        const Mask others = Mask::intervals(owned.inputs.shape().one_row(), [](RowId) { return Interval{0, 299}; });
+        EXPECT_NO_THROW(attention(owned.inputs, others));
+      }
+    }
+  }
+}
+
+TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
+  const OwnedInputs owned({1, 4, 2, 3, 8, 16, 16}, 95);
+  const auto refusal = [](const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options = {}) {
+    try {
+      attention(inputs, mask, options);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  const Mask full = Mask::full(owned.inputs.shape());
+  EXPECT_EQ(refusal(owned.inputs, Mask::full({1, 4, 3, 9})),
+            "attention: mask (1, 4, 3, 9) does not fit queries F32 (1, 4, 3, 16) and keys F32 (1, 2, 8, 16); needed is a mask of "
+            "(1, 4, 3, 8)");
+  AttentionInputs bad = owned.inputs;
+  bad.keys = bad.keys.slice(3, 0, 15);
+  EXPECT_EQ(refusal(bad, full),
+            "keys need the head_dim of the queries (queries F32 (1, 4, 3, 16), keys F32 (1, 2, 8, 15), values F32 (1, 2, 8, 16))");
+  bad = owned.inputs;
+  bad.queries = bad.queries.slice(1, 0, 3);
+  EXPECT_EQ(refusal(bad, full).substr(0, 61), "the query heads, 3, must be a multiple of the KV heads, 2 (qu");
+  bad = owned.inputs;
+  bad.values = bad.values.slice(2, 0, 7);
+  EXPECT_EQ(refusal(bad, full).substr(0, 51), "values need the heads and the length of the keys (q");
+  bad = owned.inputs;
+  bad.queries.rank = 3;
+  EXPECT_EQ(refusal(bad, full), "queries: has 3 dimensions, F32 (1, 4, 3); needed are 4");
+  bad = owned.inputs;
+  bad.values.dtype = DType::i32;
+  EXPECT_EQ(refusal(bad, full), "values: dtype is I32; needed is F32, F16 or BF16");
+  bad = owned.inputs;
+  bad.scaling = kInfinity;
+  EXPECT_EQ(refusal(bad, full), "scaling is inf; needed is a finite number");
+  const Tensor mask(DType::f32, {1, 1, 3, 7});
+  bad = owned.inputs;
+  bad.attention_mask = mask.view();
+  EXPECT_EQ(refusal(bad, full), "attention_mask: F32 (1, 1, 3, 7) does not broadcast to (1, 4, 3, 8)");
+  AttentionOptions options;
+  const std::vector<float> sinks(3);
+  options.sink_logits = sinks;
+  EXPECT_EQ(refusal(owned.inputs, full, options), "sink_logits: has 3 entries; needed is one for each of 4 heads");
+  options = {};
+  options.soft_cap = 0.0f;
+  EXPECT_EQ(refusal(owned.inputs, full, options), "soft_cap is 0.000000; needed is a finite number > 0");
+  const OwnedInputs wide({1, 1, 1, 1, 1, 257, 16}, 1);
+  EXPECT_EQ(refusal(wide.inputs, Mask::full(wide.inputs.shape())), "queries: head size is 257; at most 256 is supported");
+}
+
+}  // namespace
+}  // namespace reticle::testing

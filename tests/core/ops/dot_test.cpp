@@ -1,0 +1,74 @@
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <reticle/core/ops/dot.hpp>
+
+#include "support/attention.hpp"
+
+namespace reticle::testing {
+namespace {
+
+/// Runs body once per instruction set that this processor has.
+template <class Body>
+void for_each_target(Body body) {
+  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets & -targets);
+    SCOPED_TRACE(hwy::TargetName(targets & -targets));
+    body();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+}
+
+TEST(Dot, AgreesWithDoubleSumsForEveryTargetWidthAndDtype) {
+  std::mt19937 random(2);
+  for_each_target([&] {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (const Index d : {1, 3, 7, 16, 33, 64, 100, 128, 256}) {
+        const Tensor queries = random_tensor(DType::f32, {kQueriesPerPass, d}, random);
+        const Tensor keys = random_tensor(dtype, {9, d}, random);
+        for (Index rows = 1; rows <= kQueriesPerPass; ++rows) {
+          std::vector<float> scores(static_cast<std::size_t>(rows * 11), 77.0f);
+          dot(queries.span<float>().data(), rows, keys, scores.data(), 11);
+          for (Index r = 0; r < rows; ++r) {
+            for (Index k = 0; k < 9; ++k) {
+              double expected = 0;
+              for (Index i = 0; i < d; ++i)
+                expected += static_cast<double>(*queries.view().at<float>(r, i)) *
+                            static_cast<double>(read_float(keys, k * d + i));
+              EXPECT_NEAR(scores[static_cast<std::size_t>(r * 11 + k)], expected, 1e-5 * static_cast<double>(d + 4));
+            }
+            EXPECT_EQ(scores[static_cast<std::size_t>(r * 11 + 9)], 77.0f) << "nothing beyond the keys is written";
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(Dot, AProductDoesNotDependOnWhatItIsComputedBeside) {
+  std::mt19937 random(3);
+  const Tensor queries = random_tensor(DType::f32, {4, 72}, random);
+  const Tensor keys = random_tensor(DType::bf16, {20, 72}, random);
+  std::vector<float> together(4 * 20), alone(20), gathered(20);
+  dot(queries.span<float>().data(), 4, keys, together.data(), 20);
+  dot(queries.span<float>().data() + 2 * 72, 1, keys, alone.data(), 20);
+  EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + 40));
+  std::vector<std::int32_t> indices{5, 5, 19, 0};
+  dot_gather(queries.span<float>().data() + 2 * 72, keys, indices.data(), 4, gathered.data());
+  for (std::size_t i = 0; i < indices.size(); ++i) EXPECT_EQ(gathered[i], alone[static_cast<std::size_t>(indices[i])]);
+}
+
+TEST(Dot, ReadsKeysOfAnyStride) {
+  std::mt19937 random(4);
+  const Tensor queries = random_tensor(DType::f32, {1, 24}, random);
+  const Tensor transposed = random_tensor(DType::f16, {24, 10}, random);
+  const TensorView keys = transposed.view().permute({1, 0});
+  const Tensor packed = Tensor::copy(keys, DType::f16);
+  std::vector<float> a(10), b(10);
+  dot(queries.span<float>().data(), 1, keys, a.data(), 10);
+  dot(queries.span<float>().data(), 1, packed, b.data(), 10);
+  EXPECT_EQ(a, b);
+}
+
+}  // namespace
+}  // namespace reticle::testing

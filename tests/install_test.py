@@ -1,0 +1,199 @@
+"""What others build: a consumer of the installed library (shared, static, pkg-config), a plugin, and a new masker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(os.environ["RETICLE_SOURCE_DIR"])
+BUILD = Path(os.environ["RETICLE_BUILD_DIR"])
+CXX = os.environ["RETICLE_CXX"]
+GENERATOR = os.environ["RETICLE_GENERATOR"]
+BUILT_IN = sorted(path.stem for path in (ROOT / "maskers").rglob("*.cpp"))
+MAGIC = b"reticle-abi:v1\0\0"
+
+
+def run(*command: object, **environment: str) -> str:
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    if result.returncode != 0:
+        raise AssertionError(f"{command}\n{result.stdout}\n{result.stderr}")
+    return result.stdout
+
+
+def build_project(source: Path, build: Path, *options: str) -> None:
+    run("cmake", "-S", source, "-B", build, "-G", GENERATOR, f"-DCMAKE_CXX_COMPILER={CXX}", *options)
+    run("cmake", "--build", build, "--parallel", len(os.sched_getaffinity(0)))
+
+
+class Shared(unittest.TestCase):
+    folder: tempfile.TemporaryDirectory[str]
+    prefix: Path
+    plugin: Path
+    consumer: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = tempfile.TemporaryDirectory()
+        base = Path(cls.folder.name)
+        cls.prefix = base / "prefix"
+        run("cmake", "--install", BUILD, "--prefix", cls.prefix)
+        build_project(ROOT / "tests/install/consumer", base / "consumer", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
+        cls.consumer = base / "consumer" / "consumer"
+        # Out of the tree, from copies: nothing but the installed package is there.
+        shutil.copytree(ROOT / "plugins/dilated_local", base / "dilated_local")
+        build_project(base / "dilated_local", base / "plugin", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
+        cls.plugin = base / "plugin" / "dilated_local.so"
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.folder.cleanup()
+
+    def temporary(self, name: str, content: bytes) -> Path:
+        path = Path(self.folder.name) / name
+        path.write_bytes(content)
+        return path
+
+    def compile_plugin(self, name: str, code: str, *options: str) -> Path:
+        source = self.temporary(f"{name}.cpp", code.encode())
+        library = source.with_suffix(".so")
+        libraries = next(self.prefix.glob("lib*"))
+        include = ["-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-I", self.prefix / "include"]
+        run(CXX, *include, source, "-o", library, "-L", libraries, "-lreticle", *options)
+        return library
+
+    def refusal(self, plugin: Path) -> str:
+        """The message, after checking that the registry is as it was and that another plugin can still be loaded."""
+        lines = run(self.consumer, plugin, self.plugin).splitlines()
+        self.assertTrue(lines[0].startswith(f"refused {plugin}: "), lines)
+        self.assertEqual(lines[1], "loaded dilated_local")
+        self.assertEqual(lines[2:-1], [f"has {name}" for name in sorted([*BUILT_IN, "dilated_local"])])
+        return lines[0].removeprefix(f"refused {plugin}: ")
+
+    def test_consumer_sees_every_masker_and_runs(self) -> None:
+        lines = run(self.consumer).splitlines()
+        self.assertEqual(lines[:-1], [f"has {name}" for name in BUILT_IN])
+        self.assertEqual(lines[-1], "output 4")
+
+    def test_pkg_config_consumer_runs(self) -> None:
+        if shutil.which("pkg-config") is None:
+            self.skipTest("pkg-config is not there")
+        folder = next(self.prefix.glob("lib*/**/pkgconfig"))
+        flags = run("pkg-config", "--cflags", "--libs", "reticle", PKG_CONFIG_PATH=str(folder)).split()
+        program = Path(self.folder.name) / "with_pkg_config"
+        run(CXX, "-std=c++20", ROOT / "tests/install/consumer/main.cpp", "-o", program, *flags)
+        library_path = str(folder.parent)
+        self.assertIn("output 4", run(program, LD_LIBRARY_PATH=library_path))
+
+    def test_installed_command_finds_its_library_and_the_bundled_tensors(self) -> None:
+        command = self.prefix / "bin/reticle"
+        out = run(command, "run", self.prefix / "share/reticle/configs/sink_local.json", "--json", RETICLE_DATA="/nonexistent")
+        self.assertEqual(json.loads(out)["input"], str(self.prefix / "share/reticle/data/attention_4096.safetensors"))
+
+    def test_plugin_is_loaded_by_a_config_listed_described_and_run(self) -> None:
+        command = self.prefix / "bin/reticle"
+        config = self.plugin.parent / "dilated_local.json"
+        shutil.copy(ROOT / "plugins/dilated_local/dilated_local.json", config)
+        report = json.loads(run(command, "run", config, "--json"))
+        layer = report["layers"][0]
+        # 4 sinks and 128 keys 4 apart of each row, of 4096; row r may meet a sink at most at the window's start.
+        self.assertAlmostEqual(layer["density"], (4 + 128) / 4096, delta=1e-6)
+        self.assertEqual(report["config"]["maskers"][1]["dilation"], 4)
+
+        elsewhere = Path(self.folder.name) / "elsewhere.json"
+        shutil.copy(config, elsewhere)
+        folder = str(self.plugin.parent)
+        run(command, "check", elsewhere, RETICLE_PLUGIN_PATH=f"/nonexistent:{folder}")
+        listed = run(command, "list", RETICLE_PLUGIN_PATH=folder)
+        self.assertIn(f"[{self.plugin}]", listed)
+        self.assertIn("`dilation`", run(command, "describe", "dilated_local", RETICLE_PLUGIN_PATH=folder))
+        missing = subprocess.run([command, "check", elsewhere], capture_output=True, text=True, check=False)
+        self.assertEqual(missing.returncode, 2)
+        self.assertIn('no plugin "dilated_local.so"; looked for', missing.stderr)
+
+    def test_loading_twice_is_loading_once(self) -> None:
+        lines = run(self.consumer, self.plugin, self.plugin).splitlines()
+        self.assertEqual(lines[:2], ["loaded dilated_local", "loaded dilated_local"])
+        self.assertEqual(lines.count("has dilated_local"), 1)
+
+    def test_other_version_compiler_or_layout_is_refused_before_its_code_runs(self) -> None:
+        good = self.plugin.read_bytes()
+        at = good.index(MAGIC)
+        for name, offset in (("version", 16), ("compiler", 32), ("layout", 80)):
+            bad = bytearray(good)
+            bad[at + offset] ^= 1
+            message = self.refusal(self.temporary(f"stale_{name}.so", bytes(bad)))
+            self.assertRegex(message, r"^was built for reticle .* with .*; this is reticle 0.1.0 with .*Build it again")
+
+    def test_missing_symbol_is_refused_with_the_loaders_reason(self) -> None:
+        code = (ROOT / "plugins/dilated_local/dilated_local.cpp").read_text()
+        code = code.replace('"dilated_local"', '"broken"') + '\nextern "C" int nowhere(); int use = nowhere();\n'
+        plugin = self.compile_plugin("broken", code)
+        lines = run(self.consumer, plugin).splitlines()
+        self.assertRegex(lines[0], r"^refused .*undefined symbol: nowhere")
+        self.assertNotIn("has broken", lines)
+
+    def test_duplicate_name_is_refused_whole(self) -> None:
+        code = (ROOT / "tests/install/every_nth.cpp").read_text()
+        twin = code.replace("EveryNth", "Twin").replace('"every_nth"', '"sink"')
+        message = self.refusal(self.compile_plugin("twin", code + "\n" + twin))
+        self.assertEqual(message, 'masker "sink" is registered already (built in)')
+
+    def test_bad_name_is_refused(self) -> None:
+        code = (ROOT / "tests/install/every_nth.cpp").read_text().replace('"every_nth"', '"Every Nth"')
+        self.assertIn("is not made of a-z, 0-9 and _", self.refusal(self.compile_plugin("bad_name", code)))
+
+    def test_files_that_are_no_plugins_are_refused(self) -> None:
+        self.assertEqual(self.refusal(self.temporary("text.so", b"hello")), "is not a shared object")
+        self.assertEqual(self.refusal(self.temporary("empty.so", b"")), "is not a shared object")
+        self.assertIn("has no reticle ABI stamp", self.refusal(self.compile_plugin("plain", "int x;")))
+        self.assertEqual(self.refusal(Path(self.folder.name) / "absent.so"), "No such file or directory")
+        library = next(path for path in self.prefix.glob("lib*/**/libreticle.so.*") if not path.is_symlink())
+        self.assertIn("registers no masker", self.refusal(library))
+        truncated = self.temporary("truncated.so", self.plugin.read_bytes()[:20000])
+        self.assertTrue(self.refusal(truncated))
+
+
+class NewMasker(unittest.TestCase):
+    """A masker in one new file, with nothing else touched, in a static build that must not lose it."""
+
+    def test_one_new_file_is_listed_described_checked_run_and_linked(self) -> None:
+        # Kept between runs, so that a second one only compiles what changed.
+        base = BUILD / "static-with-new-masker"
+        source, build, prefix = base / "source", base / "build", base / "prefix"
+        shutil.rmtree(source, ignore_errors=True)
+        source.mkdir(parents=True)
+        for name in ("core", "maskers", "attention", "tools", "cmake", "configs", "examples"):
+            shutil.copytree(ROOT / name, source / name)
+        shutil.copy2(ROOT / "CMakeLists.txt", source)
+        shutil.copy2(ROOT / "tests/install/every_nth.cpp", source / "maskers/fixed/every_nth.cpp")
+        options = ["-DBUILD_SHARED_LIBS=OFF", "-DRETICLE_BUILD_TESTS=OFF", "-DRETICLE_CUDA=OFF"]
+        build_project(source, build, *options)
+
+        command = build / "tools/reticle"
+        names = [line.split()[0] for line in run(command, "list").splitlines()]
+        self.assertEqual(names, sorted([*BUILT_IN, "every_nth"]))
+        self.assertIn("| `stride` | integer | `8` |", run(command, "describe", "every_nth"))
+        self.assertEqual(json.loads(run(command, "schema", "every_nth"))["properties"]["stride"]["default"], 8)
+        config = base / "every_nth.json"
+        config.write_text('{"maskers": [{"type": "every_nth", "stride": 0}]}')
+        refused = subprocess.run([command, "check", config], capture_output=True, text=True, check=False)
+        self.assertIn("/maskers/0/stride: must be > 0, got 0", refused.stderr)
+        config.write_text('{"maskers": [{"type": "every_nth", "stride": 16}]}')
+        layer = json.loads(run(command, "run", config, "--json"))["layers"][0]
+        self.assertEqual(layer["density"], 1 / 16)
+
+        run("cmake", "--install", build, "--prefix", prefix)
+        consumer = base / "consumer"
+        build_project(ROOT / "tests/install/consumer", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
+        self.assertEqual(run(consumer / "consumer").splitlines()[:-1], [f"has {name}" for name in names])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,78 @@
+"""Includes go down only, and headers keep heavy things out. The table is the architecture."""
+
+from __future__ import annotations
+
+import os
+import re
+import unittest
+from pathlib import Path
+
+ROOT = Path(os.environ["RETICLE_SOURCE_DIR"])
+
+# Who may include what of ours; a room may include itself and what stands in its row.
+ALLOWED: dict[str, set[str]] = {
+    "core/base": {"core/base"},
+    "core/tensor": {"core/base", "core/tensor"},
+    "core/mask": {"core/base", "core/tensor", "core/mask"},
+    "core/config": {"core/base", "core/config"},
+    "core/ops": {"core/base", "core/tensor", "core/mask", "core", "core/ops"},
+    "core": {"core/base", "core/tensor", "core/mask", "core/config", "core"},
+    "maskers": {"core", "core/mask", "core/ops"},
+    "attention": {"core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core", "attention"},
+    "tools": {"core", "core/mask", "core/tensor", "attention"},
+}
+INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
+SUFFIXES = {".hpp", ".cpp", ".cu", ".cuh"}
+
+
+def room_of(path: str) -> str:
+    parts = path.split("/")
+    return "/".join(parts[:2]) if parts[0] == "core" and len(parts) > 2 else parts[0]
+
+
+def sources() -> list[Path]:
+    rooms = ("core", "maskers", "attention", "tools")
+    return sorted(p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix in SUFFIXES)
+
+
+class Layering(unittest.TestCase):
+    def test_includes_go_down_only(self) -> None:
+        for path in sources():
+            room = room_of(str(path.relative_to(ROOT)))
+            for include in INCLUDE.findall(path.read_text()):
+                if not include.startswith("reticle/") or include == "reticle/version.hpp":
+                    continue
+                self.assertIn(room_of(include.removeprefix("reticle/")), ALLOWED[room], f"{path} includes {include}")
+
+    def test_core_and_attention_name_no_masker(self) -> None:
+        names = {p.stem for p in (ROOT / "maskers").rglob("*.cpp")} - {"local", "causal"}
+        for path in sources():
+            if room_of(str(path.relative_to(ROOT))).split("/")[0] not in ("core", "attention"):
+                continue
+            # Comments may show how a masker or a config looks.
+            code = re.sub(r"//.*", "", path.read_text())
+            for name in names:
+                self.assertNotRegex(code, rf'"{name}"', f"{path} names the masker {name}")
+
+    def test_json_and_heavy_headers_stay_in_source_files(self) -> None:
+        for path in sources():
+            if path.suffix != ".hpp" or path.name.endswith("-inl.hpp"):
+                continue
+            for include in INCLUDE.findall(path.read_text()):
+                self.assertNotIn(include, {"nlohmann/json.hpp", "iostream", "regex"}, str(path))
+                self.assertFalse(include.startswith(("hwy/", "cuda")), f"{path} includes {include}")
+
+    def test_maskers_and_public_headers_never_see_json(self) -> None:
+        for path in sources():
+            if room_of(str(path.relative_to(ROOT))) != "maskers":
+                continue
+            self.assertNotIn("nlohmann", path.read_text(), str(path))
+
+    def test_no_device_source_sees_reflection(self) -> None:
+        for path in ROOT.rglob("*.cu"):
+            for include in INCLUDE.findall(path.read_text()):
+                self.assertFalse(include.startswith(("reticle/core/config", "boost/", "nlohmann/")), f"{path}: {include}")
+
+
+if __name__ == "__main__":
+    unittest.main()
