@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+
 #include <reticle/attention/executor.hpp>
 #include <reticle/attention/row_kernel.hpp>
 #include <reticle/attention/state.hpp>
@@ -141,9 +142,10 @@ class RowExecutor {
       finite &= std::abs(value) < kInfinity;
     }
     if (!finite && !options_.allow_non_finite)
-      throw ValueError("attention: the result of row (" + std::to_string(row.batch) + ", " + std::to_string(row.head) +
-                       ", " + std::to_string(row.query) +
-                       ") is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores overflow");
+      throw ValueError(
+          "attention: the result of row (" + std::to_string(row.batch) + ", " + std::to_string(row.head) + ", " +
+          std::to_string(row.query) +
+          ") is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores overflow");
     return lse;
   }
 
@@ -172,14 +174,15 @@ void validate(const AttentionInputs& inputs, const Mask& mask, const AttentionOp
     throw ShapeError("attention: mask " + mask.shape().describe() + " does not fit queries " +
                      inputs.queries.describe() + " and keys " + inputs.keys.describe() + "; needed is a mask of " +
                      inputs.shape().describe());
-  for (const auto& [width, name] : {std::pair{inputs.head_dim(), "queries"}, std::pair{inputs.values.size(3), "values"}}) {
+  for (const auto& [width, name] :
+       {std::pair{inputs.head_dim(), "queries"}, std::pair{inputs.values.size(3), "values"}}) {
     if (width > kLargestHeadDim)
       throw ShapeError(std::string(name) + ": head size is " + std::to_string(width) + "; at most " +
                        std::to_string(kLargestHeadDim) + " is supported");
   }
   if (!options.sink_logits.empty() && static_cast<Index>(options.sink_logits.size()) != inputs.heads())
-    throw ShapeError("sink_logits: has " + std::to_string(options.sink_logits.size()) + " entries; needed is one for each of " +
-                     std::to_string(inputs.heads()) + " heads");
+    throw ShapeError("sink_logits: has " + std::to_string(options.sink_logits.size()) +
+                     " entries; needed is one for each of " + std::to_string(inputs.heads()) + " heads");
   if (options.soft_cap && !(*options.soft_cap > 0 && *options.soft_cap < kInfinity))
     throw ValueError("soft_cap is " + std::to_string(*options.soft_cap) + "; needed is a finite number > 0");
 }
@@ -207,8 +210,8 @@ AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const
       float* weights = result.weights ? result.weights->values.data() + result.weights->row_ptr[row] : nullptr;
       lse[static_cast<std::size_t>(row)] = executor.run(shape.row_of_logical(row), weights);
       dispatch_float(inputs.queries.dtype, "output", [&]<class T>() {
-        std::transform(executor.output().begin(), executor.output().end(), static_cast<T*>(result.output.data()) + row * dv,
-                       from_float<T>);
+        std::transform(executor.output().begin(), executor.output().end(),
+                       static_cast<T*>(result.output.data()) + row * dv, from_float<T>);
       });
     }
   });

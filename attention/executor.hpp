@@ -2,11 +2,12 @@
 #pragma once
 
 #include <optional>
+#include <span>
+
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/mask/mask.hpp>
 #include <reticle/core/tensor/tensor.hpp>
-#include <span>
 
 namespace reticle {
 
@@ -35,15 +36,16 @@ struct AttentionResult {
   std::optional<AttentionWeights> weights;
 };
 
-/// output_i = sum_j w_ij v_j / sum_j w_ij over the entries j of row i, w_ij = exp(score_ij) / p_ij, with score = scaling *
-/// q.k, then soft cap, then attention mask. A row without entries (or all forbidden) gives output 0 and LSE -infinity.
-/// Head sizes up to 256. Sums are float32; the result does not depend on the number of threads.
-/// ShapeError when inputs and mask do not fit; ValueError naming the row when a result is not finite.
-/// Time O(nnz * (d + dv)), memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
+/// output_i = sum_j w_ij v_j / sum_j w_ij over the entries j of row i, w_ij = exp(score_ij) / p_ij, with score =
+/// scaling * q.k, then soft cap, then attention mask. A row without entries (or all forbidden) gives output 0 and LSE
+/// -infinity. Head sizes up to 256. Sums are float32; the result does not depend on the number of threads. ShapeError
+/// when inputs and mask do not fit; ValueError naming the row when a result is not finite. Time O(nnz * (d + dv)),
+/// memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
 RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Mask& mask,
                                       const AttentionOptions& options = {}, const Context& context = {});
 
-/// The state of the union of two disjoint sets of keys. ShapeError when the results' shapes differ. Weights are dropped.
+/// The state of the union of two disjoint sets of keys. ShapeError when the results' shapes differ. Weights are
+/// dropped.
 RETICLE_API AttentionResult merge(const AttentionResult& a, const AttentionResult& b);
 
 }  // namespace reticle

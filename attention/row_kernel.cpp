@@ -1,6 +1,6 @@
 // Streaming softmax (Milakov and Gimelshein 2018) in steps of 256 keys, so that scores and weights stay in L1 and the
-// rescaling of the output is paid once per step. Four output vectors are kept in registers while the step's values stream
-// past: bytes read = count * dv * size, flops = 2 * count * dv. Bound by value bandwidth.
+// rescaling of the output is paid once per step. Four output vectors are kept in registers while the step's values
+// stream past: bytes read = count * dv * size, flops = 2 * count * dv. Bound by value bandwidth.
 #include <reticle/attention/row_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE
@@ -75,7 +75,8 @@ void AddColumns(const float* weights, const T* values, Index stride, const std::
   for (Index i = 0; i < count; ++i) {
     const auto weight = hn::Set(tag, weights[i]);
     const T* value = values + indices[i] * stride;
-    for (std::size_t v = 0; v < kVectors; ++v) sums[v] = hn::MulAdd(weight, LoadFloat(tag, value + static_cast<Index>(v) * lanes), sums[v]);
+    for (std::size_t v = 0; v < kVectors; ++v)
+      sums[v] = hn::MulAdd(weight, LoadFloat(tag, value + static_cast<Index>(v) * lanes), sums[v]);
   }
   for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(sums[v], tag, output + static_cast<Index>(v) * lanes);
 }
@@ -117,8 +118,8 @@ namespace reticle {
 
 HWY_EXPORT(FoldKeys);
 
-void fold_keys(float* scores, const float* inverse_p, const TensorView& values, const std::int32_t* indices, Index count,
-               RowState& state, float* output) {
+void fold_keys(float* scores, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
+               Index count, RowState& state, float* output) {
   HWY_DYNAMIC_DISPATCH(FoldKeys)(scores, inverse_p, values, indices, count, state, output);
 }
 

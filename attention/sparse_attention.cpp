@@ -2,13 +2,15 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
+#include <sstream>
+
 #include <nlohmann/json.hpp>
+
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/config/config.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/registry.hpp>
-#include <sstream>
 
 namespace reticle {
 
@@ -116,7 +118,8 @@ Comparison compare_with_dense(const AttentionInputs& inputs, const Mask& mask, c
   for (std::size_t head = 0; head < heads; ++head)
     comparison.head_relative_error.push_back(ratio(std::sqrt(error[head]), std::sqrt(size[head])));
 
-  // The mass that a set of keys holds is exp(LSE of the set - LSE of all); sampling weights and sinks are left out of both.
+  // The mass that a set of keys holds is exp(LSE of the set - LSE of all); sampling weights and sinks are left out of
+  // both.
   plain.sink_logits = {};
   const bool reusable = options.sink_logits.empty();
   const AttentionResult covered =
@@ -295,7 +298,8 @@ std::string schema(std::string_view type) {
     Json name = {{"const", masker.name}};
     schema["properties"]["type"] = std::move(name);
     Json required = Json::array({"type"});
-    if (schema.contains("required")) required.insert(required.end(), schema["required"].begin(), schema["required"].end());
+    if (schema.contains("required"))
+      required.insert(required.end(), schema["required"].begin(), schema["required"].end());
     schema["required"] = std::move(required);
     schema["title"] = masker.name;
     schema["description"] = std::string(masker.docs.summary);

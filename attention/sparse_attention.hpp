@@ -1,16 +1,17 @@
-// The door for users: a JSON config of maskers becomes a mask, the mask sparse attention, with figures of what it kept, what
-// it cost and how far the result is from dense attention.
+// The door for users: a JSON config of maskers becomes a mask, the mask sparse attention, with figures of what it kept,
+// what it cost and how far the result is from dense attention.
 #pragma once
 
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
-#include <reticle/attention/executor.hpp>
-#include <reticle/core/masker.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <reticle/attention/executor.hpp>
+#include <reticle/core/masker.hpp>
 
 namespace reticle {
 
@@ -33,17 +34,17 @@ struct MaskerMetrics {
 
 /// Sparse against dense attention on the same inputs.
 struct Comparison {
-  double relative_error = 0;                 // ||dense - sparse|| / ||dense||, Frobenius, over the whole output
-  std::vector<double> head_relative_error;   // (batch * heads)
-  double mean_mass = 0, least_mass = 0;      // share of a row's dense attention mass that the mask covers, over the rows
-  std::vector<double> head_mean_mass;        // (batch * heads)
+  double relative_error = 0;                // ||dense - sparse|| / ||dense||, Frobenius, over the whole output
+  std::vector<double> head_relative_error;  // (batch * heads)
+  double mean_mass = 0, least_mass = 0;     // share of a row's dense attention mass that the mask covers, over the rows
+  std::vector<double> head_mean_mass;       // (batch * heads)
   double dense_seconds = 0;
 };
 
 struct Metrics {
-  double density = 0;                 // entries over all positions
-  double visible_density = 0;         // entries over the positions that causality leaves
-  std::vector<double> head_density;   // (batch * heads)
+  double density = 0;                // entries over all positions
+  double visible_density = 0;        // entries over the positions that causality leaves
+  std::vector<double> head_density;  // (batch * heads)
   Index entries = 0;
   Index mask_bytes = 0;
   std::vector<MaskerMetrics> maskers;

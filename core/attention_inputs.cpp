@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+
 #include <reticle/core/attention_inputs.hpp>
 
 namespace reticle {
@@ -59,7 +60,9 @@ std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
 }
 
 AttentionMaskRow::AttentionMaskRow(const TensorView& attention_mask, RowId row) : row_(attention_mask) {
-  const auto step = [&](int dim, Index i) { return attention_mask.size(dim) == 1 ? 0 : i * attention_mask.stride(dim); };
+  const auto step = [&](int dim, Index i) {
+    return attention_mask.size(dim) == 1 ? 0 : i * attention_mask.stride(dim);
+  };
   const Index offset = step(0, row.batch) + step(1, row.head) + step(2, row.query);
   row_.data = static_cast<const std::byte*>(attention_mask.data) + offset * size_of(attention_mask.dtype);
   stride_ = attention_mask.size(3) == 1 ? 0 : attention_mask.stride(3);

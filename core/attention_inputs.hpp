@@ -2,16 +2,18 @@
 #pragma once
 
 #include <optional>
+#include <span>
+
 #include <reticle/core/mask/shape.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 #include <reticle/core/tensor/tensor_view.hpp>
-#include <span>
 
 namespace reticle {
 
 enum class Stage : std::uint8_t { prefill, generation };
 
-/// Tensors of one attention layer. Query head h reads KV head h / (hq / hkv); the last query is aligned with the last key.
+/// Tensors of one attention layer. Query head h reads KV head h / (hq / hkv); the last query is aligned with the last
+/// key.
 struct RETICLE_API AttentionInputs {
   TensorView queries;  // (b, hq, sq, d), F32, F16 or BF16
   TensorView keys;     // (b, hkv, sk, d)

@@ -13,6 +13,7 @@
 #include <any>
 #include <map>
 #include <memory>
+
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/config/fields.hpp>
@@ -23,8 +24,8 @@ namespace reticle {
 
 class Masker;
 
-/// What the maskers of one layer keep across decode steps: typed, one value per masker, owned by the caller and reset with
-/// the sequence. Not thread-safe: one sequence is decoded by one caller.
+/// What the maskers of one layer keep across decode steps: typed, one value per masker, owned by the caller and reset
+/// with the sequence. Not thread-safe: one sequence is decoded by one caller.
 class RETICLE_API LayerState {
  public:
   /// The value of this masker, default-made at first use.
@@ -48,8 +49,8 @@ class RETICLE_API Masker {
   Masker& operator=(const Masker&) = delete;
   virtual ~Masker();
 
-  /// The keys that this masker adds, as a mask of the inputs' shape. `previous` is what the maskers before it chose: the
-  /// pipeline merges the result into it, so a masker cannot lose what came before.
+  /// The keys that this masker adds, as a mask of the inputs' shape. `previous` is what the maskers before it chose:
+  /// the pipeline merges the result into it, so a masker cannot lose what came before.
   virtual Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
                       const Context& context) const = 0;
 };
@@ -153,9 +154,9 @@ class RETICLE_API MaskerRegistration {
 
 /// RETICLE_REGISTER_MASKER("name", Class, Config, {.summary = ..., .source = ..., .rule = ..., .cost = ...})
 /// in a named namespace. The stamp is passed by reference so that no linker drops it.
-#define RETICLE_REGISTER_MASKER(name, Class, Config, ...)                          \
-  static constexpr ::reticle::AbiStamp kAbiStampOf##Class = ::reticle::abi_stamp(); \
-  static const ::reticle::MaskerRegistration kRegistrationOf##Class {               \
+#define RETICLE_REGISTER_MASKER(name, Class, Config, ...)                                                   \
+  static constexpr ::reticle::AbiStamp kAbiStampOf##Class = ::reticle::abi_stamp();                         \
+  static const ::reticle::MaskerRegistration kRegistrationOf##Class {                                       \
     name, ::reticle::masker_factory<Class, Config>(), ::reticle::MaskerDocs __VA_ARGS__, kAbiStampOf##Class \
   }
 

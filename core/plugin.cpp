@@ -1,8 +1,8 @@
-#include <dlfcn.h>
-
 #include <cstring>
+#include <dlfcn.h>
 #include <fstream>
 #include <iterator>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/plugin.hpp>
 

@@ -2,10 +2,11 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <system_error>
+
 #include <reticle/core/base/nearest.hpp>
 #include <reticle/core/plugin.hpp>
 #include <reticle/core/registry.hpp>
-#include <system_error>
 
 namespace reticle {
 namespace {
@@ -18,7 +19,7 @@ struct Registry::State {
   mutable std::recursive_mutex mutex;
   std::map<std::string, std::unique_ptr<const MaskerType>, std::less<>> types;
   std::map<std::filesystem::path, std::vector<const MaskerType*>> plugins;  // by canonical path
-  std::string problem;                                                     // of a built-in registration
+  std::string problem;                                                      // of a built-in registration
   // While a plugin is being loaded its registrations are gathered here; they come in on the loading thread.
   std::vector<MaskerType>* batch = nullptr;
 
@@ -65,6 +66,7 @@ const MaskerType& Registry::at(std::string_view name) const {
   state_->throw_problem();
   if (const auto found = state_->types.find(name); found != state_->types.end()) return *found->second;
   std::vector<std::string_view> known;
+  known.reserve(state_->types.size());
   for (const auto& [key, type] : state_->types) known.push_back(key);
   std::string hint = did_you_mean(name, known);
   if (hint.empty()) hint = "; `reticle list` shows those there are";
@@ -178,7 +180,8 @@ std::vector<std::string> load_plugins_from_environment() {
   for (const std::filesystem::path& folder : plugin_folders()) {
     std::error_code error;
     std::vector<std::filesystem::path> files;
-    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error)) {
       if (entry->path().extension() == ".so") files.push_back(entry->path());
     }
     if (error) refused.push_back("RETICLE_PLUGIN_PATH: " + folder.string() + ": " + error.message());

@@ -3,10 +3,11 @@
 
 #include <filesystem>
 #include <memory>
-#include <reticle/core/masker.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <reticle/core/masker.hpp>
 
 namespace reticle {
 
@@ -44,7 +45,8 @@ class RETICLE_API Registry {
 
 /// Where a plugin that a config names is: absolute, or relative to `directory`, or in a folder of RETICLE_PLUGIN_PATH
 /// (colon-separated). PluginError lists the places tried.
-RETICLE_API std::filesystem::path find_plugin(const std::filesystem::path& name, const std::filesystem::path& directory);
+RETICLE_API std::filesystem::path find_plugin(const std::filesystem::path& name,
+                                              const std::filesystem::path& directory);
 
 /// Loads every *.so in the folders of RETICLE_PLUGIN_PATH; returns one message per file or folder that was refused.
 RETICLE_API std::vector<std::string> load_plugins_from_environment();

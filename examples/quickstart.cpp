@@ -1,5 +1,6 @@
 // README's C++ example: sparse attention from a config, over captured tensors.
 #include <cstdio>
+
 #include <reticle/attention/sparse_attention.hpp>
 
 int main(int, char** argv) {

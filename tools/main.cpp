@@ -1,6 +1,7 @@
 // The reticle command. Exit 0: done; 1: a comparison failed; 2: bad arguments, config or file.
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
+
 #include <reticle/core/registry.hpp>
 #include <reticle/version.hpp>
 

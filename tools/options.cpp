@@ -1,11 +1,10 @@
 #include "options.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
+#include <unistd.h>
 
 namespace reticle::tools {
 
@@ -20,8 +19,8 @@ std::filesystem::path bundled_tensors() {
   for (const std::filesystem::path& place : places) {
     if (std::filesystem::exists(place / kFile, error)) return place / kFile;
   }
-  throw Error(std::string("the bundled tensors, ") + kFile + ", were not found; give a file with --input, or their folder " +
-              "in RETICLE_DATA");
+  throw Error(std::string("the bundled tensors, ") + kFile +
+              ", were not found; give a file with --input, or their folder " + "in RETICLE_DATA");
 }
 
 namespace {

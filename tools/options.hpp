@@ -2,10 +2,11 @@
 #pragma once
 
 #include <filesystem>
-#include <reticle/attention/sparse_attention.hpp>
-#include <reticle/core/tensor/safetensors.hpp>
 #include <string>
 #include <vector>
+
+#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/tensor/safetensors.hpp>
 
 namespace reticle::tools {
 
@@ -14,15 +15,15 @@ std::filesystem::path bundled_tensors();
 
 /// Which tensors of a file to use, and how.
 struct InputOptions {
-  std::string file;              // empty: the bundled tensors
-  std::string layers = "all";    // "all", or numbers and ranges: "0,2,5-7"
-  std::string queries = "all";   // "all", "last" or a number of last queries
-  double scaling = 0;            // 0: 1 / sqrt(head_dim)
-  std::string stage = "auto";    // "auto": generation for one query, else prefill
+  std::string file;             // empty: the bundled tensors
+  std::string layers = "all";   // "all", or numbers and ranges: "0,2,5-7"
+  std::string queries = "all";  // "all", "last" or a number of last queries
+  double scaling = 0;           // 0: 1 / sqrt(head_dim)
+  std::string stage = "auto";   // "auto": generation for one query, else prefill
 };
 
-/// The layers of a file: "layers.<i>.queries|keys|values", or one layer's "queries", "keys" and "values"; either with an
-/// "attention_mask" beside them.
+/// The layers of a file: "layers.<i>.queries|keys|values", or one layer's "queries", "keys" and "values"; either with
+/// an "attention_mask" beside them.
 class InputFile {
  public:
   /// FormatError or Error naming what is missing or malformed.

@@ -1,7 +1,7 @@
-#include <fmt/core.h>
+#include <cstdio>
 #include <unistd.h>
 
-#include <cstdio>
+#include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include "options.hpp"
@@ -34,7 +34,8 @@ class Progress {
     if (!shown_) return;
     constexpr std::size_t kWidth = 30;
     const std::size_t filled = done * kWidth / total_;
-    fmt::print(stderr, "\r[{}{}] {}/{} layers", std::string(filled, '#'), std::string(kWidth - filled, '.'), done, total_);
+    fmt::print(stderr, "\r[{}{}] {}/{} layers", std::string(filled, '#'), std::string(kWidth - filled, '.'), done,
+               total_);
     std::fflush(stderr);
   }
 
@@ -69,12 +70,9 @@ Json json_of(const LayerReport& report) {
                {"maskers", std::move(maskers)}};
   if (m.comparison) {
     const Comparison& c = *m.comparison;
-    json["comparison"] = {{"relative_error", c.relative_error},
-                          {"head_relative_error", c.head_relative_error},
-                          {"mean_mass", c.mean_mass},
-                          {"least_mass", c.least_mass},
-                          {"head_mean_mass", c.head_mean_mass},
-                          {"dense_seconds", c.dense_seconds}};
+    json["comparison"] = {{"relative_error", c.relative_error}, {"head_relative_error", c.head_relative_error},
+                          {"mean_mass", c.mean_mass},           {"least_mass", c.least_mass},
+                          {"head_mean_mass", c.head_mean_mass}, {"dense_seconds", c.dense_seconds}};
   }
   return json;
 }
@@ -95,9 +93,9 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
                                  milliseconds(m.mask_seconds),
                                  milliseconds(m.attention_seconds)};
     if (m.comparison) {
-      row.insert(row.end(), {milliseconds(m.comparison->dense_seconds), fmt::format("{:.4f}", m.comparison->relative_error),
-                             fmt::format("{:.4f}", m.comparison->mean_mass),
-                             fmt::format("{:.4f}", m.comparison->least_mass)});
+      row.insert(row.end(),
+                 {milliseconds(m.comparison->dense_seconds), fmt::format("{:.4f}", m.comparison->relative_error),
+                  fmt::format("{:.4f}", m.comparison->mean_mass), fmt::format("{:.4f}", m.comparison->least_mass)});
     }
     table.row(row);
     if (!options.verbose) continue;
@@ -130,7 +128,8 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
   }
   if (!reports.front().metrics.maskers.empty()) fmt::print("\n{}", contributions.text());
   if (options.compare)
-    fmt::print("\nerror: ||dense - sparse|| / ||dense||; mass: share of a row's dense attention that its kept keys hold\n");
+    fmt::print(
+        "\nerror: ||dense - sparse|| / ||dense||; mass: share of a row's dense attention that its kept keys hold\n");
 }
 
 }  // namespace

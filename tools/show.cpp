@@ -1,6 +1,7 @@
+#include <cmath>
+
 #include <fmt/core.h>
 
-#include <cmath>
 #include <reticle/core/mask/picture.hpp>
 
 #include "options.hpp"

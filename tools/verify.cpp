@@ -1,17 +1,18 @@
-// Replays recorded cases: a <case>.json manifest and a <case>.safetensors beside it. What a case recorded of the reference's
-// random choices is injected; everything after it is computed anew and compared. The format of the manifests is described
-// in docs/verify.md, the documented deviations in docs/deviations.md.
-#include <fmt/core.h>
-
+// Replays recorded cases: a <case>.json manifest and a <case>.safetensors beside it. What a case recorded of the
+// reference's random choices is injected; everything after it is computed anew and compared. The format of the
+// manifests is described in docs/verify.md, the documented deviations in docs/deviations.md.
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <set>
+
+#include <fmt/core.h>
 #include <nlohmann/json.hpp>
+
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/registry.hpp>
-#include <set>
 
 #include "options.hpp"
 
@@ -41,7 +42,8 @@ struct Report {
   }
   void difference(const std::string& what, double difference, double tolerance) {
     largest = std::max(largest, difference);
-    if (!(difference <= tolerance)) fail(fmt::format("{} differs by {:.2g}, tolerance {:.2g}", what, difference, tolerance));
+    if (!(difference <= tolerance))
+      fail(fmt::format("{} differs by {:.2g}, tolerance {:.2g}", what, difference, tolerance));
   }
 };
 
@@ -59,7 +61,7 @@ double largest_difference(std::span<const float> a, std::span<const float> b) {
 
 class Case {
  public:
-  Case(const std::filesystem::path& manifest) : path_(manifest) {
+  explicit Case(const std::filesystem::path& manifest) : path_(manifest) {
     std::ifstream stream(manifest);
     json_ = Json::parse(stream);
     std::filesystem::path tensors = manifest;
@@ -127,6 +129,7 @@ class Case {
     inputs.layer = json_.value("layer_idx", 0);
     constexpr std::string_view kRecorded = "recorded.";
     recorded_.clear();
+    if (!file_) throw FormatError(path_.string() + ": has no tensors");
     for (const auto& [name, view] : file_->tensors()) {
       if (name.starts_with(kRecorded)) recorded_.push_back({name.substr(kRecorded.size()), view});
     }
@@ -199,7 +202,8 @@ class Case {
     if (has("denominator")) compare_sums(in, mask);
     if (!empty) return;
     const AttentionResult nothing = attention(in, Mask::empty(in.shape()));
-    for (const float value : nothing.output.span<float>()) report_.difference("output of an empty mask", std::abs(value), 0);
+    for (const float value : nothing.output.span<float>())
+      report_.difference("output of an empty mask", std::abs(value), 0);
     report_.deviate("the reference runs an empty mask as dense attention, ours attends to nothing (deviation 2)");
   }
 
@@ -233,7 +237,8 @@ class Case {
     compare_relative("apply_inverse_x", apply_inverse(mask, values<float>("x")));
     const Array<float> weighted = apply_inverse(mask, values<float>("y"));
     std::vector<float> sums(static_cast<std::size_t>(mask.shape().rows()), 0.0f);
-    for (std::size_t i = 0; i < weighted.size(); ++i) sums[i / static_cast<std::size_t>(mask.shape().keys)] += weighted[i];
+    for (std::size_t i = 0; i < weighted.size(); ++i)
+      sums[i / static_cast<std::size_t>(mask.shape().keys)] += weighted[i];
     compare_relative("apply_inverse_sum_y", sums);
   }
 
@@ -250,7 +255,8 @@ class Case {
       const Mask mask = Mask::from_row_indices(shape, width, values<Index>(columns), values<float>("row_values"));
       report_.difference(dense, largest_difference(to_dense(mask), values<float>(dense)), tolerance("abs", 0));
       const std::string p(prefix);
-      if (!(from_flat_csr(shape, values<Index>(p + "ptr"), values<Index>(p + "indices"), values<float>(p + "data")) == mask))
+      if (!(from_flat_csr(shape, values<Index>(p + "ptr"), values<Index>(p + "indices"), values<float>(p + "data")) ==
+            mask))
         report_.fail(std::string(dense) + " differs from its flattened form");
     }
   }
@@ -296,8 +302,8 @@ class Case {
 
   void effective_size() {
     for (const Json& entry : json_.at("cases")) {
-      const Size size = entry.at("is_float").get<bool>() ? Size(entry.at("size").get<double>())
-                                                         : Size(entry.at("size").get<Index>());
+      const Size size =
+          entry.at("is_float").get<bool>() ? Size(entry.at("size").get<double>()) : Size(entry.at("size").get<Index>());
       const Index ours = size.resolve(entry.at("k_len").get<Index>());
       if (ours != entry.at("effective").get<Index>())
         report_.fail(fmt::format("{} resolves to {}", entry.dump(), ours));
@@ -332,7 +338,8 @@ class Case {
     return intersect(mask, allowed);
   }
 
-  void compare_masks(const Mask& ours, const Mask& theirs, const AttentionInputs& in, const std::optional<Mask>& previous) {
+  void compare_masks(const Mask& ours, const Mask& theirs, const AttentionInputs& in,
+                     const std::optional<Mask>& previous) {
     const double allowed = tolerance("mask", 1e-6);
     const auto difference = [](const Mask& a, const Mask& b) { return largest_difference(to_dense(a), to_dense(b)); };
     const Mask a = without_forbidden(ours, in), b = without_forbidden(theirs, in);
@@ -371,7 +378,8 @@ class Case {
   void compare_true_output(const AttentionInputs& in) {
     if (!has("true_output")) return;
     const AttentionResult dense = attention(in, Mask::full(in.shape()));
-    report_.difference("true_output", largest_difference(dense.output.span<float>(), values<float>("true_output")), 2e-5);
+    report_.difference("true_output", largest_difference(dense.output.span<float>(), values<float>("true_output")),
+                       2e-5);
   }
 
   /// Numerator and denominator, in the reference's scale: relative to the largest score over all keys.
@@ -396,8 +404,8 @@ class Case {
       const double ours = std::exp(lse[row] - max);
       report_.difference("denominator", std::abs(ours - denominator[row]) / denominator[row], relative);
       for (std::size_t i = row * dv; i < (row + 1) * dv; ++i)
-        report_.difference("numerator", std::abs(output[i] * ours - numerator[i]) / std::max(1.0f, std::abs(numerator[i])),
-                           relative);
+        report_.difference(
+            "numerator", std::abs(output[i] * ours - numerator[i]) / std::max(1.0f, std::abs(numerator[i])), relative);
     }
   }
 
@@ -434,8 +442,8 @@ int verify(const std::filesystem::path& directory, bool known_only) {
                manifest.stem().string(), report.largest, report.detail);
   }
   const std::size_t failed = counts[1] + (known_only ? 0 : counts[3]);
-  fmt::print("{} cases: {} passed, {} deviate as documented, {} failed, {} not built yet\n", manifests.size(), counts[0],
-             counts[2], counts[1], counts[3]);
+  fmt::print("{} cases: {} passed, {} deviate as documented, {} failed, {} not built yet\n", manifests.size(),
+             counts[0], counts[2], counts[1], counts[3]);
   return failed == 0 ? 0 : 1;
 }
 

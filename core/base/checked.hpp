@@ -3,9 +3,10 @@
 
 #include <initializer_list>
 #include <limits>
+#include <string>
+
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/base/types.hpp>
-#include <string>
 
 namespace reticle {
 

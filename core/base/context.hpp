@@ -2,11 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <stop_token>
+
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/random.hpp>
 #include <reticle/core/base/thread_pool.hpp>
 #include <reticle/core/base/types.hpp>
-#include <stop_token>
 
 namespace reticle {
 

@@ -2,9 +2,10 @@
 // out-of-line destructors.
 #pragma once
 
-#include <reticle/core/base/export.hpp>
 #include <stdexcept>
 #include <string>
+
+#include <reticle/core/base/export.hpp>
 
 namespace reticle {
 

@@ -17,7 +17,7 @@ class FunctionRef<R(Args...)> {
  public:
   template <class F>
     requires(!std::same_as<std::remove_cvref_t<F>, FunctionRef> && std::is_invocable_r_v<R, F&, Args...>)
-  FunctionRef(F&& f)  // NOLINT(google-explicit-constructor,bugprone-forwarding-reference-overload): used like the callable
+  FunctionRef(F&& f)  // NOLINT(google-explicit-constructor): used like the callable
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, Args... args) -> R {
           return std::invoke(*static_cast<std::add_pointer_t<std::remove_reference_t<F>>>(object),

@@ -1,8 +1,9 @@
 #include <algorithm>
 #include <numeric>
-#include <reticle/core/base/nearest.hpp>
 #include <utility>
 #include <vector>
+
+#include <reticle/core/base/nearest.hpp>
 
 namespace reticle {
 namespace {

@@ -1,10 +1,11 @@
 // "did you mean ...?": the nearest of some known names by edit distance.
 #pragma once
 
-#include <reticle/core/base/export.hpp>
 #include <span>
 #include <string>
 #include <string_view>
+
+#include <reticle/core/base/export.hpp>
 
 namespace reticle {
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+
 #include <reticle/core/base/export.hpp>
 
 namespace reticle {
@@ -13,8 +14,8 @@ class Philox {
     std::uint32_t word[4];
   };
 
-  /// The stream of one row. seed is the key; (layer, batch, head, row) are three words of the counter, the fourth counts
-  /// the blocks drawn. Layer and batch share a word, 16 bits each.
+  /// The stream of one row. seed is the key; (layer, batch, head, row) are three words of the counter, the fourth
+  /// counts the blocks drawn. Layer and batch share a word, 16 bits each.
   RETICLE_HD constexpr Philox(std::uint64_t seed, std::uint32_t layer, std::uint32_t batch, std::uint32_t head,
                               std::uint32_t row)
       : key_{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)},

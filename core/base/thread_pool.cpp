@@ -1,15 +1,15 @@
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
-#include <reticle/core/base/error.hpp>
-#include <reticle/core/base/thread_pool.hpp>
+#include <sched.h>
 #include <thread>
 #include <vector>
+
+#include <reticle/core/base/error.hpp>
+#include <reticle/core/base/thread_pool.hpp>
 
 namespace reticle {
 namespace {

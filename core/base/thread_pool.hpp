@@ -2,10 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <stop_token>
+
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/function_ref.hpp>
 #include <reticle/core/base/types.hpp>
-#include <stop_token>
 
 namespace reticle {
 

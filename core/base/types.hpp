@@ -3,8 +3,9 @@
 
 #include <bit>
 #include <cstdint>
-#include <reticle/core/base/export.hpp>
 #include <string_view>
+
+#include <reticle/core/base/export.hpp>
 
 namespace reticle {
 
@@ -58,7 +59,9 @@ struct BFloat16 {
 
 RETICLE_HD constexpr float to_float(float x) { return x; }
 RETICLE_HD constexpr float to_float(double x) { return static_cast<float>(x); }
-RETICLE_HD constexpr float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+RETICLE_HD constexpr float to_float(BFloat16 x) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
 RETICLE_HD constexpr float to_float(Half x) {
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = x.bits & 0x7FFFu;

@@ -1,8 +1,10 @@
 #include <cmath>
+#include <set>
+
 #include <nlohmann/json.hpp>
+
 #include <reticle/core/base/nearest.hpp>
 #include <reticle/core/config/config.hpp>
-#include <set>
 
 namespace reticle {
 
@@ -78,8 +80,8 @@ std::string list_choices(std::span<const std::string_view> choices) {
 }
 
 bool fits_index(const Json& value) {
-  return value.is_number_integer() && !(value.is_number_unsigned() && value.get<std::uint64_t>() >
-                                                                          std::uint64_t{INT64_MAX});
+  return value.is_number_integer() &&
+         !(value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{INT64_MAX});
 }
 
 Scalar scalar_from(const FieldType& type, const Json& value, const JsonPlace& place) {
@@ -108,7 +110,8 @@ Scalar scalar_from(const FieldType& type, const Json& value, const JsonPlace& pl
       return path.is_relative() && !path.empty() ? (place.directory / path).string() : path.string();
     }
     case Kind::size: {
-      const std::string what = "a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of the keys)";
+      const std::string what =
+          "a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of the keys)";
       if (fits_index(value) && value.get<Index>() >= 0) return value.get<Index>();
       if (value.is_number_float()) {
         const auto fraction = value.get<double>();

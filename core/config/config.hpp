@@ -2,10 +2,12 @@
 #pragma once
 
 #include <filesystem>
-#include <nlohmann/json_fwd.hpp>
-#include <reticle/core/config/fields.hpp>
 #include <string>
 #include <string_view>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <reticle/core/config/fields.hpp>
 
 namespace reticle {
 
@@ -25,8 +27,8 @@ nlohmann::ordered_json parse_json(std::string_view text);
 /// Throws ConfigError unless `value` is an object whose keys are all known.
 void require_keys(const nlohmann::ordered_json& value, const JsonPlace& place, std::span<const std::string_view> known);
 
-/// Fills `config`, which holds its defaults. ConfigError with the JSON pointer, the value, what was expected and, for an
-/// unknown key, the nearest known one.
+/// Fills `config`, which holds its defaults. ConfigError with the JSON pointer, the value, what was expected and, for
+/// an unknown key, the nearest known one.
 void from_json(const FieldType& type, void* config, const nlohmann::ordered_json& value, const JsonPlace& place);
 nlohmann::ordered_json to_json(const FieldType& type, const void* config);
 /// JSON Schema (draft 2020-12) of a config type; `defaults` is a default-made config.

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <array>
-#include <boost/pfr.hpp>
 #include <cstddef>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+
+#include <boost/pfr.hpp>
 #if __has_include(<boost/pfr/core_name.hpp>)
 #include <boost/pfr/core_name.hpp>
 #endif
@@ -14,7 +15,7 @@
 namespace reticle {
 namespace names_detail {
 
-/// The last identifier in a function signature of the form "... object.name}]" or "... Enum::name]".
+/// The last identifier in a text.
 consteval std::string_view last_identifier(std::string_view signature) {
   const auto is_identifier = [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
@@ -26,14 +27,18 @@ consteval std::string_view last_identifier(std::string_view signature) {
   return signature.substr(begin, end - begin);
 }
 
+/// What the compiler spells a template argument as, of "... [with auto Value = SPELLING; ...]" (g++) or "... [Value =
+/// SPELLING]" (clang, which leaves unnamed parameters out).
+consteval std::string_view spelling(std::string_view signature) {
+  constexpr std::string_view kBefore = "Value = ";
+  signature.remove_prefix(signature.find(kBefore) + kBefore.size());
+  return signature.substr(0, signature.find_first_of(";]"));
+}
+
+/// Empty for a value without an enumerator, which is spelled as a cast, "(ns::Enum)7".
 template <auto Value>
 consteval std::string_view enumerator_name() {
-  // "... [with auto Value = ns::Enum::name; ...]" (g++) or "... [Value = ns::Enum::name]" (clang); a value without an
-  // enumerator is spelled as a cast, "(ns::Enum)7".
-  constexpr std::string_view kBefore = "Value = ";
-  std::string_view value = __PRETTY_FUNCTION__;
-  value.remove_prefix(value.find(kBefore) + kBefore.size());
-  const std::string_view name = last_identifier(value.substr(0, value.find_first_of(";]")));
+  const std::string_view name = last_identifier(spelling(__PRETTY_FUNCTION__));
   return name[0] >= '0' && name[0] <= '9' ? std::string_view() : name;
 }
 
@@ -55,15 +60,10 @@ struct Pointer {
 template <class T>
 Pointer(const T*) -> Pointer<T>;
 
-template <auto>
+/// Spelled "Pointer<T>{(& External<C>::object.C::name)}" (g++) or "Pointer<T>{&object.name}" (clang).
+template <auto Value>
 consteval std::string_view member_name() {
-  const std::string_view signature = __PRETTY_FUNCTION__;
-#if defined(__clang__)
-  return last_identifier(signature);
-#else
-  // "... [with auto P = Pointer<T>{(& External<C>::object.C::name)}; std::string_view = ...]": cut at the closing ")}".
-  return last_identifier(signature.substr(0, signature.find(")}")));
-#endif
+  return last_identifier(spelling(__PRETTY_FUNCTION__));
 }
 
 template <class T, std::size_t... I>
@@ -85,19 +85,21 @@ consteval auto enum_names(std::index_sequence<I...>) {
 
 }  // namespace names_detail
 
-/// Field names in order. T is an aggregate of external linkage (in a named namespace). Boost.PFR gives them from 1.84 on.
+/// Field names in order. T is an aggregate of external linkage (in a named namespace). Boost.PFR gives them from 1.84
+/// on.
 template <class T>
 constexpr auto field_names() {
 #if defined(BOOST_PFR_CORE_NAME_ENABLED) && BOOST_PFR_CORE_NAME_ENABLED
   return boost::pfr::names_as_array<T>();
 #else
-  return names_detail::member_names<T>(std::make_index_sequence<boost::pfr::tuple_size_v<T>>{});
+  return names_detail::member_names<T>(std::make_index_sequence<boost::pfr::tuple_size_v<T> >{});
 #endif
 }
 
 /// Enumerator names indexed by value, for values 0 to 31; empty where there is none.
 template <class E>
   requires std::is_enum_v<E>
-inline constexpr auto enumerator_names = names_detail::enum_names<E>(std::make_index_sequence<names_detail::kLargestEnum>{});
+inline constexpr auto enumerator_names =
+    names_detail::enum_names<E>(std::make_index_sequence<names_detail::kLargestEnum>{});
 
 }  // namespace reticle

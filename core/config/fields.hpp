@@ -1,5 +1,6 @@
-// A config is a plain aggregate with defaults in place. Reflection walks it once, here, to make a table; reading, writing,
-// schema and docs are loops over that table, compiled once in config.cpp. A file that defines a config never sees JSON.
+// A config is a plain aggregate with defaults in place. Reflection walks it once, here, to make a table; reading,
+// writing, schema and docs are loops over that table, compiled once in config.cpp. A file that defines a config never
+// sees JSON.
 //
 //   namespace reticle::maskers {          // a named namespace: reflection needs external linkage
 //   struct SinkConfig {
@@ -14,14 +15,15 @@
 #include <concepts>
 #include <filesystem>
 #include <optional>
-#include <reticle/core/base/error.hpp>
-#include <reticle/core/config/field_names.hpp>
-#include <reticle/core/config/size.hpp>
 #include <span>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
+
+#include <reticle/core/base/error.hpp>
+#include <reticle/core/config/field_names.hpp>
+#include <reticle/core/config/size.hpp>
 
 namespace reticle {
 
@@ -162,7 +164,8 @@ FieldType make_type() {
     scalar(
         Kind::size,
         [](void* to, const Scalar& v) {
-          *static_cast<T*>(to) = std::holds_alternative<Index>(v) ? Size(std::get<Index>(v)) : Size(std::get<double>(v));
+          *static_cast<T*>(to) =
+              std::holds_alternative<Index>(v) ? Size(std::get<Index>(v)) : Size(std::get<double>(v));
         },
         [](const void* from) -> Scalar {
           const T& size = *static_cast<const T*>(from);
@@ -194,8 +197,9 @@ FieldType make_type() {
       return &(*static_cast<const T*>(container))[static_cast<std::size_t>(i)];
     };
   } else {
-    static_assert(std::is_aggregate_v<T>, "a config field is a number, bool, string, path, Size, enum, optional, vector "
-                                          "or an aggregate of those");
+    static_assert(std::is_aggregate_v<T>,
+                  "a config field is a number, bool, string, path, Size, enum, optional, vector "
+                  "or an aggregate of those");
     type.kind = Kind::object;
     type.fields = fields_of<T>;
     if constexpr (Validated<T>) type.validate = [](const void* config) { static_cast<const T*>(config)->validate(); };

@@ -8,8 +8,8 @@ namespace reticle {
 /// A JSON integer is a count of keys, a JSON real a fraction of them: 1 is one key, 1.0 is all of them.
 class Size {
  public:
-  constexpr Size(int count) : count_(count) {}      // NOLINT(google-explicit-constructor): reads like a number
-  constexpr Size(Index count) : count_(count) {}    // NOLINT(google-explicit-constructor)
+  constexpr Size(int count) : count_(count) {}    // NOLINT(google-explicit-constructor): reads like a number
+  constexpr Size(Index count) : count_(count) {}  // NOLINT(google-explicit-constructor)
   constexpr Size(double fraction) : fraction_(fraction), is_fraction_(true) {}  // NOLINT(google-explicit-constructor)
 
   constexpr bool is_fraction() const { return is_fraction_; }

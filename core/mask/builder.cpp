@@ -27,11 +27,12 @@ Run clip(Run run, Index keys) {
   return {std::max(run.begin, 0), static_cast<std::int32_t>(std::min<Index>(run.end, keys)), run.p};
 }
 
-/// Assembles one representation in a second pass over rows whose counts are known. row_ptr[r + 1] holds row r's number of
-/// runs when it comes in, and its end when it leaves.
+/// Assembles one representation in a second pass over rows whose counts are known. row_ptr[r + 1] holds row r's number
+/// of runs when it comes in, and its end when it leaves.
 class SecondPass {
  public:
-  SecondPass(const MaskShape& shape, const Context& context, RowRuns rows) : shape_(shape), context_(context), rows_(rows) {}
+  SecondPass(const MaskShape& shape, const Context& context, RowRuns rows)
+      : shape_(shape), context_(context), rows_(rows) {}
 
   Representation runs(Array<Index> row_ptr, const MaskCounts& counts) {
     accumulate(row_ptr);
@@ -221,7 +222,8 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
   row_ptr[0] = 0;
   for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
   const auto entries = static_cast<std::size_t>(row_ptr.back());
-  const bool weighted = std::any_of(of_chunk.begin(), of_chunk.end(), [](const Selection& part) { return !part.p.empty(); });
+  const bool weighted =
+      std::any_of(of_chunk.begin(), of_chunk.end(), [](const Selection& part) { return !part.p.empty(); });
   Array<std::int32_t> indices;
   Array<float> p;
   indices.reserve(entries);
@@ -232,7 +234,7 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
     p.insert(p.end(), part.p.begin(), part.p.end());
     part = {};
   }
-  const Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));
+  Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));
   MaskCounts counts{0, static_cast<Index>(entries), mask.weighted()};
   const auto& rep = std::get<Csr>(mask.representation());
   for (Index row = 0; row < count; ++row) for_each_run(rep, row, shape.keys, [&](Run) { ++counts.runs; });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
@@ -13,8 +14,8 @@ struct MaskCounts {
   bool weighted = false;
 };
 
-/// The smallest representation of these counts; of equals the earlier in runs, csr, bits, dense. A function of the content
-/// alone, so results never depend on how the operands were stored.
+/// The smallest representation of these counts; of equals the earlier in runs, csr, bits, dense. A function of the
+/// content alone, so results never depend on how the operands were stored.
 MaskKind conform(const MaskShape& shape, const MaskCounts& counts);
 
 /// Mask::from_runs, in the representation that is asked for; conform's choice when none is. ShapeError when the content
@@ -22,8 +23,8 @@ MaskKind conform(const MaskShape& shape, const MaskCounts& counts);
 Mask assemble(const MaskShape& shape, FunctionRef<void(RowId, FunctionRef<void(Run)>)> rows, const Context& context,
               std::optional<MaskKind> kind = std::nullopt);
 
-/// Mask::from_selections for selectors that serve several queries of one head at a time: rows(first, selections) fills one
-/// Selection per row, at most `group` of them, for `first` and the queries after it.
+/// Mask::from_selections for selectors that serve several queries of one head at a time: rows(first, selections) fills
+/// one Selection per row, at most `group` of them, for `first` and the queries after it.
 RETICLE_API Mask assemble_selections(const MaskShape& shape, Index group,
                                      FunctionRef<void(RowId first, std::span<Selection>)> rows, const Context& context);
 

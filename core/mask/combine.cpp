@@ -23,7 +23,8 @@ std::uint64_t on_words(Union, std::uint64_t a, std::uint64_t b) {
   return a | b;
 }
 
-/// Bit-dense with bit-dense: one pass at memory speed (24 bytes moved per 64 positions), when the result stays bit-dense.
+/// Bit-dense with bit-dense: one pass at memory speed (24 bytes moved per 64 positions), when the result stays
+/// bit-dense.
 template <class Op>
 Mask combine_bits(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
   const Index rows = shape.stored_rows(), per_row = BitDense::words_per_row(shape.keys);
@@ -55,10 +56,11 @@ Mask combine_bits(const MaskShape& shape, const Mask& a, const Mask& b, const Co
     counts.runs += part.runs;
     counts.entries += part.entries;
   }
-  const Mask result = MaskAssembler::make(shape, BitDense{std::move(words)}, counts.entries, false);
+  Mask result = MaskAssembler::make(shape, BitDense{std::move(words)}, counts.entries, false);
   if (conform(shape, counts) == MaskKind::bits) return result;
   return assemble(
-      shape, [&](RowId row, FunctionRef<void(Run)> emit) {
+      shape,
+      [&](RowId row, FunctionRef<void(Run)> emit) {
         for_each_run(std::get<BitDense>(result.representation()), shape.stored_row(row), shape.keys, emit);
       },
       context);
@@ -112,7 +114,8 @@ Mask subtract(const Mask& a, const Mask& b, const Context& context) {
 
 Mask complement(const Mask& mask, const Context& context) {
   if (mask.weighted())
-    throw ShapeError("complement: " + describe(mask) + " has p below 1; only a 0/1 mask has a complement (see support)");
+    throw ShapeError("complement: " + describe(mask) +
+                     " has p below 1; only a 0/1 mask has a complement (see support)");
   return subtract(Mask::full(mask.shape()), mask, context);
 }
 
@@ -148,9 +151,8 @@ Index causal_nnz(const Mask& mask, const Context& context) {
       const Index visible = shape.keys - shape.queries + id.query + 1;
       std::visit(
           [&](const auto& rep) {
-            for_each_run(rep, mask.shape().stored_row(id), shape.keys, [&](Run run) {
-              count += std::max<Index>(0, std::min<Index>(run.end, visible) - run.begin);
-            });
+            for_each_run(rep, mask.shape().stored_row(id), shape.keys,
+                         [&](Run run) { count += std::max<Index>(0, std::min<Index>(run.end, visible) - run.begin); });
           },
           mask.representation());
     }

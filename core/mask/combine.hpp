@@ -7,9 +7,9 @@
 //     subtract             b = 0 ? a : 0        the positions of a that b does not attend
 //     complement           1 - a                0/1 masks only
 //
-// merge is associative and commutative (to rounding of p), Empty is its identity and Full absorbs; 0/1 masks are a Boolean
-// algebra. Results never depend on how the operands are stored, nor on the number of threads. ShapeError when the logical
-// shapes differ.
+// merge is associative and commutative (to rounding of p), Empty is its identity and Full absorbs; 0/1 masks are a
+// Boolean algebra. Results never depend on how the operands are stored, nor on the number of threads. ShapeError when
+// the logical shapes differ.
 #pragma once
 
 #include <reticle/core/mask/mask.hpp>

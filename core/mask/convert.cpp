@@ -143,7 +143,8 @@ BlockLists to_blocks(const Mask& mask, Index block_q, Index block_k, const Conte
               touched.push_back(static_cast<std::int32_t>(block));
             }
             if (run.p == 1)
-              covered[b] += std::min<Index>(run.end, (block + 1) * block_k) - std::max<Index>(run.begin, block * block_k);
+              covered[b] +=
+                  std::min<Index>(run.end, (block + 1) * block_k) - std::max<Index>(run.begin, block * block_k);
           }
         }
       }

@@ -1,4 +1,5 @@
 #include <charconv>
+
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/io.hpp>
 #include <reticle/core/tensor/safetensors.hpp>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdio>
+
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/mask.hpp>
 
@@ -214,9 +215,7 @@ struct Bytes {
 
 void stored_row_runs(const Mask& mask, Index stored_row, std::vector<Run>& runs) {
   std::visit(
-      [&](const auto& rep) {
-        for_each_run(rep, stored_row, mask.shape().keys, [&](Run run) { runs.push_back(run); });
-      },
+      [&](const auto& rep) { for_each_run(rep, stored_row, mask.shape().keys, [&](Run run) { runs.push_back(run); }); },
       mask.representation());
 }
 

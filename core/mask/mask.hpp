@@ -3,13 +3,14 @@
 
 #include <concepts>
 #include <memory>
-#include <reticle/core/base/context.hpp>
-#include <reticle/core/mask/representation.hpp>
-#include <reticle/core/mask/shape.hpp>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/mask/representation.hpp>
+#include <reticle/core/mask/shape.hpp>
 
 namespace reticle {
 
@@ -42,18 +43,19 @@ class RETICLE_API Mask {
   static Mask runs(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<Interval> intervals, Buffer<float> p = {});
   /// p of every stored position, 0 for "not attended"; any of [0, 1].
   static Mask dense(const MaskShape& shape, std::span<const float> p, const Context& context = {});
-  /// From (stored rows, width) column numbers in any order; -1 is padding, of equal columns the last wins. `p` is empty or
-  /// aligned; its zeros are dropped.
+  /// From (stored rows, width) column numbers in any order; -1 is padding, of equal columns the last wins. `p` is empty
+  /// or aligned; its zeros are dropped.
   static Mask from_row_indices(const MaskShape& shape, Index width, std::span<const Index> columns,
                                std::span<const float> p = {}, const Context& context = {});
 
-  /// The masker author's ways. One run per stored row, whatever its length (empty when begin >= end); it is clipped to the
-  /// keys:
+  /// The masker author's ways. One run per stored row, whatever its length (empty when begin >= end); it is clipped to
+  /// the keys:
   ///   Mask::intervals(shape.one_head(), [&](RowId row) { return Interval{0, sink}; })
   template <std::invocable<RowId> F>
   static Mask intervals(const MaskShape& shape, F&& interval_of, const Context& context = {}) {
     return from_runs(
-        shape, [&](RowId row, FunctionRef<void(Run)> emit) {
+        shape,
+        [&](RowId row, FunctionRef<void(Run)> emit) {
           const Interval interval = interval_of(row);
           emit(Run{interval.begin, interval.end, 1.0f});
         },

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+
 #include <reticle/core/mask/picture.hpp>
 
 namespace reticle {
@@ -27,7 +28,8 @@ Picture picture(const Mask& mask, Index batch, Index head, Index width, Index he
           const Index from = std::max<Index>(run.begin, edge(x, result.width, shape.keys));
           const Index to = std::min<Index>(run.end, edge(x + 1, result.width, shape.keys));
           if (from >= run.end) break;
-          if (from < to) mass[static_cast<std::size_t>(x)] += static_cast<double>(run.p) * static_cast<double>(to - from);
+          if (from < to)
+            mass[static_cast<std::size_t>(x)] += static_cast<double>(run.p) * static_cast<double>(to - from);
         }
       }
     }

@@ -1,9 +1,10 @@
 // A mask as a picture: one head, averaged into cells.
 #pragma once
 
-#include <reticle/core/mask/mask.hpp>
 #include <string>
 #include <vector>
+
+#include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
 

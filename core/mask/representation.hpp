@@ -1,12 +1,13 @@
-// The closed set of representations: plain structs over shared buffers, and the one question that each answers, "give me
-// row r as sorted runs". Every row index here is a stored row.
+// The closed set of representations: plain structs over shared buffers, and the one question that each answers, "give
+// me row r as sorted runs". Every row index here is a stored row.
 #pragma once
 
 #include <bit>
 #include <cstdint>
+#include <variant>
+
 #include <reticle/core/mask/run.hpp>
 #include <reticle/core/tensor/buffer.hpp>
-#include <variant>
 
 namespace reticle {
 

@@ -1,4 +1,5 @@
 #include <map>
+
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/reshape.hpp>
 
@@ -68,7 +69,8 @@ class ActiveQueries {
   std::map<std::int32_t, Run> runs_;
 };
 
-/// Sweeps over the keys, starting and ending the runs that meet each: linear in runs in and runs out, never in positions.
+/// Sweeps over the keys, starting and ending the runs that meet each: linear in runs in and runs out, never in
+/// positions.
 Mask transpose_runs(const Mask& mask, const MaskShape& to) {
   const MaskShape& from = mask.shape();
   struct Event {
@@ -103,7 +105,8 @@ Mask transpose_runs(const Mask& mask, const MaskShape& to) {
     });
     ActiveQueries active;
     for (Index key = 0; key < from.keys; ++key) {
-      const auto begin = first_event[static_cast<std::size_t>(key)], end = first_event[static_cast<std::size_t>(key) + 1];
+      const auto begin = first_event[static_cast<std::size_t>(key)],
+                 end = first_event[static_cast<std::size_t>(key) + 1];
       // A run that ends where the next of its row begins must end first.
       for (Index e = begin; e < end; ++e) {
         if (events[static_cast<std::size_t>(e)].p == 0) active.erase(events[static_cast<std::size_t>(e)].query);

@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <reticle/core/base/export.hpp>
 #include <span>
+
+#include <reticle/core/base/export.hpp>
 
 namespace reticle {
 

@@ -2,9 +2,10 @@
 // arithmetic about sharing is here: no other file divides or takes a remainder by an extent of a mask.
 #pragma once
 
+#include <string>
+
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/base/types.hpp>
-#include <string>
 
 namespace reticle {
 
@@ -13,8 +14,8 @@ struct RowId {
   Index batch = 0, head = 0, query = 0;
 };
 
-/// batch x heads x queries x keys. A `shared_` dimension is stored once and holds for its whole extent: a sink is one row,
-/// a causal pattern one head.
+/// batch x heads x queries x keys. A `shared_` dimension is stored once and holds for its whole extent: a sink is one
+/// row, a causal pattern one head.
 struct MaskShape {
   Index batch = 1, heads = 1, queries = 1, keys = 0;
   bool shared_batch = false, shared_heads = false, shared_queries = false;
@@ -28,7 +29,9 @@ struct MaskShape {
 
   Index rows() const { return batch * heads * queries; }
   Index positions() const { return rows() * keys; }
-  Index stored_rows() const { return stored(batch, shared_batch) * stored(heads, shared_heads) * stored(queries, shared_queries); }
+  Index stored_rows() const {
+    return stored(batch, shared_batch) * stored(heads, shared_heads) * stored(queries, shared_queries);
+  }
   /// How many logical rows each stored row stands for.
   Index rows_per_stored_row() const {
     return (shared_batch ? batch : 1) * (shared_heads ? heads : 1) * (shared_queries ? queries : 1);

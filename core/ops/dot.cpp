@@ -1,8 +1,10 @@
-// One pass over the keys; each key vector is loaded and widened to float once and multiplied with up to four queries held
-// in L1. Two accumulators per pair hide the FMA latency for head sizes of 64 and more. Bound by key bandwidth for one
-// query, by the horizontal sums for four; a register-blocked tile pays from about 16 queries on and is another kernel.
-#include <reticle/core/ops/dot.hpp>
+// One pass over the keys; each key vector is loaded and widened to float once and multiplied with up to four queries
+// held in L1. Two accumulators per pair hide the FMA latency for head sizes of 64 and more. Bound by key bandwidth for
+// one query, by the horizontal sums for four; a register-blocked tile pays from about 16 queries on and is another
+// kernel.
 #include <vector>
+
+#include <reticle/core/ops/dot.hpp>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/ops/dot.cpp"
@@ -32,7 +34,8 @@ void DotRows(const float* HWY_RESTRICT queries, const T* HWY_RESTRICT key, Index
   }
   for (; i + lanes <= d; i += lanes) {
     const V k0 = LoadFloat(tag, key + i);
-    for (std::size_t r = 0; r < kRows; ++r) even[r] = hn::MulAdd(hn::LoadU(tag, queries + static_cast<Index>(r) * d + i), k0, even[r]);
+    for (std::size_t r = 0; r < kRows; ++r)
+      even[r] = hn::MulAdd(hn::LoadU(tag, queries + static_cast<Index>(r) * d + i), k0, even[r]);
   }
   for (std::size_t r = 0; r < kRows; ++r) {
     float sum = hn::GetLane(hn::SumOfLanes(tag, hn::Add(even[r], odd[r])));

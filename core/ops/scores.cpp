@@ -1,4 +1,5 @@
 #include <limits>
+
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/scores.hpp>
@@ -15,8 +16,9 @@ void ExactScorer::operator()(RowId first, Index rows, float* scores) const {
   for (float& value : packed.span<float>()) value *= inputs_.scaling;
   const Index kv_head = inputs_.kv_head(first.head);
   TensorView all_keys(nullptr, inputs_.keys.dtype, {0, 0});
-  all_keys.data = static_cast<const std::byte*>(inputs_.keys.data) +
-                  (first.batch * inputs_.keys.stride(0) + kv_head * inputs_.keys.stride(1)) * size_of(inputs_.keys.dtype);
+  all_keys.data =
+      static_cast<const std::byte*>(inputs_.keys.data) +
+      (first.batch * inputs_.keys.stride(0) + kv_head * inputs_.keys.stride(1)) * size_of(inputs_.keys.dtype);
   all_keys.shape = {inputs_.visible_keys(first.query + rows - 1), d};
   all_keys.strides = {inputs_.keys.stride(2), inputs_.keys.stride(3)};
   dot(packed.span<float>().data(), rows, all_keys, scores, keys);

@@ -1,7 +1,10 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+
 #include <reticle/core/base/checked.hpp>
+#include <reticle/core/ops/order_key.hpp>
 #include <reticle/core/ops/select.hpp>
 
 namespace reticle {
@@ -14,8 +17,8 @@ struct Cut {
 };
 
 /// The smallest prefix of the keys in descending order whose summed weight exceeds `target`, by radix descent: sum the
-/// weights per value of the leading digit, find the digit in which the target is passed, go on within it. Three digits of
-/// 11, 11 and 10 bits; keys of 0 never count. O(n), whatever the distribution.
+/// weights per value of the leading digit, find the digit in which the target is passed, go on within it. Three digits
+/// of 11, 11 and 10 bits; keys of 0 never count. O(n), whatever the distribution.
 template <class Sum, class Weight>
 Cut find_cut(std::span<const std::uint32_t> keys, Sum target, Weight&& weight) {
   thread_local std::vector<std::uint32_t> within;
@@ -38,7 +41,8 @@ Cut find_cut(std::span<const std::uint32_t> keys, Sum target, Weight&& weight) {
       }
       passed += sums[digit];
     }
-    if (!found) return {prefix, std::numeric_limits<Index>::max()};  // the target is never passed: take all that is left
+    if (!found)
+      return {prefix, std::numeric_limits<Index>::max()};  // the target is never passed: take all that is left
     prefix |= digit << shift;
     if (shift == 0) break;
     std::vector<std::uint32_t> next;
@@ -65,10 +69,6 @@ void take(std::span<const std::uint32_t> keys, Cut cut, std::vector<std::int32_t
       --cut.ties;
     }
   }
-}
-
-float score_of(std::uint32_t key) {
-  return std::bit_cast<float>((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
 }
 
 /// Calls draw(bitmap) to mark some of [0, n) and appends what is marked.
@@ -100,10 +100,10 @@ void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& s
   for (const std::uint32_t key : keys) largest = std::max(largest, key);
   if (largest == 0) return;
   if (p >= 1) return take(keys, {0, 0}, selected);
-  const float max = score_of(largest);
+  const float max = score_of_key(largest);
   // Relative to the highest score, which may be +infinity: its weight is 1 and every finite one's is 0.
   const auto weight = [&](std::uint32_t key) {
-    return key == largest ? 1.0 : static_cast<double>(std::exp(score_of(key) - max));
+    return key == largest ? 1.0 : static_cast<double>(std::exp(score_of_key(key) - max));
   };
   double total = 0;
   for (const std::uint32_t key : keys) {
@@ -120,7 +120,8 @@ void above_threshold(std::span<const float> scores, float threshold, std::vector
 }
 
 void sample_without_replacement(Index n, Index m, Philox& random, std::vector<std::int32_t>& selected) {
-  if (n > kMaxColumns) throw ShapeError("sampling: " + std::to_string(n) + " positions; at most 2^31 - 1 can be addressed");
+  if (n > kMaxColumns)
+    throw ShapeError("sampling: " + std::to_string(n) + " positions; at most 2^31 - 1 can be addressed");
   m = std::clamp<Index>(m, 0, n);
   const bool inverse = m > n / 2;  // draw what to leave out
   const Index drawn = inverse ? n - m : m;
@@ -143,7 +144,8 @@ void sample_without_replacement(Index n, Index m, Philox& random, std::vector<st
 }
 
 void sample_with_replacement(Index n, Index m, Philox& random, std::vector<std::int32_t>& selected) {
-  if (n > kMaxColumns) throw ShapeError("sampling: " + std::to_string(n) + " positions; at most 2^31 - 1 can be addressed");
+  if (n > kMaxColumns)
+    throw ShapeError("sampling: " + std::to_string(n) + " positions; at most 2^31 - 1 can be addressed");
   if (n <= 0) return;
   collect(n, selected, [&](std::vector<std::uint64_t>& marked) {
     for (Index draw = 0; draw < m; ++draw) {
@@ -156,7 +158,8 @@ void sample_with_replacement(Index n, Index m, Philox& random, std::vector<std::
 void exclude(std::span<const Run> runs, std::span<float> scores) {
   for (const Run& run : runs) {
     const auto end = std::min(scores.size(), static_cast<std::size_t>(run.end));
-    for (auto i = static_cast<std::size_t>(run.begin); i < end; ++i) scores[i] = -std::numeric_limits<float>::infinity();
+    for (auto i = static_cast<std::size_t>(run.begin); i < end; ++i)
+      scores[i] = -std::numeric_limits<float>::infinity();
   }
 }
 

@@ -1,26 +1,19 @@
 // Row selectors: which positions of one row of scores to keep. Every selector appends its choice in ascending order, is
-// exact, gives ties to the lower index, and never selects a position whose score is NaN or -infinity; setting a score to
-// -infinity is how a position is excluded.
+// exact, gives ties to the lower index, and never selects a position whose score is NaN or -infinity; setting a score
+// to -infinity is how a position is excluded.
 #pragma once
 
 #include <bit>
 #include <cstdint>
+#include <span>
+#include <vector>
+
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/random.hpp>
 #include <reticle/core/base/types.hpp>
 #include <reticle/core/mask/run.hpp>
-#include <span>
-#include <vector>
 
 namespace reticle {
-
-/// A float's place in the order of selection: a larger key is selected earlier, equal scores have equal keys (-0 is +0),
-/// NaN and -infinity have key 0.
-RETICLE_HD inline std::uint32_t order_key(float score) {
-  const auto bits = std::bit_cast<std::uint32_t>(score + 0.0f);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u || bits == 0xFF800000u) return 0;
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 /// The k highest scores; all selectable ones when there are fewer. O(n).
 RETICLE_API void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected);

@@ -1,18 +1,20 @@
-// Shared immutable storage. A Buffer is filled through its Array while it has one owner, then published and never changed.
+// Shared immutable storage. A Buffer is filled through its Array while it has one owner, then published and never
+// changed.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 #include <new>
-#include <reticle/core/base/types.hpp>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include <reticle/core/base/types.hpp>
+
 namespace reticle {
 
-/// Aligned to cache lines (and the widest vectors); leaves scalars uninitialised when resized, so that memory is touched
-/// first by the thread that fills it.
+/// Aligned to cache lines (and the widest vectors); leaves scalars uninitialised when resized, so that memory is
+/// touched first by the thread that fills it.
 template <class T>
 struct AlignedAllocator {
   using value_type = T;

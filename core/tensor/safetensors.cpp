@@ -1,20 +1,21 @@
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fcntl.h>
 #include <fstream>
 #include <list>
+#include <set>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <system_error>
+#include <unistd.h>
+
 #include <nlohmann/json.hpp>
+
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/base/nearest.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 #include <reticle/core/tensor/tensor.hpp>
-#include <set>
-#include <system_error>
 
 static_assert(std::endian::native == std::endian::little, "safetensors data is read in place");
 
@@ -26,7 +27,7 @@ using nlohmann::json;
 constexpr std::uint64_t kLargestHeader = 100'000'000;  // the limit of the format's own reader
 constexpr std::size_t kPrefix = sizeof(std::uint64_t);
 
-constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64, DType::i64, DType::i32, DType::i16,
+constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64, DType::i64, DType::i32,    DType::i16,
                              DType::i8,  DType::u64, DType::u32,  DType::u16, DType::u8,  DType::boolean};
 
 class Mapping {
@@ -86,7 +87,8 @@ TensorView read_entry(const json& entry, const std::byte* data, Index data_size,
     return dtype_name.is_string() && dtype_name.get_ref<const std::string&>() == name_of(known);
   });
   if (dtype == std::end(kDTypes)) {
-    problem = "dtype " + dtype_name.dump() + " is not one that is read (F64, F32, F16, BF16, I64 ... I8, U64 ... U8, BOOL)";
+    problem =
+        "dtype " + dtype_name.dump() + " is not one that is read (F64, F32, F16, BF16, I64 ... I8, U64 ... U8, BOOL)";
     return none;
   }
   const json& shape = entry["shape"];
@@ -195,6 +197,7 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<Named
   if (!metadata.empty()) header["__metadata__"] = std::map<std::string, std::string>(metadata.begin(), metadata.end());
   // Widest elements first keeps every tensor aligned without gaps.
   std::vector<const NamedTensor*> order;
+  order.reserve(tensors.size());
   for (const NamedTensor& tensor : tensors) order.push_back(&tensor);
   std::stable_sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
     return size_of(a->tensor.dtype) > size_of(b->tensor.dtype);
@@ -202,7 +205,8 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<Named
   Index offset = 0;
   for (const NamedTensor* entry : order) {
     const TensorView& view = entry->tensor;
-    if (header.contains(entry->name)) throw FormatError(path.string() + ": two tensors are named \"" + entry->name + "\"");
+    if (header.contains(entry->name))
+      throw FormatError(path.string() + ": two tensors are named \"" + entry->name + "\"");
     const Index bytes = checked_product({view.elements(), size_of(view.dtype)}, entry->name);
     header[entry->name] = {{"dtype", name_of(view.dtype)},
                            {"shape", std::vector<Index>(view.shape.begin(), view.shape.begin() + view.rank)},

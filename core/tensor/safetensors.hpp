@@ -1,15 +1,16 @@
-// The safetensors file format: an 8-byte little-endian header length, a JSON header (name -> dtype, shape, data_offsets),
-// raw little-endian data. Files are data: every offset and size is checked before anything is read.
+// The safetensors file format: an 8-byte little-endian header length, a JSON header (name -> dtype, shape,
+// data_offsets), raw little-endian data. Files are data: every offset and size is checked before anything is read.
 #pragma once
 
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
-#include <reticle/core/tensor/tensor_view.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include <reticle/core/tensor/tensor_view.hpp>
 
 namespace reticle {
 

@@ -1,4 +1,5 @@
 #include <cstring>
+
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
@@ -45,11 +46,13 @@ TensorView TensorView::slice(int dim, Index begin, Index end) const {
 }
 
 TensorView TensorView::permute(std::initializer_list<int> order) const {
-  if (static_cast<int>(order.size()) != rank) throw ShapeError("permute: needs an order of every dimension of " + describe());
+  if (static_cast<int>(order.size()) != rank)
+    throw ShapeError("permute: needs an order of every dimension of " + describe());
   TensorView result = *this;
   std::size_t to = 0;
   for (const int from : order) {
-    if (from < 0 || from >= rank) throw ShapeError("permute: no dimension " + std::to_string(from) + " in " + describe());
+    if (from < 0 || from >= rank)
+      throw ShapeError("permute: no dimension " + std::to_string(from) + " in " + describe());
     result.shape[to] = shape[static_cast<std::size_t>(from)];
     result.strides[to] = strides[static_cast<std::size_t>(from)];
     ++to;

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
+
 #include <reticle/core/tensor/buffer.hpp>
 #include <reticle/core/tensor/tensor_view.hpp>
-#include <span>
 
 namespace reticle {
 

@@ -3,11 +3,12 @@
 
 #include <array>
 #include <initializer_list>
-#include <reticle/core/base/error.hpp>
-#include <reticle/core/base/types.hpp>
 #include <span>
 #include <string>
 #include <string_view>
+
+#include <reticle/core/base/error.hpp>
+#include <reticle/core/base/types.hpp>
 
 namespace reticle {
 

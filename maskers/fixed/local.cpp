@@ -1,5 +1,5 @@
-// Keeps a sliding window that ends at each query's own position. Longformer (Beltagy et al. 2020); sparse-attention-hub's
-// LocalMasker, without its early-out to full attention and without erasing what others chose.
+// Keeps a sliding window that ends at each query's own position. Longformer (Beltagy et al. 2020);
+// sparse-attention-hub's LocalMasker, without its early-out to full attention and without erasing what others chose.
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {

@@ -16,7 +16,12 @@ class Sink final : public Masker {
 
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
     const auto end = static_cast<std::int32_t>(std::min(size_.resolve(inputs.keys_length()), inputs.keys_length()));
-    return Mask::intervals(inputs.shape().one_row(), [&](RowId) { return Interval{0, end}; }, context);
+    return Mask::intervals(
+        inputs.shape().one_row(),
+        [&](RowId) {
+          return Interval{0, end};
+        },
+        context);
   }
 
  private:

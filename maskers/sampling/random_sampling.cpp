@@ -1,8 +1,9 @@
-// Samples keys uniformly, so that attention over the sample estimates attention over all keys (Horvitz and Thompson 1952).
-// sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
+// Samples keys uniformly, so that attention over the sample estimates attention over all keys (Horvitz and Thompson
+// 1952). sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/select.hpp>
 
@@ -15,7 +16,8 @@ struct RandomSamplingConfig {
   static constexpr const char* docs[] = {
       "share, in (0, 1], of the candidate keys that is sampled",
       "false: without replacement, among the keys not chosen yet, with exact inclusion probabilities; true: as "
-      "sparse-attention-hub, int(sampling_rate * keys) draws from all keys with replacement, p = sampling_rate (biased)"};
+      "sparse-attention-hub, int(sampling_rate * keys) draws from all keys with replacement, p = sampling_rate "
+      "(biased)"};
   void validate() const { require(sampling_rate > 0 && sampling_rate <= 1, "sampling_rate", "must be in (0, 1]"); }
 };
 

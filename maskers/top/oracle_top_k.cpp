@@ -1,5 +1,5 @@
-// Keeps the keys of the highest attention scores, computed exactly: the upper bound that approximate top-k methods chase.
-// sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
+// Keeps the keys of the highest attention scores, computed exactly: the upper bound that approximate top-k methods
+// chase. sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/scores.hpp>
 
@@ -27,10 +27,11 @@ class OracleTopK final : public Masker {
   Size heavy_size_;
 };
 
-RETICLE_REGISTER_MASKER("oracle_top_k", OracleTopK, OracleTopKConfig,
-                        {.summary = "Keeps the keys of the highest exact attention scores.",
-                         .source = "sparse-attention-hub (OracleTopK)",
-                         .rule = "the heavy_size keys of largest scaling * q.k + attention_mask among those not chosen yet",
-                         .cost = "O(queries * keys * head_dim) time, O(queries * heavy_size) memory"});
+RETICLE_REGISTER_MASKER(
+    "oracle_top_k", OracleTopK, OracleTopKConfig,
+    {.summary = "Keeps the keys of the highest exact attention scores.",
+     .source = "sparse-attention-hub (OracleTopK)",
+     .rule = "the heavy_size keys of largest scaling * q.k + attention_mask among those not chosen yet",
+     .cost = "O(queries * keys * head_dim) time, O(queries * heavy_size) memory"});
 
 }  // namespace reticle::maskers

@@ -19,18 +19,20 @@ class OracleTopP final : public Masker {
   Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
     return select_by_score(
         inputs, previous, ExactScorer(inputs),
-        [&](std::span<const float> scores, Selection& selection) { top_p(scores, top_p_, selection.indices); }, context);
+        [&](std::span<const float> scores, Selection& selection) { top_p(scores, top_p_, selection.indices); },
+        context);
   }
 
  private:
   double top_p_;
 };
 
-RETICLE_REGISTER_MASKER("oracle_top_p", OracleTopP, OracleTopPConfig,
-                        {.summary = "Keeps the fewest keys whose exact attention mass exceeds top_p.",
-                         .source = "sparse-attention-hub (OracleTopP)",
-                         .rule = "the smallest prefix, by descending score, whose softmax mass over the keys not chosen yet "
-                                 "exceeds top_p",
-                         .cost = "O(queries * keys * head_dim) time, memory of what is kept"});
+RETICLE_REGISTER_MASKER(
+    "oracle_top_p", OracleTopP, OracleTopPConfig,
+    {.summary = "Keeps the fewest keys whose exact attention mass exceeds top_p.",
+     .source = "sparse-attention-hub (OracleTopP)",
+     .rule = "the smallest prefix, by descending score, whose softmax mass over the keys not chosen yet "
+             "exceeds top_p",
+     .cost = "O(queries * keys * head_dim) time, memory of what is kept"});
 
 }  // namespace reticle::maskers

@@ -29,7 +29,8 @@ class DilatedLocal final : public Masker {
         [&](RowId row, Selection& selection) {
           const Index last = inputs.position(row.query);
           const Index count = last < 0 ? 0 : std::min(window, last / config_.dilation + 1);
-          for (Index i = count; i-- > 0;) selection.indices.push_back(static_cast<std::int32_t>(last - i * config_.dilation));
+          for (Index i = count; i-- > 0;)
+            selection.indices.push_back(static_cast<std::int32_t>(last - i * config_.dilation));
         },
         context);
   }

@@ -1,8 +1,8 @@
-#include <gtest/gtest.h>
-#include <hwy/targets.h>
-
 #include <array>
 #include <cstring>
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
 
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/combine.hpp>
@@ -22,7 +22,8 @@ void expect_agrees(const AttentionResult& result, const Reference& reference, do
   const TensorView& output = result.output.view();
   for (Index i = 0; i < output.elements(); ++i) {
     const double expected = reference.output[static_cast<std::size_t>(i)];
-    ASSERT_NEAR(read_float(output, i), expected, tolerance + rounding(output.dtype) * std::abs(expected)) << "output " << i;
+    ASSERT_NEAR(read_float(output, i), expected, tolerance + rounding(output.dtype) * std::abs(expected))
+        << "output " << i;
   }
   for (std::size_t i = 0; i < reference.lse.size(); ++i) {
     if (std::isinf(reference.lse[i])) {
@@ -37,7 +38,8 @@ std::vector<float> dense_weights(const AttentionWeights& weights, const MaskShap
   std::vector<float> dense(static_cast<std::size_t>(shape.positions()), 0.0f);
   for (Index row = 0; row < shape.rows(); ++row) {
     for (Index i = weights.row_ptr[row]; i < weights.row_ptr[row + 1]; ++i)
-      dense[static_cast<std::size_t>(row * shape.keys + weights.indices[i])] = weights.values[static_cast<std::size_t>(i)];
+      dense[static_cast<std::size_t>(row * shape.keys + weights.indices[i])] =
+          weights.values[static_cast<std::size_t>(i)];
   }
   return dense;
 }
@@ -63,7 +65,8 @@ TEST(Attention, AgreesForEveryDtypeGroupSizeAndHeadSize) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const Index kv_heads : {1, 2, 4, 8}) {
       for (const auto& [d, dv] : {std::pair<Index, Index>{1, 1}, {16, 16}, {64, 80}, {100, 33}, {256, 256}}) {
-        SCOPED_TRACE(std::string(name_of(dtype)) + ", kv heads " + std::to_string(kv_heads) + ", d " + std::to_string(d));
+        SCOPED_TRACE(std::string(name_of(dtype)) + ", kv heads " + std::to_string(kv_heads) + ", d " +
+                     std::to_string(d));
         const OwnedInputs owned({1, 8, kv_heads, 2, 40, d, dv}, seed++, dtype);
         std::mt19937 random(seed);
         const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.5, true, random));
@@ -254,12 +257,14 @@ TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
   };
   const Mask full = Mask::full(owned.inputs.shape());
   EXPECT_EQ(refusal(owned.inputs, Mask::full({1, 4, 3, 9})),
-            "attention: mask (1, 4, 3, 9) does not fit queries F32 (1, 4, 3, 16) and keys F32 (1, 2, 8, 16); needed is a mask of "
+            "attention: mask (1, 4, 3, 9) does not fit queries F32 (1, 4, 3, 16) and keys F32 (1, 2, 8, 16); needed is "
+            "a mask of "
             "(1, 4, 3, 8)");
   AttentionInputs bad = owned.inputs;
   bad.keys = bad.keys.slice(3, 0, 15);
   EXPECT_EQ(refusal(bad, full),
-            "keys need the head_dim of the queries (queries F32 (1, 4, 3, 16), keys F32 (1, 2, 8, 15), values F32 (1, 2, 8, 16))");
+            "keys need the head_dim of the queries (queries F32 (1, 4, 3, 16), keys F32 (1, 2, 8, 15), values F32 (1, "
+            "2, 8, 16))");
   bad = owned.inputs;
   bad.queries = bad.queries.slice(1, 0, 3);
   EXPECT_EQ(refusal(bad, full).substr(0, 61), "the query heads, 3, must be a multiple of the KV heads, 2 (qu");
@@ -287,7 +292,8 @@ TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
   options.soft_cap = 0.0f;
   EXPECT_EQ(refusal(owned.inputs, full, options), "soft_cap is 0.000000; needed is a finite number > 0");
   const OwnedInputs wide({1, 1, 1, 1, 1, 257, 16}, 1);
-  EXPECT_EQ(refusal(wide.inputs, Mask::full(wide.inputs.shape())), "queries: head size is 257; at most 256 is supported");
+  EXPECT_EQ(refusal(wide.inputs, Mask::full(wide.inputs.shape())),
+            "queries: head size is 257; at most 256 is supported");
 }
 
 }  // namespace

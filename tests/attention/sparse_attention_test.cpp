@@ -99,8 +99,10 @@ TEST(SparseAttention, ErrorFallsAndMassGrowsWithHeavySizeOnRealTensors) {
     for (const char* heavy : {"0.01", "0.02", "0.05", "0.1", "0.2", "0.4", "1.0"}) {
       SequenceState state;
       const auto sparse = SparseAttention::from_json(
-          std::string(R"({"causal": true, "maskers": [{"type": "sink", "sink_size": 4}, {"type": "local", "window_size": 32},
-          {"type": "oracle_top_k", "heavy_size": )") + heavy + "}]}");
+          std::string(
+              R"({"causal": true, "maskers": [{"type": "sink", "sink_size": 4}, {"type": "local", "window_size": 32},
+          {"type": "oracle_top_k", "heavy_size": )") +
+          heavy + "}]}");
       const auto comparison = *sparse.run(bundled(bundled_file(), layer), state, true).metrics.comparison;
       EXPECT_LT(comparison.relative_error, last_error) << "layer " << layer << ", heavy_size " << heavy;
       EXPECT_GT(comparison.mean_mass, last_mass) << "layer " << layer << ", heavy_size " << heavy;
@@ -113,8 +115,8 @@ TEST(SparseAttention, ErrorFallsAndMassGrowsWithHeavySizeOnRealTensors) {
 
 TEST(SparseAttention, OracleTopPRecoversItsShareOnEveryRowOfRealTensors) {
   for (const double top_p : {0.5, 0.9, 0.99}) {
-    const auto sparse = SparseAttention::from_json(R"({"causal": true, "maskers": [{"type": "oracle_top_p", "top_p": )" +
-                                                   std::to_string(top_p) + "}]}");
+    const auto sparse = SparseAttention::from_json(
+        R"({"causal": true, "maskers": [{"type": "oracle_top_p", "top_p": )" + std::to_string(top_p) + "}]}");
     for (int layer = 0; layer < 4; ++layer) {
       SequenceState state;
       EXPECT_GE(sparse.run(bundled(bundled_file(), layer), state, true).metrics.comparison->least_mass, top_p - 1e-6);
@@ -122,21 +124,23 @@ TEST(SparseAttention, OracleTopPRecoversItsShareOnEveryRowOfRealTensors) {
   }
 }
 
-/// The worst deviation, in standard errors, of mean sampled numerators and denominators from the dense sums, over seeds;
-/// p_scale tampers with the inclusion probabilities.
+/// The worst deviation, in standard errors, of mean sampled numerators and denominators from the dense sums, over
+/// seeds; p_scale tampers with the inclusion probabilities.
 double worst_deviation(const std::string& sampler, float p_scale) {
   constexpr int kSeeds = 2000;
   const OwnedInputs owned({1, 2, 1, 3, 48, 8, 8}, 6);
   const AttentionInputs& inputs = owned.inputs;
   const SparseAttention sparse = SparseAttention::from_json(
-      R"({"causal": true, "maskers": [{"type": "sink", "sink_size": 2}, {"type": "local", "window_size": 3}, )" + sampler + "]}");
+      R"({"causal": true, "maskers": [{"type": "sink", "sink_size": 2}, {"type": "local", "window_size": 3}, )" +
+      sampler + "]}");
   AttentionInputs causal = inputs;
   causal.causal = true;
   const auto sums = [](const AttentionResult& result) {  // numerators, then denominators
     std::vector<double> values;
     const auto lse = result.lse.span<float>();
     const auto output = result.output.span<float>();
-    for (std::size_t i = 0; i < output.size(); ++i) values.push_back(output[i] * std::exp(static_cast<double>(lse[i / 8])));
+    for (std::size_t i = 0; i < output.size(); ++i)
+      values.push_back(output[i] * std::exp(static_cast<double>(lse[i / 8])));
     for (const float l : lse) values.push_back(std::exp(static_cast<double>(l)));
     return values;
   };

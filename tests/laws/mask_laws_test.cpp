@@ -59,7 +59,8 @@ TEST_P(Laws, MergeIsAssociative) {
   for_each_pair(true, [&](const Mask& a, const Mask& b) {
     const Mask& c = third[next++ % third.size()].mask;
     EXPECT_EQ((a | b) | c, a | (b | c));
-    EXPECT_EQ(merge(merge(a, b, MergeRule::max), c, MergeRule::max), merge(a, merge(b, c, MergeRule::max), MergeRule::max));
+    EXPECT_EQ(merge(merge(a, b, MergeRule::max), c, MergeRule::max),
+              merge(a, merge(b, c, MergeRule::max), MergeRule::max));
     EXPECT_EQ((a & b) & c, a & (b & c));
   });
 }
@@ -95,7 +96,8 @@ TEST_P(Laws, FullStoredInAnyRepresentationBehavesLikeFull) {
 }
 
 TEST_P(Laws, ZeroOneMergeIsIdempotent) {
-  for (const NamedMask& a : random_masks(shape, random, /*with_weighted=*/false)) EXPECT_EQ(a.mask | a.mask, a.mask) << a.name;
+  for (const NamedMask& a : random_masks(shape, random, /*with_weighted=*/false))
+    EXPECT_EQ(a.mask | a.mask, a.mask) << a.name;
 }
 
 TEST_P(Laws, ZeroOneMasksAreABooleanAlgebra) {

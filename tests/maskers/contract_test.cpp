@@ -1,7 +1,7 @@
 // What every registered masker promises, whatever it selects.
 #include <gtest/gtest.h>
-
 #include <nlohmann/json.hpp>
+
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/registry.hpp>
@@ -23,9 +23,11 @@ std::vector<std::string> registered() {
 class Contract : public ::testing::TestWithParam<std::string> {
  protected:
   SparseAttention sparse = SparseAttention::from_json(R"({"maskers": [{"type": ")" + GetParam() + R"("}]})");
-  SparseAttention causal = SparseAttention::from_json(R"({"maskers": [{"type": ")" + GetParam() + R"("}], "causal": true})");
+  SparseAttention causal =
+      SparseAttention::from_json(R"({"maskers": [{"type": ")" + GetParam() + R"("}], "causal": true})");
 
-  Mask select(const AttentionInputs& inputs, int threads = 1, const std::optional<Mask>& previous = std::nullopt) const {
+  Mask select(const AttentionInputs& inputs, int threads = 1,
+              const std::optional<Mask>& previous = std::nullopt) const {
     SequenceState state;
     return sparse.mask(inputs, state, Context(threads), previous);
   }
@@ -91,7 +93,8 @@ TEST_P(Contract, CopesWithNonFiniteAndEqualScores) {
   std::fill(owned.keys.span<float>().begin(), owned.keys.span<float>().end(), 1.0f);
   EXPECT_NO_THROW(select(owned.inputs));
   for (std::size_t i = 0; i < 100; ++i)
-    owned.keys.span<float>()[i * 4] = i % 2 == 0 ? std::numeric_limits<float>::quiet_NaN() : -std::numeric_limits<float>::infinity();
+    owned.keys.span<float>()[i * 4] =
+        i % 2 == 0 ? std::numeric_limits<float>::quiet_NaN() : -std::numeric_limits<float>::infinity();
   EXPECT_NO_THROW(select(owned.inputs));
 }
 

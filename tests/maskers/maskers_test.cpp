@@ -63,9 +63,11 @@ TEST(Causal, KeepsWhatLiesBehind) {
 
 TEST(OracleTopK, CountsOnlyNewPositions) {
   const Scored s(1, {5, 9, 1, 9, 3, 9});
-  EXPECT_EQ(row_text(mask_of(R"({"type": "oracle_top_k", "heavy_size": 2})", s.inputs), 0), ".1.1..") << "ties: lower index";
-  EXPECT_EQ(row_text(mask_of(R"({"type": "sink", "sink_size": 2}, {"type": "oracle_top_k", "heavy_size": 2})", s.inputs), 0),
-            "11.1.1");
+  EXPECT_EQ(row_text(mask_of(R"({"type": "oracle_top_k", "heavy_size": 2})", s.inputs), 0), ".1.1..")
+      << "ties: lower index";
+  EXPECT_EQ(
+      row_text(mask_of(R"({"type": "sink", "sink_size": 2}, {"type": "oracle_top_k", "heavy_size": 2})", s.inputs), 0),
+      "11.1.1");
   EXPECT_EQ(row_text(mask_of(R"({"type": "oracle_top_k", "heavy_size": 100})", s.inputs), 0), "111111");
 }
 
@@ -100,7 +102,8 @@ TEST(OracleTopP, KeepsTheFewestKeysWhoseMassExceedsTheShare) {
 
 TEST(RandomSampling, DrawsTheAskedShareOfTheCandidatesWithTheirExactProbability) {
   const Scored s(4, std::vector<float>(103));
-  const Mask mask = mask_of(R"({"type": "sink", "sink_size": 3}, {"type": "random_sampling", "sampling_rate": 0.257})", s.inputs);
+  const Mask mask =
+      mask_of(R"({"type": "sink", "sink_size": 3}, {"type": "random_sampling", "sampling_rate": 0.257})", s.inputs);
   for (Index q = 0; q < 4; ++q) {
     std::vector<reticle::Run> runs;
     mask.row({0, 0, q}, runs);

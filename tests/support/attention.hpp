@@ -4,9 +4,10 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <vector>
+
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/convert.hpp>
-#include <vector>
 
 namespace reticle::testing {
 
@@ -46,7 +47,8 @@ inline double element(const TensorView& t, Index b, Index h, Index i, Index j) {
   return static_cast<double>(read_float(t, b * t.stride(0) + h * t.stride(1) + i * t.stride(2) + j * t.stride(3)));
 }
 
-inline Reference reference_attention(const AttentionInputs& in, const Mask& mask, const AttentionOptions& options = {}) {
+inline Reference reference_attention(const AttentionInputs& in, const Mask& mask,
+                                     const AttentionOptions& options = {}) {
   const double infinity = std::numeric_limits<double>::infinity();
   const MaskShape shape = in.shape();
   const Array<float> p = to_dense(mask);
@@ -57,13 +59,15 @@ inline Reference reference_attention(const AttentionInputs& in, const Mask& mask
     std::vector<double> scores(static_cast<std::size_t>(shape.keys), -infinity);
     double max = -infinity;
     const bool has_sink = !options.sink_logits.empty();
-    const double sink = has_sink ? static_cast<double>(options.sink_logits[static_cast<std::size_t>(id.head)]) : -infinity;
+    const double sink =
+        has_sink ? static_cast<double>(options.sink_logits[static_cast<std::size_t>(id.head)]) : -infinity;
     for (Index key = 0; key < shape.keys; ++key) {
       if (p[static_cast<std::size_t>(row * shape.keys + key)] == 0) continue;
       if (in.causal && key > in.position(id.query)) continue;
       double score = 0;
       for (Index i = 0; i < in.head_dim(); ++i)
-        score += element(in.queries, id.batch, id.head, id.query, i) * element(in.keys, id.batch, in.kv_head(id.head), key, i);
+        score += element(in.queries, id.batch, id.head, id.query, i) *
+                 element(in.keys, id.batch, in.kv_head(id.head), key, i);
       score *= static_cast<double>(in.scaling);
       if (options.soft_cap) score = *options.soft_cap * std::tanh(score / *options.soft_cap);
       if (in.attention_mask) {

@@ -1,13 +1,13 @@
 // Temporary files of a test.
 #pragma once
 
-#include <gtest/gtest.h>
-#include <unistd.h>
-
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
 
 namespace reticle::testing {
 

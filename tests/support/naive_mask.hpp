@@ -1,11 +1,12 @@
 // The obviously right mask: p of every logical position in one vector. Masks are tested against it in lockstep.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <reticle/core/mask/convert.hpp>
-#include <vector>
 
 namespace reticle::testing {
 
@@ -44,7 +45,9 @@ struct NaiveMask {
     }
     return result;
   }
-  Index nnz() const { return static_cast<Index>(std::count_if(p.begin(), p.end(), [](float x) { return x > 0; })); }
+  Index nnz() const {
+    return static_cast<Index>(std::count_if(p.begin(), p.end(), [](float x) { return x > 0; }));
+  }
 };
 
 /// Same logical shape and p everywhere; and what the mask says of itself agrees with its content.

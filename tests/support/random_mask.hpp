@@ -2,10 +2,11 @@
 #pragma once
 
 #include <random>
-#include <reticle/core/mask/combine.hpp>
-#include <reticle/core/mask/convert.hpp>
 #include <string>
 #include <vector>
+
+#include <reticle/core/mask/combine.hpp>
+#include <reticle/core/mask/convert.hpp>
 
 namespace reticle::testing {
 
@@ -16,8 +17,8 @@ struct NamedMask {
 
 inline constexpr MaskKind kStoredKinds[] = {MaskKind::bits, MaskKind::dense, MaskKind::csr, MaskKind::runs};
 
-/// Random p per stored position: 0 with probability 1 - density, else 1, or (when weighted) a multiple of 1/8, so that sums
-/// are exact and merge is associative to the bit. Correlated along keys, so that there are runs.
+/// Random p per stored position: 0 with probability 1 - density, else 1, or (when weighted) a multiple of 1/8, so that
+/// sums are exact and merge is associative to the bit. Correlated along keys, so that there are runs.
 inline std::vector<float> random_p(const MaskShape& shape, double density, bool weighted, std::mt19937& random) {
   std::vector<float> p(static_cast<std::size_t>(shape.stored_rows() * shape.keys));
   std::uniform_real_distribution<double> uniform(0, 1);

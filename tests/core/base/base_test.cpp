@@ -1,12 +1,13 @@
-#include <gtest/gtest.h>
-
+#include <algorithm>
 #include <atomic>
 #include <numeric>
-#include <reticle/core/base/context.hpp>
-#include <algorithm>
-#include <reticle/core/base/error.hpp>
 #include <thread>
 #include <vector>
+
+#include <gtest/gtest.h>
+
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/base/error.hpp>
 
 namespace reticle {
 namespace {
@@ -69,9 +70,8 @@ TEST(ThreadPool, RethrowsTheFirstErrorAndStaysUsable) {
 TEST(ThreadPool, NestedAndConcurrentLoopsFinish) {
   ThreadPool pool(3);
   std::atomic<int> done{0};
-  pool.for_each_chunk(8, 1, [&](Index, Index, Index) {
-    pool.for_each_chunk(8, 1, [&](Index, Index, Index) { ++done; });
-  });
+  pool.for_each_chunk(8, 1,
+                      [&](Index, Index, Index) { pool.for_each_chunk(8, 1, [&](Index, Index, Index) { ++done; }); });
   EXPECT_EQ(done.load(), 64);
   std::vector<std::jthread> callers;
   for (int i = 0; i < 4; ++i) {

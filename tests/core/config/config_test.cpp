@@ -1,7 +1,7 @@
 // Reflection, registration and messages, through a masker that is defined here as any user would define one.
 #include <gtest/gtest.h>
-
 #include <nlohmann/json.hpp>
+
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/masker.hpp>
 #include <reticle/core/registry.hpp>
@@ -80,8 +80,10 @@ TEST(Reflection, NamesEnumerators) {
 }
 
 TEST(Config, PrintsBackWithDefaultsFilledIn) {
-  const Json config = Json::parse(SparseAttention::from_json(R"({"maskers": [{"type": "test_everything", "needed": 9}]})").to_json());
-  const Json expected = Json::parse(R"({"type": "test_everything", "_x": true, "T": -4, "p99": 7, "share": 0.25, "text": "a",
+  const Json config =
+      Json::parse(SparseAttention::from_json(R"({"maskers": [{"type": "test_everything", "needed": 9}]})").to_json());
+  const Json expected =
+      Json::parse(R"({"type": "test_everything", "_x": true, "T": -4, "p99": 7, "share": 0.25, "text": "a",
     "file": "", "size": 0.5, "flavour": "dark_chocolate", "maybe": null, "nested": {"depth": 3, "weights": [0.5]}, "list": [],
     "needed": 9})");
   EXPECT_EQ(config["maskers"][0], expected);
@@ -90,7 +92,8 @@ TEST(Config, PrintsBackWithDefaultsFilledIn) {
 }
 
 TEST(Config, ReadsEveryKindOfField) {
-  const std::string text = R"({"maskers": [{"type": "test_everything", "_x": false, "T": -2147483648, "p99": 255, "share": 1,
+  const std::string text =
+      R"({"maskers": [{"type": "test_everything", "_x": false, "T": -2147483648, "p99": 255, "share": 1,
     "text": "ü\n", "file": "sub/x.bin", "size": 12, "flavour": "p99", "maybe": 5, "nested": {"weights": [1, 2.5]},
     "list": [{"depth": 1}, {}], "needed": -3}], "seed": 7, "merge": "independent", /* a comment */ "causal": true})";
   const Json read = Json::parse(SparseAttention::from_json(text, "/configs").to_json());
@@ -116,20 +119,23 @@ TEST(Config, SizesTellCountsFromFractions) {
 }
 
 TEST(Messages, NameThePlaceTheValueAndWhatWasExpected) {
-  EXPECT_EQ(refusal_of(R"("T": 2147483648)"), "/maskers/0/T: 2147483648 is not an integer in [-2147483648, 2147483647]");
+  EXPECT_EQ(refusal_of(R"("T": 2147483648)"),
+            "/maskers/0/T: 2147483648 is not an integer in [-2147483648, 2147483647]");
   EXPECT_EQ(refusal_of(R"("T": 1.5)"), "/maskers/0/T: 1.5 is not an integer in [-2147483648, 2147483647]");
   EXPECT_EQ(refusal_of(R"("p99": -1)"), "/maskers/0/p99: -1 is not an integer in [0, 255]");
-  EXPECT_EQ(refusal_of(R"("needed": 18446744073709551615)"),
-            "config: key \"needed\" occurs twice in one object");
+  EXPECT_EQ(refusal_of(R"("needed": 18446744073709551615)"), "config: key \"needed\" occurs twice in one object");
   EXPECT_EQ(refusal_of(R"("_x": 1)"), "/maskers/0/_x: 1 is not true or false");
   EXPECT_EQ(refusal_of(R"("text": [])"), "/maskers/0/text: [] is not a string");
   EXPECT_EQ(refusal_of(R"("size": 1.5)"),
-            "/maskers/0/size: 1.5 is not a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of the keys)");
+            "/maskers/0/size: 1.5 is not a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction "
+            "of the keys)");
   EXPECT_EQ(refusal_of(R"("size": -1)"),
-            "/maskers/0/size: -1 is not a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of the keys)");
-  EXPECT_EQ(refusal_of(R"("flavour": "dark_choclate")"),
-            "/maskers/0/flavour: \"dark_choclate\" is not one of \"vanilla\", \"dark_chocolate\", \"p99\"; did you mean "
-            "\"dark_chocolate\"?");
+            "/maskers/0/size: -1 is not a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of "
+            "the keys)");
+  EXPECT_EQ(
+      refusal_of(R"("flavour": "dark_choclate")"),
+      "/maskers/0/flavour: \"dark_choclate\" is not one of \"vanilla\", \"dark_chocolate\", \"p99\"; did you mean "
+      "\"dark_chocolate\"?");
   EXPECT_EQ(refusal_of(R"("flavour": 1)"),
             "/maskers/0/flavour: 1 is not one of \"vanilla\", \"dark_chocolate\", \"p99\"");
   EXPECT_EQ(refusal_of(R"("nested": {"weights": [1, "x"]})"), "/maskers/0/nested/weights/1: \"x\" is not a number");
@@ -137,17 +143,20 @@ TEST(Messages, NameThePlaceTheValueAndWhatWasExpected) {
   EXPECT_EQ(refusal_of(R"("list": {})"), "/maskers/0/list: {} is not a list");
   EXPECT_EQ(refusal_of(R"("share": 2)"), "/maskers/0/share: must be <= 1, got 2");
   EXPECT_EQ(refusal_of(R"("shar": 0.5)"), "/maskers/0/shar: unknown key; did you mean \"share\"?");
-  EXPECT_EQ(refusal_of(R"("nested": {"zzzzzz": 1})"), "/maskers/0/nested/zzzzzz: unknown key; known are depth, weights");
+  EXPECT_EQ(refusal_of(R"("nested": {"zzzzzz": 1})"),
+            "/maskers/0/nested/zzzzzz: unknown key; known are depth, weights");
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "test_everything"}]})"), "/maskers/0: \"needed\" is missing: d11");
 }
 
 TEST(Messages, OfPipelineConfigs) {
-  EXPECT_EQ(refusal("{}"), R"(config: "maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
+  EXPECT_EQ(refusal("{}"),
+            R"(config: "maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
   EXPECT_EQ(refusal("[]"), "config: [] is not an object");
   EXPECT_EQ(refusal(R"({"maskers": {}})"), "/maskers: needed is a list of maskers, got object");
   EXPECT_EQ(refusal(R"({"maskers": [1]})"), "/maskers/0: needed is an object with a \"type\", got number");
   EXPECT_EQ(refusal(R"({"maskers": [{"sink_size": 1}]})"), "/maskers/0: needed is a \"type\" that names a masker");
-  EXPECT_EQ(refusal(R"({"maskers": [{"type": "sinc"}]})"), "/maskers/0/type: no masker \"sinc\"; did you mean \"sink\"?");
+  EXPECT_EQ(refusal(R"({"maskers": [{"type": "sinc"}]})"),
+            "/maskers/0/type: no masker \"sinc\"; did you mean \"sink\"?");
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "entirely_unknown_name"}]})"),
             "/maskers/0/type: no masker \"entirely_unknown_name\"; `reticle list` shows those there are");
   EXPECT_EQ(refusal(R"({"maskers": [], "casual": true})"), "/casual: unknown key; did you mean \"causal\"?");
@@ -183,7 +192,8 @@ TEST(Schema, DescribesFieldsDefaultsAndRequirements) {
 
 TEST(Registry, ListsByNameAndDescribes) {
   const auto types = Registry::global().list();
-  EXPECT_TRUE(std::is_sorted(types.begin(), types.end(), [](const auto* a, const auto* b) { return a->name < b->name; }));
+  EXPECT_TRUE(
+      std::is_sorted(types.begin(), types.end(), [](const auto* a, const auto* b) { return a->name < b->name; }));
   EXPECT_TRUE(Registry::global().contains("test_everything"));
   const std::string text = describe_masker("test_everything");
   EXPECT_NE(text.find("| `share` | number | `0.25` | d3 |"), std::string::npos) << text;

@@ -22,7 +22,8 @@ TEST(Combine, AWeightedMaskHasNoComplement) {
 }
 
 TEST(Combine, IndependentSamplesOverlapByTheirUnionProbability) {
-  const Mask a = Mask::dense({1, 1, 1, 1}, std::vector<float>{0.5f}), b = Mask::dense({1, 1, 1, 1}, std::vector<float>{0.25f});
+  const Mask a = Mask::dense({1, 1, 1, 1}, std::vector<float>{0.5f}),
+             b = Mask::dense({1, 1, 1, 1}, std::vector<float>{0.25f});
   EXPECT_FLOAT_EQ(merge(a, b, MergeRule::independent).at(0, 0, 0, 0), 0.625f);
   EXPECT_FLOAT_EQ(merge(a, b).at(0, 0, 0, 0), 0.75f);
 }
@@ -36,11 +37,14 @@ TEST(Combine, MoreQueriesThanKeysLeaveTheFirstRowsWithoutCausalKeys) {
 TEST(Combine, SinkAndWindowOverAMillionPositionsStaySmallAndExact) {
   const Index n = 1 << 20, sink = 128, window = 1024;
   const MaskShape shape{1, 32, n, n};
-  const Mask mask = restrict_causal(
-      merge(Mask::intervals(shape.one_row(), [&](RowId) { return Interval{0, static_cast<std::int32_t>(sink)}; }),
-            Mask::intervals(shape.one_head(), [&](RowId row) {
-              return Interval{static_cast<std::int32_t>(row.query - window + 1), static_cast<std::int32_t>(row.query + 1)};
-            })));
+  const Mask mask = restrict_causal(merge(
+      Mask::intervals(shape.one_row(),
+                      [&](RowId) {
+                        return Interval{0, static_cast<std::int32_t>(sink)};
+                      }),
+      Mask::intervals(shape.one_head(), [&](RowId row) {
+        return Interval{static_cast<std::int32_t>(row.query - window + 1), static_cast<std::int32_t>(row.query + 1)};
+      })));
   EXPECT_LT(mask.bytes(), Index{26} << 20);
   // Row q keeps q + 1 keys until the window leaves the sink behind, and sink + window from there on.
   const Index joined = sink + window;
@@ -51,8 +55,9 @@ TEST(Combine, SinkAndWindowOverAMillionPositionsStaySmallAndExact) {
     if (query < joined) {
       EXPECT_EQ(runs, (std::vector<reticle::Run>{{0, static_cast<std::int32_t>(query + 1), 1}}));
     } else {
-      EXPECT_EQ(runs, (std::vector<reticle::Run>{{0, 128, 1},
-                                        {static_cast<std::int32_t>(query - window + 1), static_cast<std::int32_t>(query + 1), 1}}));
+      EXPECT_EQ(runs, (std::vector<reticle::Run>{
+                          {0, 128, 1},
+                          {static_cast<std::int32_t>(query - window + 1), static_cast<std::int32_t>(query + 1), 1}}));
     }
   }
 }

@@ -55,7 +55,8 @@ TEST(MaskFiles, OtherFilesAreRefusedByName) {
     load_mask(folder / "tensors");
     FAIL();
   } catch (const FormatError& error) {
-    EXPECT_EQ(std::string(error.what()), (folder / "tensors").string() + ": is not a mask: its metadata lacks \"format\"");
+    EXPECT_EQ(std::string(error.what()),
+              (folder / "tensors").string() + ": is not a mask: its metadata lacks \"format\"");
   }
 }
 

@@ -36,7 +36,8 @@ TEST(Mask, EmptyAttendsToNothingAndFullToEverything) {
 }
 
 TEST(Mask, ShapesWithoutPositionsAreEmptyAndHarmless) {
-  for (const MaskShape& shape : {MaskShape{0, 2, 3, 4}, MaskShape{1, 0, 3, 4}, MaskShape{1, 2, 0, 4}, MaskShape{1, 2, 3, 0}}) {
+  for (const MaskShape& shape :
+       {MaskShape{0, 2, 3, 4}, MaskShape{1, 0, 3, 4}, MaskShape{1, 2, 0, 4}, MaskShape{1, 2, 3, 0}}) {
     const Mask mask = Mask::full(shape);
     EXPECT_EQ(mask.nnz(), 0);
     EXPECT_EQ(mask.density(), 0.0);
@@ -121,35 +122,61 @@ TEST(Mask, RepresentationIsTheSmallestForItsContent) {
 TEST(Mask, BadStorageIsRefusedWithTheReason) {
   const MaskShape shape{1, 1, 2, 4};
   using I = std::int32_t;
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 1}), buffer<I>({0})); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 1}), buffer<I>({0}));
+            }),
             "mask (1, 1, 2, 4): row_ptr has 2 entries; needed are 3 (stored rows + 1)");
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 2, 1}), buffer<I>({0})); }), "mask (1, 1, 2, 4): row_ptr descends");
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 1, 3}), buffer<I>({0})); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 2, 1}), buffer<I>({0}));
+            }),
+            "mask (1, 1, 2, 4): row_ptr descends");
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 1, 3}), buffer<I>({0}));
+            }),
             "mask (1, 1, 2, 4): row_ptr goes from 0 to 3; needed is 0 to 1");
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 2, 2}), buffer<I>({2, 1})); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 2, 2}), buffer<I>({2, 1}));
+            }),
             "mask (1, 1, 2, 4): row 0 has column 1 after 2; needed are strictly ascending columns below 4");
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({4})); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({4}));
+            }),
             "mask (1, 1, 2, 4): row 0 has column 4 after -1; needed are strictly ascending columns below 4");
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({0})); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({0}));
+            }),
             "mask (1, 1, 2, 4): p is 0.000000; needed is a p in (0, 1]");
-  EXPECT_EQ(refusal([&] { Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({NAN})); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({NAN}));
+            }),
             "mask (1, 1, 2, 4): p is nan; needed is a p in (0, 1]");
-  EXPECT_EQ(refusal([&] { Mask::runs(shape, buffer<Index>({0, 2, 2}), buffer<Interval>({{0, 2}, {1, 3}})); }),
-            "mask (1, 1, 2, 4): row 0 has run [1, 3) after column 2; needed are non-empty, ascending, disjoint runs within 4 "
-            "keys");
-  EXPECT_EQ(refusal([&] { Mask::bits(shape, buffer<std::uint64_t>({1, 16})); }),
+  EXPECT_EQ(
+      refusal([&] {
+        Mask::runs(shape, buffer<Index>({0, 2, 2}), buffer<Interval>({{0, 2}, {1, 3}}));
+      }),
+      "mask (1, 1, 2, 4): row 0 has run [1, 3) after column 2; needed are non-empty, ascending, disjoint runs within 4 "
+      "keys");
+  EXPECT_EQ(refusal([&] {
+              Mask::bits(shape, buffer<std::uint64_t>({1, 16}));
+            }),
             "mask (1, 1, 2, 4): bits beyond the last key are set");
   EXPECT_EQ(refusal([&] { Mask::dense(shape, std::vector<float>(7)); }),
             "mask (1, 1, 2, 4): has 7 dense values; needed are 8 (stored rows x keys)");
   EXPECT_EQ(refusal([&] { Mask::dense(shape, std::vector<float>(8, 1.5f)); }),
             "mask (1, 1, 2, 4): p is 1.500000; needed is a p in [0, 1]");
-  EXPECT_EQ(refusal([&] { Mask::empty({1, 1, 1, Index{1} << 31}); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::empty({1, 1, 1, Index{1} << 31});
+            }),
             "mask (1, 1, 1, 2147483648): at most 2^31 - 1 keys and queries can be addressed");
-  EXPECT_EQ(refusal([&] { Mask::empty({Index{1} << 31, Index{1} << 31, 4, 1}); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::empty({Index{1} << 31, Index{1} << 31, 4, 1});
+            }),
             "mask (2147483648, 2147483648, 4, 1): more than 2^63 - 1 elements");
   EXPECT_EQ(refusal([&] { Mask::empty({-1, 1, 1, 1}); }), "mask (-1, 1, 1, 1): extent -1 is negative");
   const Index columns[] = {4};
-  EXPECT_EQ(refusal([&] { Mask::from_row_indices({1, 1, 1, 4}, 1, columns); }),
+  EXPECT_EQ(refusal([&] {
+              Mask::from_row_indices({1, 1, 1, 4}, 1, columns);
+            }),
             "mask (1, 1, 1, 4): column 4 is out of range; needed are 0 to 3, or -1 for padding");
 }
 
@@ -160,7 +187,8 @@ TEST(Mask, RunsOutOfOrderFromAnAuthorAreRefused) {
                 emit({1, 2, 1});
               });
             }),
-            "mask (1, 1, 1, 9): row 0 emits [1, 2) with p 1.000000 after column 6; needed are ascending disjoint runs with p in "
+            "mask (1, 1, 1, 9): row 0 emits [1, 2) with p 1.000000 after column 6; needed are ascending disjoint runs "
+            "with p in "
             "(0, 1]");
 }
 
@@ -171,8 +199,12 @@ TEST(Mask, QuestionsAboutRowsThatDoNotExistAreRefused) {
 }
 
 TEST(Mask, MasksOfOtherShapeOrContentAreUnequal) {
-  const Mask a = Mask::intervals({1, 2, 2, 8}, [](RowId row) { return Interval{0, static_cast<std::int32_t>(row.head + 1)}; });
-  const Mask b = Mask::intervals({1, 2, 2, 8}, [](RowId row) { return Interval{0, static_cast<std::int32_t>(2 - row.head)}; });
+  const Mask a = Mask::intervals({1, 2, 2, 8}, [](RowId row) {
+    return Interval{0, static_cast<std::int32_t>(row.head + 1)};
+  });
+  const Mask b = Mask::intervals({1, 2, 2, 8}, [](RowId row) {
+    return Interval{0, static_cast<std::int32_t>(2 - row.head)};
+  });
   EXPECT_FALSE(a == b);
   EXPECT_NE(hash(a), hash(b));
   EXPECT_FALSE(Mask::empty({1, 1, 2, 8}) == Mask::empty({1, 1, 8, 2}));

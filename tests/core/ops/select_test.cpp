@@ -1,10 +1,11 @@
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
+
+#include <gtest/gtest.h>
+
 #include <reticle/core/ops/select.hpp>
 
 namespace reticle {
@@ -34,7 +35,8 @@ std::vector<std::int32_t> first_ascending(std::vector<std::int32_t> order, std::
 std::vector<std::vector<float>> rows() {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
-  std::vector<std::vector<float>> rows{{}, {1}, {-kInfinity}, {kNaN, kNaN}, {0.0f, -0.0f, 0.0f}, {kInfinity, 1, kInfinity, -1}};
+  std::vector<std::vector<float>> rows{
+      {}, {1}, {-kInfinity}, {kNaN, kNaN}, {0.0f, -0.0f, 0.0f}, {kInfinity, 1, kInfinity, -1}};
   for (const std::size_t n : {5u, 64u, 1000u, 5000u}) {
     std::vector<float> row(n);
     for (float& x : row) x = normal(random);
@@ -59,7 +61,8 @@ TEST(TopK, AgreesWithAFullSortOnEveryRow) {
     for (const Index k : {0, 1, 2, 7, 63, 500, 4999, 100000}) {
       std::vector<std::int32_t> selected;
       top_k(row, k, selected);
-      EXPECT_EQ(selected, first_ascending(ranked(row), static_cast<std::size_t>(k))) << "n " << row.size() << ", k " << k;
+      EXPECT_EQ(selected, first_ascending(ranked(row), static_cast<std::size_t>(k)))
+          << "n " << row.size() << ", k " << k;
     }
   }
 }
@@ -89,7 +92,8 @@ TEST(TopP, IsTheSmallestPrefixWhoseMassExceedsP) {
       top_p(row, p, selected);
       ASSERT_FALSE(selected.empty());
       EXPECT_EQ(selected, first_ascending(order, selected.size())) << "a prefix of the ranking";
-      const double before = std::accumulate(mass.begin(), mass.begin() + static_cast<std::ptrdiff_t>(selected.size()) - 1, 0.0);
+      const double before =
+          std::accumulate(mass.begin(), mass.begin() + static_cast<std::ptrdiff_t>(selected.size()) - 1, 0.0);
       const double with = before + mass[selected.size() - 1];
       EXPECT_LE(before, p * total + 1e-9 * total) << "no smaller set would do";
       EXPECT_GE(with, p * total - 1e-9 * total);

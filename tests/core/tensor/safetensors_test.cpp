@@ -1,7 +1,8 @@
-#include <gtest/gtest.h>
-
 #include <cstring>
 #include <random>
+
+#include <gtest/gtest.h>
+
 #include <reticle/core/tensor/safetensors.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
@@ -52,8 +53,8 @@ TEST(SafeTensors, MissingTensorNamesTheNearest) {
     file.at("layers.0.query");
     FAIL();
   } catch (const FormatError& error) {
-    EXPECT_EQ(std::string(error.what()), (folder / "t").string() +
-                                             ": has no tensor \"layers.0.query\"; did you mean \"layers.0.queries\"?");
+    EXPECT_EQ(std::string(error.what()),
+              (folder / "t").string() + ": has no tensor \"layers.0.query\"; did you mean \"layers.0.queries\"?");
   }
 }
 

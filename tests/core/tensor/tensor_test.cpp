@@ -1,7 +1,8 @@
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <limits>
+
+#include <gtest/gtest.h>
+
 #include <reticle/core/tensor/tensor.hpp>
 
 namespace reticle {

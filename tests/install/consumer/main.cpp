@@ -1,5 +1,6 @@
 // Loads the plugins that are named, reports each, then lists the maskers and runs a pipeline.
 #include <cstdio>
+
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/registry.hpp>
 
@@ -8,7 +9,8 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::size_t before = registry.list().size();
     try {
-      for (const reticle::MaskerType* type : registry.load_plugin(argv[i])) std::printf("loaded %s\n", type->name.c_str());
+      for (const reticle::MaskerType* type : registry.load_plugin(argv[i]))
+        std::printf("loaded %s\n", type->name.c_str());
     } catch (const reticle::PluginError& error) {
       std::printf("refused %s\n", error.what());
       if (registry.list().size() != before) std::printf("but the registry changed\n");
