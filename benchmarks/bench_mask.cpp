@@ -56,7 +56,7 @@ void million(benchmark::State& state) {
   state.counters["peak MB"] = (peak() - before) / 1e6;
 }
 // First, while the peak of the process is still its own.
-BENCHMARK(million)->Unit(benchmark::kMillisecond);
+BENCHMARK(million)->Unit(benchmark::kMillisecond)->Iterations(1);
 
 /// range(0): density in tenths of a per cent.
 void union_of(benchmark::State& state, bool weighted, MaskKind kind) {

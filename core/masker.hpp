@@ -30,21 +30,17 @@ class RETICLE_API LayerState {
  public:
   /// The value of this masker, default-made at first use.
   template <class T>
-  T& get(const Masker& owner) {
-    std::any& value = values_[&owner];
-    if (!value.has_value()) value = std::make_shared<T>();
-    return **std::any_cast<std::shared_ptr<T>>(&value);
-  }
+  T& get(const Masker& owner);
   void reset() { values_.clear(); }
 
  private:
-  std::map<const Masker*, std::any> values_;
+  std::map<std::uint64_t, std::any> values_;  // by Masker::id
 };
 
 /// One selection rule. Immutable: select may be called from many threads.
 class RETICLE_API Masker {
  public:
-  Masker() = default;
+  Masker();
   Masker(const Masker&) = delete;
   Masker& operator=(const Masker&) = delete;
   virtual ~Masker();
@@ -53,7 +49,20 @@ class RETICLE_API Masker {
   /// the pipeline merges the result into it, so a masker cannot lose what came before.
   virtual Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
                       const Context& context) const = 0;
+
+  /// Unique in the process, and never given again: what LayerState knows a masker by.
+  std::uint64_t id() const { return id_; }
+
+ private:
+  std::uint64_t id_;
 };
+
+template <class T>
+T& LayerState::get(const Masker& owner) {
+  std::any& value = values_[owner.id()];
+  if (!value.has_value()) value = std::make_shared<T>();
+  return **std::any_cast<std::shared_ptr<T>>(&value);
+}
 
 /// What `reticle describe` and the docs say about a masker.
 struct MaskerDocs {
