@@ -138,11 +138,11 @@ class Case {
     return inputs;
   }
 
-  /// The case's first `count` maskers as a pipeline, in the reference's modes.
-  SparseAttention pipeline(std::size_t count) const {
+  /// The case's maskers [begin, end) as a pipeline, in the reference's modes.
+  SparseAttention pipeline(std::size_t begin, std::size_t end) const {
     Json config;
     config["maskers"] = Json::array();
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = begin; i < end; ++i) {
       Json masker = json_["maskers"][i];
       if (masker["type"] == "random_sampling") masker["replacement"] = true;
       config["maskers"].push_back(std::move(masker));
@@ -155,38 +155,39 @@ class Case {
   void masked_attention() {
     const AttentionInputs in = inputs();
     const MaskShape shape = in.shape();
-    std::optional<Mask> previous;
-    if (has("previous_mask_dense")) previous = mask_of("previous_mask_dense");
     const Json& expected = json_.at("expected");
-    const bool reference_full = expected.at("is_full").get<bool>();
+    const Mask start = has("previous_mask_dense") ? mask_of("previous_mask_dense") : Mask::empty(shape);
+    const Json& maskers = json_.at("maskers");
     // The reference runs an empty mask as dense attention.
-    const bool reference_dense = reference_full || expected.at("is_empty").get<bool>();
-    const Mask reference = reference_dense ? Mask::full(shape) : mask_of("mask_dense");
-
-    SequenceState state;
-    const std::size_t count = json_.at("maskers").size();
-    const Mask ours = pipeline(count).mask(in, state, {}, previous);
-    const bool reference_cut_short = reference_full && early_out(shape);
-    if (reference_cut_short && !(without_forbidden(ours, in) == without_forbidden(reference, in))) {
-      report_.deviate("the reference turns short sequences into dense attention (deviation 1)");
-    } else {
-      compare_masks(ours, reference, in, previous);
-      for (std::size_t stage = 0; stage + 1 < count; ++stage) {
-        const std::string name = "stage" + std::to_string(stage);
-        if (!has(name + ".ptr")) continue;
-        SequenceState fresh;
-        compare_masks(pipeline(stage + 1).mask(in, fresh, {}, previous),
-                      from_flat_csr(shape, values<Index>(name + ".ptr"), values<Index>(name + ".indices"),
-                                    values<float>(name + ".data")),
-                      in, previous);
-      }
+    const bool runs_dense = expected.at("is_full").get<bool>() || expected.at("is_empty").get<bool>();
+    // Each masker from the reference's mask before it, so that a deviation of one does not hide what the next does.
+    Mask before = start;
+    for (std::size_t i = 0; i < maskers.size(); ++i) {
+      const std::string stage = "stage" + std::to_string(i);
+      const Mask theirs = i + 1 < maskers.size()
+                              ? from_flat_csr(shape, values<Index>(stage + ".ptr"), values<Index>(stage + ".indices"),
+                                              values<float>(stage + ".data"))
+                          : runs_dense ? Mask::full(shape)
+                                       : mask_of("mask_dense");
+      SequenceState state;
+      compare_step(maskers[i], pipeline(i, i + 1).mask(in, state, {}, before), theirs, before, in);
+      before = theirs;
     }
-    // Where the masks are to differ, attention is still checked on the reference's.
-    const bool same = without_forbidden(ours, in) == without_forbidden(reference, in);
-    compare_attention(in, same ? ours : reference, {});
+    if (report_.outcome == Outcome::pass && !maskers.empty()) {
+      SequenceState state;
+      report_.difference(
+          "the mask of the whole pipeline",
+          difference(allowed(pipeline(0, maskers.size()).mask(in, state, {}, start), in), allowed(before, in)),
+          tolerance("mask", 1e-6));
+    }
+    compare_attention(in, runs_dense ? Mask::full(shape) : before, {});
     compare_true_output(in);
-    if (!reference_dense)
-      report_.difference("density", std::abs(reference.density() - expected.at("density").get<double>()), 1e-6);
+    if (maskers.empty()) {
+      SequenceState state;
+      if (pipeline(0, 0).mask(in, state).kind() != MaskKind::full) report_.fail("no maskers are not dense attention");
+    } else if (!runs_dense) {
+      report_.difference("density", std::abs(before.density() - expected.at("density").get<double>()), 1e-6);
+    }
   }
 
   void weighted_attention() {
@@ -312,50 +313,63 @@ class Case {
 
   // --- comparisons -----------------------------------------------------------------------------------------------
 
-  /// Whether the reference would have returned its full mask for a short sequence.
-  bool early_out(const MaskShape& shape) const {
-    const auto size = [&](const Json& value) {
-      return value.is_number_float() ? Size(value.get<double>()).resolve(shape.keys) : value.get<Index>();
-    };
-    for (const Json& masker : json_.at("maskers")) {
-      if (masker.contains("window_size") && shape.keys <= size(masker["window_size"]) + shape.queries) return true;
-      if (masker.contains("sink_size") && shape.keys <= size(masker["sink_size"])) return true;
-      if (masker.contains("heavy_size") && shape.keys <= size(masker["heavy_size"])) return true;
-      if (masker.contains("top_p") && masker["top_p"].get<double>() >= 1) return true;
-    }
-    return false;
+  static Index resolve(const Json& size, Index keys) {
+    return size.is_number_float() ? Size(size.get<double>()).resolve(keys) : size.get<Index>();
   }
 
-  /// Positions that an attention mask forbids have weight 0 whether a mask holds them or not.
-  static Mask without_forbidden(const Mask& mask, const AttentionInputs& in) {
+  /// Whether the reference returns its full mask here because the sequence is short.
+  static bool early_out(const Json& masker, const MaskShape& shape) {
+    const auto at_least_keys = [&](const char* size, Index more) {
+      return masker.contains(size) && shape.keys <= resolve(masker[size], shape.keys) + more;
+    };
+    return at_least_keys("window_size", shape.queries) || at_least_keys("sink_size", 0) ||
+           at_least_keys("heavy_size", 0) || (masker.contains("top_p") && masker["top_p"].get<double>() >= 1);
+  }
+
+  static double difference(const Mask& a, const Mask& b) { return largest_difference(to_dense(a), to_dense(b)); }
+
+  /// Without the positions that the attention mask forbids: their weight is 0 whether a mask holds them or not.
+  static Mask allowed(const Mask& mask, const AttentionInputs& in) {
     if (!in.attention_mask) return mask;
-    const Mask allowed = Mask::from_selections(in.shape(), [&](RowId row, Selection& selection) {
+    const Mask not_forbidden = Mask::from_selections(in.shape(), [&](RowId row, Selection& selection) {
       const AttentionMaskRow bias(*in.attention_mask, row);
       for (std::int32_t key = 0; key < in.keys_length(); ++key) {
         if (bias(key) > -kInfinity) selection.indices.push_back(key);
       }
     });
-    return intersect(mask, allowed);
+    return intersect(mask, not_forbidden);
   }
 
-  void compare_masks(const Mask& ours, const Mask& theirs, const AttentionInputs& in,
-                     const std::optional<Mask>& previous) {
-    const double allowed = tolerance("mask", 1e-6);
-    const auto difference = [](const Mask& a, const Mask& b) { return largest_difference(to_dense(a), to_dense(b)); };
-    const Mask a = without_forbidden(ours, in), b = without_forbidden(theirs, in);
-    if (difference(a, b) <= allowed) return report_.difference("mask", difference(a, b), allowed);
-    // The reference's local window clears what others chose after a query's own position; ours only adds.
-    const auto& maskers = json_.at("maskers");
-    const bool local = std::any_of(maskers.begin(), maskers.end(), [](const Json& m) { return m["type"] == "local"; });
-    if (local && difference(restrict_causal(a), restrict_causal(b)) <= allowed) {
-      report_.difference("mask", difference(restrict_causal(a), restrict_causal(b)), allowed);
+  /// One masker's result against the reference's, from the same mask before it; knows the documented deviations.
+  void compare_step(const Json& masker, const Mask& ours, const Mask& theirs, const Mask& before,
+                    const AttentionInputs& in) {
+    const double tolerated = tolerance("mask", 1e-6);
+    const auto same = [&](const Mask& x, const Mask& y) { return difference(x, y) <= tolerated; };
+    const Mask a = allowed(ours, in), b = allowed(theirs, in);
+    if (same(a, b)) return report_.difference("mask", difference(a, b), tolerated);
+    const MaskShape shape = in.shape();
+    if (theirs == Mask::full(shape) && early_out(masker, shape))
+      return report_.deviate("the reference turns short sequences into dense attention (deviation 1)");
+    if (masker["type"] == "local" && same(restrict_causal(a), restrict_causal(b)))
       return report_.deviate("the reference's local window erases what lies after the query (deviation 3)");
-    }
-    // A top-k that runs out of candidates spills over active positions in the reference, and overwrites their p.
-    if (previous && previous->weighted() && difference(support(a), support(b)) <= allowed &&
-        difference(intersect(a, subtract(b, *previous)), intersect(b, subtract(b, *previous))) <= allowed)
+    if (masker["type"] == "oracle_top_k" &&
+        same(without_short_rows(masker, a, before, in), without_short_rows(masker, b, before, in)) &&
+        same(support(a), support(b)))
       return report_.deviate("the reference's top-k spills over active positions (deviation 4)");
-    report_.difference("mask", difference(a, b), allowed);
+    if (masker["type"] == "causal" && (same(theirs, before) || theirs.kind() == MaskKind::full) &&
+        same(ours, merge(before, restrict_causal(Mask::full(shape)))))
+      return report_.deviate("the reference's causal masker does nothing (deviation 10)");
+    report_.difference(masker["type"].get<std::string>() + "'s mask", difference(a, b), tolerated);
+  }
+
+  /// Without the rows in which a top-k has fewer candidates than it is to choose.
+  static Mask without_short_rows(const Json& masker, const Mask& mask, const Mask& before, const AttentionInputs& in) {
+    const Index k = resolve(masker["heavy_size"], in.keys_length());
+    const std::vector<Index> candidates = row_counts(allowed(complement(support(before)), in));
+    return intersect(mask, Mask::intervals(in.shape(), [&](RowId row) {
+                       const bool enough = candidates[static_cast<std::size_t>(in.shape().stored_row(row))] >= k;
+                       return Interval{0, enough ? static_cast<std::int32_t>(in.keys_length()) : 0};
+                     }));
   }
 
   void compare_attention(const AttentionInputs& in, const Mask& mask, AttentionOptions options) {
