@@ -355,16 +355,16 @@ class Case {
     if (masker["type"] == "oracle_top_k" &&
         same(without_short_rows(masker, a, before, in), without_short_rows(masker, b, before, in)) &&
         same(support(a), support(b)))
-      return report_.deviate("the reference's top-k spills over active positions (deviation 4)");
+      return report_.deviate("with too few candidates, the reference spills over active positions (deviation 4)");
     if (masker["type"] == "causal" && (same(theirs, before) || theirs.kind() == MaskKind::full) &&
         same(ours, merge(before, restrict_causal(Mask::full(shape)))))
       return report_.deviate("the reference's causal masker does nothing (deviation 10)");
     report_.difference(masker["type"].get<std::string>() + "'s mask", difference(a, b), tolerated);
   }
 
-  /// Without the rows in which a top-k has fewer candidates than it is to choose.
+  /// Without the rows that have fewer candidates than a top-k is to choose, or none for a top-p.
   static Mask without_short_rows(const Json& masker, const Mask& mask, const Mask& before, const AttentionInputs& in) {
-    const Index k = resolve(masker["heavy_size"], in.keys_length());
+    const Index k = masker.contains("heavy_size") ? resolve(masker["heavy_size"], in.keys_length()) : 1;
     const std::vector<Index> candidates = row_counts(allowed(complement(support(before)), in));
     return intersect(mask, Mask::intervals(in.shape(), [&](RowId row) {
                        const bool enough = candidates[static_cast<std::size_t>(in.shape().stored_row(row))] >= k;
