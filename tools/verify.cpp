@@ -352,7 +352,7 @@ class Case {
       return report_.deviate("the reference turns short sequences into dense attention (deviation 1)");
     if (masker["type"] == "local" && same(restrict_causal(a), restrict_causal(b)))
       return report_.deviate("the reference's local window erases what lies after the query (deviation 3)");
-    if (masker["type"] == "oracle_top_k" &&
+    if ((masker["type"] == "oracle_top_k" || masker["type"] == "oracle_top_p") &&
         same(without_short_rows(masker, a, before, in), without_short_rows(masker, b, before, in)) &&
         same(support(a), support(b)))
       return report_.deviate("with too few candidates, the reference spills over active positions (deviation 4)");
