@@ -14,18 +14,6 @@ namespace {
 constexpr Index kLargestHeadDim = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// The (n, width) matrix of one head of a (b, h, n, width) tensor.
-TensorView matrix_of_head(const TensorView& tensor, Index batch, Index head) {
-  TensorView matrix;
-  matrix.data = static_cast<const std::byte*>(tensor.data) +
-                (batch * tensor.stride(0) + head * tensor.stride(1)) * size_of(tensor.dtype);
-  matrix.dtype = tensor.dtype;
-  matrix.rank = 2;
-  matrix.shape = {tensor.size(2), tensor.size(3)};
-  matrix.strides = {tensor.stride(2), tensor.stride(3)};
-  return matrix;
-}
-
 /// Computes rows one after another; one per task, so that its buffers are made once.
 class RowExecutor {
  public:
@@ -46,11 +34,11 @@ class RowExecutor {
   /// Leaves the row's output in output() and returns its LSE; writes its normalised weights to `weights` if not null.
   float run(RowId row, float* weights) {
     const Index kv_head = inputs_.kv_head(row.head);
-    keys_ = matrix_of_head(inputs_.keys, row.batch, kv_head);
-    values_ = matrix_of_head(inputs_.values, row.batch, kv_head);
+    keys_ = head_matrix(inputs_.keys, row.batch, kv_head);
+    values_ = head_matrix(inputs_.values, row.batch, kv_head);
     bias_.reset();
     if (inputs_.attention_mask) bias_.emplace(*inputs_.attention_mask, row);
-    load_query(row);
+    load_row(head_matrix(inputs_.queries, row.batch, row.head), row.query, inputs_.scaling, query_);
     std::fill(output_.begin(), output_.end(), 0.0f);
     state_ = {};
     runs_.clear();
@@ -81,13 +69,6 @@ class RowExecutor {
   const std::vector<float>& output() const { return output_; }
 
  private:
-  void load_query(RowId row) {
-    dispatch_float(inputs_.queries.dtype, "queries", [&]<class T>() {
-      for (std::size_t i = 0; i < query_.size(); ++i)
-        query_[i] = inputs_.scaling * to_float(*inputs_.queries.at<T>(row.batch, row.head, row.query, i));
-    });
-  }
-
   /// Folds the pending keys into the state; returns where the next step's scores go.
   float* step(float* weights) {
     const Index count = std::exchange(pending_, 0);

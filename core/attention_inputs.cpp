@@ -59,6 +59,23 @@ std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
   return std::nullopt;
 }
 
+TensorView head_matrix(const TensorView& tensor, Index batch, Index head) {
+  TensorView matrix;
+  matrix.data = static_cast<const std::byte*>(tensor.data) +
+                (batch * tensor.stride(0) + head * tensor.stride(1)) * size_of(tensor.dtype);
+  matrix.dtype = tensor.dtype;
+  matrix.rank = 2;
+  matrix.shape = {tensor.size(2), tensor.size(3)};
+  matrix.strides = {tensor.stride(2), tensor.stride(3)};
+  return matrix;
+}
+
+void load_row(const TensorView& matrix, Index row, float factor, std::span<float> to) {
+  dispatch_float(matrix.dtype, "tensor", [&]<class T>() {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = factor * to_float(*matrix.at<T>(row, i));
+  });
+}
+
 AttentionMaskRow::AttentionMaskRow(const TensorView& attention_mask, RowId row) : row_(attention_mask) {
   const auto step = [&](int dim, Index i) {
     return attention_mask.size(dim) == 1 ? 0 : i * attention_mask.stride(dim);
@@ -72,6 +89,26 @@ AttentionMaskRow::AttentionMaskRow(const TensorView& attention_mask, RowId row) 
 float AttentionMaskRow::operator()(Index key) const {
   const float bias = read_float(row_, key * stride_);
   return bias <= forbidden_ ? -std::numeric_limits<float>::infinity() : bias;
+}
+
+std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row) {
+  std::vector<Run> forbidden;
+  if (!inputs.attention_mask) return forbidden;
+  const AttentionMaskRow bias(*inputs.attention_mask, row);
+  auto emit = [&](Run run) { forbidden.push_back(run); };
+  RunJoiner join(emit);
+  for (std::int32_t key = 0; key < inputs.keys_length(); ++key) {
+    if (bias(key) == -std::numeric_limits<float>::infinity()) join(key, key + 1, 1.0f);
+  }
+  join.flush();
+  return forbidden;
+}
+
+std::int32_t recorded_key(Index key, const AttentionInputs& inputs, std::string_view name) {
+  if (key < 0 || key >= inputs.keys_length())
+    throw ShapeError(std::string(name) + ": holds " + std::to_string(key) + "; there are " +
+                     std::to_string(inputs.keys_length()) + " keys");
+  return static_cast<std::int32_t>(key);
 }
 
 }  // namespace reticle

@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 
+#include <reticle/core/mask/run.hpp>
 #include <reticle/core/mask/shape.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 #include <reticle/core/tensor/tensor_view.hpp>
@@ -47,6 +48,11 @@ struct RETICLE_API AttentionInputs {
   std::optional<TensorView> extra(std::string_view name) const;
 };
 
+/// The (n, width) matrix of one head of a (b, h, n, width) tensor; no copy.
+RETICLE_API TensorView head_matrix(const TensorView& tensor, Index batch, Index head);
+/// One row of a matrix as float, multiplied by `factor`.
+RETICLE_API void load_row(const TensorView& matrix, Index row, float factor, std::span<float> to);
+
 /// One row of an additive attention mask, broadcast as needed.
 class RETICLE_API AttentionMaskRow {
  public:
@@ -59,5 +65,11 @@ class RETICLE_API AttentionMaskRow {
   Index stride_;
   float forbidden_;
 };
+
+/// The keys that the attention mask forbids to a row, as ascending runs; none without an attention mask.
+RETICLE_API std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row);
+
+/// A recorded key as an index; ShapeError, naming the tensor, when there is no such key.
+RETICLE_API std::int32_t recorded_key(Index key, const AttentionInputs& inputs, std::string_view name);
 
 }  // namespace reticle

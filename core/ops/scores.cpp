@@ -3,25 +3,18 @@
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/scores.hpp>
-#include <reticle/core/tensor/tensor.hpp>
 
 namespace reticle {
 
 void ExactScorer::operator()(RowId first, Index rows, float* scores) const {
   const Index keys = inputs_.keys_length(), d = inputs_.head_dim();
-  const TensorView queries = inputs_.queries.slice(0, first.batch, first.batch + 1)
-                                 .slice(1, first.head, first.head + 1)
-                                 .slice(2, first.query, first.query + rows);
-  Tensor packed = Tensor::copy(queries, DType::f32);
-  for (float& value : packed.span<float>()) value *= inputs_.scaling;
-  const Index kv_head = inputs_.kv_head(first.head);
-  TensorView all_keys(nullptr, inputs_.keys.dtype, {0, 0});
-  all_keys.data =
-      static_cast<const std::byte*>(inputs_.keys.data) +
-      (first.batch * inputs_.keys.stride(0) + kv_head * inputs_.keys.stride(1)) * size_of(inputs_.keys.dtype);
-  all_keys.shape = {inputs_.visible_keys(first.query + rows - 1), d};
-  all_keys.strides = {inputs_.keys.stride(2), inputs_.keys.stride(3)};
-  dot(packed.span<float>().data(), rows, all_keys, scores, keys);
+  const TensorView queries = head_matrix(inputs_.queries, first.batch, first.head);
+  std::vector<float> packed(static_cast<std::size_t>(rows * d));
+  for (Index r = 0; r < rows; ++r)
+    load_row(queries, first.query + r, inputs_.scaling, {packed.data() + r * d, static_cast<std::size_t>(d)});
+  const TensorView visible_to_last = head_matrix(inputs_.keys, first.batch, inputs_.kv_head(first.head))
+                                         .slice(0, 0, inputs_.visible_keys(first.query + rows - 1));
+  dot(packed.data(), rows, visible_to_last, scores, keys);
   for (Index r = 0; r < rows; ++r) {
     const RowId row{first.batch, first.head, first.query + r};
     float* of_row = scores + r * keys;

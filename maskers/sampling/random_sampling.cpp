@@ -2,7 +2,6 @@
 // 1952). sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/select.hpp>
@@ -42,9 +41,10 @@ class RandomSampling final : public Masker {
   /// m of the n candidates, each included with probability m / n exactly.
   void sample_candidates(const AttentionInputs& inputs, const Mask& previous, RowId row, const Context& context,
                          Selection& selection) const {
-    std::vector<Run> taken;
-    previous.row(row, taken);
-    exclude_forbidden(inputs, row, taken);
+    std::vector<Run> chosen, taken;
+    previous.row(row, chosen);
+    const std::vector<Run> forbidden = forbidden_keys(inputs, row);
+    combine_rows<row_op::Max>(chosen, forbidden, [&](Run run) { taken.push_back(run); });
     const Gaps candidates(taken, inputs.visible_keys(row.query));
     const Index n = candidates.size();
     if (n == 0) return;
@@ -66,11 +66,8 @@ class RandomSampling final : public Masker {
         throw ShapeError("sample_indices: " + recorded->describe() + "; needed is I64 (b, hq, sq, draws) for " +
                          inputs.shape().describe());
       for (Index i = 0; i < recorded->size(3); ++i) {
-        const Index key = *recorded->at<Index>(row.batch, row.head, row.query, i);
-        if (key < 0 || key >= keys)
-          throw ShapeError("sample_indices: holds " + std::to_string(key) + "; there are " + std::to_string(keys) +
-                           " keys");
-        selection.indices.push_back(static_cast<std::int32_t>(key));
+        selection.indices.push_back(
+            recorded_key(*recorded->at<Index>(row.batch, row.head, row.query, i), inputs, "sample_indices"));
       }
       std::sort(selection.indices.begin(), selection.indices.end());
       selection.indices.erase(std::unique(selection.indices.begin(), selection.indices.end()), selection.indices.end());
@@ -80,19 +77,6 @@ class RandomSampling final : public Masker {
       sample_with_replacement(keys, draws, random, selection.indices);
     }
     selection.p.assign(selection.indices.size(), static_cast<float>(config_.sampling_rate));
-  }
-
-  /// Adds the keys that the attention mask forbids to the ascending runs of those not to draw.
-  static void exclude_forbidden(const AttentionInputs& inputs, RowId row, std::vector<Run>& taken) {
-    if (!inputs.attention_mask) return;
-    const AttentionMaskRow bias(*inputs.attention_mask, row);
-    std::vector<Run> forbidden;
-    for (std::int32_t key = 0; key < inputs.keys_length(); ++key) {
-      if (bias(key) == -std::numeric_limits<float>::infinity()) forbidden.push_back({key, key + 1, 1.0f});
-    }
-    std::vector<Run> both;
-    combine_rows<row_op::Max>(taken, forbidden, [&](Run run) { both.push_back(run); });
-    taken = std::move(both);
   }
 
   RandomSamplingConfig config_;

@@ -79,8 +79,8 @@ TEST_P(Contract, CopesWithTheSmallestInputs) {
                           Shapes{1, 2, 2, 9, 4, 4, 4}}) {
     OwnedInputs owned(s, 4);
     owned.inputs.scaling = 1;
-    SequenceState state;
     for (const SparseAttention* pipeline : {&sparse, &causal}) {
+      SequenceState state;
       const SparseAttentionResult result = pipeline->run(owned.inputs, state, true);
       EXPECT_TRUE(result.mask.shape().same_logical(owned.inputs.shape()));
       EXPECT_LE(result.mask.nnz(), owned.inputs.shape().positions());

@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <limits>
+
+#include <reticle/core/ops/dot.hpp>
+#include <reticle/core/ops/page_bounds.hpp>
+#include <reticle/core/ops/quantise.hpp>
+
+namespace reticle {
+
+void PageBounds::update(const TensorView& keys, Index page_size, Index label_bits) {
+  const Index count = keys.size(2), d = keys.size(3);
+  if (seen_ == 0) {
+    batch_ = keys.size(0);
+    kv_heads_ = keys.size(1);
+    head_dim_ = d;
+    page_size_ = page_size;
+    bounds_.assign(static_cast<std::size_t>(batch_ * kv_heads_), {});
+    labels_.assign(label_bits < 16 ? bounds_.size() : 0, {});
+  }
+  if (batch_ != keys.size(0) || kv_heads_ != keys.size(1) || head_dim_ != d || count < seen_)
+    throw ShapeError("keys: " + keys.describe() + " do not continue the " + std::to_string(seen_) + " keys of (" +
+                     std::to_string(batch_) + ", " + std::to_string(kv_heads_) + ", n, " + std::to_string(head_dim_) +
+                     ") that the layer's state holds; reset it for a new sequence");
+  const Index first_page = seen_ / page_size, pages = (count + page_size - 1) / page_size;
+  std::vector<float> key(static_cast<std::size_t>(d));
+  for (Index head = 0; head < batch_ * kv_heads_; ++head) {
+    const TensorView matrix = head_matrix(keys, head / kv_heads_, head % kv_heads_);
+    std::vector<float>& bounds = bounds_[static_cast<std::size_t>(head)];
+    for (Index page = this->pages(); page < pages; ++page) {
+      bounds.insert(bounds.end(), key.size(), -std::numeric_limits<float>::infinity());
+      bounds.insert(bounds.end(), key.size(), std::numeric_limits<float>::infinity());
+    }
+    for (Index k = seen_; k < count; ++k) {
+      load_row(matrix, k, 1, key);
+      float* largest = bounds.data() + k / page_size * 2 * d;
+      for (Index i = 0; i < d; ++i) {
+        largest[i] = std::max(largest[i], key[static_cast<std::size_t>(i)]);
+        largest[d + i] = std::min(largest[d + i], key[static_cast<std::size_t>(i)]);
+      }
+    }
+    if (labels_.empty()) continue;
+    std::vector<float>& labels = labels_[static_cast<std::size_t>(head)];
+    labels.resize(bounds.size());
+    for (Index page = first_page; page < pages; ++page) {
+      for (const Index half : {page * 2 * d, page * 2 * d + d}) {
+        std::copy_n(bounds.begin() + half, d, labels.begin() + half);
+        fake_quantise({labels.data() + half, static_cast<std::size_t>(d)}, label_bits);
+      }
+    }
+  }
+  keys_read_ += (count - seen_) * batch_ * kv_heads_;
+  seen_ = count;
+}
+
+void PageBounds::score(std::span<const float> query, Index batch, Index kv_head, std::span<float> scores) const {
+  // max(q * least, q * largest) is q+ * largest + q- * least: one dot product with [largest | least].
+  std::vector<float> parts(2 * query.size());
+  for (std::size_t i = 0; i < query.size(); ++i) {
+    parts[i] = std::max(query[i], 0.0f);
+    parts[query.size() + i] = std::min(query[i], 0.0f);
+  }
+  const std::vector<std::vector<float>>& heads = labels_.empty() ? bounds_ : labels_;
+  const std::vector<float>& bounds = heads[static_cast<std::size_t>(batch * kv_heads_ + kv_head)];
+  dot(parts.data(), 1, TensorView(bounds.data(), DType::f32, {pages(), 2 * head_dim_}), scores.data(), pages());
+}
+
+}  // namespace reticle

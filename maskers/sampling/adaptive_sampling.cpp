@@ -1,0 +1,248 @@
+// Samples as many keys per row as its softmax denominator needs to be within epsilon of the truth with probability 1 -
+// delta: a small base sample estimates the spread of the weights, the central limit theorem turns it into a budget.
+// vAttention (Desai et al. 2025); sparse-attention-hub's AdaptiveSampling. Unbiased unless "replacement" asks for the
+// reference's way.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/scores.hpp>
+#include <reticle/core/ops/statistics.hpp>
+
+namespace reticle::maskers {
+
+struct AdaptiveSamplingConfig {
+  Size base_rate_sampling = 0.1;
+  double epsilon = 0.1;
+  double delta = 0.1;
+  Size init_offset = 0;
+  Size local_offset = 0;
+  bool replacement = false;
+
+  static constexpr const char* docs[] = {
+      "base sample, at least 2: a count, or a fraction below 1 of the candidates; 0 samples nothing",
+      "relative error of the softmax denominator, in (0, 1)",
+      "probability, in (0, 1), of a larger error",
+      "keys at the start that are not sampled from",
+      "keys at the end that are not sampled from",
+      "false: without replacement, among the keys not chosen yet, exact inclusion probabilities, two-sided bound; "
+      "true: as "
+      "sparse-attention-hub, with replacement from the whole range, p = budget / range, one-sided (biased)"};
+  void validate() const {
+    require(!base_rate_sampling.is_fraction() || base_rate_sampling.fraction() < 1, "base_rate_sampling",
+            "must be a count or a fraction in [0, 1)");
+    require(epsilon > 0 && epsilon < 1, "epsilon", "must be in (0, 1)");
+    require(delta > 0 && delta < 1, "delta", "must be in (0, 1)");
+  }
+};
+
+class AdaptiveSampling final : public Masker {
+ public:
+  explicit AdaptiveSampling(const AdaptiveSamplingConfig& config)
+      : config_(config), z_(normal_quantile(config.replacement ? 1 - config.delta : 1 - config.delta / 2)) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
+    if (!config_.base_rate_sampling.positive()) return Mask::empty(inputs.shape());
+    const Recorded recorded = config_.replacement ? recorded_draws(inputs, previous, context) : Recorded{};
+    return Mask::from_selections(
+        inputs.shape(),
+        [&](RowId row, Selection& selection) {
+          const Weights weights = weights_of(inputs, previous, row);
+          Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
+          if (config_.replacement) {
+            draw_with_replacement(inputs, weights, row, recorded, random, selection);
+          } else {
+            sample_candidates(inputs, weights, row, random, selection);
+          }
+        },
+        context);
+  }
+
+ private:
+  /// One row's weights exp(score - largest score), and what the keys chosen already sum to.
+  struct Weights {
+    std::vector<float> of_key;  // 0 where forbidden
+    std::vector<Run> chosen;
+    double chosen_sum = 0;
+  };
+
+  /// The reference's random choices, when they are given as extra tensors.
+  struct Recorded {
+    std::optional<TensorView> base;   // (b, hq, sq, base sample) I64
+    std::optional<TensorView> draws;  // (sum of budgets) I64
+    std::vector<Index> first_draw;    // per row
+  };
+
+  static Weights weights_of(const AttentionInputs& inputs, const Mask& previous, RowId row) {
+    Weights weights;
+    weights.of_key.resize(static_cast<std::size_t>(inputs.keys_length()));
+    ExactScorer{inputs}(row, 1, weights.of_key.data());
+    float largest = -std::numeric_limits<float>::infinity();
+    for (const float score : weights.of_key) largest = std::max(largest, score);
+    for (float& score : weights.of_key) {
+      const float weight = std::exp(score - largest);
+      score = weight >= 0 ? weight : 0.0f;  // NaN (nothing is allowed, or the scores are NaN) is no weight
+    }
+    previous.row(row, weights.chosen);
+    for (const Run& run : weights.chosen) {
+      for (Index key = run.begin; key < run.end; ++key)
+        weights.chosen_sum +=
+            static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]) / static_cast<double>(run.p);
+    }
+    return weights;
+  }
+
+  Index begin(const AttentionInputs& inputs) const { return config_.init_offset.resolve(inputs.keys_length()); }
+  Index end(const AttentionInputs& inputs) const {
+    return inputs.keys_length() - config_.local_offset.resolve(inputs.keys_length());
+  }
+  Index base_size(Index range) const { return std::max<Index>(2, config_.base_rate_sampling.resolve(range)); }
+
+  // --- without replacement -----------------------------------------------------------------------------------------
+
+  void sample_candidates(const AttentionInputs& inputs, const Weights& weights, RowId row, Philox& random,
+                         Selection& selection) const {
+    const Gaps candidates = candidates_of(inputs, weights, row);
+    const Index n = candidates.size();
+    if (n == 0) return;
+    const Index budget = std::min(n, std::max(base_size(n), budget_of(candidates, weights, random)));
+    sample_without_replacement(n, budget, random, selection.indices);
+    candidates.to_positions(selection.indices);
+    selection.p.assign(selection.indices.size(),
+                       static_cast<float>(static_cast<double>(budget) / static_cast<double>(n)));
+  }
+
+  /// Keys in the range, visible, allowed and not chosen yet.
+  Gaps candidates_of(const AttentionInputs& inputs, const Weights& weights, RowId row) const {
+    std::vector<Run> outside, forbidden = forbidden_keys(inputs, row), unavailable, taken;
+    const Index last = std::min(end(inputs), inputs.visible_keys(row.query));
+    if (const Index first = begin(inputs); first > 0)
+      outside.push_back({0, static_cast<std::int32_t>(std::min(first, inputs.keys_length())), 1.0f});
+    combine_rows<row_op::Max>(outside, forbidden, [&](Run run) { unavailable.push_back(run); });
+    combine_rows<row_op::Max>(unavailable, weights.chosen, [&](Run run) { taken.push_back(run); });
+    return {taken, std::max<Index>(0, last)};
+  }
+
+  /// The least b for which z standard errors of the estimated sum, sqrt(n^2 s^2 (1/b - 1/n)), are within epsilon of the
+  /// denominator.
+  Index budget_of(const Gaps& candidates, const Weights& weights, Philox& random) const {
+    const Index n = candidates.size();
+    std::vector<std::int32_t> base;
+    sample_without_replacement(n, base_size(n), random, base);
+    candidates.to_positions(base);
+    const auto [mean, deviation] = moments(base, weights);
+    const auto size = static_cast<double>(n);
+    const double tolerated = config_.epsilon * (weights.chosen_sum + size * mean) / (z_ * size);
+    if (!(deviation > 0) || !(z_ > 0)) return 0;
+    const double needed = 1 / (tolerated * tolerated / (deviation * deviation) + 1 / size);
+    return static_cast<Index>(std::ceil(std::min(needed, size)));
+  }
+
+  /// Mean and sample standard deviation of the weights of some keys.
+  static std::pair<double, double> moments(std::span<const std::int32_t> keys, const Weights& weights) {
+    double sum = 0, squares = 0;
+    for (const std::int32_t key : keys) sum += static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]);
+    const double mean = sum / static_cast<double>(keys.size());
+    for (const std::int32_t key : keys) {
+      const double distance = static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]) - mean;
+      squares += distance * distance;
+    }
+    return {mean, keys.size() < 2 ? 0 : std::sqrt(squares / static_cast<double>(keys.size() - 1))};
+  }
+
+  // --- with replacement, as the reference ----------------------------------------------------------------------------
+
+  /// Budget of a row whose base sample is given: floor((z s R / (epsilon D))^2), at least the base sample.
+  Index reference_budget(Index range, std::span<const std::int32_t> base, const Weights& weights) const {
+    const double deviation = std::max(moments(base, weights).second, 1e-8);
+    std::vector<std::int32_t> distinct(base.begin(), base.end());
+    std::sort(distinct.begin(), distinct.end());
+    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+    double sampled = 0;
+    for (const std::int32_t key : distinct)
+      sampled += static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]);
+    const auto size = static_cast<double>(range), base_count = static_cast<double>(base.size());
+    const double denominator = weights.chosen_sum + sampled * size / base_count;
+    const double ratio = z_ * deviation * size / std::max(config_.epsilon * denominator, 1e-8);
+    const auto budget = static_cast<Index>(std::floor(std::clamp(ratio * ratio, 1.0, size)));
+    return std::min(range, std::max(budget, static_cast<Index>(base.size())));
+  }
+
+  std::vector<std::int32_t> base_sample(const AttentionInputs& inputs, Index range, RowId row, const Recorded& recorded,
+                                        Philox& random) const {
+    std::vector<std::int32_t> base;
+    if (recorded.base) {
+      for (Index i = 0; i < recorded.base->size(3); ++i)
+        base.push_back(
+            recorded_key(*recorded.base->at<Index>(row.batch, row.head, row.query, i), inputs, "base_indices"));
+      return base;
+    }
+    for (Index i = 0; i < base_size(range); ++i)
+      base.push_back(static_cast<std::int32_t>(begin(inputs) + random.below(static_cast<std::uint32_t>(range))));
+    return base;
+  }
+
+  void draw_with_replacement(const AttentionInputs& inputs, const Weights& weights, RowId row, const Recorded& recorded,
+                             Philox& random, Selection& selection) const {
+    const Index range = end(inputs) - begin(inputs);
+    if (range < 2) return;
+    const Index budget = reference_budget(range, base_sample(inputs, range, row, recorded, random), weights);
+    if (recorded.draws) {
+      const Index first = recorded.first_draw[static_cast<std::size_t>(inputs.shape().stored_row(row))];
+      for (Index i = first; i < first + budget; ++i)
+        selection.indices.push_back(recorded_key(*recorded.draws->at<Index>(i), inputs, "draw_positions"));
+      std::sort(selection.indices.begin(), selection.indices.end());
+      selection.indices.erase(std::unique(selection.indices.begin(), selection.indices.end()), selection.indices.end());
+    } else {
+      sample_with_replacement(range, budget, random, selection.indices);
+      for (std::int32_t& key : selection.indices) key += static_cast<std::int32_t>(begin(inputs));
+    }
+    selection.p.assign(selection.indices.size(),
+                       static_cast<float>(static_cast<double>(budget) / static_cast<double>(range)));
+  }
+
+  /// Recorded draws lie row after row, so the rows' budgets come first.
+  Recorded recorded_draws(const AttentionInputs& inputs, const Mask& previous, const Context& context) const {
+    Recorded recorded{inputs.extra("base_indices"), inputs.extra("draw_positions"), {}};
+    const MaskShape shape = inputs.shape();
+    const Index range = end(inputs) - begin(inputs);
+    if (!recorded.base || !recorded.draws || range < 2) return {};
+    require_rank(*recorded.base, 4, "base_indices");
+    require_rank(*recorded.draws, 1, "draw_positions");
+    if (recorded.base->dtype != DType::i64 || recorded.draws->dtype != DType::i64 ||
+        recorded.base->size(0) != shape.batch || recorded.base->size(1) != shape.heads ||
+        recorded.base->size(2) != shape.queries)
+      throw ShapeError("base_indices and draw_positions: " + recorded.base->describe() + " and " +
+                       recorded.draws->describe() + "; needed are I64 (b, hq, sq, base) and (draws) for " +
+                       shape.describe());
+    recorded.first_draw.resize(static_cast<std::size_t>(shape.rows()) + 1, 0);
+    context.for_each_chunk(shape.rows(), 1, [&](Index, Index begin_row, Index end_row) {
+      for (Index i = begin_row; i < end_row; ++i) {
+        const RowId row = shape.row_of_logical(i);
+        Philox unused(0, 0, 0, 0, 0);
+        recorded.first_draw[static_cast<std::size_t>(i) + 1] = reference_budget(
+            range, base_sample(inputs, range, row, recorded, unused), weights_of(inputs, previous, row));
+      }
+    });
+    std::partial_sum(recorded.first_draw.begin(), recorded.first_draw.end(), recorded.first_draw.begin());
+    if (recorded.first_draw.back() != recorded.draws->size(0))
+      throw ShapeError("draw_positions: has " + std::to_string(recorded.draws->size(0)) + " draws; the budgets need " +
+                       std::to_string(recorded.first_draw.back()));
+    return recorded;
+  }
+
+  AdaptiveSamplingConfig config_;
+  double z_;
+};
+
+RETICLE_REGISTER_MASKER(
+    "adaptive_sampling", AdaptiveSampling, AdaptiveSamplingConfig,
+    {.summary = "Samples as many keys per query as an (epsilon, delta) bound on its denominator needs.",
+     .source = "vAttention (Desai et al. 2025); sparse-attention-hub (AdaptiveSampling)",
+     .rule = "b of the n keys not chosen yet, p = b / n, b the least with z s n sqrt(1/b - 1/n) <= epsilon D; "
+             "s and D from a base sample, z the normal quantile of 1 - delta / 2",
+     .cost = "O(queries * keys * head_dim) time (exact scores), memory of what is kept"});
+
+}  // namespace reticle::maskers
