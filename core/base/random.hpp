@@ -2,6 +2,7 @@
 // Counter-based: a draw is a function of where it is used, so it is the same on any thread count and device.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include <reticle/core/base/export.hpp>
@@ -38,6 +39,15 @@ class Philox {
       while (static_cast<std::uint32_t>(product) < threshold) product = static_cast<std::uint64_t>(next()) * bound;
     }
     return static_cast<std::uint32_t>(product >> 32);
+  }
+
+  /// Uniform in (0, 1).
+  RETICLE_HD constexpr float uniform() { return (static_cast<float>(next() >> 8) + 0.5f) * 0x1p-24f; }
+
+  /// Standard normal (Box and Muller 1958).
+  RETICLE_HD float normal() {
+    const float radius = std::sqrt(-2.0f * std::log(uniform()));
+    return radius * std::cos(6.283185307179586f * uniform());
   }
 
   /// Ten rounds on one counter.

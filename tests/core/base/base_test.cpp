@@ -44,6 +44,21 @@ TEST(Philox, BelowIsUniform) {
   for (const int count : counts) EXPECT_NEAR(count, 10000, 400);  // 4.3 standard deviations
 }
 
+TEST(Philox, NormalNumbersHaveTheMomentsOfTheNormalDistribution) {
+  Philox random(6, 0, 0, 0, 0);
+  constexpr int kCount = 100000;
+  double sum = 0, squares = 0, fourths = 0;
+  for (int i = 0; i < kCount; ++i) {
+    const double x = static_cast<double>(random.normal());
+    sum += x;
+    squares += x * x;
+    fourths += x * x * x * x;
+  }
+  EXPECT_NEAR(sum / kCount, 0, 0.015);
+  EXPECT_NEAR(squares / kCount, 1, 0.02);
+  EXPECT_NEAR(fourths / kCount, 3, 0.15);
+}
+
 TEST(ThreadPool, CoversEveryChunkOnceWhateverTheThreads) {
   for (const int threads : {1, 2, 5}) {
     ThreadPool pool(threads);

@@ -1,0 +1,185 @@
+// Keeps the keys of the highest soft collision scores: random hyperplanes put each key into one bucket per table, a
+// query is spread softly over the buckets, and a key scores its bucket's probabilities times the length of its value.
+// SOCKET; sparse-attention-hub's SocketMasker, with a seed of its own and planes that do not depend on the device.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/dot.hpp>
+#include <reticle/core/ops/scores.hpp>
+
+namespace reticle::maskers {
+
+inline constexpr Index kMostPlanes = 16;  // a table has 2^K buckets, and codes take 16 bits
+
+struct SocketConfig {
+  Size heavy_size = 0.1;
+  Index K = 4;
+  Index L = 1;
+  double tau = 0.3;
+  std::uint64_t seed = 0;
+
+  static constexpr const char* docs[] = {"keys kept per query", "hyperplanes per table, 1 to 16", "tables",
+                                         "temperature of the query's spread over the buckets", "of the hyperplanes"};
+  void validate() const {
+    require(heavy_size.positive(), "heavy_size", "must be > 0");
+    require(K > 0 && K <= kMostPlanes, "K", "must be in [1, 16]");
+    require(L > 0, "L", "must be > 0");
+    require(tau > 0, "tau", "must be > 0");
+  }
+};
+
+/// What is kept of the keys and values seen: a bucket per table and a length.
+struct SocketState {
+  struct Head {
+    std::vector<std::uint16_t> buckets;  // (keys, L)
+    std::vector<float> value_norms;      // (keys)
+  };
+  std::vector<Head> heads;    // (batch * KV heads)
+  std::vector<float> planes;  // (L * K, d)
+  Index head_dim = 0, seen = 0;
+};
+
+class Socket final : public Masker {
+ public:
+  explicit Socket(const SocketConfig& config) : config_(config) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask&, LayerState& layer_state,
+              const Context& context) const override {
+    SocketState& state = layer_state.get<SocketState>(*this);
+    update(inputs, state, context);
+    const Index count = config_.heavy_size.resolve(inputs.keys_length());
+    // As its source does, it chooses among all keys, chosen before or not.
+    return select_by_score(
+        inputs, Mask::empty(inputs.shape()),
+        [&](RowId first, Index rows, float* scores) {
+          for (Index r = 0; r < rows; ++r)
+            score({first.batch, first.head, first.query + r}, inputs, state, scores + r * inputs.keys_length());
+        },
+        [&](std::span<const float> scores, Selection& selection) { top_k(scores, count, selection.indices); }, context);
+  }
+
+ private:
+  /// Takes in the keys and values beyond those seen.
+  void update(const AttentionInputs& inputs, SocketState& state, const Context& context) const {
+    const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
+    if (state.planes.empty()) {
+      state.planes = planes(inputs);
+      state.heads.resize(static_cast<std::size_t>(heads));
+      state.head_dim = d;
+    }
+    const Index seen = state.seen;
+    if (static_cast<Index>(state.heads.size()) != heads || state.head_dim != d || inputs.keys_length() < seen)
+      throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(seen) +
+                       " keys that the layer's state holds; reset it for a new sequence");
+    context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
+      std::vector<float> key(static_cast<std::size_t>(d)), value(static_cast<std::size_t>(inputs.values.size(3)));
+      std::vector<float> projections(static_cast<std::size_t>(config_.L * config_.K));
+      for (Index head = begin; head < end; ++head) {
+        const TensorView keys = head_matrix(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads());
+        const TensorView values = head_matrix(inputs.values, head / inputs.kv_heads(), head % inputs.kv_heads());
+        SocketState::Head& of_head = state.heads[static_cast<std::size_t>(head)];
+        of_head.buckets.resize(static_cast<std::size_t>(seen * config_.L));  // an update that was stopped starts again
+        of_head.value_norms.resize(static_cast<std::size_t>(seen));
+        for (Index k = seen; k < inputs.keys_length(); ++k) {
+          load_row(keys, k, 1, key);
+          project(state, key, projections);
+          for (Index table = 0; table < config_.L; ++table) {
+            std::uint16_t bucket = 0;
+            for (Index plane = 0; plane < config_.K; ++plane) {
+              const float side = projections[static_cast<std::size_t>(table * config_.K + plane)];
+              bucket = static_cast<std::uint16_t>((bucket << 1) | (side >= 0 ? 1 : 0));
+            }
+            of_head.buckets.push_back(bucket);
+          }
+          load_row(values, k, 1, value);
+          double squares = 0;
+          for (const float x : value) squares += static_cast<double>(x) * static_cast<double>(x);
+          of_head.value_norms.push_back(static_cast<float>(std::sqrt(squares)));
+        }
+      }
+    });
+    state.seen = inputs.keys_length();
+  }
+
+  /// (L * K, d) normal vectors; planes that were recorded, an extra tensor "planes" (L, K, d) F32, replace ours.
+  std::vector<float> planes(const AttentionInputs& inputs) const {
+    std::vector<float> planes(static_cast<std::size_t>(config_.L * config_.K * inputs.head_dim()));
+    if (const std::optional<TensorView> recorded = inputs.extra("planes")) {
+      require_rank(*recorded, 3, "planes");
+      if (recorded->dtype != DType::f32 || !recorded->contiguous() || recorded->size(0) != config_.L ||
+          recorded->size(1) != config_.K || recorded->size(2) != inputs.head_dim())
+        throw ShapeError("planes: " + recorded->describe() + "; needed is F32 (L, K, head_dim)");
+      std::copy_n(static_cast<const float*>(recorded->data), planes.size(), planes.begin());
+      return planes;
+    }
+    Philox random(config_.seed, 0, 0, 0, 0);
+    for (float& x : planes) x = random.normal();
+    return planes;
+  }
+
+  void project(const SocketState& state, std::span<const float> vector, std::span<float> projections) const {
+    dot(vector.data(), 1, TensorView(state.planes.data(), DType::f32, {config_.L * config_.K, state.head_dim}),
+        projections.data(), 0);
+  }
+
+  void score(RowId row, const AttentionInputs& inputs, const SocketState& state, float* scores) const {
+    std::vector<float> query(static_cast<std::size_t>(inputs.head_dim()));
+    std::vector<float> projections(static_cast<std::size_t>(config_.L * config_.K));
+    load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, query);
+    project(state, query, projections);
+    const Index buckets = Index{1} << config_.K;
+    std::vector<float> probability(static_cast<std::size_t>(config_.L * buckets));
+    for (Index table = 0; table < config_.L; ++table)
+      spread({projections.data() + table * config_.K, static_cast<std::size_t>(config_.K)}, inputs.head_dim(),
+             probability.data() + table * buckets);
+
+    const SocketState::Head& head =
+        state.heads[static_cast<std::size_t>(row.batch * inputs.kv_heads() + inputs.kv_head(row.head))];
+    const Index visible = inputs.visible_keys(row.query);
+    std::fill(scores + visible, scores + inputs.keys_length(), -std::numeric_limits<float>::infinity());
+    for (Index key = 0; key < visible; ++key) {
+      float sum = 0;
+      for (Index table = 0; table < config_.L; ++table)
+        sum += probability[static_cast<std::size_t>(table * buckets +
+                                                    head.buckets[static_cast<std::size_t>(key * config_.L + table)])];
+      scores[key] = sum * head.value_norms[static_cast<std::size_t>(key)];
+    }
+    if (inputs.attention_mask) {
+      const AttentionMaskRow bias(*inputs.attention_mask, row);
+      for (Index key = 0; key < visible; ++key) {
+        if (bias(key) == -std::numeric_limits<float>::infinity()) scores[key] = bias(key);
+      }
+    }
+  }
+
+  /// A table's softmax over its 2^K corners: logits add over the planes, so probabilities multiply, and the buckets of
+  /// the first planes are split in two by each next one. The first plane is the most significant bit.
+  void spread(std::span<const float> projections, Index head_dim, float* probability) const {
+    probability[0] = 1;
+    std::size_t buckets = 1;
+    for (const float projection : projections) {
+      const double lean = std::tanh(static_cast<double>(projection)) / std::sqrt(static_cast<double>(head_dim));
+      const auto positive = static_cast<float>(1 / (1 + std::exp(-2 * lean / config_.tau)));
+      for (std::size_t bucket = buckets; bucket-- > 0;) {
+        const float whole = probability[bucket];
+        probability[2 * bucket] = whole * (1 - positive);
+        probability[2 * bucket + 1] = whole * positive;
+      }
+      buckets *= 2;
+    }
+  }
+
+  SocketConfig config_;
+};
+
+RETICLE_REGISTER_MASKER(
+    "socket", Socket, SocketConfig,
+    {.summary = "Keeps the keys of the highest soft collision scores under random hyperplanes.",
+     .source = "SOCKET; sparse-attention-hub (SocketMasker)",
+     .rule = "the heavy_size keys of largest |v| * sum over L tables of P(query in the key's bucket), P a "
+             "softmax of tanh(projections) / (tau sqrt(head_dim)) over the 2^K corners",
+     .cost = "O(queries * keys * L) time; a decode step hashes new keys only; 2 L + 4 bytes per key of state"});
+
+}  // namespace reticle::maskers
