@@ -91,6 +91,14 @@ float AttentionMaskRow::operator()(Index key) const {
   return bias <= forbidden_ ? -std::numeric_limits<float>::infinity() : bias;
 }
 
+void add_attention_mask(const AttentionInputs& inputs, RowId row, float* scores) {
+  const Index visible = inputs.visible_keys(row.query);
+  std::fill(scores + visible, scores + inputs.keys_length(), -std::numeric_limits<float>::infinity());
+  if (!inputs.attention_mask) return;
+  const AttentionMaskRow bias(*inputs.attention_mask, row);
+  for (Index key = 0; key < visible; ++key) scores[key] += bias(key);
+}
+
 std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row) {
   std::vector<Run> forbidden;
   if (!inputs.attention_mask) return forbidden;

@@ -66,6 +66,9 @@ class RETICLE_API AttentionMaskRow {
   float forbidden_;
 };
 
+/// Adds the attention mask's row to scores[0, keys), and sets those beyond what causality leaves to -infinity.
+RETICLE_API void add_attention_mask(const AttentionInputs& inputs, RowId row, float* scores);
+
 /// The keys that the attention mask forbids to a row, as ascending runs; none without an attention mask.
 RETICLE_API std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row);
 

@@ -5,13 +5,16 @@
 #include <cmath>
 #include <fstream>
 #include <set>
+#include <unistd.h>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/core/config/field_names.hpp>
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
+#include <reticle/core/ops/hash_codes.hpp>
 #include <reticle/core/ops/statistics.hpp>
 #include <reticle/core/registry.hpp>
 
@@ -60,6 +63,18 @@ double largest_difference(std::span<const float> a, std::span<const float> b) {
   return largest;
 }
 
+struct TemporaryFile {
+  std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("reticle-verify-" + std::to_string(getpid()) + ".json");
+  TemporaryFile() = default;
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    std::error_code ignored;
+    std::filesystem::remove(path, ignored);
+  }
+};
+
 class Case {
  public:
   explicit Case(const std::filesystem::path& manifest) : path_(manifest) {
@@ -74,6 +89,7 @@ class Case {
     const std::string kind = json_.value("kind", json_.value("op", std::string("?")));
     using Run = void (Case::*)();
     static const std::map<std::string, Run> kinds{{"masked_attention", &Case::masked_attention},
+                                                  {"decode_steps", &Case::decode_steps},
                                                   {"weighted_attention", &Case::weighted_attention},
                                                   {"mask_merge", &Case::mask_merge},
                                                   {"mask_apply", &Case::mask_apply},
@@ -129,15 +145,19 @@ class Case {
     if (has("attention_mask")) inputs.attention_mask = tensor("attention_mask");
     inputs.scaling = json_.at("scaling").get<float>();
     inputs.layer = json_.value("layer_idx", 0);
-    constexpr std::string_view kRecorded = "recorded.";
-    recorded_.clear();
-    if (!file_) throw FormatError(path_.string() + ": has no tensors");
-    for (const auto& [name, view] : file_->tensors()) {
-      if (name.starts_with(kRecorded)) recorded_.push_back({name.substr(kRecorded.size()), view});
-    }
-    inputs.extras = recorded_;
+    give_recorded(inputs, "recorded.");
     inputs.validate();
     return inputs;
+  }
+
+  /// Hands "<prefix><name>" to the maskers as the extra tensor <name>.
+  void give_recorded(AttentionInputs& inputs, const std::string& prefix) {
+    if (!file_) throw FormatError(path_.string() + ": has no tensors");
+    recorded_.clear();
+    for (const auto& [name, view] : file_->tensors()) {
+      if (name.starts_with(prefix)) recorded_.push_back({name.substr(prefix.size()), view});
+    }
+    inputs.extras = recorded_;
   }
 
   /// The case's maskers [begin, end) as a pipeline, in the reference's modes.
@@ -146,6 +166,9 @@ class Case {
     config["maskers"] = Json::array();
     for (std::size_t i = begin; i < end; ++i) {
       Json masker = json_["maskers"][i];
+      // Weights of a learned hash lie in the case's own file, under the names that the masker looks for.
+      if (masker.contains("channel_selection")) masker["sorted_channel_file"] = write_channels(masker).string();
+      if (masker.contains("hat_bits")) masker["hat_weight_file"] = std::filesystem::absolute(file_->path()).string();
       if (Json::parse(schema(masker["type"].get<std::string>()))["properties"].contains("replacement"))
         masker["replacement"] = true;
       config["maskers"].push_back(std::move(masker));
@@ -164,6 +187,21 @@ class Case {
       report_.deviate("the reference's adaptive sampling takes an empty mask for a full one (deviation 12)");
       return std::nullopt;
     }
+  }
+
+  /// The recorded channels as a file of the kind that the masker reads; gone with the case.
+  std::filesystem::path write_channels(const Json& masker) const {
+    const TensorView& channels = tensor("recorded.sorted_channels");
+    Json table = Json::array();
+    for (Index head = 0; head < channels.size(0); ++head) {
+      table.push_back(Json::array());
+      for (Index i = 0; i < channels.size(1); ++i) table.back().push_back(*channels.at<Index>(head, i));
+    }
+    Json file;
+    file["model.layers." + std::to_string(json_.value("layer_idx", 0)) + ".self_attn." +
+         masker["channel_selection"].get<std::string>()] = std::move(table);
+    std::ofstream(channel_file_.path) << file.dump();
+    return channel_file_.path;
   }
 
   // --- kinds -----------------------------------------------------------------------------------------------------
@@ -188,7 +226,8 @@ class Case {
       compare_step(maskers[i], step(i, in, before), theirs, before, in);
       before = theirs;
     }
-    if (report_.outcome == Outcome::pass && !maskers.empty()) {
+    const bool ties = json_.value("compare_mask", "") == "scores_at_boundary";
+    if (report_.outcome == Outcome::pass && !maskers.empty() && !ties) {
       SequenceState state;
       report_.difference(
           "the mask of the whole pipeline",
@@ -202,6 +241,31 @@ class Case {
       if (pipeline(0, 0).mask(in, state).kind() != MaskKind::full) report_.fail("no maskers are not dense attention");
     } else if (!runs_dense) {
       report_.difference("density", std::abs(before.density() - expected.at("density").get<double>()), 1e-6);
+    }
+  }
+
+  /// One sequence, one state; step i sees the first k_len keys.
+  void decode_steps() {
+    SequenceState state;
+    const SparseAttention maskers = pipeline(0, json_.at("maskers").size());
+    for (std::size_t i = 0; i < json_.at("steps").size(); ++i) {
+      const std::string step = "step" + std::to_string(i) + ".";
+      const Index length = json_["steps"][i].at("k_len").get<Index>();
+      AttentionInputs in;
+      in.queries = tensor(step + "queries");
+      in.keys = tensor("keys").slice(2, 0, length);
+      in.values = tensor("values").slice(2, 0, length);
+      in.scaling = json_.at("scaling").get<float>();
+      in.layer = json_.value("layer_idx", 0);
+      in.stage = Stage::generation;
+      give_recorded(in, i == 0 || !has(step + "recorded.codes") ? "step0.recorded." : step + "recorded.");
+      in.validate();
+      const Mask reference = mask_of(step + "mask_dense");
+      report_.difference(step + "mask", difference(maskers.mask(in, state), reference), tolerance("mask", 2e-5));
+      report_.difference(
+          step + "output",
+          largest_difference(attention(in, reference).output.span<float>(), values<float>(step + "output")),
+          tolerance("output_abs", 1e-4));
     }
   }
 
@@ -346,7 +410,8 @@ class Case {
       return masker.contains(size) && shape.keys <= resolve(masker[size], shape.keys) + more;
     };
     return at_least_keys("window_size", shape.queries) || at_least_keys("sink_size", 0) ||
-           at_least_keys("heavy_size", 0) || (masker.contains("top_p") && masker["top_p"].get<double>() >= 1) ||
+           at_least_keys("heavy_size", masker.contains("group_factor") ? shape.queries : 0) ||
+           (masker.contains("top_p") && masker["top_p"].get<double>() >= 1) ||
            (masker.contains("local_offset") &&
             shape.keys - resolve(masker["init_offset"], shape.keys) - resolve(masker["local_offset"], shape.keys) < 2);
   }
@@ -374,6 +439,8 @@ class Case {
     const auto same = [&](const Mask& x, const Mask& y) { return difference(x, y) <= tolerated; };
     const Mask a = allowed(ours, in), b = allowed(theirs, in);
     if (same(a, b)) return report_.difference("mask", difference(a, b), tolerated);
+    if (json_.value("compare_mask", "") == "scores_at_boundary" && masker["type"] == "hash_attention_top_k")
+      return compare_hash_scores(masker, a, b, in);
     const MaskShape shape = in.shape();
     if (theirs == Mask::full(shape) && early_out(masker, shape))
       return report_.deviate("the reference turns short sequences into dense attention (deviation 1)");
@@ -387,6 +454,34 @@ class Case {
         same(ours, merge(before, restrict_causal(Mask::full(shape)))))
       return report_.deviate("the reference's causal masker does nothing (deviation 10)");
     report_.difference(masker["type"].get<std::string>() + "'s mask", difference(a, b), tolerated);
+  }
+
+  /// Of masks that may differ in how ties are broken: the scores of what each row selects.
+  void compare_hash_scores(const Json& masker, const Mask& ours, const Mask& theirs, const AttentionInputs& in) {
+    const std::string prefix = "hat." + std::to_string(in.layer);
+    const auto lookup = [&](const std::string& name) { return file_->find(name); };
+    const std::string activation = masker["hat_mlp_activation"];
+    const auto known =
+        std::find(enumerator_names<HashActivation>.begin(), enumerator_names<HashActivation>.end(), activation);
+    const auto which = static_cast<HashActivation>(known - enumerator_names<HashActivation>.begin());
+    HashCodes codes;
+    codes.set_weights(HashMlp(lookup, prefix + ".query", which, in.heads(), in.head_dim()),
+                      HashMlp(lookup, prefix + ".key", which, in.heads(), in.head_dim()));
+    codes.update(in, {});
+    std::vector<float> scores(static_cast<std::size_t>(in.keys_length()));
+    for (Index i = 0; i < in.shape().rows(); ++i) {
+      const RowId row = in.shape().row_of_logical(i);
+      codes.score(in, row, scores.data());
+      const auto selected = [&](const Mask& mask) {
+        std::vector<Run> runs;
+        std::vector<float> of_row;
+        mask.row(row, runs);
+        for (const Run& run : runs) of_row.insert(of_row.end(), scores.begin() + run.begin, scores.begin() + run.end);
+        std::sort(of_row.begin(), of_row.end());
+        return of_row;
+      };
+      if (selected(ours) != selected(theirs)) return report_.fail("row " + std::to_string(i) + " selects other scores");
+    }
   }
 
   /// Without the rows that have fewer candidates than a top-k is to choose, or none for a top-p.
@@ -454,6 +549,7 @@ class Case {
   Json json_;
   std::optional<SafeTensors> file_;
   std::vector<NamedTensor> recorded_;
+  TemporaryFile channel_file_;
   Report report_;
 };
 

@@ -15,16 +15,8 @@ void ExactScorer::operator()(RowId first, Index rows, float* scores) const {
   const TensorView visible_to_last = head_matrix(inputs_.keys, first.batch, inputs_.kv_head(first.head))
                                          .slice(0, 0, inputs_.visible_keys(first.query + rows - 1));
   dot(packed.data(), rows, visible_to_last, scores, keys);
-  for (Index r = 0; r < rows; ++r) {
-    const RowId row{first.batch, first.head, first.query + r};
-    float* of_row = scores + r * keys;
-    const Index visible = inputs_.visible_keys(row.query);
-    std::fill(of_row + visible, of_row + keys, -std::numeric_limits<float>::infinity());
-    if (inputs_.attention_mask) {
-      const AttentionMaskRow bias(*inputs_.attention_mask, row);
-      for (Index k = 0; k < visible; ++k) of_row[k] += bias(k);
-    }
-  }
+  for (Index r = 0; r < rows; ++r)
+    add_attention_mask(inputs_, {first.batch, first.head, first.query + r}, scores + r * keys);
 }
 
 Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer scorer,

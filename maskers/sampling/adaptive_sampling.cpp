@@ -27,9 +27,7 @@ struct AdaptiveSamplingConfig {
       "probability, in (0, 1), of a larger error",
       "keys at the start that are not sampled from",
       "keys at the end that are not sampled from",
-      "false: without replacement, among the keys not chosen yet, exact inclusion probabilities, two-sided bound; "
-      "true: as "
-      "sparse-attention-hub, with replacement from the whole range, p = budget / range, one-sided (biased)"};
+      "false: without replacement, two-sided; true: with, one-sided and biased, as sparse-attention-hub"};
   void validate() const {
     require(!base_rate_sampling.is_fraction() || base_rate_sampling.fraction() < 1, "base_rate_sampling",
             "must be a count or a fraction in [0, 1)");

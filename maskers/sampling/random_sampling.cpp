@@ -13,10 +13,8 @@ struct RandomSamplingConfig {
   bool replacement = false;
 
   static constexpr const char* docs[] = {
-      "share, in (0, 1], of the candidate keys that is sampled",
-      "false: without replacement, among the keys not chosen yet, with exact inclusion probabilities; true: as "
-      "sparse-attention-hub, int(sampling_rate * keys) draws from all keys with replacement, p = sampling_rate "
-      "(biased)"};
+      "share, in (0, 1], of the keys not chosen yet",
+      "false: without, unbiased; true: int(sampling_rate * keys) draws from all keys with, as sparse-attention-hub"};
   void validate() const { require(sampling_rate > 0 && sampling_rate <= 1, "sampling_rate", "must be in (0, 1]"); }
 };
 

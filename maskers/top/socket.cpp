@@ -138,7 +138,6 @@ class Socket final : public Masker {
     const SocketState::Head& head =
         state.heads[static_cast<std::size_t>(row.batch * inputs.kv_heads() + inputs.kv_head(row.head))];
     const Index visible = inputs.visible_keys(row.query);
-    std::fill(scores + visible, scores + inputs.keys_length(), -std::numeric_limits<float>::infinity());
     for (Index key = 0; key < visible; ++key) {
       float sum = 0;
       for (Index table = 0; table < config_.L; ++table)
@@ -146,12 +145,8 @@ class Socket final : public Masker {
                                                     head.buckets[static_cast<std::size_t>(key * config_.L + table)])];
       scores[key] = sum * head.value_norms[static_cast<std::size_t>(key)];
     }
-    if (inputs.attention_mask) {
-      const AttentionMaskRow bias(*inputs.attention_mask, row);
-      for (Index key = 0; key < visible; ++key) {
-        if (bias(key) == -std::numeric_limits<float>::infinity()) scores[key] = bias(key);
-      }
-    }
+    std::fill(scores + visible, scores + inputs.keys_length(), -std::numeric_limits<float>::infinity());
+    exclude(forbidden_keys(inputs, row), {scores, static_cast<std::size_t>(inputs.keys_length())});
   }
 
   /// A table's softmax over its 2^K corners: logits add over the planes, so probabilities multiply, and the buckets of

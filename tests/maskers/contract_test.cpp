@@ -1,4 +1,6 @@
 // What every registered masker promises, whatever it selects.
+#include <algorithm>
+
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -12,10 +14,16 @@
 namespace reticle::testing {
 namespace {
 
-std::vector<std::string> registered() {
+/// Whether a masker's config has a field without a default: a file of weights, say.
+bool needs_data(const MaskerType& type) {
+  const auto fields = type.factory.config_type->fields();
+  return std::any_of(fields.begin(), fields.end(), [](const Field& field) { return field.required; });
+}
+
+std::vector<std::string> registered(bool with_data) {
   std::vector<std::string> names;
   for (const MaskerType* type : Registry::global().list()) {
-    if (!type->name.starts_with("test_")) names.push_back(type->name);
+    if (!type->name.starts_with("test_") && needs_data(*type) == with_data) names.push_back(type->name);
   }
   return names;
 }
@@ -98,8 +106,23 @@ TEST_P(Contract, CopesWithNonFiniteAndEqualScores) {
   EXPECT_NO_THROW(select(owned.inputs));
 }
 
-INSTANTIATE_TEST_SUITE_P(Maskers, Contract, ::testing::ValuesIn(registered()),
+INSTANTIATE_TEST_SUITE_P(Maskers, Contract, ::testing::ValuesIn(registered(false)),
                          [](const auto& parameter) { return parameter.param; });
+
+// Their behaviour is in tests of their own, with data.
+TEST(MaskersThatNeedData, SaySoWhenItIsMissing) {
+  for (const std::string& name : registered(true)) {
+    try {
+      SparseAttention::from_json(R"({"maskers": [{"type": ")" + name + R"("}]})");
+      ADD_FAILURE() << name;
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find("is missing: "), std::string::npos) << error.what();
+    }
+    const MaskerDocs& docs = Registry::global().at(name).docs;
+    EXPECT_TRUE(docs.summary.ends_with(".") && !docs.source.empty() && !docs.rule.empty() && !docs.cost.empty())
+        << name;
+  }
+}
 
 }  // namespace
 }  // namespace reticle::testing

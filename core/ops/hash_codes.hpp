@@ -1,0 +1,63 @@
+// Learned hashing: an MLP per head turns queries and keys into sign bits, and a key scores the bits it shares with the
+// query. HashAttention (Desai et al. 2024).
+#pragma once
+
+#include <vector>
+
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/base/function_ref.hpp>
+
+namespace reticle {
+
+enum class HashActivation : std::uint8_t { relu, silu, gelu, tanh };
+
+/// The MLPs of one layer for one side: a stack of linear maps per query head, an activation between them, signs at the
+/// end.
+class RETICLE_API HashMlp {
+ public:
+  using Lookup = FunctionRef<std::optional<TensorView>(const std::string& name)>;
+
+  HashMlp() = default;
+  /// From "<prefix>_matrix.<i>" (hq, in, out) and "<prefix>_bias.<i>" (hq, out), F32, i = 0, 1, ... ShapeError when
+  /// they do not fit together, or to `heads` and `head_dim`.
+  HashMlp(Lookup lookup, const std::string& prefix, HashActivation activation, Index heads, Index head_dim);
+
+  Index layers() const { return static_cast<Index>(linear_.size()); }
+  Index bits() const { return linear_.empty() ? 0 : linear_.back().out; }
+  /// Width between the linear maps; 0 when there is one.
+  Index hidden() const { return linear_.size() < 2 ? 0 : linear_.front().out; }
+  /// Bit b of the words is set where output b is positive.
+  void code(Index head, std::span<const float> vector, std::span<std::uint64_t> words) const;
+
+ private:
+  struct Linear {
+    Index in = 0, out = 0;
+    std::vector<float> weights, bias;  // (hq, out, in), (hq, out)
+  };
+  HashActivation activation_ = HashActivation::relu;
+  std::vector<Linear> linear_;
+};
+
+/// The codes of all keys of one layer, per query head; kept across decode steps, in which only new keys are hashed.
+class RETICLE_API HashCodes {
+ public:
+  bool empty() const { return query_.bits() == 0; }
+  /// ShapeError unless both sides have the same number of bits.
+  void set_weights(HashMlp query, HashMlp key);
+  const HashMlp& query_mlp() const { return query_; }
+  /// Takes in the keys beyond those seen. ShapeError when there are fewer, or other extents changed.
+  void update(const AttentionInputs& inputs, const Context& context);
+  /// scores[k] = shared bits - other bits (+ attention mask), -infinity for keys that causality or the mask forbids.
+  void score(const AttentionInputs& inputs, RowId row, float* scores) const;
+  Index keys_hashed() const { return keys_hashed_; }
+
+ private:
+  Index words() const { return (query_.bits() + 63) / 64; }
+
+  HashMlp query_, key_;
+  std::vector<std::vector<std::uint64_t>> codes_;  // per (batch, query head): (keys, words)
+  Index seen_ = 0, keys_hashed_ = 0;
+};
+
+}  // namespace reticle

@@ -1,0 +1,244 @@
+// Samples keys by locality-sensitive hashing: a key is kept when it shares all lsh_k sign bits with the query in one of
+// lsh_l tables, and p is the probability of that, so that attention over the sample is an importance-weighted estimate.
+// MagicPIG (Chen et al. 2024) with the simple asymmetric transform of Neyshabur and Srebro (2015);
+// sparse-attention-hub's MagicPig, with the largest norm taken per sequence.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/dot.hpp>
+#include <reticle/core/ops/select.hpp>
+
+namespace reticle::maskers {
+
+enum class SignPacking : std::uint8_t { int64, float32 };
+
+struct MagicPigConfig {
+  Index lsh_l = 75;
+  Index lsh_k = 8;
+  bool center = true;
+  SignPacking packing = SignPacking::int64;
+  std::uint64_t seed = 42;
+
+  static constexpr const char* docs[] = {"tables", "sign bits per table, at most 64",
+                                         "subtract the mean key, as the first keys of a sequence have it",
+                                         "how sparse-attention-hub holds signs; Reticle packs bits either way, and "
+                                         "takes the word so that its configs load",
+                                         "of the random projections, varied by layer"};
+  void validate() const {
+    require(lsh_l > 0, "lsh_l", "must be > 0");
+    require(lsh_k > 0 && lsh_k <= 64, "lsh_k", "must be in [1, 64]");
+  }
+};
+
+/// What is kept of the keys seen: their codes, the mean key, and per sequence the largest norm.
+struct MagicPigState {
+  std::vector<float> projections;                // (L * K, d + 1)
+  std::vector<std::vector<float>> means;         // per (batch, KV head): (d)
+  std::vector<std::vector<std::uint8_t>> codes;  // per (batch, KV head): (keys, L, bytes per code)
+  std::vector<float> largest_norm;               // per batch
+  Index head_dim = 0, kv_heads = 0, seen = 0;
+};
+
+class MagicPig final : public Masker {
+ public:
+  explicit MagicPig(const MagicPigConfig& config) : config_(config), code_bytes_((config.lsh_k + 7) / 8) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& layer_state,
+              const Context& context) const override {
+    MagicPigState& state = layer_state.get<MagicPigState>(*this);
+    update(inputs, state, context);
+    return Mask::from_selections(
+        inputs.shape(), [&](RowId row, Selection& selection) { sample(inputs, previous, state, row, selection); },
+        context);
+  }
+
+ private:
+  // --- keys ----------------------------------------------------------------------------------------------------------
+
+  void update(const AttentionInputs& inputs, MagicPigState& state, const Context& context) const {
+    const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim(), count = inputs.keys_length();
+    if (state.projections.empty()) {
+      state.projections = projections(inputs);
+      state.means.assign(static_cast<std::size_t>(heads), std::vector<float>(static_cast<std::size_t>(d), 0.0f));
+      state.codes.resize(static_cast<std::size_t>(heads));
+      state.largest_norm.assign(static_cast<std::size_t>(inputs.batch()), 0.0f);
+      state.head_dim = d;
+      state.kv_heads = inputs.kv_heads();
+    }
+    if (static_cast<Index>(state.codes.size()) != heads || state.kv_heads != inputs.kv_heads() || state.head_dim != d ||
+        count < state.seen)
+      throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(state.seen) +
+                       " keys that the layer's state holds; reset it for a new sequence");
+    if (count == state.seen) return;
+    if (config_.center && state.seen == 0) set_means(inputs, state);
+    // Norms first: codes depend on the largest of the sequence. Codes of older keys keep the largest norm of their
+    // time.
+    for (Index head = 0; head < heads; ++head) {
+      float& largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
+      for_new_keys(inputs, state, head, [&](std::span<const float> key) { largest = std::max(largest, norm(key)); });
+    }
+    context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
+      for (Index head = begin; head < end; ++head) {
+        std::vector<std::uint8_t>& codes = state.codes[static_cast<std::size_t>(head)];
+        codes.resize(static_cast<std::size_t>(state.seen * code_stride()));  // an update that was stopped starts again
+        const float largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
+        std::vector<float> extended(static_cast<std::size_t>(d) + 1);
+        for_new_keys(inputs, state, head, [&](std::span<const float> key) {
+          // [k, sqrt(M^2 - |k|^2)], on the sphere of radius M; signs do not see the radius.
+          std::copy(key.begin(), key.end(), extended.begin());
+          const float length = norm(key);
+          extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
+          codes.resize(codes.size() + static_cast<std::size_t>(code_stride()));
+          write_codes(state, extended, codes.data() + codes.size() - code_stride());
+        });
+      }
+    });
+    state.seen = count;
+  }
+
+  /// Calls use(key) with each centred key that the state has not seen.
+  template <class Use>
+  void for_new_keys(const AttentionInputs& inputs, const MagicPigState& state, Index head, Use&& use) const {
+    const TensorView keys = head_matrix(inputs.keys, head / state.kv_heads, head % state.kv_heads);
+    std::vector<float> key(static_cast<std::size_t>(state.head_dim));
+    for (Index k = state.seen; k < inputs.keys_length(); ++k) {
+      load_row(keys, k, 1, key);
+      center(state.means[static_cast<std::size_t>(head)], key);
+      use(std::span<const float>(key));
+    }
+  }
+
+  void set_means(const AttentionInputs& inputs, MagicPigState& state) const {
+    std::vector<float> key(static_cast<std::size_t>(state.head_dim));
+    std::vector<double> sum(key.size());
+    for (std::size_t head = 0; head < state.means.size(); ++head) {
+      const auto h = static_cast<Index>(head);
+      const TensorView keys = head_matrix(inputs.keys, h / state.kv_heads, h % state.kv_heads);
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (Index k = 0; k < inputs.keys_length(); ++k) {
+        load_row(keys, k, 1, key);
+        for (std::size_t i = 0; i < key.size(); ++i) sum[i] += static_cast<double>(key[i]);
+      }
+      for (std::size_t i = 0; i < key.size(); ++i)
+        state.means[head][i] = static_cast<float>(sum[i] / static_cast<double>(inputs.keys_length()));
+    }
+  }
+
+  static void center(std::span<const float> mean, std::span<float> vector) {
+    for (std::size_t i = 0; i < vector.size(); ++i) vector[i] -= mean[i];
+  }
+
+  static float norm(std::span<const float> vector) {
+    double squares = 0;
+    for (const float x : vector) squares += static_cast<double>(x) * static_cast<double>(x);
+    return static_cast<float>(std::sqrt(squares));
+  }
+
+  // --- codes ---------------------------------------------------------------------------------------------------------
+
+  Index code_stride() const { return config_.lsh_l * code_bytes_; }
+
+  /// (L * K, d + 1) normal vectors; those that were recorded, an extra tensor "projection" (d + 1, L * K) F32, replace
+  /// ours.
+  std::vector<float> projections(const AttentionInputs& inputs) const {
+    const Index rows = config_.lsh_l * config_.lsh_k, width = inputs.head_dim() + 1;
+    std::vector<float> projections(static_cast<std::size_t>(rows * width));
+    if (const std::optional<TensorView> recorded = inputs.extra("projection")) {
+      require_rank(*recorded, 2, "projection");
+      if (recorded->dtype != DType::f32 || recorded->size(0) != width || recorded->size(1) != rows)
+        throw ShapeError("projection: " + recorded->describe() + "; needed is F32 (head_dim + 1, lsh_l * lsh_k)");
+      for (Index row = 0; row < rows; ++row)
+        load_row(recorded->permute({1, 0}), row, 1,
+                 {projections.data() + row * width, static_cast<std::size_t>(width)});
+      return projections;
+    }
+    Philox random(config_.seed, static_cast<std::uint32_t>(inputs.layer), 0, 0, 0);
+    for (float& x : projections) x = random.normal();
+    return projections;
+  }
+
+  void write_codes(const MagicPigState& state, std::span<const float> extended, std::uint8_t* codes) const {
+    const Index rows = config_.lsh_l * config_.lsh_k;
+    std::vector<float> sides(static_cast<std::size_t>(rows));
+    dot(extended.data(), 1, TensorView(state.projections.data(), DType::f32, {rows, state.head_dim + 1}), sides.data(),
+        0);
+    std::fill(codes, codes + code_stride(), std::uint8_t{0});
+    for (Index table = 0; table < config_.lsh_l; ++table) {
+      for (Index bit = 0; bit < config_.lsh_k; ++bit) {
+        if (sides[static_cast<std::size_t>(table * config_.lsh_k + bit)] > 0)
+          codes[table * code_bytes_ + bit / 8] |= static_cast<std::uint8_t>(1 << (bit % 8));
+      }
+    }
+  }
+
+  bool collide(const std::uint8_t* a, const std::uint8_t* b) const {
+    for (Index table = 0; table < config_.lsh_l; ++table, a += code_bytes_, b += code_bytes_) {
+      if (std::equal(a, a + code_bytes_, b)) return true;
+    }
+    return false;
+  }
+
+  // --- rows ----------------------------------------------------------------------------------------------------------
+
+  void sample(const AttentionInputs& inputs, const Mask& previous, const MagicPigState& state, RowId row,
+              Selection& selection) const {
+    const Index kv_head = inputs.kv_head(row.head), d = inputs.head_dim();
+    const auto head = static_cast<std::size_t>(row.batch * state.kv_heads + kv_head);
+    std::vector<float> query(static_cast<std::size_t>(d) + 1, 0.0f);  // extended by 0
+    const std::span<float> own(query.data(), static_cast<std::size_t>(d));
+    load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, own);
+    center(state.means[head], own);
+    std::vector<std::uint8_t> code(static_cast<std::size_t>(code_stride()));
+    write_codes(state, query, code.data());
+
+    std::vector<std::int32_t> candidates(static_cast<std::size_t>(inputs.visible_keys(row.query)));
+    std::vector<Run> chosen, taken;
+    previous.row(row, chosen);
+    const std::vector<Run> forbidden = forbidden_keys(inputs, row);
+    combine_rows<row_op::Max>(chosen, forbidden, [&](Run run) { taken.push_back(run); });
+    const Gaps gaps(taken, inputs.visible_keys(row.query));
+    candidates.resize(static_cast<std::size_t>(gaps.size()));
+    for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i] = static_cast<std::int32_t>(i);
+    gaps.to_positions(candidates);
+
+    const TensorView keys = head_matrix(inputs.keys, row.batch, kv_head);
+    std::vector<float> key(static_cast<std::size_t>(d));
+    const double query_norm = static_cast<double>(norm(own)) + 1e-8;
+    const double largest = static_cast<double>(state.largest_norm[static_cast<std::size_t>(row.batch)]);
+    for (const std::int32_t k : candidates) {
+      if (!collide(code.data(), state.codes[head].data() + k * code_stride())) continue;
+      load_row(keys, k, 1, key);
+      center(state.means[head], key);
+      double product = 0;
+      for (std::size_t i = 0; i < key.size(); ++i) product += static_cast<double>(own[i]) * static_cast<double>(key[i]);
+      const auto p = static_cast<float>(collision_probability(largest > 0 ? product / (query_norm * largest) : 0));
+      if (!(p > 0)) continue;  // exactly opposite: never drawn but by rounding
+      selection.indices.push_back(k);
+      selection.p.push_back(std::min(p, 1.0f));
+    }
+  }
+
+  /// That of sharing a table's K bits, each with probability 1 - angle / pi, in at least one of L tables.
+  double collision_probability(double cosine) const {
+    const double bit = 1 - std::acos(std::clamp(cosine, -1.0, 1.0)) / std::numbers::pi;
+    const double table = std::pow(bit, static_cast<double>(config_.lsh_k));
+    return -std::expm1(static_cast<double>(config_.lsh_l) * std::log1p(-table));
+  }
+
+  MagicPigConfig config_;
+  Index code_bytes_;
+};
+
+RETICLE_REGISTER_MASKER(
+    "magic_pig", MagicPig, MagicPigConfig,
+    {.summary = "Samples keys that collide with the query under locality-sensitive hashing.",
+     .source = "MagicPIG (Chen et al. 2024); sparse-attention-hub (MagicPig)",
+     .rule = "keys not chosen yet that share all lsh_k bits with the query in one of lsh_l tables, p = 1 - "
+             "(1 - (1 - angle / pi)^lsh_k)^lsh_l",
+     .cost = "O(queries * keys * lsh_l) time; a decode step hashes new keys only; lsh_l * ceil(lsh_k / 8) "
+             "bytes per key of state"});
+
+}  // namespace reticle::maskers

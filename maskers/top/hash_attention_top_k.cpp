@@ -1,0 +1,87 @@
+// Keeps the keys whose learned hash codes share the most bits with the query's. HashAttention (Desai et al. 2024);
+// sparse-attention-hub's HashAttentionTopK, with weights as data (safetensors) instead of pickles.
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/hash_codes.hpp>
+#include <reticle/core/ops/scores.hpp>
+
+namespace reticle::maskers {
+
+struct HashAttentionTopKConfig {
+  Size heavy_size = 0.1;
+  Index hat_bits = 32;
+  Index hat_mlp_layers = 3;
+  Index hat_mlp_hidden_size = 128;
+  HashActivation hat_mlp_activation = HashActivation::silu;
+  std::filesystem::path hat_weight_file;
+
+  static constexpr const char* docs[] = {
+      "keys added per query, beyond those already chosen",
+      "bits of a code, as the weights have them",
+      "linear maps of an MLP, as the weights have them",
+      "width between them, as the weights have it",
+      "between the linear maps",
+      "safetensors with hat.<layer>.{query,key}_{matrix,bias}.<i>: (hq, in, out) and (hq, out), F32"};
+  static constexpr std::string_view required[] = {"hat_weight_file"};
+  void validate() const {
+    require(heavy_size.positive(), "heavy_size", "must be > 0");
+    require(hat_bits > 0, "hat_bits", "must be > 0");
+    require(hat_mlp_layers > 0, "hat_mlp_layers", "must be > 0");
+    require(hat_mlp_hidden_size > 0, "hat_mlp_hidden_size", "must be > 0");
+    require(std::filesystem::is_regular_file(hat_weight_file), "hat_weight_file", "must be a file");
+  }
+};
+
+class HashAttentionTopK final : public Masker {
+ public:
+  explicit HashAttentionTopK(const HashAttentionTopKConfig& config)
+      : config_(config), weights_(config.hat_weight_file) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
+              const Context& context) const override {
+    HashCodes& codes = state.get<HashCodes>(*this);
+    if (codes.empty()) {
+      HashMlp query = mlp(inputs, "query");
+      codes.set_weights(std::move(query), mlp(inputs, "key"));
+    }
+    codes.update(inputs, context);
+    const Index k = config_.heavy_size.resolve(inputs.keys_length());
+    return select_by_score(
+        inputs, previous,
+        [&](RowId first, Index rows, float* scores) {
+          for (Index r = 0; r < rows; ++r)
+            codes.score(inputs, {first.batch, first.head, first.query + r}, scores + r * inputs.keys_length());
+        },
+        [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
+  }
+
+ private:
+  HashMlp mlp(const AttentionInputs& inputs, const std::string& side) const {
+    const HashMlp mlp([&](const std::string& name) { return weights_.find(name); },
+                      "hat." + std::to_string(inputs.layer) + "." + side, config_.hat_mlp_activation, inputs.heads(),
+                      inputs.head_dim());
+    const auto text = [](Index layers, Index hidden, Index bits) {
+      return std::to_string(layers) + " linear maps" + (layers > 1 ? " of width " + std::to_string(hidden) : "") +
+             " to " + std::to_string(bits) + " bits";
+    };
+    const std::string have = text(mlp.layers(), mlp.hidden(), mlp.bits());
+    const std::string wanted = text(config_.hat_mlp_layers, config_.hat_mlp_hidden_size, config_.hat_bits);
+    if (have != wanted)
+      throw ShapeError(config_.hat_weight_file.string() + ": layer " + std::to_string(inputs.layer) + " has " + have +
+                       "; the config says " + wanted);
+    return mlp;
+  }
+
+  HashAttentionTopKConfig config_;
+  SafeTensors weights_;
+};
+
+RETICLE_REGISTER_MASKER(
+    "hash_attention_top_k", HashAttentionTopK, HashAttentionTopKConfig,
+    {.summary = "Keeps the keys whose learned hash codes share the most bits with the query's.",
+     .source = "HashAttention (Desai et al. 2024); sparse-attention-hub (HashAttentionTopK)",
+     .rule = "the heavy_size keys of largest (shared bits - other bits) + attention_mask among those not "
+             "chosen yet",
+     .cost = "O(queries * keys * hat_bits / 64) time; a decode step hashes new keys only; hat_bits / 8 "
+             "bytes per key and query head of state"});
+
+}  // namespace reticle::maskers
