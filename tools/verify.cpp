@@ -409,6 +409,9 @@ class Case {
     const auto at_least_keys = [&](const char* size, Index more) {
       return masker.contains(size) && shape.keys <= resolve(masker[size], shape.keys) + more;
     };
+    if (masker.contains("pq_bits"))  // it wants more keys than it clusters and keeps
+      return at_least_keys("heavy_size", masker["init_offset"].get<Index>() + shape.queries +
+                                             (Index{1} << masker["pq_bits"].get<Index>()));
     return at_least_keys("window_size", shape.queries) || at_least_keys("sink_size", 0) ||
            at_least_keys("heavy_size", masker.contains("group_factor") ? shape.queries : 0) ||
            (masker.contains("top_p") && masker["top_p"].get<double>() >= 1) ||
