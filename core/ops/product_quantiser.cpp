@@ -1,11 +1,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/ops/product_quantiser.hpp>
 #include <reticle/core/ops/select.hpp>
-#include <utility>
 
 namespace reticle {
 namespace {
