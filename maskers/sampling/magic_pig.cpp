@@ -22,11 +22,9 @@ struct MagicPigConfig {
   SignPacking packing = SignPacking::int64;
   std::uint64_t seed = 42;
 
-  static constexpr const char* docs[] = {"tables", "sign bits per table, at most 64",
-                                         "subtract the mean key, as the first keys of a sequence have it",
-                                         "how sparse-attention-hub holds signs; Reticle packs bits either way, and "
-                                         "takes the word so that its configs load",
-                                         "of the random projections, varied by layer"};
+  static constexpr const char* docs[] = {
+      "tables", "sign bits per table, at most 64", "subtract the mean key, as the first keys of a sequence have it",
+      "how sparse-attention-hub holds signs; bits are packed either way", "of the random projections, varied by layer"};
   void validate() const {
     require(lsh_l > 0, "lsh_l", "must be > 0");
     require(lsh_k > 0 && lsh_k <= 64, "lsh_k", "must be in [1, 64]");

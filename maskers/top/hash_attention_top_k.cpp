@@ -56,9 +56,9 @@ class HashAttentionTopK final : public Masker {
 
  private:
   HashMlp mlp(const AttentionInputs& inputs, const std::string& side) const {
-    const HashMlp mlp([&](const std::string& name) { return weights_.find(name); },
-                      "hat." + std::to_string(inputs.layer) + "." + side, config_.hat_mlp_activation, inputs.heads(),
-                      inputs.head_dim());
+    HashMlp mlp([&](const std::string& name) { return weights_.find(name); },
+                "hat." + std::to_string(inputs.layer) + "." + side, config_.hat_mlp_activation, inputs.heads(),
+                inputs.head_dim());
     const auto text = [](Index layers, Index hidden, Index bits) {
       return std::to_string(layers) + " linear maps" + (layers > 1 ? " of width " + std::to_string(hidden) : "") +
              " to " + std::to_string(bits) + " bits";
