@@ -59,6 +59,22 @@ std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
   return std::nullopt;
 }
 
+void SeenKeys::continue_with(const AttentionInputs& inputs) {
+  if (!begun_) {
+    begun_ = true;
+    batch_ = inputs.batch();
+    heads_ = inputs.heads();
+    kv_heads_ = inputs.kv_heads();
+    head_dim_ = inputs.head_dim();
+  }
+  if (inputs.batch() != batch_ || inputs.heads() != heads_ || inputs.kv_heads() != kv_heads_ ||
+      inputs.head_dim() != head_dim_ || inputs.keys_length() < count_)
+    throw ShapeError("queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
+                     " do not continue the " + std::to_string(count_) + " keys of (" + std::to_string(batch_) + ", " +
+                     std::to_string(kv_heads_) + ", n, " + std::to_string(head_dim_) + "), " + std::to_string(heads_) +
+                     " query heads, that the layer's state holds; reset it for a new sequence");
+}
+
 TensorView head_matrix(const TensorView& tensor, Index batch, Index head) {
   TensorView matrix;
   matrix.data = static_cast<const std::byte*>(tensor.data) +

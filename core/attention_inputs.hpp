@@ -48,6 +48,22 @@ struct RETICLE_API AttentionInputs {
   std::optional<TensorView> extra(std::string_view name) const;
 };
 
+/// How far a masker's state has read one sequence's keys. What it keeps is laid out by these extents, so a call with
+/// others is refused before anything is read by them.
+class RETICLE_API SeenKeys {
+ public:
+  /// Keys read so far: new ones are [count(), inputs.keys_length()).
+  Index count() const { return count_; }
+  /// ShapeError unless the inputs have the extents of the first call and no fewer keys than were read.
+  void continue_with(const AttentionInputs& inputs);
+  /// All keys of the inputs have been read.
+  void finish(const AttentionInputs& inputs) { count_ = inputs.keys_length(); }
+
+ private:
+  bool begun_ = false;
+  Index batch_ = 0, heads_ = 0, kv_heads_ = 0, head_dim_ = 0, count_ = 0;
+};
+
 /// The (n, width) matrix of one head of a (b, h, n, width) tensor; no copy.
 RETICLE_API TensorView head_matrix(const TensorView& tensor, Index batch, Index head);
 /// One row of a matrix as float, multiplied by `factor`.

@@ -89,10 +89,8 @@ void HashCodes::set_weights(HashMlp query, HashMlp key) {
 
 void HashCodes::update(const AttentionInputs& inputs, const Context& context) {
   const Index heads = inputs.batch() * inputs.heads(), count = inputs.keys_length();
+  seen_.continue_with(inputs);
   if (codes_.empty()) codes_.resize(static_cast<std::size_t>(heads));
-  if (static_cast<Index>(codes_.size()) != heads || count < seen_)
-    throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(seen_) +
-                     " keys that the layer's state holds; reset it for a new sequence");
   context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
     std::vector<float> key(static_cast<std::size_t>(inputs.head_dim()));
     for (Index i = begin; i < end; ++i) {
@@ -100,14 +98,14 @@ void HashCodes::update(const AttentionInputs& inputs, const Context& context) {
       const TensorView keys = head_matrix(inputs.keys, i / inputs.heads(), inputs.kv_head(head));
       std::vector<std::uint64_t>& codes = codes_[static_cast<std::size_t>(i)];
       codes.resize(static_cast<std::size_t>(count * words()));
-      for (Index k = seen_; k < count; ++k) {
+      for (Index k = seen_.count(); k < count; ++k) {
         load_row(keys, k, 1, key);
         key_.code(head, key, {codes.data() + k * words(), static_cast<std::size_t>(words())});
       }
     }
   });
-  keys_hashed_ += (count - seen_) * heads;
-  seen_ = count;
+  keys_hashed_ += (count - seen_.count()) * heads;
+  seen_.finish(inputs);
 }
 
 void HashCodes::score(const AttentionInputs& inputs, RowId row, float* scores) const {

@@ -57,7 +57,8 @@ class RETICLE_API HashCodes {
 
   HashMlp query_, key_;
   std::vector<std::vector<std::uint64_t>> codes_;  // per (batch, query head): (keys, words)
-  Index seen_ = 0, keys_hashed_ = 0;
+  SeenKeys seen_;
+  Index keys_hashed_ = 0;
 };
 
 }  // namespace reticle

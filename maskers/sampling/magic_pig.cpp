@@ -37,7 +37,8 @@ struct MagicPigState {
   std::vector<std::vector<float>> means;         // per (batch, KV head): (d)
   std::vector<std::vector<std::uint8_t>> codes;  // per (batch, KV head): (keys, L, bytes per code)
   std::vector<float> largest_norm;               // per batch
-  Index head_dim = 0, kv_heads = 0, seen = 0;
+  Index head_dim = 0, kv_heads = 0;
+  SeenKeys seen;
 };
 
 class MagicPig final : public Masker {
@@ -58,6 +59,7 @@ class MagicPig final : public Masker {
 
   void update(const AttentionInputs& inputs, MagicPigState& state, const Context& context) const {
     const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim(), count = inputs.keys_length();
+    state.seen.continue_with(inputs);
     if (state.projections.empty()) {
       state.projections = projections(inputs);
       state.means.assign(static_cast<std::size_t>(heads), std::vector<float>(static_cast<std::size_t>(d), 0.0f));
@@ -66,12 +68,8 @@ class MagicPig final : public Masker {
       state.head_dim = d;
       state.kv_heads = inputs.kv_heads();
     }
-    if (static_cast<Index>(state.codes.size()) != heads || state.kv_heads != inputs.kv_heads() || state.head_dim != d ||
-        count < state.seen)
-      throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(state.seen) +
-                       " keys that the layer's state holds; reset it for a new sequence");
-    if (count == state.seen) return;
-    if (config_.center && state.seen == 0) set_means(inputs, state);
+    if (count == state.seen.count()) return;
+    if (config_.center && state.seen.count() == 0) set_means(inputs, state);
     // Norms first: codes depend on the largest of the sequence. Codes of older keys keep the largest norm of their
     // time.
     for (Index head = 0; head < heads; ++head) {
@@ -81,7 +79,8 @@ class MagicPig final : public Masker {
     context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
       for (Index head = begin; head < end; ++head) {
         std::vector<std::uint8_t>& codes = state.codes[static_cast<std::size_t>(head)];
-        codes.resize(static_cast<std::size_t>(state.seen * code_stride()));  // an update that was stopped starts again
+        codes.resize(
+            static_cast<std::size_t>(state.seen.count() * code_stride()));  // an update that was stopped starts again
         const float largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
         std::vector<float> extended(static_cast<std::size_t>(d) + 1);
         for_new_keys(inputs, state, head, [&](std::span<const float> key) {
@@ -94,7 +93,7 @@ class MagicPig final : public Masker {
         });
       }
     });
-    state.seen = count;
+    state.seen.finish(inputs);
   }
 
   /// Calls use(key) with each centred key that the state has not seen.
@@ -102,7 +101,7 @@ class MagicPig final : public Masker {
   void for_new_keys(const AttentionInputs& inputs, const MagicPigState& state, Index head, Use&& use) const {
     const TensorView keys = head_matrix(inputs.keys, head / state.kv_heads, head % state.kv_heads);
     std::vector<float> key(static_cast<std::size_t>(state.head_dim));
-    for (Index k = state.seen; k < inputs.keys_length(); ++k) {
+    for (Index k = state.seen.count(); k < inputs.keys_length(); ++k) {
       load_row(keys, k, 1, key);
       center(state.means[static_cast<std::size_t>(head)], key);
       use(std::span<const float>(key));

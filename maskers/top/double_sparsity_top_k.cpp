@@ -37,7 +37,7 @@ struct DoubleSparsityTopKConfig {
 /// The label cache: the chosen channels of the keys seen, per (batch, query head): (keys, channels).
 struct DoubleSparsityState {
   std::vector<std::vector<float>> labels;
-  Index seen = 0;
+  SeenKeys seen;
 };
 
 class DoubleSparsityTopK final : public Masker {
@@ -60,7 +60,7 @@ class DoubleSparsityTopK final : public Masker {
           const std::vector<float>& labels =
               state.labels[static_cast<std::size_t>(first.batch * inputs.heads() + first.head)];
           const TensorView keys =
-              TensorView(labels.data(), DType::f32, {state.seen, count}).slice(0, 0, inputs.keys_length());
+              TensorView(labels.data(), DType::f32, {state.seen.count(), count}).slice(0, 0, inputs.keys_length());
           for (Index r = 0; r < rows; ++r) {
             float* of_row = scores + r * inputs.keys_length();
             load_row(head_matrix(inputs.queries, first.batch, first.head), first.query + r, 1, query);
@@ -111,22 +111,20 @@ class DoubleSparsityTopK final : public Masker {
   /// Takes in the keys beyond those seen.
   void update(const AttentionInputs& inputs, Index count, DoubleSparsityState& state) const {
     const Index heads = inputs.batch() * inputs.heads();
+    state.seen.continue_with(inputs);
     if (state.labels.empty()) state.labels.resize(static_cast<std::size_t>(heads));
-    if (static_cast<Index>(state.labels.size()) != heads || inputs.keys_length() < state.seen)
-      throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(state.seen) +
-                       " keys that the layer's state holds; reset it for a new sequence");
     std::vector<float> key(static_cast<std::size_t>(inputs.head_dim()));
     for (Index i = 0; i < heads; ++i) {
       const Index head = i % inputs.heads();
       const TensorView keys = head_matrix(inputs.keys, i / inputs.heads(), inputs.kv_head(head));
       std::vector<float>& labels = state.labels[static_cast<std::size_t>(i)];
       labels.resize(static_cast<std::size_t>(inputs.keys_length() * count));
-      for (Index k = state.seen; k < inputs.keys_length(); ++k) {
+      for (Index k = state.seen.count(); k < inputs.keys_length(); ++k) {
         load_row(keys, k, 1, key);
         make_label(inputs, head, key, {labels.data() + k * count, static_cast<std::size_t>(count)});
       }
     }
-    state.seen = inputs.keys_length();
+    state.seen.finish(inputs);
   }
 
   DoubleSparsityTopKConfig config_;

@@ -38,7 +38,8 @@ struct PqCacheConfig {
 struct PqCacheState {
   std::vector<ProductQuantiser> books;
   std::vector<std::vector<std::uint16_t>> codes;  // (keys beyond init_offset, parts)
-  Index seen = 0;                                 // of those keys
+  SeenKeys keys;
+  Index seen = 0;  // of those keys
 };
 
 class PqCache final : public Masker {
@@ -66,10 +67,7 @@ class PqCache final : public Masker {
   void update(const AttentionInputs& inputs, PqCacheState& state, const Context& context) const {
     const Index heads = inputs.batch() * inputs.kv_heads();
     const Index count = std::max<Index>(0, inputs.keys_length() - config_.init_offset);
-    if (count < state.seen || (!state.books.empty() && (static_cast<Index>(state.books.size()) != heads ||
-                                                        (heads > 0 && state.books[0].dim() != inputs.head_dim()))))
-      throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(state.seen) +
-                       " quantised keys that the layer's state holds; reset it for a new sequence");
+    state.keys.continue_with(inputs);
     if (count == 0) return;
     const bool first = state.books.empty();
     if (first) {
@@ -107,6 +105,7 @@ class PqCache final : public Masker {
       }
     });
     state.seen = count;
+    state.keys.finish(inputs);
   }
 
   static void check_recorded(const TensorView& centroids, const TensorView& codes, const AttentionInputs& inputs,

@@ -38,7 +38,8 @@ struct SocketState {
   };
   std::vector<Head> heads;    // (batch * KV heads)
   std::vector<float> planes;  // (L * K, d)
-  Index head_dim = 0, seen = 0;
+  Index head_dim = 0;
+  SeenKeys seen;
 };
 
 class Socket final : public Masker {
@@ -64,15 +65,13 @@ class Socket final : public Masker {
   /// Takes in the keys and values beyond those seen.
   void update(const AttentionInputs& inputs, SocketState& state, const Context& context) const {
     const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
+    state.seen.continue_with(inputs);
     if (state.planes.empty()) {
       state.planes = planes(inputs);
       state.heads.resize(static_cast<std::size_t>(heads));
       state.head_dim = d;
     }
-    const Index seen = state.seen;
-    if (static_cast<Index>(state.heads.size()) != heads || state.head_dim != d || inputs.keys_length() < seen)
-      throw ShapeError("keys: " + inputs.keys.describe() + " do not continue the " + std::to_string(seen) +
-                       " keys that the layer's state holds; reset it for a new sequence");
+    const Index seen = state.seen.count();
     context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
       std::vector<float> key(static_cast<std::size_t>(d)), value(static_cast<std::size_t>(inputs.values.size(3)));
       std::vector<float> projections(static_cast<std::size_t>(config_.L * config_.K));
@@ -100,7 +99,7 @@ class Socket final : public Masker {
         }
       }
     });
-    state.seen = inputs.keys_length();
+    state.seen.finish(inputs);
   }
 
   /// (L * K, d) normal vectors; planes that were recorded, an extra tensor "planes" (L, K, d) F32, replace ours.

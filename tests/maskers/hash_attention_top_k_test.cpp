@@ -98,6 +98,19 @@ TEST(HashAttentionTopK, GivesTheSameMaskForAnyNumberOfThreads) {
   EXPECT_EQ(sparse.mask(owned.inputs, one, Context(1)), sparse.mask(owned.inputs, four, Context(4)));
 }
 
+TEST(SeenKeys, RefuseCallsOfOtherExtents) {
+  for (const Shapes& other :
+       {Shapes{2, 4, 2, 1, 50, 16, 16}, Shapes{1, 2, 2, 1, 50, 16, 16}, Shapes{1, 4, 4, 1, 50, 16, 16},
+        Shapes{1, 4, 2, 1, 50, 8, 8}, Shapes{1, 4, 2, 1, 39, 16, 16}}) {
+    SeenKeys seen;
+    const OwnedInputs first({1, 4, 2, 1, 40, 16, 16}, 1), next(other, 1);
+    seen.continue_with(first.inputs);
+    seen.finish(first.inputs);
+    EXPECT_THROW(seen.continue_with(next.inputs), ShapeError);
+    EXPECT_EQ(seen.count(), 40);
+  }
+}
+
 TEST(HashAttentionTopK, WeightsThatDoNotFitAreRefusedByName) {
   const TemporaryFolder folder;
   const auto refusal = [&](const std::string& config, const AttentionInputs& inputs) {
