@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -39,12 +41,85 @@ struct PipelineOptions {
 namespace {
 
 constexpr std::string_view kStages[] = {"prefill", "generation"};
+/// Keys of a masker's entry that say where it serves; no config may have fields of these names.
+constexpr std::string_view kSubsets[] = {"layers", "heads"};
+
+/// Which layers or heads a masker serves: [0, "4-7", "16-"]; all when absent.
+class Subset {
+ public:
+  bool all() const { return ranges_.empty(); }
+  bool contains(Index i) const {
+    return all() || std::any_of(ranges_.begin(), ranges_.end(),
+                                [i](const Range& range) { return range.first <= i && i <= range.last; });
+  }
+
+  static Subset from_json(const Json& list, const JsonPlace& place) {
+    Subset subset;
+    if (!list.is_array() || list.empty()) place.fail("needed is a list of numbers and ranges, as [0, \"4-7\", \"16-\"]");
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      const std::optional<Range> range = range_of(list[i]);
+      if (!range) (place / i).fail(list[i].dump() + R"(: needed is a number or a range, as 0, "4-7" or "16-")");
+      subset.ranges_.push_back(*range);
+    }
+    return subset;
+  }
+
+  Json to_json() const {
+    Json list = Json::array();
+    for (const Range& range : ranges_) {
+      if (range.first == range.last) {
+        list.push_back(range.first);
+      } else {
+        list.push_back(std::to_string(range.first) + "-" + (range.last == kOpen ? "" : std::to_string(range.last)));
+      }
+    }
+    return list;
+  }
+
+  static Json schema(const char* description) {
+    Json number = {{"type", "integer"}, {"minimum", 0}}, range = {{"type", "string"}, {"pattern", "^[0-9]+-[0-9]*$"}};
+    Json items = {{"anyOf", Json::array({std::move(number), std::move(range)})}};
+    return {{"description", description}, {"type", "array"}, {"minItems", 1}, {"items", std::move(items)}};
+  }
+
+ private:
+  static constexpr Index kOpen = std::numeric_limits<Index>::max();
+  struct Range {
+    Index first, last;
+  };
+
+  static std::optional<Range> range_of(const Json& value) {
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() < static_cast<std::uint64_t>(kOpen))
+      return Range{value.get<Index>(), value.get<Index>()};
+    if (!value.is_string()) return std::nullopt;
+    const auto& text = value.get_ref<const std::string&>();
+    Range range{0, kOpen};
+    const char* const end = text.data() + text.size();
+    const auto first = std::from_chars(text.data(), end, range.first);
+    if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-') return std::nullopt;
+    if (first.ptr + 1 == end) return range;
+    const auto last = std::from_chars(first.ptr + 1, end, range.last);
+    if (last.ec != std::errc() || last.ptr != end || range.first < 0 || range.last < range.first) return std::nullopt;
+    return range;
+  }
+
+  std::vector<Range> ranges_;
+};
 
 struct MaskerEntry {
   const MaskerType* type;
   std::shared_ptr<const void> config;
   std::shared_ptr<const Masker> masker;
+  Subset layers, heads;
 };
+
+/// Every position of the heads of a subset.
+Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
+  shape.shared_batch = shape.shared_queries = true;
+  return Mask::intervals(shape, [&](RowId row) {
+    return Interval{0, wanted[static_cast<std::size_t>(row.head)] != 0 ? static_cast<std::int32_t>(shape.keys) : 0};
+  });
+}
 
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -65,9 +140,15 @@ std::vector<MaskerEntry> maskers_from(const Json& list, const JsonPlace& place) 
     }
     Json parameters = list[i];
     parameters.erase("type");
+    Subset subsets[2];
+    for (std::size_t s = 0; s < 2; ++s) {
+      const std::string key(kSubsets[s]);
+      if (parameters.contains(key)) subsets[s] = Subset::from_json(parameters[key], here / key);
+      parameters.erase(key);
+    }
     const std::shared_ptr<void> config = found->factory.default_config();
     reticle::from_json(*found->factory.config_type, config.get(), parameters, here);
-    entries.push_back({found, config, found->factory.make(config.get())});
+    entries.push_back({found, config, found->factory.make(config.get()), subsets[0], subsets[1]});
   }
   return entries;
 }
@@ -77,6 +158,8 @@ Json maskers_to(const std::vector<MaskerEntry>& entries) {
   for (const MaskerEntry& entry : entries) {
     Json masker = {{"type", entry.type->name}};
     masker.update(reticle::to_json(*entry.type->factory.config_type, entry.config.get()));
+    if (!entry.layers.all()) masker[std::string(kSubsets[0])] = entry.layers.to_json();
+    if (!entry.heads.all()) masker[std::string(kSubsets[1])] = entry.heads.to_json();
     list.push_back(std::move(masker));
   }
   return list;
@@ -238,20 +321,42 @@ Context SparseAttention::configured(const Context& context) const {
 Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
                             const Context& context, Metrics& metrics) const {
   const Clock::time_point start = Clock::now();
+  LayerState& layer_state = state.layer(inputs.layer);
+  if (inputs.stage == Stage::prefill) {
+    for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(Stage::generation)]) {
+      if (entry.layers.contains(inputs.layer)) entry.masker->observe(inputs, layer_state, context);
+    }
+  }
   const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(inputs.stage)];
-  Mask mask = previous          ? broadcast_to(*previous, inputs.shape())
-              : entries.empty() ? Mask::full(inputs.shape())
-                                : Mask::empty(inputs.shape());
+  // Heads that no masker serves attend to everything.
+  std::vector<std::uint8_t> unserved(static_cast<std::size_t>(inputs.heads()), 1);
+  for (const MaskerEntry& entry : entries) {
+    for (std::size_t head = 0; entry.layers.contains(inputs.layer) && head < unserved.size(); ++head) {
+      if (entry.heads.contains(static_cast<Index>(head))) unserved[head] = 0;
+    }
+  }
+  Mask mask = rows_of_heads(unserved, inputs.shape());
+  if (previous) mask = entries.empty() ? broadcast_to(*previous, inputs.shape()) : merge(mask, broadcast_to(*previous, inputs.shape()));
   const auto count = [&](const Mask& m) { return inputs.causal ? causal_nnz(m, context) : m.nnz(); };
   Context own = context;
+  AttentionInputs own_inputs = inputs;
+  std::vector<std::uint8_t> wanted(static_cast<std::size_t>(inputs.heads()));
   for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (!entries[i].layers.contains(inputs.layer)) {
+      metrics.maskers.push_back({entries[i].type->name});
+      continue;
+    }
     const Clock::time_point masker_start = Clock::now();
     own.seed = derive_seed(context.seed, i);
     const Index before = count(mask);
-    Mask added = entries[i].masker->select(inputs, mask, state.layer(inputs.layer), own);
+    for (std::size_t head = 0; head < wanted.size(); ++head)
+      wanted[head] = entries[i].heads.contains(static_cast<Index>(head)) ? 1 : 0;
+    own_inputs.wanted_heads = wanted;
+    Mask added = entries[i].masker->select(own_inputs, mask, layer_state, own);
     if (!added.shape().same_logical(inputs.shape()))
       throw ShapeError("masker \"" + entries[i].type->name + "\" returned a mask of shape " + added.shape().describe() +
                        "; needed is " + inputs.shape().describe());
+    if (!entries[i].heads.all()) added = intersect(added, rows_of_heads(wanted, inputs.shape()), context);
     mask = merge(mask, added, config_->options.merge, context);
     metrics.maskers.push_back({entries[i].type->name, count(mask) - before, seconds_since(masker_start)});
   }
@@ -297,6 +402,8 @@ std::string schema(std::string_view type) {
     Json schema = schema_of(*masker.factory.config_type, defaults.get());
     Json name = {{"const", masker.name}};
     schema["properties"]["type"] = std::move(name);
+    schema["properties"][std::string(kSubsets[0])] = Subset::schema("layers that it serves; all when absent");
+    schema["properties"][std::string(kSubsets[1])] = Subset::schema("query heads that it serves; all when absent");
     Json required = Json::array({"type"});
     if (schema.contains("required"))
       required.insert(required.end(), schema["required"].begin(), schema["required"].end());

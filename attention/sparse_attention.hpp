@@ -64,7 +64,8 @@ struct SparseAttentionResult {
 ///    "plugins": ["./my_masker.so"]}
 ///   {"prefill": {"maskers": [...]}, "generation": {"maskers": [...]}, "causal": true}
 ///
-/// An empty list of maskers means dense attention. Immutable and cheap to copy; maskers are shared.
+/// Every masker may say which layers and query heads it serves: "layers": [0, "16-"], "heads": [0, 3]. Heads that none
+/// serves run dense attention, so an empty list of maskers does. Immutable and cheap to copy; maskers are shared.
 class RETICLE_API SparseAttention {
  public:
   /// Relative paths in the text are relative to `directory`. Loads the plugins that the config names. ConfigError and

@@ -29,6 +29,8 @@ struct RETICLE_API AttentionInputs {
   Stage stage = Stage::prefill;
   /// Further tensors that a masker may ask for by name: an indexer's queries, recorded draws.
   std::span<const NamedTensor> extras;
+  /// Per query head, whether a masker's choice for it is used; empty: all are. A masker may spare itself the others.
+  std::span<const std::uint8_t> wanted_heads;
 
   /// ShapeError when the tensors do not fit together; the message names them.
   void validate() const;
@@ -39,7 +41,10 @@ struct RETICLE_API AttentionInputs {
   Index queries_length() const { return queries.size(2); }
   Index keys_length() const { return keys.size(2); }
   Index head_dim() const { return queries.size(3); }
-  Index kv_head(Index head) const { return head / (heads() / kv_heads()); }
+  /// Query heads per KV head.
+  Index group() const { return kv_heads() == 0 ? 0 : heads() / kv_heads(); }
+  Index kv_head(Index head) const { return head / group(); }
+  bool wants(Index head) const { return wanted_heads.empty() || wanted_heads[static_cast<std::size_t>(head)] != 0; }
   /// Where a query stands among the keys; negative when there are more queries than keys.
   Index position(Index query) const { return keys_length() - queries_length() + query; }
   /// Keys [0, n) that causality leaves to a query.

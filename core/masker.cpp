@@ -11,4 +11,6 @@ Masker::Masker() {
 
 Masker::~Masker() = default;
 
+void Masker::observe(const AttentionInputs&, LayerState&, const Context&) const {}
+
 }  // namespace reticle

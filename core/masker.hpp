@@ -50,6 +50,10 @@ class RETICLE_API Masker {
   virtual Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
                       const Context& context) const = 0;
 
+  /// Shown every prefill before anything is selected, the maskers of the generation stage too: what rules that compress
+  /// the prompt's keys decide by. Keeps nothing by default.
+  virtual void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const;
+
   /// Unique in the process, and never given again: what LayerState knows a masker by.
   std::uint64_t id() const { return id_; }
 
@@ -85,7 +89,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 1;
+inline constexpr std::uint64_t kInterface = 2;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;
@@ -93,7 +97,7 @@ consteval std::uint64_t layout_hash() {
        {sizeof(Mask), sizeof(MaskShape), sizeof(Run), sizeof(Selection), sizeof(TensorView), sizeof(AttentionInputs),
         sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(FieldType), sizeof(Field),
         sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
-        offsetof(AttentionInputs, extras), offsetof(FieldType, validate), offsetof(Field, in)})
+        offsetof(AttentionInputs, extras), offsetof(AttentionInputs, wanted_heads), offsetof(FieldType, validate), offsetof(Field, in)})
     hash = derive_seed(hash ^ part, 1);
   return hash;
 }

@@ -41,20 +41,25 @@ Registry& Registry::global() {
 
 namespace {
 
-/// Empty when the name can be registered.
-std::string problem_with_name(std::string_view name) {
-  const bool well_formed = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+/// Empty when the masker can be registered.
+std::string problem_with(const MaskerType& type) {
+  const bool well_formed = !type.name.empty() && std::all_of(type.name.begin(), type.name.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
   });
-  if (well_formed) return {};
-  return "masker name \"" + std::string(name) + "\" is not made of a-z, 0-9 and _";
+  if (!well_formed) return "masker name \"" + type.name + "\" is not made of a-z, 0-9 and _";
+  for (const Field& field : type.factory.config_type->fields()) {
+    if (field.name == "type" || field.name == "layers" || field.name == "heads")
+      return "masker \"" + type.name + "\" has a field \"" + std::string(field.name) +
+             "\"; a config uses that name to say which masker serves where";
+  }
+  return {};
 }
 
 }  // namespace
 
 void Registry::add(MaskerType type) {
   const std::lock_guard lock(state_->mutex);
-  if (const std::string problem = problem_with_name(type.name); !problem.empty()) throw ConfigError(problem);
+  if (const std::string problem = problem_with(type); !problem.empty()) throw ConfigError(problem);
   if (const auto found = state_->types.find(type.name); found != state_->types.end())
     throw ConfigError("masker \"" + type.name + "\" (" + type.origin + ") is registered already (" +
                       found->second->origin + ")");
@@ -126,7 +131,7 @@ std::vector<const MaskerType*> Registry::load_plugin(const std::filesystem::path
     problem = file.string() + ": registers no masker (is it the library itself, or lacks it RETICLE_REGISTER_MASKER?)";
   for (std::size_t i = 0; i < batch.size() && problem.empty(); ++i) {
     const MaskerType& type = batch[i];
-    problem = problem_with_name(type.name);
+    problem = problem_with(type);
     if (const auto found = state_->types.find(type.name); found != state_->types.end())
       problem = "masker \"" + type.name + "\" is registered already (" + found->second->origin + ")";
     for (std::size_t j = 0; j < i; ++j) {

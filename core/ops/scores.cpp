@@ -25,6 +25,7 @@ Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer
   return assemble_selections(
       shape, kQueriesPerPass,
       [&](RowId row, std::span<Selection> selections) {
+        if (!inputs.wants(row.head)) return;
         const auto keys = static_cast<std::size_t>(shape.keys);
         thread_local std::vector<float> scores;
         thread_local std::vector<Run> chosen;

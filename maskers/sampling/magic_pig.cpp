@@ -1,14 +1,15 @@
 // Samples keys by locality-sensitive hashing: a key is kept when it shares all lsh_k sign bits with the query in one of
 // lsh_l tables, and p is the probability of that, so that attention over the sample is an importance-weighted estimate.
-// MagicPIG (Chen et al. 2024) with the simple asymmetric transform of Neyshabur and Srebro (2015);
-// sparse-attention-hub's MagicPig, with the largest norm taken per sequence.
+// MagicPIG (Chen et al. 2024): the defaults are sparse-attention-hub's, with the simple asymmetric transform of
+// Neyshabur and Srebro (2015) and the largest norm taken per sequence; min_collisions 2, lift and center_query false
+// are the authors' own.
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>
+#include <reticle/core/ops/lsh.hpp>
 #include <reticle/core/ops/select.hpp>
 
 namespace reticle::maskers {
@@ -21,19 +22,36 @@ struct MagicPigConfig {
   bool center = true;
   SignPacking packing = SignPacking::int64;
   std::uint64_t seed = 42;
+  Index min_collisions = 1;
+  bool lift = true;
+  bool center_query = true;
+  Index mean_skips_first = 0;
+  Index mean_skips_last = 0;
 
   static constexpr const char* docs[] = {
-      "tables", "sign bits per table, at most 64", "subtract the mean key, as the first keys of a sequence have it",
-      "how sparse-attention-hub holds signs; bits are packed either way", "of the random projections, varied by layer"};
+      "tables",
+      "sign bits per table, at most 64",
+      "subtract the mean key, as the first keys of a sequence have it",
+      "how sparse-attention-hub holds signs; bits are packed either way",
+      "of the random projections, varied by layer",
+      "tables, 1 or 2, that a key must share with the query",
+      "lift keys by one dimension onto a sphere, so that the angle follows q.k; false: the angle with the key itself",
+      "subtract the mean key from queries, too",
+      "first keys that the mean leaves out: those that are always attended",
+      "last keys, of the first call, that the mean leaves out"};
   void validate() const {
     require(lsh_l > 0, "lsh_l", "must be > 0");
     require(lsh_k > 0 && lsh_k <= 64, "lsh_k", "must be in [1, 64]");
+    require(min_collisions == 1 || (min_collisions == 2 && lsh_l > 1), "min_collisions",
+            "must be 1, or 2 with lsh_l > 1");
+    require(mean_skips_first >= 0, "mean_skips_first", "must be >= 0");
+    require(mean_skips_last >= 0, "mean_skips_last", "must be >= 0");
   }
 };
 
 /// What is kept of the keys seen: their codes, the mean key, and per sequence the largest norm.
 struct MagicPigState {
-  std::vector<float> projections;                // (L * K, d + 1)
+  std::vector<float> projections;                // per KV head, or for all of them: (L * K, d + lifted)
   std::vector<std::vector<float>> means;         // per (batch, KV head): (d)
   std::vector<std::vector<std::uint8_t>> codes;  // per (batch, KV head): (keys, L, bytes per code)
   std::vector<float> largest_norm;               // per batch
@@ -82,14 +100,14 @@ class MagicPig final : public Masker {
         codes.resize(
             static_cast<std::size_t>(state.seen.count() * code_stride()));  // an update that was stopped starts again
         const float largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
-        std::vector<float> extended(static_cast<std::size_t>(d) + 1);
+        std::vector<float> extended(static_cast<std::size_t>(width(d)));
         for_new_keys(inputs, state, head, [&](std::span<const float> key) {
           // [k, sqrt(M^2 - |k|^2)], on the sphere of radius M; signs do not see the radius.
           std::copy(key.begin(), key.end(), extended.begin());
           const float length = norm(key);
-          extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
+          if (config_.lift) extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
           codes.resize(codes.size() + static_cast<std::size_t>(code_stride()));
-          write_codes(state, extended, codes.data() + codes.size() - code_stride());
+          write_codes(state, head % state.kv_heads, extended, codes.data() + codes.size() - code_stride());
         });
       }
     });
@@ -109,18 +127,21 @@ class MagicPig final : public Masker {
   }
 
   void set_means(const AttentionInputs& inputs, MagicPigState& state) const {
+    const Index first = std::min(config_.mean_skips_first, inputs.keys_length());
+    const Index end = std::max(first, inputs.keys_length() - config_.mean_skips_last);
+    if (first == end) return;
     std::vector<float> key(static_cast<std::size_t>(state.head_dim));
     std::vector<double> sum(key.size());
     for (std::size_t head = 0; head < state.means.size(); ++head) {
       const auto h = static_cast<Index>(head);
       const TensorView keys = head_matrix(inputs.keys, h / state.kv_heads, h % state.kv_heads);
       std::fill(sum.begin(), sum.end(), 0.0);
-      for (Index k = 0; k < inputs.keys_length(); ++k) {
+      for (Index k = first; k < end; ++k) {
         load_row(keys, k, 1, key);
         for (std::size_t i = 0; i < key.size(); ++i) sum[i] += static_cast<double>(key[i]);
       }
       for (std::size_t i = 0; i < key.size(); ++i)
-        state.means[head][i] = static_cast<float>(sum[i] / static_cast<double>(inputs.keys_length()));
+        state.means[head][i] = static_cast<float>(sum[i] / static_cast<double>(end - first));
     }
   }
 
@@ -138,30 +159,47 @@ class MagicPig final : public Masker {
 
   Index code_stride() const { return config_.lsh_l * code_bytes_; }
 
-  /// (L * K, d + 1) normal vectors; those that were recorded, an extra tensor "projection" (d + 1, L * K) F32, replace
-  /// ours.
+  Index width(Index head_dim) const { return head_dim + (config_.lift ? 1 : 0); }
+
+  /// (L * K, d + lifted) normal vectors for all heads; those that were recorded, an extra tensor "projection" of
+  /// (d + lifted, L * K), or of (KV heads, d + lifted, L * K), F32, replace ours.
   std::vector<float> projections(const AttentionInputs& inputs) const {
-    const Index rows = config_.lsh_l * config_.lsh_k, width = inputs.head_dim() + 1;
-    std::vector<float> projections(static_cast<std::size_t>(rows * width));
-    if (const std::optional<TensorView> recorded = inputs.extra("projection")) {
-      require_rank(*recorded, 2, "projection");
-      if (recorded->dtype != DType::f32 || recorded->size(0) != width || recorded->size(1) != rows)
-        throw ShapeError("projection: " + recorded->describe() + "; needed is F32 (head_dim + 1, lsh_l * lsh_k)");
-      for (Index row = 0; row < rows; ++row)
-        load_row(recorded->permute({1, 0}), row, 1,
-                 {projections.data() + row * width, static_cast<std::size_t>(width)});
+    const Index rows = config_.lsh_l * config_.lsh_k, columns = width(inputs.head_dim());
+    std::vector<float> projections(static_cast<std::size_t>(rows * columns));
+    const std::optional<TensorView> recorded = inputs.extra("projection");
+    if (!recorded) {
+      Philox random(config_.seed, static_cast<std::uint32_t>(inputs.layer), 0, 0, 0);
+      for (float& x : projections) x = random.normal();
       return projections;
     }
-    Philox random(config_.seed, static_cast<std::uint32_t>(inputs.layer), 0, 0, 0);
-    for (float& x : projections) x = random.normal();
+    const bool per_head = recorded->rank == 3;
+    const int dim = per_head ? 1 : 0;
+    if ((recorded->rank != 2 && !per_head) || recorded->dtype != DType::f32 || recorded->size(dim) != columns ||
+        recorded->size(dim + 1) != rows || (per_head && recorded->size(0) != inputs.kv_heads()))
+      throw ShapeError("projection: " + recorded->describe() + "; needed is F32 (" + std::to_string(columns) +
+                       ", lsh_l * lsh_k), for all heads or for each of " + std::to_string(inputs.kv_heads()));
+    const Index matrices = per_head ? recorded->size(0) : 1;
+    projections.resize(projections.size() * static_cast<std::size_t>(matrices));
+    float* to = projections.data();
+    for (Index head = 0; head < matrices; ++head) {
+      TensorView matrix = *recorded;
+      if (per_head) {
+        matrix = TensorView(recorded->at<float>(head, 0, 0), DType::f32, {columns, rows});
+        matrix.strides = {recorded->stride(1), recorded->stride(2)};
+      }
+      for (Index row = 0; row < rows; ++row, to += columns)
+        load_row(matrix.permute({1, 0}), row, 1, {to, static_cast<std::size_t>(columns)});
+    }
     return projections;
   }
 
-  void write_codes(const MagicPigState& state, std::span<const float> extended, std::uint8_t* codes) const {
-    const Index rows = config_.lsh_l * config_.lsh_k;
+  void write_codes(const MagicPigState& state, Index kv_head, std::span<const float> extended,
+                   std::uint8_t* codes) const {
+    const Index rows = config_.lsh_l * config_.lsh_k, columns = width(state.head_dim);
+    const bool per_head = static_cast<Index>(state.projections.size()) > rows * columns;
+    const float* matrix = state.projections.data() + (per_head ? kv_head * rows * columns : 0);
     std::vector<float> sides(static_cast<std::size_t>(rows));
-    dot(extended.data(), 1, TensorView(state.projections.data(), DType::f32, {rows, state.head_dim + 1}), sides.data(),
-        0);
+    dot(extended.data(), 1, TensorView(matrix, DType::f32, {rows, columns}), sides.data(), 0);
     std::fill(codes, codes + code_stride(), std::uint8_t{0});
     for (Index table = 0; table < config_.lsh_l; ++table) {
       for (Index bit = 0; bit < config_.lsh_k; ++bit) {
@@ -171,25 +209,18 @@ class MagicPig final : public Masker {
     }
   }
 
-  bool collide(const std::uint8_t* a, const std::uint8_t* b) const {
-    for (Index table = 0; table < config_.lsh_l; ++table, a += code_bytes_, b += code_bytes_) {
-      if (std::equal(a, a + code_bytes_, b)) return true;
-    }
-    return false;
-  }
-
   // --- rows ----------------------------------------------------------------------------------------------------------
 
   void sample(const AttentionInputs& inputs, const Mask& previous, const MagicPigState& state, RowId row,
               Selection& selection) const {
     const Index kv_head = inputs.kv_head(row.head), d = inputs.head_dim();
     const auto head = static_cast<std::size_t>(row.batch * state.kv_heads + kv_head);
-    std::vector<float> query(static_cast<std::size_t>(d) + 1, 0.0f);  // extended by 0
+    std::vector<float> query(static_cast<std::size_t>(width(d)), 0.0f);  // lifted by 0
     const std::span<float> own(query.data(), static_cast<std::size_t>(d));
     load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, own);
-    center(state.means[head], own);
+    if (config_.center_query) center(state.means[head], own);
     std::vector<std::uint8_t> code(static_cast<std::size_t>(code_stride()));
-    write_codes(state, query, code.data());
+    write_codes(state, kv_head, query, code.data());
 
     std::vector<std::int32_t> candidates(static_cast<std::size_t>(inputs.visible_keys(row.query)));
     std::vector<Run> chosen, taken;
@@ -203,26 +234,24 @@ class MagicPig final : public Masker {
 
     const TensorView keys = head_matrix(inputs.keys, row.batch, kv_head);
     std::vector<float> key(static_cast<std::size_t>(d));
-    const double query_norm = static_cast<double>(norm(own)) + 1e-8;
+    const double query_norm = static_cast<double>(norm(own));
     const double largest = static_cast<double>(state.largest_norm[static_cast<std::size_t>(row.batch)]);
     for (const std::int32_t k : candidates) {
-      if (!collide(code.data(), state.codes[head].data() + k * code_stride())) continue;
+      if (!collide(code.data(), state.codes[head].data() + k * code_stride(), config_.lsh_l, code_bytes_,
+                   config_.min_collisions))
+        continue;
       load_row(keys, k, 1, key);
       center(state.means[head], key);
       double product = 0;
       for (std::size_t i = 0; i < key.size(); ++i) product += static_cast<double>(own[i]) * static_cast<double>(key[i]);
-      const auto p = static_cast<float>(collision_probability(largest > 0 ? product / (query_norm * largest) : 0));
+      const double key_norm = config_.lift ? largest : static_cast<double>(norm(key));
+      const double cosine = key_norm > 0 ? product / ((query_norm + 1e-8) * key_norm) : 0;
+      const auto p = static_cast<float>(
+          collision_probability(cosine, config_.lsh_k, config_.lsh_l, config_.min_collisions));
       if (!(p > 0)) continue;  // exactly opposite: never drawn but by rounding
       selection.indices.push_back(k);
       selection.p.push_back(std::min(p, 1.0f));
     }
-  }
-
-  /// That of sharing a table's K bits, each with probability 1 - angle / pi, in at least one of L tables.
-  double collision_probability(double cosine) const {
-    const double bit = 1 - std::acos(std::clamp(cosine, -1.0, 1.0)) / std::numbers::pi;
-    const double table = std::pow(bit, static_cast<double>(config_.lsh_k));
-    return -std::expm1(static_cast<double>(config_.lsh_l) * std::log1p(-table));
   }
 
   MagicPigConfig config_;
@@ -233,8 +262,8 @@ RETICLE_REGISTER_MASKER(
     "magic_pig", MagicPig, MagicPigConfig,
     {.summary = "Samples keys that collide with the query under locality-sensitive hashing.",
      .source = "MagicPIG (Chen et al. 2024); sparse-attention-hub (MagicPig)",
-     .rule = "keys not chosen yet that share all lsh_k bits with the query in one of lsh_l tables, p = 1 - "
-             "(1 - (1 - angle / pi)^lsh_k)^lsh_l",
+     .rule = "keys not chosen yet that share all lsh_k bits with the query in at least min_collisions of lsh_l tables; p "
+             "is the probability of that, for one 1 - (1 - (1 - angle / pi)^lsh_k)^lsh_l",
      .cost = "O(queries * keys * lsh_l) time; a decode step hashes new keys only; lsh_l * ceil(lsh_k / 8) "
              "bytes per key of state"});
 

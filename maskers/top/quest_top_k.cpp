@@ -55,7 +55,7 @@ class QuestTopK final : public Masker {
 
  private:
   std::vector<float> page_scores(const AttentionInputs& inputs, const PageBounds& bounds, RowId row) const {
-    const Index kv_head = inputs.kv_head(row.head), group = inputs.heads() / inputs.kv_heads();
+    const Index kv_head = inputs.kv_head(row.head), group = inputs.group();
     const Index first = config_.share_within_group ? kv_head * group : row.head;
     const Index last = config_.share_within_group ? first + group : first + 1;
     std::vector<float> query(static_cast<std::size_t>(inputs.head_dim()));

@@ -1,0 +1,32 @@
+// What is left of a prompt whose keys were compressed once, after a dense prefill: a fixed set of kept keys per list of
+// heads, and every key that came later.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/mask/mask.hpp>
+
+namespace reticle {
+
+class RETICLE_API KeptKeys {
+ public:
+  /// A prompt was observed: keys[batch * lists + i], ascending, serves the query heads of list i; `lists` divides the
+  /// heads.
+  void keep(const AttentionInputs& prompt, Index lists, std::vector<std::vector<std::int32_t>> keys);
+  /// Prefill: everything. Generation: the kept keys and those after the prompt, up to each query's position.
+  /// ValueError, naming the masker, when no prompt was observed; ShapeError for another sequence.
+  Mask mask(std::string_view masker, const AttentionInputs& inputs, const Context& context) const;
+
+ private:
+  Index prompt_ = -1, batch_ = 0, heads_ = 0, lists_ = 0;
+  std::vector<std::vector<std::int32_t>> keys_;
+};
+
+/// The highest `capacity` keys of `importance` in which the first `prefix` and the last `recent` come before all
+/// others: what every rule of this family keeps.
+RETICLE_API std::vector<std::int32_t> keep_highest(std::vector<float> importance, Index capacity, Index prefix,
+                                                   Index recent);
+
+}  // namespace reticle

@@ -1,0 +1,73 @@
+// Keeps, for each chunk of queries, the chunks of keys whose means have the largest products with its mean.
+// nano-sparse-attention, sparse-frontier, MInference: their variants differ in which chunks come first.
+#include <limits>
+
+#include <reticle/core/masker.hpp>
+#include <reticle/core/ops/dot.hpp>
+#include <reticle/core/ops/query_blocks.hpp>
+#include <reticle/core/ops/select.hpp>
+
+namespace reticle::maskers {
+
+struct BlockSparseConfig {
+  Index chunk_size = 64;
+  Index top_chunks = 16;
+  Index sink_chunks = 1;
+  Index recent_chunks = 0;
+
+  static constexpr const char* docs[] = {
+      "queries and keys per chunk",
+      "chunks of keys kept per chunk of queries",
+      "first chunks that come before all others; they count",
+      "chunks up to and including the queries' own that come before all others; they count"};
+  void validate() const {
+    require(chunk_size > 0 && chunk_size <= kMaxColumns / 2, "chunk_size", "must be in [1, 2^30)");
+    require(sink_chunks >= 0, "sink_chunks", "must be >= 0");
+    require(recent_chunks >= 0, "recent_chunks", "must be >= 0");
+    require(top_chunks > 0 && top_chunks >= sink_chunks + recent_chunks, "top_chunks",
+            "must be > 0 and at least sink_chunks + recent_chunks");
+  }
+};
+
+class BlockSparse final : public Masker {
+ public:
+  explicit BlockSparse(const BlockSparseConfig& config) : config_(config) {}
+
+  Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
+    return query_block_mask(
+        inputs, config_.chunk_size,
+        [&](Index batch, Index head, std::span<std::vector<Run>> runs) {
+          const BlockMeans queries = query_block_means(inputs, batch, head, config_.chunk_size);
+          const BlockMeans keys =
+              key_block_means(inputs, batch, head, config_.chunk_size, BlockMeans::Divisor::size);
+          std::vector<float> scores(static_cast<std::size_t>(keys.blocks));
+          std::vector<std::int32_t> chunks;
+          for (std::size_t i = 0; i < runs.size(); ++i) {
+            const Index own = queries.first + static_cast<Index>(i);
+            dot(queries.of(own).data(), 1, keys.view(), scores.data(), keys.blocks);
+            const std::span<float> past = std::span(scores).first(static_cast<std::size_t>(own + 1));
+            constexpr float kFirst = std::numeric_limits<float>::infinity();
+            std::fill_n(past.begin(), std::min(config_.sink_chunks, own + 1), kFirst);
+            std::fill_n(past.rbegin(), std::min(config_.recent_chunks, own + 1), kFirst);
+            chunks.clear();
+            top_k(past, config_.top_chunks, chunks);
+            append_blocks(chunks, config_.chunk_size, runs[i]);
+          }
+        },
+        context);
+  }
+
+ private:
+  BlockSparseConfig config_;
+};
+
+RETICLE_REGISTER_MASKER(
+    "block_sparse", BlockSparse, BlockSparseConfig,
+    {.summary = "Keeps, per chunk of queries, the chunks of keys of the largest mean-by-mean products.",
+     .source = "nano-sparse-attention (add local for its window), sparse-frontier (recent_chunks 2), MInference "
+               "(sink_chunks 0)",
+     .rule = "the top_chunks chunks c <= own of largest mean(q) . mean(k), the last chunk's sum divided by chunk_size, "
+             "too; none after the position",
+     .cost = "O((queries + keys) * head_dim + (queries * keys / chunk_size^2) * head_dim) time per head"});
+
+}  // namespace reticle::maskers
