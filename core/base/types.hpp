@@ -121,6 +121,8 @@ inline constexpr DType dtype_of<std::int64_t> = DType::i64;
 template <>
 inline constexpr DType dtype_of<std::int32_t> = DType::i32;
 template <>
+inline constexpr DType dtype_of<std::int16_t> = DType::i16;
+template <>
 inline constexpr DType dtype_of<std::uint64_t> = DType::u64;
 
 }  // namespace reticle
