@@ -443,7 +443,9 @@ std::string describe_masker(std::string_view type) {
   std::ostringstream text;
   text << "## " << masker.name << "\n\n"
        << masker.docs.summary << "\n\n- Source: " << masker.docs.source << "\n- Selects: " << masker.docs.rule
-       << "\n- Cost: " << masker.docs.cost << "\n- Origin: " << masker.origin << "\n";
+       << "\n- Cost: " << masker.docs.cost;
+  if (!masker.docs.extras.empty()) text << "\n- Needs: " << masker.docs.extras;
+  text << "\n- Origin: " << masker.origin << "\n";
   const std::span<const Field> fields = masker.factory.config_type->fields();
   if (fields.empty()) {
     text << "\nNo parameters.\n";

@@ -74,6 +74,7 @@ struct MaskerDocs {
   std::string_view source;   // paper or system
   std::string_view rule;     // what it selects, as a formula or a sentence
   std::string_view cost;     // time and memory
+  std::string_view extras{};  // extra tensors that it cannot do without: names and shapes
 };
 
 // --- registration and the plugin ABI --------------------------------------------------------------------------------

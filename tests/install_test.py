@@ -47,9 +47,9 @@ class Shared(unittest.TestCase):
         build_project(ROOT / "tests/install/consumer", base / "consumer", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
         cls.consumer = base / "consumer" / "consumer"
         # Out of the tree, from copies: nothing but the installed package is there.
-        shutil.copytree(ROOT / "plugins/dilated_local", base / "dilated_local")
-        build_project(base / "dilated_local", base / "plugin", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
-        cls.plugin = base / "plugin" / "dilated_local.so"
+        shutil.copytree(ROOT / "plugins/log_sparse", base / "log_sparse")
+        build_project(base / "log_sparse", base / "plugin", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
+        cls.plugin = base / "plugin" / "log_sparse.so"
 
     @classmethod
     def tearDownClass(cls) -> None:
@@ -72,8 +72,8 @@ class Shared(unittest.TestCase):
         """The message, after checking that the registry is as it was and that another plugin can still be loaded."""
         lines = run(self.consumer, plugin, self.plugin).splitlines()
         self.assertTrue(lines[0].startswith(f"refused {plugin}: "), lines)
-        self.assertEqual(lines[1], "loaded dilated_local")
-        self.assertEqual(lines[2:-1], [f"has {name}" for name in sorted([*BUILT_IN, "dilated_local"])])
+        self.assertEqual(lines[1], "loaded log_sparse")
+        self.assertEqual(lines[2:-1], [f"has {name}" for name in sorted([*BUILT_IN, "log_sparse"])])
         return lines[0].removeprefix(f"refused {plugin}: ")
 
     def test_consumer_sees_every_masker_and_runs(self) -> None:
@@ -98,8 +98,8 @@ class Shared(unittest.TestCase):
 
     def test_plugin_is_loaded_by_a_config_listed_described_and_run(self) -> None:
         command = self.prefix / "bin/reticle"
-        config = self.plugin.parent / "dilated_local.json"
-        shutil.copy(ROOT / "plugins/dilated_local/dilated_local.json", config)
+        config = self.plugin.parent / "log_sparse.json"
+        shutil.copy(ROOT / "plugins/log_sparse/log_sparse.json", config)
         report = json.loads(run(command, "run", config, "--json"))
         layer = report["layers"][0]
         # 4 sinks and 128 keys 4 apart of each row, of 4096; row r may meet a sink at most at the window's start.
@@ -112,15 +112,15 @@ class Shared(unittest.TestCase):
         run(command, "check", elsewhere, RETICLE_PLUGIN_PATH=f"/nonexistent:{folder}")
         listed = run(command, "list", RETICLE_PLUGIN_PATH=folder)
         self.assertIn(f"[{self.plugin}]", listed)
-        self.assertIn("`dilation`", run(command, "describe", "dilated_local", RETICLE_PLUGIN_PATH=folder))
+        self.assertIn("`base`", run(command, "describe", "log_sparse", RETICLE_PLUGIN_PATH=folder))
         missing = subprocess.run([command, "check", elsewhere], capture_output=True, text=True, check=False)
         self.assertEqual(missing.returncode, 2)
-        self.assertIn('no plugin "dilated_local.so"; looked for', missing.stderr)
+        self.assertIn('no plugin "log_sparse.so"; looked for', missing.stderr)
 
     def test_loading_twice_is_loading_once(self) -> None:
         lines = run(self.consumer, self.plugin, self.plugin).splitlines()
-        self.assertEqual(lines[:2], ["loaded dilated_local", "loaded dilated_local"])
-        self.assertEqual(lines.count("has dilated_local"), 1)
+        self.assertEqual(lines[:2], ["loaded log_sparse", "loaded log_sparse"])
+        self.assertEqual(lines.count("has log_sparse"), 1)
 
     def test_other_version_compiler_or_layout_is_refused_before_its_code_runs(self) -> None:
         good = self.plugin.read_bytes()
@@ -132,8 +132,8 @@ class Shared(unittest.TestCase):
             self.assertRegex(message, r"^was built for reticle .* with .*; this is reticle 0.1.0 with .*Build it again")
 
     def test_missing_symbol_is_refused_with_the_loaders_reason(self) -> None:
-        code = (ROOT / "plugins/dilated_local/dilated_local.cpp").read_text()
-        code = code.replace('"dilated_local"', '"broken"') + '\nextern "C" int nowhere(); int use = nowhere();\n'
+        code = (ROOT / "plugins/log_sparse/log_sparse.cpp").read_text()
+        code = code.replace('"log_sparse"', '"broken"') + '\nextern "C" int nowhere(); int use = nowhere();\n'
         plugin = self.compile_plugin("broken", code)
         lines = run(self.consumer, plugin).splitlines()
         self.assertRegex(lines[0], r"^refused .*undefined symbol: nowhere")

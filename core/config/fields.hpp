@@ -77,6 +77,11 @@ inline void require(bool condition, std::string_view field, const std::string& e
   if (!condition) throw InvalidField(field, expected);
 }
 
+/// For counts of keys, queries, heads or bits: sums of two of them cannot overflow.
+inline void require_count(Index value, std::string_view field, Index least = 1) {
+  require(value >= least && value <= 2147483647, field, "must be in [" + std::to_string(least) + ", 2^31)");
+}
+
 template <class T>
 const FieldType* type_of();
 

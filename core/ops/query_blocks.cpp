@@ -78,7 +78,7 @@ Mask key_block_mask(const AttentionInputs& inputs, Index block_size, Index lists
 void append_blocks(std::span<const std::int32_t> blocks, Index size, std::vector<Run>& runs) {
   for (const std::int32_t block : blocks) {
     const auto begin = static_cast<std::int32_t>(std::min(block * size, kMaxColumns));
-    const auto end = static_cast<std::int32_t>(std::min((block + 1) * size, kMaxColumns));
+    const auto end = static_cast<std::int32_t>(std::min((Index{block} + 1) * size, kMaxColumns));
     if (!runs.empty() && runs.back().end == begin) {
       runs.back().end = end;
     } else {

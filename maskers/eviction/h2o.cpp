@@ -30,8 +30,8 @@ class H2O final : public Masker {
 
   void observe(const AttentionInputs& prompt, LayerState& layer_state, const Context& context) const override {
     H2OState& state = layer_state.get<H2OState>(*this);
-    state.heavy = config_.heavy_size.resolve(prompt.keys_length());
-    state.recent = config_.recent_size.resolve(prompt.keys_length());
+    state.heavy = std::min(config_.heavy_size.resolve(prompt.keys_length()), kMaxColumns);
+    state.recent = std::min(config_.recent_size.resolve(prompt.keys_length()), kMaxColumns);
     const Index lists = prompt.kv_heads();
     std::vector<LiveKeys::List> live(static_cast<std::size_t>(prompt.batch() * lists));
     context.for_each_chunk(prompt.batch() * lists, 1, [&](Index, Index begin, Index end) {

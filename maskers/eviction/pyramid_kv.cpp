@@ -23,11 +23,13 @@ struct PyramidKvConfig {
       "the last layer keeps (token_capacity - approximation_window) / beta keys besides the window"};
   static constexpr std::string_view required[] = {"num_layers"};
   void validate() const {
-    require(num_layers > 0, "num_layers", "must be > 0");
-    require(approximation_window > 0, "approximation_window", "must be > 0");
+    require_count(num_layers, "num_layers");
+    require_count(approximation_window, "approximation_window");
+    require_count(token_capacity, "token_capacity");
     require(token_capacity > approximation_window, "token_capacity", "must be > approximation_window");
-    require(kernel_size > 0 && kernel_size % 2 == 1, "kernel_size", "must be odd and > 0");
-    require(beta > 0, "beta", "must be > 0");
+    require_count(kernel_size, "kernel_size");
+    require(kernel_size % 2 == 1, "kernel_size", "must be odd");
+    require_count(beta, "beta");
   }
 };
 

@@ -26,12 +26,14 @@ struct SnapKvConfig {
       "whether importance of the approximation window's own keys leaks into their neighbours; MInference: false",
       "sum importance over the query heads of a KV head and keep the same keys for all of them; sparse-frontier: true"};
   void validate() const {
-    require(approximation_window > 0, "approximation_window", "must be > 0");
-    require(kernel_size > 0 && kernel_size % 2 == 1, "kernel_size", "must be odd and > 0");
-    require(prefix_tokens >= 0, "prefix_tokens", "must be >= 0");
-    require(!local_window || *local_window >= 0, "local_window", "must be >= 0");
-    require(token_capacity > 0 && token_capacity >= local_window.value_or(approximation_window) + prefix_tokens,
-            "token_capacity", "must be > 0 and at least local_window + prefix_tokens");
+    require_count(approximation_window, "approximation_window");
+    require_count(kernel_size, "kernel_size");
+    require(kernel_size % 2 == 1, "kernel_size", "must be odd");
+    require_count(prefix_tokens, "prefix_tokens", 0);
+    if (local_window) require_count(*local_window, "local_window", 0);
+    require_count(token_capacity, "token_capacity");
+    require(token_capacity >= local_window.value_or(approximation_window) + prefix_tokens, "token_capacity",
+            "must be at least local_window + prefix_tokens");
   }
 };
 

@@ -12,7 +12,7 @@ struct TovaConfig {
 
   static constexpr const char* docs[] = {"keys that are left after each step, of prompt and generation; one set for all "
                                          "heads of a layer"};
-  void validate() const { require(token_capacity > 0, "token_capacity", "must be > 0"); }
+  void validate() const { require_count(token_capacity, "token_capacity"); }
 };
 
 class Tova final : public Masker {

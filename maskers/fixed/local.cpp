@@ -1,4 +1,4 @@
-// Keeps a sliding window that ends at each query's own position. Longformer (Beltagy et al. 2020);
+// Keeps a sliding window that ends at each query's own position, whole or dilated. Longformer (Beltagy et al. 2020);
 // sparse-attention-hub's LocalMasker, without its early-out to full attention and without erasing what others chose.
 #include <reticle/core/masker.hpp>
 
@@ -6,34 +6,44 @@ namespace reticle::maskers {
 
 struct LocalConfig {
   Size window_size = 128;
+  Index dilation = 1;
 
-  static constexpr const char* docs[] = {"keys kept up to and including the query's own position"};
-  void validate() const { require(window_size.positive(), "window_size", "must be > 0"); }
+  static constexpr const char* docs[] = {"keys kept up to and including the query's own position",
+                                         "distance from one kept key to the next"};
+  void validate() const {
+    require(window_size.positive(), "window_size", "must be > 0");
+    require_count(dilation, "dilation");
+  }
 };
 
 class Local final : public Masker {
  public:
-  explicit Local(const LocalConfig& config) : window_(config.window_size) {}
+  explicit Local(const LocalConfig& config) : config_(config) {}
 
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
-    const Index window = std::min(window_.resolve(inputs.keys_length()), inputs.keys_length());
-    return Mask::intervals(
+    const Index window = std::min(config_.window_size.resolve(inputs.keys_length()), inputs.keys_length());
+    return Mask::from_runs(
         inputs.shape().one_head(),
-        [&](RowId row) {
-          const Index end = std::max<Index>(0, inputs.position(row.query) + 1);
-          return Interval{static_cast<std::int32_t>(std::max<Index>(0, end - window)), static_cast<std::int32_t>(end)};
+        [&](RowId row, FunctionRef<void(Run)> emit) {
+          const auto end = static_cast<std::int32_t>(std::max<Index>(0, inputs.position(row.query) + 1));
+          if (config_.dilation == 1)
+            return emit({static_cast<std::int32_t>(std::max<Index>(0, end - window)), end, 1});
+          for (Index i = std::min(window, (end + config_.dilation - 1) / config_.dilation); i-- > 0;) {
+            const auto key = static_cast<std::int32_t>(end - 1 - i * config_.dilation);
+            emit({key, key + 1, 1});
+          }
         },
         context);
   }
 
  private:
-  Size window_;
+  LocalConfig config_;
 };
 
 RETICLE_REGISTER_MASKER("local", Local, LocalConfig,
                         {.summary = "Keeps a sliding window that ends at each query's own position.",
                          .source = "Longformer (Beltagy et al. 2020)",
-                         .rule = "keys (position - window_size, position]",
-                         .cost = "O(queries) time and memory"});
+                         .rule = "keys position - i * dilation, 0 <= i < window_size",
+                         .cost = "O(queries) time and memory; O(queries * window_size) when dilated"});
 
 }  // namespace reticle::maskers

@@ -23,11 +23,11 @@ struct AdaptiveVerticalSlashConfig {
       "does with 64"};
   void validate() const {
     require(alpha >= 0 && alpha <= 1, "alpha", "must be in [0, 1]");
-    require(approximation_size > 0, "approximation_size", "must be > 0");
-    require(min_budget > 0, "min_budget", "must be > 0");
-    require(attention_sinks >= 0, "attention_sinks", "must be >= 0");
-    require(window_size >= 0, "window_size", "must be >= 0");
-    require(block_size > 0 && block_size <= kMaxColumns / 2, "block_size", "must be in [1, 2^30)");
+    require_count(approximation_size, "approximation_size");
+    require_count(min_budget, "min_budget");
+    require_count(attention_sinks, "attention_sinks", 0);
+    require_count(window_size, "window_size", 0);
+    require_count(block_size, "block_size");
   }
 };
 

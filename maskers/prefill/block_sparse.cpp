@@ -21,11 +21,11 @@ struct BlockSparseConfig {
       "first chunks that come before all others; they count",
       "chunks up to and including the queries' own that come before all others; they count"};
   void validate() const {
-    require(chunk_size > 0 && chunk_size <= kMaxColumns / 2, "chunk_size", "must be in [1, 2^30)");
-    require(sink_chunks >= 0, "sink_chunks", "must be >= 0");
-    require(recent_chunks >= 0, "recent_chunks", "must be >= 0");
-    require(top_chunks > 0 && top_chunks >= sink_chunks + recent_chunks, "top_chunks",
-            "must be > 0 and at least sink_chunks + recent_chunks");
+    require_count(chunk_size, "chunk_size");
+    require_count(sink_chunks, "sink_chunks", 0);
+    require_count(recent_chunks, "recent_chunks", 0);
+    require_count(top_chunks, "top_chunks");
+    require(top_chunks >= sink_chunks + recent_chunks, "top_chunks", "must be at least sink_chunks + recent_chunks");
   }
 };
 

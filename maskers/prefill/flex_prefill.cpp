@@ -33,10 +33,11 @@ struct FlexPrefillConfig {
   void validate() const {
     require(gamma >= 0 && gamma <= 1, "gamma", "must be in [0, 1]");
     require(tau >= 0, "tau", "must be >= 0");
-    require(block_size > 0 && block_size <= kMaxColumns / 2, "block_size", "must be in [1, 2^30)");
-    require(min_budget > 0, "min_budget", "must be > 0");
+    require_count(block_size, "block_size");
+    require_count(min_budget, "min_budget");
     require(!max_budget || *max_budget >= min_budget, "max_budget", "must be at least min_budget");
-    require(!tokens_per_block || *tokens_per_block > 0, "tokens_per_block", "must be > 0");
+    if (max_budget) require_count(*max_budget, "max_budget");
+    if (tokens_per_block) require_count(*tokens_per_block, "tokens_per_block");
   }
 };
 

@@ -23,10 +23,10 @@ struct VerticalSlashConfig {
       "does with 64"};
   void validate() const {
     require(vertical_size.positive() || slash_size.positive(), "vertical_size", "or slash_size must be > 0");
-    require(approximation_window > 0, "approximation_window", "must be > 0");
-    require(attention_sinks >= 0, "attention_sinks", "must be >= 0");
-    require(window_size >= 0, "window_size", "must be >= 0");
-    require(block_size > 0 && block_size <= kMaxColumns / 2, "block_size", "must be in [1, 2^30)");
+    require_count(approximation_window, "approximation_window");
+    require_count(attention_sinks, "attention_sinks", 0);
+    require_count(window_size, "window_size", 0);
+    require_count(block_size, "block_size");
   }
 };
 

@@ -22,10 +22,10 @@ struct XAttentionConfig {
       "share, in [0, 1], of a block row's estimated mass that is kept", "queries and keys per block; a multiple of stride",
       "what scores are divided by, besides"};
   void validate() const {
-    require(stride > 0, "stride", "must be > 0");
+    require(stride > 0 && stride <= 1024, "stride", "must be in [1, 1024]");
     require(threshold >= 0 && threshold <= 1, "threshold", "must be in [0, 1]");
-    require(block_size > 0 && block_size <= kMaxColumns / 2 && block_size % stride == 0, "block_size",
-            "must be a multiple of stride in [1, 2^30)");
+    require_count(block_size, "block_size");
+    require(block_size % stride == 0, "block_size", "must be a multiple of stride");
     require(norm > 0, "norm", "must be > 0");
   }
 };

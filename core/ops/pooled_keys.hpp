@@ -1,0 +1,29 @@
+// Means of windows of keys, kept across decode steps: a coarse view of what lies behind. NSA's average pooling, MoBA's
+// block representatives.
+#pragma once
+
+#include <vector>
+
+#include <reticle/core/attention_inputs.hpp>
+
+namespace reticle {
+
+/// Mean i of a KV head is that of keys [i * stride, i * stride + kernel); only windows that are complete count.
+class RETICLE_API PooledKeys {
+ public:
+  /// Takes in the keys beyond those seen. ShapeError when the inputs do not continue the sequence.
+  void update(const AttentionInputs& inputs, Index kernel, Index stride);
+  /// Complete windows within the first n keys.
+  Index count(Index n) const { return n < kernel_ ? 0 : (n - kernel_) / stride_ + 1; }
+  /// (count, d) F32; as many as were asked for.
+  TensorView means(Index batch, Index kv_head, Index count) const;
+  /// Keys read so far, over all updates: what a decode step costs.
+  Index keys_read() const { return keys_read_; }
+
+ private:
+  SeenKeys seen_;
+  Index kernel_ = 1, stride_ = 1, head_dim_ = 0, kv_heads_ = 0, keys_read_ = 0;
+  std::vector<std::vector<float>> means_;  // per (batch, KV head)
+};
+
+}  // namespace reticle
