@@ -31,7 +31,10 @@ NamedScorer::NamedScorer(ScorerName name, Index page_size, const AttentionInputs
 
 void NamedScorer::operator()(RowId first, Index rows, float* scores) const {
   const Index keys = inputs_.keys_length();
-  if (name_ == ScorerName::exact || name_ == ScorerName::value_aware) ExactScorer(inputs_)(first, rows, scores);
+  if (name_ == ScorerName::exact || name_ == ScorerName::value_aware) {
+    const ExactScorer exact(inputs_);
+    exact(first, rows, scores);
+  }
   for (Index r = 0; r < rows && name_ != ScorerName::exact; ++r)
     score_row({first.batch, first.head, first.query + r}, scores + r * keys);
 }
