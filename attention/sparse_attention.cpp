@@ -55,7 +55,8 @@ class Subset {
 
   static Subset from_json(const Json& list, const JsonPlace& place) {
     Subset subset;
-    if (!list.is_array() || list.empty()) place.fail("needed is a list of numbers and ranges, as [0, \"4-7\", \"16-\"]");
+    if (!list.is_array() || list.empty())
+      place.fail("needed is a list of numbers and ranges, as [0, \"4-7\", \"16-\"]");
     for (std::size_t i = 0; i < list.size(); ++i) {
       const std::optional<Range> range = range_of(list[i]);
       if (!range) (place / i).fail(list[i].dump() + R"(: needed is a number or a range, as 0, "4-7" or "16-")");
@@ -336,7 +337,9 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
     }
   }
   Mask mask = rows_of_heads(unserved, inputs.shape());
-  if (previous) mask = entries.empty() ? broadcast_to(*previous, inputs.shape()) : merge(mask, broadcast_to(*previous, inputs.shape()));
+  if (previous)
+    mask = entries.empty() ? broadcast_to(*previous, inputs.shape())
+                           : merge(mask, broadcast_to(*previous, inputs.shape()));
   const auto count = [&](const Mask& m) { return inputs.causal ? causal_nnz(m, context) : m.nnz(); };
   Context own = context;
   AttentionInputs own_inputs = inputs;

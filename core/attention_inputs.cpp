@@ -52,6 +52,19 @@ Index AttentionInputs::visible_keys(Index query) const {
   return causal ? std::clamp<Index>(position(query) + 1, 0, keys_length()) : keys_length();
 }
 
+AttentionInputs AttentionInputs::rows(Index from, Index to) const {
+  AttentionInputs part = *this;
+  const Index end = std::max<Index>(0, keys_length() - queries_length() + to);
+  part.queries = queries.slice(2, from, to);
+  part.keys = keys.slice(2, 0, end);
+  part.values = values.slice(2, 0, end);
+  if (part.attention_mask) {
+    if (attention_mask->size(2) != 1) part.attention_mask = part.attention_mask->slice(2, from, to);
+    if (attention_mask->size(3) != 1) part.attention_mask = part.attention_mask->slice(3, 0, end);
+  }
+  return part;
+}
+
 std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
   for (const NamedTensor& entry : extras) {
     if (entry.name == name) return entry.tensor;

@@ -49,6 +49,9 @@ struct RETICLE_API AttentionInputs {
   Index position(Index query) const { return keys_length() - queries_length() + query; }
   /// Keys [0, n) that causality leaves to a query.
   Index visible_keys(Index query) const;
+  /// Queries [from, to) and the keys up to the last one's position: what a decode step or a chunk of a prompt sees.
+  /// Extras are handed on as they are. ShapeError when there are no such queries.
+  AttentionInputs rows(Index from, Index to) const;
   MaskShape shape() const { return {batch(), heads(), queries_length(), keys_length()}; }
   std::optional<TensorView> extra(std::string_view name) const;
 };

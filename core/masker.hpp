@@ -70,10 +70,10 @@ T& LayerState::get(const Masker& owner) {
 
 /// What `reticle describe` and the docs say about a masker.
 struct MaskerDocs {
-  std::string_view summary;  // one sentence
-  std::string_view source;   // paper or system
-  std::string_view rule;     // what it selects, as a formula or a sentence
-  std::string_view cost;     // time and memory
+  std::string_view summary;   // one sentence
+  std::string_view source;    // paper or system
+  std::string_view rule;      // what it selects, as a formula or a sentence
+  std::string_view cost;      // time and memory
   std::string_view extras{};  // extra tensors that it cannot do without: names and shapes
 };
 
@@ -94,11 +94,26 @@ inline constexpr std::uint64_t kInterface = 2;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;
-  for (const std::uint64_t part :
-       {sizeof(Mask), sizeof(MaskShape), sizeof(Run), sizeof(Selection), sizeof(TensorView), sizeof(AttentionInputs),
-        sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(FieldType), sizeof(Field),
-        sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
-        offsetof(AttentionInputs, extras), offsetof(AttentionInputs, wanted_heads), offsetof(FieldType, validate), offsetof(Field, in)})
+  for (const std::uint64_t part : {sizeof(Mask),
+                                   sizeof(MaskShape),
+                                   sizeof(Run),
+                                   sizeof(Selection),
+                                   sizeof(TensorView),
+                                   sizeof(AttentionInputs),
+                                   sizeof(NamedTensor),
+                                   sizeof(Context),
+                                   sizeof(LayerState),
+                                   sizeof(Masker),
+                                   sizeof(FieldType),
+                                   sizeof(Field),
+                                   sizeof(Scalar),
+                                   sizeof(Size),
+                                   sizeof(MaskerDocs),
+                                   offsetof(AttentionInputs, scaling),
+                                   offsetof(AttentionInputs, extras),
+                                   offsetof(AttentionInputs, wanted_heads),
+                                   offsetof(FieldType, validate),
+                                   offsetof(Field, in)})
     hash = derive_seed(hash ^ part, 1);
   return hash;
 }

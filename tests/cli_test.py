@@ -32,15 +32,52 @@ class Run(unittest.TestCase):
     def test_every_config_runs_over_the_bundled_tensors(self) -> None:
         self.assertGreaterEqual(len(CONFIGS), 4)
         for config in CONFIGS:
-            result = reticle("run", config, "--json", "--compare")
+            document = json.loads(config.read_text())
+            arguments = ["--output-length", "64"] if "generation" in document else []
+            result = reticle("run", config, "--json", "--compare", *arguments)
             self.assertEqual(result.returncode, 0, result.stderr)
             layers = json.loads(result.stdout)["layers"]
-            self.assertEqual([layer["layer"] for layer in layers], [0, 1, 2, 3])
+            self.assertEqual([layer["layer"] for layer in layers], sorted([0, 1, 2, 3] * (len(layers) // 4)))
             for layer in layers:
-                self.assertEqual(sum(masker["added"] for masker in layer["maskers"]), layer["entries"])
-                self.assertTrue(0 < layer["density"] < 1)
-                self.assertTrue(0 < layer["comparison"]["relative_error"] < 1)
+                maskers = document.get(layer["stage"], document)["maskers"]
+                served = [masker for masker in maskers if "layers" not in masker]
+                if served:
+                    self.assertEqual(sum(masker["added"] for masker in layer["maskers"]), layer["entries"], config)
+                    self.assertTrue(0 < layer["visible_density"] <= 1, config)
+                self.assertTrue(0 <= layer["comparison"]["relative_error"] < 1.5, config)
                 self.assertEqual(len(layer["head_density"]), 4)
+
+    def test_generation_after_a_prefill(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "out.safetensors"
+            config = ROOT / "configs/snap_kv.json"
+            arguments = ("--layers", "1", "--output-length", "12", "--compare", "--output", output)
+            table = reticle("run", config, *arguments)
+            self.assertEqual(table.returncode, 0, table.stderr)
+            self.assertIn("1 prefill", table.stdout)
+            self.assertIn("1 generation", table.stdout)
+            header = read_safetensors_header(output)
+            self.assertEqual(header["layers.1.output"]["shape"], [1, 4, 500, 64])
+            self.assertEqual(header["layers.1.generation.output"]["shape"], [1, 4, 12, 64])
+
+    def test_minference_patterns_become_a_config(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            patterns = Path(folder) / "best_pattern.json"
+            heads = {"0": ["vertical_and_slash", 20, 800, 0.9], "2": ["stream_llm", 128, 1024, 0.8]}
+            patterns.write_text(json.dumps([heads, {}, {"1": ["block_sparse", 100, 1, 0.7]}]))
+            result = reticle("import-minference", patterns, "--heads", 4)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            config = Path(folder) / "config.json"
+            config.write_text(result.stdout)
+            maskers = json.loads(result.stdout)["prefill"]["maskers"]
+            self.assertIn(
+                {"type": "vertical_slash", "vertical_size": 30, "slash_size": 800, "block_size": 64}
+                | {"layers": [0], "heads": [0]},
+                maskers,
+            )
+            self.assertIn({"type": "a_shape", "n_init": 128, "n_local": 1024, "layers": [0], "heads": [2]}, maskers)
+            self.assertEqual([m["heads"] for m in maskers if m["layers"] == [1]], [[0, 1, 2, 3]])
+            self.assertEqual(reticle("run", config, "--output-length", 8).returncode, 0)
 
     def test_fixed_patterns_have_the_density_of_arithmetic(self) -> None:
         layer = json.loads(reticle("run", ROOT / "configs/sink_local.json", "--json").stdout)["layers"][0]
@@ -102,6 +139,9 @@ class Errors(unittest.TestCase):
         self.refuse("show", CONFIGS[0], "--queries", "0")
         self.refuse("show", CONFIGS[0], "--head", "5")
         self.refuse("verify", "/nonexistent")
+        self.refuse("run", CONFIGS[0], "--output-length", "0")
+        self.assertIn("so that some are left", self.refuse("run", CONFIGS[0], "--output-length", "512"))
+        self.refuse("import-minference", "/nonexistent")
 
     def test_configs(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,6 +156,19 @@ class Errors(unittest.TestCase):
                 self.refuse("check", config)
             self.assertIn("cannot be read", self.refuse("run", Path(folder) / "absent.json"))
             self.refuse("run", folder)
+
+    def test_minference_patterns(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            patterns = Path(folder) / "patterns.json"
+            for text, place in (
+                ('[{"0": ["foo", 1, 2]}]', "/0/0/0: "),
+                ('[{}, {"x": []}]', "/1/x: "),
+                ('[{"1": ["stream_llm", -1, 2]}]', "/0/1: "),
+                ("[1]", "/0: "),
+                ("{", "parse error"),
+            ):
+                patterns.write_text(text)
+                self.assertIn(place, self.refuse("import-minference", patterns))
 
     def test_files(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

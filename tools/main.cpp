@@ -54,6 +54,10 @@ int dispatch(int argc, char** argv) {
   add_input_options(run_command, run_options.input);
   run_command.add_flag("--compare", run_options.compare, "also run dense attention: error and recovered mass");
   run_command.add_option("--output", run_options.output, "safetensors for layers.<i>.output and .lse");
+  run_command
+      .add_option("--output-length", run_options.output_length,
+                  "generate this many of the last queries after a prefill of the others")
+      ->check(CLI::Range(Index{1}, Index{1} << 30));
   run_command.add_flag("--json", run_options.json, "metrics as JSON");
   run_command.add_flag("-v,--verbose", run_options.verbose, "also per head");
   run_command.add_option("--threads", run_options.threads, "default: all cores")->check(CLI::Range(0, 1024));
@@ -87,6 +91,15 @@ int dispatch(int argc, char** argv) {
   show_command.add_option("--head", show_options.head, "which head to draw")->capture_default_str();
   show_command.add_option("--png", show_options.png, "write a picture instead");
 
+  std::string patterns;
+  int heads = 0;
+  CLI::App& import_command =
+      *app.add_subcommand("import-minference", "Print a config for MInference's per-head patterns");
+  import_command.add_option("file", patterns, "its JSON: per layer, head -> [pattern, size, size, score]")->required();
+  import_command
+      .add_option("--heads", heads, "query heads of the model; those the file lacks get MInference's default")
+      ->check(CLI::Range(1, 1 << 20));
+
   std::string directory;
   bool known_only = false;
   CLI::App& verify_command = *app.add_subcommand("verify", "Replay recorded cases and compare");
@@ -115,6 +128,7 @@ int dispatch(int argc, char** argv) {
   }
   if (check_command.parsed()) return check(config, print);
   if (show_command.parsed()) return show(show_options);
+  if (import_command.parsed()) return import_minference(patterns, heads);
   return verify(directory, known_only);
 }
 

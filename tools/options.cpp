@@ -83,10 +83,16 @@ InputFile::InputFile(const InputOptions& options)
                       ": has neither \"queries\", \"keys\" and \"values\" nor \"layers.<i>.queries\", ...");
   std::sort(known.begin(), known.end());
   layers_ = parse_layers(options.layers, known);
+  for (const int layer : layers_) {
+    const std::string prefix = prefix_of(layer);
+    for (const auto& [name, view] : file_.tensors()) {
+      if (name.starts_with(prefix)) extras_[layer].push_back({name.substr(prefix.size()), view});
+    }
+  }
 }
 
 AttentionInputs InputFile::inputs(int layer) const {
-  const std::string prefix = single_ ? "" : "layers." + std::to_string(layer) + ".";
+  const std::string prefix = prefix_of(layer);
   AttentionInputs inputs;
   inputs.queries = file_.at(prefix + "queries");
   inputs.keys = file_.at(prefix + "keys");
@@ -106,6 +112,7 @@ AttentionInputs InputFile::inputs(int layer) const {
   inputs.scaling = options_.scaling != 0 ? static_cast<float>(options_.scaling)
                                          : 1.0f / std::sqrt(static_cast<float>(std::max<Index>(1, inputs.head_dim())));
   inputs.layer = layer;
+  if (const auto extras = extras_.find(layer); extras != extras_.end()) inputs.extras = extras->second;
   const bool generation = options_.stage == "auto" ? inputs.queries.size(2) == 1 : options_.stage == "generation";
   inputs.stage = generation ? Stage::generation : Stage::prefill;
   inputs.validate();

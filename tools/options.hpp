@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,7 @@ struct InputOptions {
 };
 
 /// The layers of a file: "layers.<i>.queries|keys|values", or one layer's "queries", "keys" and "values"; either with
-/// an "attention_mask" beside them.
+/// an "attention_mask" beside them. Further tensors of a layer are what maskers may ask for by name.
 class InputFile {
  public:
   /// FormatError or Error naming what is missing or malformed.
@@ -34,9 +35,12 @@ class InputFile {
   AttentionInputs inputs(int layer) const;
 
  private:
+  std::string prefix_of(int layer) const { return single_ ? "" : "layers." + std::to_string(layer) + "."; }
+
   InputOptions options_;
   SafeTensors file_;
   std::vector<int> layers_;
+  std::map<int, std::vector<NamedTensor>> extras_;
   bool single_ = false;
 };
 
@@ -60,6 +64,7 @@ struct RunOptions {
   std::string config;
   InputOptions input;
   bool compare = false, json = false, verbose = false;
+  Index output_length = 0;  // last queries that are generated, the others prefilled; 0: one stage only
   std::string output;
   int threads = 0;
   std::uint64_t seed = 0;
@@ -75,6 +80,9 @@ struct ShowOptions {
   std::string png;
 };
 int show(const ShowOptions& options);
+
+/// Prints a config for MInference's per-head patterns.
+int import_minference(const std::filesystem::path& file, int heads);
 
 /// Runs every case of a golden directory; 0 when none fails.
 int verify(const std::filesystem::path& directory, bool known_only);

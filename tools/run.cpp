@@ -46,7 +46,7 @@ class Progress {
 
 struct LayerReport {
   int layer = 0;
-  AttentionInputs inputs;
+  AttentionInputs inputs;  // of one stage
   Metrics metrics;
 };
 
@@ -56,6 +56,7 @@ Json json_of(const LayerReport& report) {
   for (const MaskerMetrics& masker : m.maskers)
     maskers.push_back({{"type", masker.type}, {"added", masker.added}, {"seconds", masker.seconds}});
   Json json = {{"layer", report.layer},
+               {"stage", report.inputs.stage == Stage::prefill ? "prefill" : "generation"},
                {"batch", report.inputs.batch()},
                {"heads", report.inputs.heads()},
                {"queries", report.inputs.queries_length()},
@@ -77,6 +78,30 @@ Json json_of(const LayerReport& report) {
   return json;
 }
 
+/// Who chose what at a stage, over all layers.
+void print_contributions(const std::vector<LayerReport>& reports, Stage stage) {
+  std::vector<MaskerMetrics> total;
+  Index entries = 0;
+  for (const LayerReport& report : reports) {
+    if (report.inputs.stage != stage) continue;
+    entries += report.metrics.entries;
+    total.resize(report.metrics.maskers.size());
+    for (std::size_t i = 0; i < total.size(); ++i) {
+      total[i].type = report.metrics.maskers[i].type;
+      total[i].added += report.metrics.maskers[i].added;
+      total[i].seconds += report.metrics.maskers[i].seconds;
+    }
+  }
+  if (total.empty()) return;
+  Table table;
+  table.row({"masker", "added", "of the mask", "time"});
+  for (const MaskerMetrics& masker : total)
+    table.row({masker.type, std::to_string(masker.added),
+               percent(entries == 0 ? 0 : static_cast<double>(masker.added) / static_cast<double>(entries)),
+               milliseconds(masker.seconds)});
+  fmt::print("\n{}", table.text());
+}
+
 void print_table(const std::vector<LayerReport>& reports, const RunOptions& options) {
   Table table;
   std::vector<std::string> head{"layer", "queries", "keys", "density", "of visible", "mask", "build", "attention"};
@@ -84,14 +109,17 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
   table.row(head);
   for (const LayerReport& report : reports) {
     const Metrics& m = report.metrics;
-    std::vector<std::string> row{std::to_string(report.layer),
-                                 std::to_string(report.inputs.queries_length()),
-                                 std::to_string(report.inputs.keys_length()),
-                                 percent(m.density),
-                                 percent(m.visible_density),
-                                 bytes(m.mask_bytes),
-                                 milliseconds(m.mask_seconds),
-                                 milliseconds(m.attention_seconds)};
+    std::vector<std::string> row{
+        std::to_string(report.layer) + (options.output_length == 0              ? ""
+                                        : report.inputs.stage == Stage::prefill ? " prefill"
+                                                                                : " generation"),
+        std::to_string(report.inputs.queries_length()),
+        std::to_string(report.inputs.keys_length()),
+        percent(m.density),
+        percent(m.visible_density),
+        bytes(m.mask_bytes),
+        milliseconds(m.mask_seconds),
+        milliseconds(m.attention_seconds)};
     if (m.comparison) {
       row.insert(row.end(),
                  {milliseconds(m.comparison->dense_seconds), fmt::format("{:.4f}", m.comparison->relative_error),
@@ -110,23 +138,7 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
   }
   fmt::print("{}", table.text());
 
-  // Who chose what, over all layers.
-  Index entries = 0;
-  for (const LayerReport& report : reports) entries += report.metrics.entries;
-  Table contributions;
-  contributions.row({"masker", "added", "of the mask", "time"});
-  for (std::size_t i = 0; i < reports.front().metrics.maskers.size(); ++i) {
-    Index added = 0;
-    double seconds = 0;
-    for (const LayerReport& report : reports) {
-      added += report.metrics.maskers[i].added;
-      seconds += report.metrics.maskers[i].seconds;
-    }
-    contributions.row({reports.front().metrics.maskers[i].type, std::to_string(added),
-                       percent(entries == 0 ? 0 : static_cast<double>(added) / static_cast<double>(entries)),
-                       milliseconds(seconds)});
-  }
-  if (!reports.front().metrics.maskers.empty()) fmt::print("\n{}", contributions.text());
+  for (const Stage stage : {Stage::prefill, Stage::generation}) print_contributions(reports, stage);
   if (options.compare)
     fmt::print(
         "\nerror: ||dense - sparse|| / ||dense||; mass: share of a row's dense attention that its kept keys hold\n");
@@ -146,12 +158,26 @@ int run(const RunOptions& options) {
   SequenceState state;
   {
     const Progress progress(file.layers().size(), options.json);
+    std::size_t done = 0;
     for (const int layer : file.layers()) {
-      progress.at(reports.size());
+      progress.at(done++);
       const AttentionInputs inputs = file.inputs(layer);
-      SparseAttentionResult result = sparse.run(inputs, state, options.compare, {}, context);
-      reports.push_back({layer, inputs, std::move(result.metrics)});
-      if (!options.output.empty()) results.push_back(std::move(result.attention));
+      const Index queries = inputs.queries_length(), split = queries - options.output_length;
+      if (options.output_length != 0 && split < 1)
+        throw Error("--output-length " + std::to_string(options.output_length) + ": needed is less than the " +
+                    std::to_string(queries) + " queries, so that some are left to prefill");
+      const auto run_stage = [&](AttentionInputs stage_inputs, std::optional<Stage> stage) {
+        if (stage) stage_inputs.stage = *stage;
+        SparseAttentionResult result = sparse.run(stage_inputs, state, options.compare, {}, context);
+        reports.push_back({layer, stage_inputs, std::move(result.metrics)});
+        if (!options.output.empty()) results.push_back(std::move(result.attention));
+      };
+      if (options.output_length == 0) {
+        run_stage(inputs, std::nullopt);
+      } else {
+        run_stage(inputs.rows(0, split), Stage::prefill);
+        run_stage(inputs.rows(split, queries), Stage::generation);
+      }
     }
   }
 
@@ -172,7 +198,8 @@ int run(const RunOptions& options) {
   if (!options.output.empty()) {
     std::vector<NamedTensor> tensors;
     for (std::size_t i = 0; i < results.size(); ++i) {
-      const std::string prefix = "layers." + std::to_string(reports[i].layer) + ".";
+      const bool generated = options.output_length != 0 && reports[i].inputs.stage == Stage::generation;
+      const std::string prefix = "layers." + std::to_string(reports[i].layer) + (generated ? ".generation." : ".");
       tensors.push_back({prefix + "output", results[i].output.view()});
       tensors.push_back({prefix + "lse", results[i].lse.view()});
     }

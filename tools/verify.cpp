@@ -1,10 +1,12 @@
 // Replays recorded cases: a <case>.json manifest and a <case>.safetensors beside it. What a case recorded of the
 // reference's random choices is injected; everything after it is computed anew and compared. The format of the
 // manifests is described in docs/verify.md, the documented deviations in docs/deviations.md.
-#include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <limits>
 
 #include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include <reticle/core/mask/convert.hpp>
 
@@ -34,10 +36,14 @@ double largest_difference(const Mask& a, const Mask& b) { return largest_differe
 
 CaseFile::CaseFile(const std::filesystem::path& manifest) : path_(manifest) {
   std::ifstream stream(manifest);
-  json_ = Json::parse(stream);
+  json_ = std::make_shared<const Json>(Json::parse(stream));
   std::filesystem::path tensors = manifest;
   tensors.replace_extension(".safetensors");
-  if (json_.contains("tensors") && !json_["tensors"].empty()) tensors_.emplace(tensors);
+  if (json_->contains("tensors") && !json_->at("tensors").empty()) tensors_.emplace(tensors);
+}
+
+double CaseFile::tolerance(const char* name, double otherwise) const {
+  return json_->contains("tolerance") ? json_->at("tolerance").value(name, otherwise) : otherwise;
 }
 
 const SafeTensors& CaseFile::tensors() const {

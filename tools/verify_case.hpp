@@ -1,14 +1,14 @@
 // A recorded case as the replays see it: its manifest, its tensors, and what comparing it found.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <filesystem>
-#include <limits>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
@@ -49,7 +49,7 @@ class CaseFile {
   explicit CaseFile(const std::filesystem::path& manifest);
 
   const std::filesystem::path& path() const { return path_; }
-  const Json& json() const { return json_; }
+  const Json& json() const { return *json_; }
   bool has(std::string_view name) const { return tensors_ && tensors_->contains(name); }
   /// FormatError when there are none.
   const SafeTensors& tensors() const;
@@ -62,15 +62,13 @@ class CaseFile {
       throw FormatError(path_.string() + ": tensor \"" + std::string(name) + "\" is " + view.describe());
     return {static_cast<const T*>(view.data), static_cast<std::size_t>(view.elements())};
   }
-  double tolerance(const char* name, double otherwise) const {
-    return json_.contains("tolerance") ? json_["tolerance"].value(name, otherwise) : otherwise;
-  }
+  double tolerance(const char* name, double otherwise) const;
   /// The mask of a (..., queries, keys) tensor: F32 p, or U8 with 1 for attended.
   Mask mask_of(std::string_view name) const;
 
  private:
   std::filesystem::path path_;
-  Json json_;
+  std::shared_ptr<const Json> json_;
   std::optional<SafeTensors> tensors_;
 };
 

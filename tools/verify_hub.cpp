@@ -1,5 +1,6 @@
 // Cases of sparse-attention-hub: masks and outputs of its maskers, masks merged and applied, config errors.
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <unistd.h>
 
@@ -102,7 +103,8 @@ class Case {
       Json masker = json_.at("maskers")[i];
       // Weights of a learned hash lie in the case's own file, under the names that the masker looks for.
       if (masker.contains("channel_selection")) masker["sorted_channel_file"] = write_channels(masker).string();
-      if (masker.contains("hat_bits")) masker["hat_weight_file"] = std::filesystem::absolute(file_.tensors().path()).string();
+      if (masker.contains("hat_bits"))
+        masker["hat_weight_file"] = std::filesystem::absolute(file_.tensors().path()).string();
       if (Json::parse(schema(masker["type"].get<std::string>()))["properties"].contains("replacement"))
         masker["replacement"] = true;
       config["maskers"].push_back(std::move(masker));
@@ -195,7 +197,8 @@ class Case {
       give_recorded(in, i == 0 || !has(step + "recorded.codes") ? "step0.recorded." : step + "recorded.");
       in.validate();
       const Mask reference = mask_of(step + "mask_dense");
-      report_.difference(step + "mask", largest_difference(maskers.mask(in, state), reference), tolerance("mask", 2e-5));
+      report_.difference(step + "mask", largest_difference(maskers.mask(in, state), reference),
+                         tolerance("mask", 2e-5));
       report_.difference(
           step + "output",
           largest_difference(attention(in, reference).output.span<float>(), values<float>(step + "output")),

@@ -1,9 +1,11 @@
 // Cases of nano-sparse-attention, sparse-frontier, MInference and MagicPIG: each pattern as a pipeline of ours, run at
 // the stages that the case recorded.
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
@@ -92,9 +94,9 @@ const std::map<std::string, MakeMaskers>& patterns() {
        }},
       {"sparse-frontier/BlockSparse",
        [](const Json& p, Index) {
-         return Json::array({masker(
-             "block_sparse",
-             {{"chunk_size", p.at("chunk_size")}, {"top_chunks", p.at("top_chunks")}, {"recent_chunks", 2}})});
+         return Json::array(
+             {masker("block_sparse",
+                     {{"chunk_size", p.at("chunk_size")}, {"top_chunks", p.at("top_chunks")}, {"recent_chunks", 2}})});
        }},
       {"sparse-frontier/SnapKVCompression",
        [](const Json& p, Index) {
@@ -107,13 +109,12 @@ const std::map<std::string, MakeMaskers>& patterns() {
        }},
       {"sparse-frontier/AdaSnapKVCompression",
        [](const Json& p, Index) {
-         return Json::array(
-             {masker("ada_snap_kv", {{"token_capacity", p.at("token_capacity")},
-                                     {"approximation_window", p.at("approximation_window")},
-                                     {"kernel_size", p.at("kernel_size")},
-                                     {"local_window", p.at("local_window")},
-                                     {"prefix_tokens", p.at("prefix_tokens")},
-                                     {"min_head_capacity_ratio", p.at("min_head_capacity_ratio")}})});
+         return Json::array({masker("ada_snap_kv", {{"token_capacity", p.at("token_capacity")},
+                                                    {"approximation_window", p.at("approximation_window")},
+                                                    {"kernel_size", p.at("kernel_size")},
+                                                    {"local_window", p.at("local_window")},
+                                                    {"prefix_tokens", p.at("prefix_tokens")},
+                                                    {"min_head_capacity_ratio", p.at("min_head_capacity_ratio")}})});
        }},
       {"sparse-frontier/QuestAttention",
        [](const Json& p, Index) {
@@ -133,8 +134,7 @@ const std::map<std::string, MakeMaskers>& patterns() {
       {"minference/block_sparse",
        [](const Json& p, Index) {
          return Json::array({masker(
-             "block_sparse",
-             {{"chunk_size", p.at("block_size")}, {"top_chunks", p.at("top_k")}, {"sink_chunks", 0}})});
+             "block_sparse", {{"chunk_size", p.at("block_size")}, {"top_chunks", p.at("top_k")}, {"sink_chunks", 0}})});
        }},
       {"minference/FlexPrefill",
        [](const Json& p, Index) {
@@ -237,7 +237,8 @@ class PatternCase {
     } else if (json_.contains("gen_steps")) {
       decode();
     } else {
-      prefill(sequence(file_.has("query") ? "query" : "queries"), stage == "prefill" ? Stage::prefill : Stage::generation);
+      prefill(sequence(file_.has("query") ? "query" : "queries"),
+              stage == "prefill" ? Stage::prefill : Stage::generation);
     }
     return report_;
   }
@@ -365,10 +366,11 @@ class PatternCase {
     inputs.extras = {&projection, 1};
     const auto sink = p.at("sink").get<std::int32_t>();
     const auto window = p.at("prefill_length").get<std::int32_t>() - p.at("window").get<std::int32_t>();
-    const Mask always = Mask::from_runs(inputs.shape().one_head(), [&](RowId row, FunctionRef<void(reticle::Run)> emit) {
-      emit({0, sink, 1});
-      emit({window, static_cast<std::int32_t>(inputs.position(row.query) + 1), 1});
-    });
+    const Mask always =
+        Mask::from_runs(inputs.shape().one_head(), [&](RowId row, FunctionRef<void(reticle::Run)> emit) {
+          emit({0, sink, 1});
+          emit({window, static_cast<std::int32_t>(inputs.position(row.query) + 1), 1});
+        });
     SequenceState state;
     const Mask mask = pipeline(inputs.keys_length()).mask(inputs, state, {}, always);
     report_.difference("mask_dense", largest_difference(support(mask), file_.mask_of("mask_dense")), 0);
@@ -376,7 +378,8 @@ class PatternCase {
     report_.difference("sampling_probability", largest_difference(mask, theirs), file_.tolerance("weight_atol", 1e-5));
     // The reference divides by p + log_eps where it samples.
     Array<float> p_used = to_dense(theirs);
-    for (float& value : p_used) value = value > 0 && value < 1 ? std::min(1.0f, value + p.at("log_eps").get<float>()) : value;
+    for (float& value : p_used)
+      value = value > 0 && value < 1 ? std::min(1.0f, value + p.at("log_eps").get<float>()) : value;
     compare_values("output", attention(inputs, Mask::dense(inputs.shape(), p_used)).output.span<float>());
   }
 
@@ -409,15 +412,15 @@ class PatternCase {
           file_.values<std::uint8_t>("mask_dense")
               .subspan(static_cast<std::size_t>(layer * mask.shape().positions()),
                        static_cast<std::size_t>(mask.shape().positions()));
-      report_.difference("mask_dense",
-                         largest_difference(to_dense(mask), std::vector<float>(kept.begin(), kept.end())), 0);
+      report_.difference("mask_dense", largest_difference(to_dense(mask), std::vector<float>(kept.begin(), kept.end())),
+                         0);
       const AttentionResult result = attention(all.inputs(0, length, Stage::prefill, index), mask);
       const auto size = static_cast<std::size_t>(result.output.view().elements());
-      report_.difference("output",
-                         largest_difference(result.output.span<float>(),
-                                            file_.values<float>("output").subspan(
-                                                static_cast<std::size_t>(layer) * size, size)),
-                         file_.tolerance("output_atol", 2e-5) * 2);
+      report_.difference(
+          "output",
+          largest_difference(result.output.span<float>(),
+                             file_.values<float>("output").subspan(static_cast<std::size_t>(layer) * size, size)),
+          file_.tolerance("output_atol", 2e-5) * 2);
       compare_recorded_sparsity("prefill_sparsity_list", layer, prefilled);
       compare_recorded_sparsity("generation_sparsity_list", layer, generated);
     }

@@ -20,8 +20,7 @@ double collision_probability(double cosine, Index bits, Index tables, Index leas
   const double once = -std::expm1(static_cast<double>(tables) * std::log1p(-table));
   if (least <= 1) return once;
   const double exactly_one =
-      table < 1 ? static_cast<double>(tables) * table *
-                      std::exp(static_cast<double>(tables - 1) * std::log1p(-table))
+      table < 1 ? static_cast<double>(tables) * table * std::exp(static_cast<double>(tables - 1) * std::log1p(-table))
                 : (tables == 1 ? 1.0 : 0.0);
   return std::max(0.0, once - exactly_one);
 }

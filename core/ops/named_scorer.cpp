@@ -42,7 +42,8 @@ void NamedScorer::operator()(RowId first, Index rows, float* scores) const {
 void NamedScorer::score_row(RowId row, float* scores) const {
   const Index keys = inputs_.keys_length(), kv_head = inputs_.kv_head(row.head);
   if (name_ == ScorerName::value_aware || name_ == ScorerName::key_norm) {
-    const std::vector<float>& of_key = state_.of_key[static_cast<std::size_t>(row.batch * inputs_.kv_heads() + kv_head)];
+    const std::vector<float>& of_key =
+        state_.of_key[static_cast<std::size_t>(row.batch * inputs_.kv_heads() + kv_head)];
     const bool alone = name_ == ScorerName::key_norm;
     for (Index key = 0; key < keys; ++key)
       scores[key] = (alone ? 0 : scores[key]) + of_key[static_cast<std::size_t>(key)];
@@ -62,8 +63,7 @@ void NamedScorer::score_row(RowId row, float* scores) const {
   for (Index key = 0; key < std::min(keys, complete * page_size_); ++key)
     scores[key] = pages[static_cast<std::size_t>(key / page_size_)];
   if (complete * page_size_ < keys)
-    dot(query.data(), 1,
-        head_matrix(inputs_.keys, row.batch, kv_head).slice(0, complete * page_size_, keys),
+    dot(query.data(), 1, head_matrix(inputs_.keys, row.batch, kv_head).slice(0, complete * page_size_, keys),
         scores + complete * page_size_, keys);
   add_attention_mask(inputs_, row, scores);
 }

@@ -82,14 +82,13 @@ std::vector<float> importance_of_keys(const AttentionInputs& inputs, Index batch
   const Index window = std::min(rule.window, queries);
   std::vector<double> total(static_cast<std::size_t>(keys), 0);
   for (Index h = head; h < head + heads; ++h) {
-    for_each_attention_row(inputs, batch, h, queries - window, queries,
-                           [&](Index, std::span<const float> probabilities) {
-                             for (std::size_t key = 0; key < total.size(); ++key) {
-                               const auto p = static_cast<double>(probabilities[key]);
-                               total[key] = rule.reduce == Importance::Reduce::sum ? total[key] + p
-                                                                                   : std::max(total[key], p);
-                             }
-                           });
+    for_each_attention_row(
+        inputs, batch, h, queries - window, queries, [&](Index, std::span<const float> probabilities) {
+          for (std::size_t key = 0; key < total.size(); ++key) {
+            const auto p = static_cast<double>(probabilities[key]);
+            total[key] = rule.reduce == Importance::Reduce::sum ? total[key] + p : std::max(total[key], p);
+          }
+        });
   }
   std::vector<float> importance(total.begin(), total.end());
   if (!rule.pool_window) importance.resize(static_cast<std::size_t>(std::max<Index>(0, keys - window)));

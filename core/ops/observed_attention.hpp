@@ -25,11 +25,11 @@ enum class Pooling : std::uint8_t { avg, max };
 /// How much the prompt's last queries care for each of its keys (SnapKV, Li et al. 2024).
 struct Importance {
   enum class Reduce : std::uint8_t { sum, max };
-  Index window = 64;             // last queries that are asked; all when there are fewer
-  Index kernel_size = 7;         // odd; neighbours that are pooled, so that what is kept comes in pieces
+  Index window = 64;               // last queries that are asked; all when there are fewer
+  Index kernel_size = 7;           // odd; neighbours that are pooled, so that what is kept comes in pieces
   Pooling pooling = Pooling::avg;  // avg divides by kernel_size at the edges, too
-  Reduce reduce = Reduce::sum;   // over the queries, then over the heads
-  bool pool_window = true;       // whether the window's own keys count (and leak into their neighbours)
+  Reduce reduce = Reduce::sum;     // over the queries, then over the heads
+  bool pool_window = true;         // whether the window's own keys count (and leak into their neighbours)
 };
 /// (keys), over query heads [head, head + heads).
 RETICLE_API std::vector<float> importance_of_keys(const AttentionInputs& inputs, Index batch, Index head, Index heads,

@@ -19,8 +19,8 @@ struct QueryBlocks {
 };
 
 /// A causal mask of key runs chosen per block of queries. keys_of(batch, head, runs) appends, for block first + i, runs
-/// of p = 1, ascending and disjoint, to runs[i]; what lies after a query's own position is cut off. Called once per head
-/// that is wanted, from many threads.
+/// of p = 1, ascending and disjoint, to runs[i]; what lies after a query's own position is cut off. Called once per
+/// head that is wanted, from many threads.
 RETICLE_API Mask query_block_mask(const AttentionInputs& inputs, Index block_size,
                                   FunctionRef<void(Index batch, Index head, std::span<std::vector<Run>> runs)> keys_of,
                                   const Context& context);

@@ -118,7 +118,7 @@ Mask vertical_slash_mask(const AttentionInputs& inputs, FunctionRef<VerticalSlas
       [&](RowId row, FunctionRef<void(Run)> emit) {
         thread_local std::vector<Run> scratch;
         patterns[static_cast<std::size_t>(row.batch * shape.heads + row.head)].keys_of(inputs.position(row.query),
-                                                                                     scratch, emit);
+                                                                                       scratch, emit);
       },
       context);
 }

@@ -11,7 +11,8 @@
 
 namespace reticle {
 
-/// Attention of a head's last `window` queries (all, when there are fewer), summed per key and per distance query - key.
+/// Attention of a head's last `window` queries (all, when there are fewer), summed per key and per distance query -
+/// key.
 struct VerticalSlashScores {
   std::vector<float> verticals, slashes;  // (keys) each
 };

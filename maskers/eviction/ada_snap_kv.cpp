@@ -17,13 +17,12 @@ struct AdaSnapKvConfig {
   Index prefix_tokens = 4;
   double min_head_capacity_ratio = 0.2;
 
-  static constexpr const char* docs[] = {
-      "keys of the prompt that are kept per KV head, on average",
-      "last queries of the prompt whose attention decides; all when there are fewer",
-      "keys, an odd number, that importance is averaged over",
-      "last keys of the prompt that every head keeps",
-      "first keys of the prompt that every head keeps",
-      "share, in [0, 1], of token_capacity that every head keeps at least"};
+  static constexpr const char* docs[] = {"keys of the prompt that are kept per KV head, on average",
+                                         "last queries of the prompt whose attention decides; all when there are fewer",
+                                         "keys, an odd number, that importance is averaged over",
+                                         "last keys of the prompt that every head keeps",
+                                         "first keys of the prompt that every head keeps",
+                                         "share, in [0, 1], of token_capacity that every head keeps at least"};
   void validate() const {
     require_count(approximation_window, "approximation_window");
     require_count(kernel_size, "kernel_size");
@@ -46,8 +45,9 @@ class AdaSnapKv final : public Masker {
     std::vector<std::vector<std::int32_t>> kept(static_cast<std::size_t>(prompt.batch() * prompt.kv_heads()));
     context.for_each_chunk(prompt.batch(), 1, [&](Index, Index begin, Index end) {
       for (Index batch = begin; batch < end; ++batch)
-        share_out(prompt, batch, std::span(kept).subspan(static_cast<std::size_t>(batch * prompt.kv_heads()),
-                                                         static_cast<std::size_t>(prompt.kv_heads())));
+        share_out(prompt, batch,
+                  std::span(kept).subspan(static_cast<std::size_t>(batch * prompt.kv_heads()),
+                                          static_cast<std::size_t>(prompt.kv_heads())));
     });
     state.get<KeptKeys>(*this).keep(prompt, prompt.kv_heads(), std::move(kept));
   }
@@ -60,10 +60,9 @@ class AdaSnapKv final : public Masker {
   void share_out(const AttentionInputs& prompt, Index batch, std::span<std::vector<std::int32_t>> kept) const {
     const auto keys = static_cast<std::size_t>(prompt.keys_length());
     const Index capacity = std::min(config_.token_capacity, prompt.keys_length());
-    const Index floor =
-        std::min(capacity, std::max(static_cast<Index>(static_cast<double>(config_.token_capacity) *
-                                                       config_.min_head_capacity_ratio),
-                                    config_.local_window + config_.prefix_tokens));
+    const Index floor = std::min(capacity, std::max(static_cast<Index>(static_cast<double>(config_.token_capacity) *
+                                                                       config_.min_head_capacity_ratio),
+                                                    config_.local_window + config_.prefix_tokens));
     std::vector<float> rest(kept.size() * keys);  // of all heads; what a head keeps already is out of the contest
     for (std::size_t head = 0; head < kept.size(); ++head) {
       std::vector<float> importance =

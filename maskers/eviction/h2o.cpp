@@ -50,19 +50,20 @@ class H2O final : public Masker {
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& layer_state,
               const Context& context) const override {
     H2OState& state = layer_state.get<H2OState>(*this);
-    return state.live.generate(
-        "h2o", inputs, context, [&](RowId, LiveKeys::List& list, std::span<const double> probabilities) {
-          list.scores.push_back(0);
-          for (std::size_t i = 0; i < list.scores.size(); ++i)
-            list.scores[i] += static_cast<float>(probabilities[i]);
-          if (static_cast<Index>(list.keys.size()) <= state.heavy + state.recent) return;
-          const std::size_t heavy = list.keys.size() - static_cast<std::size_t>(state.recent);
-          std::size_t least = 0;
-          for (std::size_t i = 1; i < heavy; ++i) {
-            if (list.scores[i] <= list.scores[least]) least = i;  // of equals, the lower index stays
-          }
-          list.erase(least);
-        });
+    return state.live.generate("h2o", inputs, context,
+                               [&](RowId, LiveKeys::List& list, std::span<const double> probabilities) {
+                                 list.scores.push_back(0);
+                                 for (std::size_t i = 0; i < list.scores.size(); ++i)
+                                   list.scores[i] += static_cast<float>(probabilities[i]);
+                                 if (static_cast<Index>(list.keys.size()) <= state.heavy + state.recent) return;
+                                 const std::size_t heavy = list.keys.size() - static_cast<std::size_t>(state.recent);
+                                 std::size_t least = 0;
+                                 for (std::size_t i = 1; i < heavy; ++i) {
+                                   if (list.scores[i] <= list.scores[least])
+                                     least = i;  // of equals, the lower index stays
+                                 }
+                                 list.erase(least);
+                               });
   }
 
  private:

@@ -46,13 +46,12 @@ class PyramidKv final : public Masker {
     std::vector<std::vector<std::int32_t>> kept(static_cast<std::size_t>(prompt.batch() * heads));
     context.for_each_chunk(prompt.batch() * heads, 1, [&](Index, Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
-        kept[static_cast<std::size_t>(i)] =
-            keep_highest(importance_of_keys(prompt, i / heads, i % heads, 1,
-                                            {.window = window,
-                                             .kernel_size = config_.kernel_size,
-                                             .pooling = config_.pooling,
-                                             .pool_window = false}),
-                         capacity, 0, window);
+        kept[static_cast<std::size_t>(i)] = keep_highest(importance_of_keys(prompt, i / heads, i % heads, 1,
+                                                                            {.window = window,
+                                                                             .kernel_size = config_.kernel_size,
+                                                                             .pooling = config_.pooling,
+                                                                             .pool_window = false}),
+                                                         capacity, 0, window);
       }
     });
     state.get<KeptKeys>(*this).keep(prompt, heads, std::move(kept));

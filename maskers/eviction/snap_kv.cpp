@@ -47,12 +47,11 @@ class SnapKv final : public Masker {
     std::vector<std::vector<std::int32_t>> kept(static_cast<std::size_t>(prompt.batch() * lists));
     context.for_each_chunk(prompt.batch() * lists, 1, [&](Index, Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {
-        std::vector<float> importance =
-            importance_of_keys(prompt, i / lists, i % lists * heads, heads,
-                               {.window = config_.approximation_window,
-                                .kernel_size = config_.kernel_size,
-                                .pooling = config_.pooling,
-                                .pool_window = config_.pool_window});
+        std::vector<float> importance = importance_of_keys(prompt, i / lists, i % lists * heads, heads,
+                                                           {.window = config_.approximation_window,
+                                                            .kernel_size = config_.kernel_size,
+                                                            .pooling = config_.pooling,
+                                                            .pool_window = config_.pool_window});
         kept[static_cast<std::size_t>(i)] =
             keep_highest(std::move(importance), config_.token_capacity, config_.prefix_tokens,
                          config_.local_window.value_or(config_.approximation_window));

@@ -10,8 +10,9 @@ namespace reticle::maskers {
 struct TovaConfig {
   Index token_capacity = 1024;
 
-  static constexpr const char* docs[] = {"keys that are left after each step, of prompt and generation; one set for all "
-                                         "heads of a layer"};
+  static constexpr const char* docs[] = {
+      "keys that are left after each step, of prompt and generation; one set for all "
+      "heads of a layer"};
   void validate() const { require_count(token_capacity, "token_capacity"); }
 };
 
@@ -23,23 +24,23 @@ class Tova final : public Masker {
     std::vector<LiveKeys::List> lists(static_cast<std::size_t>(prompt.batch()));
     context.for_each_chunk(prompt.batch(), 1, [&](Index, Index begin, Index end) {
       for (Index batch = begin; batch < end; ++batch)
-        lists[static_cast<std::size_t>(batch)].keys =
-            keep_highest(importance_of_keys(prompt, batch, 0, prompt.heads(), {.window = 1, .kernel_size = 1}),
-                         capacity_, 0, 0);
+        lists[static_cast<std::size_t>(batch)].keys = keep_highest(
+            importance_of_keys(prompt, batch, 0, prompt.heads(), {.window = 1, .kernel_size = 1}), capacity_, 0, 0);
     });
     state.get<LiveKeys>(*this).start(prompt, 1, std::move(lists));
   }
 
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
-    return state.get<LiveKeys>(*this).generate(
-        "tova", inputs, context, [&](RowId, LiveKeys::List& list, std::span<const double> probabilities) {
-          if (static_cast<Index>(list.keys.size()) <= capacity_) return;
-          std::size_t least = 0;
-          for (std::size_t i = 1; i < probabilities.size(); ++i) {
-            if (probabilities[i] <= probabilities[least]) least = i;  // of equals, the lower index stays
-          }
-          list.erase(least);
-        });
+    return state.get<LiveKeys>(*this).generate("tova", inputs, context,
+                                               [&](RowId, LiveKeys::List& list, std::span<const double> probabilities) {
+                                                 if (static_cast<Index>(list.keys.size()) <= capacity_) return;
+                                                 std::size_t least = 0;
+                                                 for (std::size_t i = 1; i < probabilities.size(); ++i) {
+                                                   if (probabilities[i] <= probabilities[least])
+                                                     least = i;  // of equals, the lower index stays
+                                                 }
+                                                 list.erase(least);
+                                               });
   }
 
  private:

@@ -41,8 +41,8 @@ class BigBird final : public Masker {
         static_cast<std::size_t>((shape.shared_heads ? 1 : shape.heads) * blocks.count));
     for (std::size_t i = 0; i < chosen.size(); ++i) {
       const auto n = static_cast<Index>(i);
-      const std::vector<std::int32_t> kept =
-          choose(blocks.first + n % blocks.count, n / blocks.count, inputs.layer, inputs.causal, (keys + size - 1) / size);
+      const std::vector<std::int32_t> kept = choose(blocks.first + n % blocks.count, n / blocks.count, inputs.layer,
+                                                    inputs.causal, (keys + size - 1) / size);
       append_blocks(kept, size, chosen[i]);
     }
     return Mask::from_runs(

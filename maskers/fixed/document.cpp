@@ -58,8 +58,7 @@ class Document final : public Masker {
   std::vector<Sequence> from_lengths(const AttentionInputs& inputs) const {
     std::vector<Index> ids;
     for (std::size_t i = 0; i < lengths_.size(); ++i)
-      ids.resize(static_cast<std::size_t>(
-                     std::min(inputs.keys_length(), static_cast<Index>(ids.size()) + lengths_[i])),
+      ids.resize(static_cast<std::size_t>(std::min(inputs.keys_length(), static_cast<Index>(ids.size()) + lengths_[i])),
                  static_cast<Index>(i));
     ids.resize(static_cast<std::size_t>(inputs.keys_length()), static_cast<Index>(lengths_.size()));
     std::vector<Sequence> one;
@@ -70,7 +69,8 @@ class Document final : public Masker {
   static std::vector<Sequence> from_ids(const AttentionInputs& inputs) {
     const std::optional<TensorView> tensor = inputs.extra("document_ids");
     if (!tensor)
-      throw ShapeError("document: lengths is empty and the extra tensor document_ids is missing; needed is one of them");
+      throw ShapeError(
+          "document: lengths is empty and the extra tensor document_ids is missing; needed is one of them");
     require_rank(*tensor, 2, "document_ids");
     if ((tensor->dtype != DType::i64 && tensor->dtype != DType::i32) || tensor->size(1) != inputs.keys_length() ||
         (tensor->size(0) != 1 && tensor->size(0) != inputs.batch()))

@@ -26,8 +26,7 @@ class Local final : public Masker {
         inputs.shape().one_head(),
         [&](RowId row, FunctionRef<void(Run)> emit) {
           const auto end = static_cast<std::int32_t>(std::max<Index>(0, inputs.position(row.query) + 1));
-          if (config_.dilation == 1)
-            return emit({static_cast<std::int32_t>(std::max<Index>(0, end - window)), end, 1});
+          if (config_.dilation == 1) return emit({static_cast<std::int32_t>(std::max<Index>(0, end - window)), end, 1});
           for (Index i = std::min(window, (end + config_.dilation - 1) / config_.dilation); i-- > 0;) {
             const auto key = static_cast<std::int32_t>(end - 1 - i * config_.dilation);
             emit({key, key + 1, 1});

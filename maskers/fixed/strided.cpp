@@ -11,7 +11,8 @@ struct StridedConfig {
   Index summary_size = 8;
 
   static constexpr const char* docs[] = {
-      "length of the window, or of the blocks", "columns that move with the query, or that stand at the end of each block",
+      "length of the window, or of the blocks",
+      "columns that move with the query, or that stand at the end of each block",
       "keys at the end of each block that every later query sees; of the fixed pattern"};
   void validate() const {
     require_count(stride, "stride");
@@ -50,11 +51,12 @@ class Strided final : public Masker {
   StridedConfig config_;
 };
 
-RETICLE_REGISTER_MASKER("strided", Strided, StridedConfig,
-                        {.summary = "Keeps a window and every stride-th key, or the own block and the ends of others.",
-                         .source = "Sparse Transformer (Child et al. 2019)",
-                         .rule = "strided: distances < stride and multiples of stride; fixed: keys of the own block and "
-                                 "the last summary_size keys of each block before it",
-                         .cost = "O(queries * keys / stride) time and memory"});
+RETICLE_REGISTER_MASKER(
+    "strided", Strided, StridedConfig,
+    {.summary = "Keeps a window and every stride-th key, or the own block and the ends of others.",
+     .source = "Sparse Transformer (Child et al. 2019)",
+     .rule = "strided: distances < stride and multiples of stride; fixed: keys of the own block and "
+             "the last summary_size keys of each block before it",
+     .cost = "O(queries * keys / stride) time and memory"});
 
 }  // namespace reticle::maskers

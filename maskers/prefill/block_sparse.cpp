@@ -16,8 +16,7 @@ struct BlockSparseConfig {
   Index recent_chunks = 0;
 
   static constexpr const char* docs[] = {
-      "queries and keys per chunk",
-      "chunks of keys kept per chunk of queries",
+      "queries and keys per chunk", "chunks of keys kept per chunk of queries",
       "first chunks that come before all others; they count",
       "chunks up to and including the queries' own that come before all others; they count"};
   void validate() const {
@@ -38,8 +37,7 @@ class BlockSparse final : public Masker {
         inputs, config_.chunk_size,
         [&](Index batch, Index head, std::span<std::vector<Run>> runs) {
           const BlockMeans queries = query_block_means(inputs, batch, head, config_.chunk_size);
-          const BlockMeans keys =
-              key_block_means(inputs, batch, head, config_.chunk_size, BlockMeans::Divisor::size);
+          const BlockMeans keys = key_block_means(inputs, batch, head, config_.chunk_size, BlockMeans::Divisor::size);
           std::vector<float> scores(static_cast<std::size_t>(keys.blocks));
           std::vector<std::int32_t> chunks;
           for (std::size_t i = 0; i < runs.size(); ++i) {

@@ -19,8 +19,8 @@ struct XAttentionConfig {
 
   static constexpr const char* docs[] = {
       "rows of a group: the queries of one group meet the keys of another along one antidiagonal",
-      "share, in [0, 1], of a block row's estimated mass that is kept", "queries and keys per block; a multiple of stride",
-      "what scores are divided by, besides"};
+      "share, in [0, 1], of a block row's estimated mass that is kept",
+      "queries and keys per block; a multiple of stride", "what scores are divided by, besides"};
   void validate() const {
     require(stride > 0 && stride <= 1024, "stride", "must be in [1, 1024]");
     require(threshold >= 0 && threshold <= 1, "threshold", "must be in [0, 1]");
@@ -44,7 +44,8 @@ struct Groups {
     for (Index i = 0; i < rows; ++i) {
       const Index position = first_position + i, within = position % stride;
       const Index at = (position / stride - first) * stride + (reversed ? stride - 1 - within : within);
-      load_row(matrix, i, factor, std::span(values).subspan(static_cast<std::size_t>(at * d), static_cast<std::size_t>(d)));
+      load_row(matrix, i, factor,
+               std::span(values).subspan(static_cast<std::size_t>(at * d), static_cast<std::size_t>(d)));
     }
   }
 };
@@ -59,8 +60,7 @@ class XAttention final : public Masker {
         [&](Index batch, Index head, std::span<std::vector<Run>> runs) {
           if (runs.empty()) return;
           const Index start = std::max<Index>(0, -inputs.position(0));
-          const float factor =
-              inputs.scaling / static_cast<float>(static_cast<double>(config_.stride) * config_.norm);
+          const float factor = inputs.scaling / static_cast<float>(static_cast<double>(config_.stride) * config_.norm);
           const Groups queries(head_matrix(inputs.queries, batch, head).slice(0, start, inputs.queries_length()),
                                inputs.position(start), config_.stride, true, factor);
           const Groups keys(head_matrix(inputs.keys, batch, inputs.kv_head(head)), 0, config_.stride, false, 1);
@@ -101,13 +101,13 @@ class XAttention final : public Masker {
     std::iota(order.begin(), order.end(), 0);
     const auto own = static_cast<std::int32_t>(mass.size()) - 1;
     const auto rank = [&](std::int32_t block) {
-      return block == 0 || block == own ? std::numeric_limits<double>::infinity() : mass[static_cast<std::size_t>(block)];
+      return block == 0 || block == own ? std::numeric_limits<double>::infinity()
+                                        : mass[static_cast<std::size_t>(block)];
     };
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return rank(a) > rank(b); });
     double sum = 0;
     std::size_t kept = 0;
-    while (kept < order.size() &&
-           (order[kept] == 0 || order[kept] == own || sum < target))
+    while (kept < order.size() && (order[kept] == 0 || order[kept] == own || sum < target))
       sum += mass[static_cast<std::size_t>(order[kept++])];
     order.resize(kept);
     std::sort(order.begin(), order.end());

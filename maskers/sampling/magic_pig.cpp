@@ -246,8 +246,8 @@ class MagicPig final : public Masker {
       for (std::size_t i = 0; i < key.size(); ++i) product += static_cast<double>(own[i]) * static_cast<double>(key[i]);
       const double key_norm = config_.lift ? largest : static_cast<double>(norm(key));
       const double cosine = key_norm > 0 ? product / ((query_norm + 1e-8) * key_norm) : 0;
-      const auto p = static_cast<float>(
-          collision_probability(cosine, config_.lsh_k, config_.lsh_l, config_.min_collisions));
+      const auto p =
+          static_cast<float>(collision_probability(cosine, config_.lsh_k, config_.lsh_l, config_.min_collisions));
       if (!(p > 0)) continue;  // exactly opposite: never drawn but by rounding
       selection.indices.push_back(k);
       selection.p.push_back(std::min(p, 1.0f));
@@ -262,8 +262,9 @@ RETICLE_REGISTER_MASKER(
     "magic_pig", MagicPig, MagicPigConfig,
     {.summary = "Samples keys that collide with the query under locality-sensitive hashing.",
      .source = "MagicPIG (Chen et al. 2024); sparse-attention-hub (MagicPig)",
-     .rule = "keys not chosen yet that share all lsh_k bits with the query in at least min_collisions of lsh_l tables; p "
-             "is the probability of that, for one 1 - (1 - (1 - angle / pi)^lsh_k)^lsh_l",
+     .rule =
+         "keys not chosen yet that share all lsh_k bits with the query in at least min_collisions of lsh_l tables; p "
+         "is the probability of that, for one 1 - (1 - (1 - angle / pi)^lsh_k)^lsh_l",
      .cost = "O(queries * keys * lsh_l) time; a decode step hashes new keys only; lsh_l * ceil(lsh_k / 8) "
              "bytes per key of state"});
 

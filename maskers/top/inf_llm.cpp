@@ -77,9 +77,9 @@ class InfLlm final : public Masker {
           if (position < 0) return;
           const auto chunk = static_cast<std::size_t>(position / config_.exc_block_size -
                                                       inputs.position(chunks.front().first) / config_.exc_block_size);
-          for (Run run : memory[static_cast<std::size_t>(row.batch * kv_heads + inputs.kv_head(row.head)) *
-                                    chunks.size() +
-                                chunk]) {
+          for (Run run :
+               memory[static_cast<std::size_t>(row.batch * kv_heads + inputs.kv_head(row.head)) * chunks.size() +
+                      chunk]) {
             run.end = std::min(run.end, static_cast<std::int32_t>(position + 1));
             if (run.begin < run.end) emit(run);
           }
@@ -118,7 +118,8 @@ class InfLlm final : public Masker {
       std::vector<float> mean(static_cast<std::size_t>(inputs.head_dim()), 0.0f), query(mean.size());
       for (Index h = row.head * inputs.group(); h < (row.head + 1) * inputs.group(); ++h) {
         for (Index q = chunk.first; q < chunk.end; ++q) {
-          load_row(head_matrix(inputs.queries, row.batch, h), q, 1 / static_cast<float>(chunk.end - chunk.first), query);
+          load_row(head_matrix(inputs.queries, row.batch, h), q, 1 / static_cast<float>(chunk.end - chunk.first),
+                   query);
           for (std::size_t c = 0; c < mean.size(); ++c) mean[c] += query[c];
         }
       }
@@ -148,8 +149,8 @@ class InfLlm final : public Masker {
     std::vector<std::int32_t> best;
     for (auto block = static_cast<Index>(head.representatives.size() / d); block < behind; ++block) {
       best.clear();
-      top_k(std::span(head.local_score).subspan(static_cast<std::size_t>(start_of(block)),
-                                               static_cast<std::size_t>(config_.block_size)),
+      top_k(std::span(head.local_score)
+                .subspan(static_cast<std::size_t>(start_of(block)), static_cast<std::size_t>(config_.block_size)),
             config_.repr_top_k, best);
       std::vector<float> mean(d, 0.0f);
       for (const std::int32_t i : best) {

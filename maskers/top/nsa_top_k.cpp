@@ -20,13 +20,12 @@ struct NsaTopKConfig {
   Index init_blocks = 1;
   Index local_blocks = 2;
 
-  static constexpr const char* docs[] = {
-      "keys per compressed key; a multiple of kernel_stride",
-      "keys between compressed keys",
-      "keys per block; a multiple of kernel_stride",
-      "blocks kept per query and KV head, init and local blocks among them",
-      "first blocks that are always kept",
-      "blocks up to and including the query's own that are always kept"};
+  static constexpr const char* docs[] = {"keys per compressed key; a multiple of kernel_stride",
+                                         "keys between compressed keys",
+                                         "keys per block; a multiple of kernel_stride",
+                                         "blocks kept per query and KV head, init and local blocks among them",
+                                         "first blocks that are always kept",
+                                         "blocks up to and including the query's own that are always kept"};
   void validate() const {
     require_count(kernel_stride, "kernel_stride");
     require_count(kernel_size, "kernel_size");
@@ -107,8 +106,7 @@ class NsaTopK final : public Masker {
       const Index begin = block * of_block, end = begin + of_block;
       double sum = 0;
       for (Index i = std::max<Index>(0, begin - of_key + 1); i < std::min(end, static_cast<Index>(mass.size())); ++i)
-        sum += mass[static_cast<std::size_t>(i)] *
-               static_cast<double>(std::min(end, i + of_key) - std::max(begin, i));
+        sum += mass[static_cast<std::size_t>(i)] * static_cast<double>(std::min(end, i + of_key) - std::max(begin, i));
       scores[static_cast<std::size_t>(block)] = static_cast<float>(sum);
     }
   }

@@ -27,8 +27,7 @@ class TopK final : public Masker {
               const Context& context) const override {
     const Index k = config_.heavy_size.resolve(inputs.keys_length());
     return select_by_score(
-        inputs, previous,
-        NamedScorer(config_.scorer, config_.page_size, inputs, state.get<NamedScorerState>(*this)),
+        inputs, previous, NamedScorer(config_.scorer, config_.page_size, inputs, state.get<NamedScorerState>(*this)),
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }
 

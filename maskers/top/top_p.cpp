@@ -27,8 +27,7 @@ class TopP final : public Masker {
   Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
               const Context& context) const override {
     return select_by_score(
-        inputs, previous,
-        NamedScorer(config_.scorer, config_.page_size, inputs, state.get<NamedScorerState>(*this)),
+        inputs, previous, NamedScorer(config_.scorer, config_.page_size, inputs, state.get<NamedScorerState>(*this)),
         [&](std::span<const float> scores, Selection& selection) { top_p(scores, config_.top_p, selection.indices); },
         context);
   }

@@ -1,39 +1,12 @@
 // Each masker's rule on inputs small enough to work out by hand.
+#include "support/maskers.hpp"
+
 #include <gtest/gtest.h>
 
-#include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/mask/combine.hpp>
-
-#include "support/attention.hpp"
 
 namespace reticle::testing {
 namespace {
-
-/// One head; query i is a constant, and key j scores scores[j] against it.
-struct Scored {
-  Tensor queries, keys;
-  AttentionInputs inputs;
-  Scored(Index count, std::vector<float> scores) : queries(DType::f32, {1, 1, count, 1}) {
-    keys = Tensor(DType::f32, {1, 1, static_cast<Index>(scores.size()), 1});
-    std::fill(queries.span<float>().begin(), queries.span<float>().end(), 1.0f);
-    std::copy(scores.begin(), scores.end(), keys.span<float>().begin());
-    inputs.queries = queries.view();
-    inputs.keys = inputs.values = keys.view();
-  }
-};
-
-Mask mask_of(const std::string& maskers, const AttentionInputs& inputs, bool causal = false,
-             const std::optional<Mask>& previous = std::nullopt) {
-  SequenceState state;
-  return SparseAttention::from_json("{\"maskers\": [" + maskers + "], \"causal\": " + (causal ? "true" : "false") + "}")
-      .mask(inputs, state, {}, previous);
-}
-
-std::string row_text(const Mask& mask, Index query) {
-  std::string text;
-  for (Index key = 0; key < mask.shape().keys; ++key) text += mask.at(0, 0, query, key) > 0 ? '1' : '.';
-  return text;
-}
 
 TEST(Sink, KeepsTheFirstKeysOfEveryRowInOneStoredRow) {
   const Scored s(3, std::vector<float>(8));
@@ -52,6 +25,10 @@ TEST(Local, EndsAtTheQuerysOwnPosition) {
   EXPECT_EQ(row_text(mask, 2), "....11");
   EXPECT_EQ(row_text(mask_of(R"({"type": "local", "window_size": 100})", s.inputs), 0), "1111..")
       << "a short sequence does not become dense";
+  const Mask dilated = mask_of(R"({"type": "local", "window_size": 2, "dilation": 3})", s.inputs);
+  EXPECT_EQ(row_text(dilated, 0), "1..1..");
+  EXPECT_EQ(row_text(dilated, 2), "..1..1");
+  EXPECT_EQ(row_text(mask_of(R"({"type": "local", "window_size": 5, "dilation": 4})", s.inputs), 2), ".1...1");
 }
 
 TEST(Causal, KeepsWhatLiesBehind) {
