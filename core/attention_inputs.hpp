@@ -43,7 +43,7 @@ struct RETICLE_API AttentionInputs {
   Index head_dim() const { return queries.size(3); }
   /// Query heads per KV head.
   Index group() const { return kv_heads() == 0 ? 0 : heads() / kv_heads(); }
-  Index kv_head(Index head) const { return head / group(); }
+  Index kv_head(Index head) const { return head * kv_heads() / heads(); }
   bool wants(Index head) const { return wanted_heads.empty() || wanted_heads[static_cast<std::size_t>(head)] != 0; }
   /// Where a query stands among the keys; negative when there are more queries than keys.
   Index position(Index query) const { return keys_length() - queries_length() + query; }

@@ -304,7 +304,7 @@ class PatternCase {
     SequenceState stepwise;
     sparse.mask(all.inputs(0, prompt, Stage::prefill, layer), state);
     sparse.mask(all.inputs(0, prompt, Stage::prefill, layer), stepwise);
-    const Mask at_once = sparse.mask(all.inputs(prompt, end, Stage::generation, layer), state);
+    Mask at_once = sparse.mask(all.inputs(prompt, end, Stage::generation, layer), state);
     Mask steps;
     for (Index query = prompt; query < end; ++query) {
       const Mask step = sparse.mask(all.inputs(query, query + 1, Stage::generation, layer), stepwise);

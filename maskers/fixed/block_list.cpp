@@ -12,8 +12,7 @@ struct BlockListConfig {
   Index block_k = 128;
 
   static constexpr const char* docs[] = {
-      "safetensors with kv_num_blocks (1 or b, 1 or h, query blocks) and kv_indices (..., blocks), I32 or I64; "
-      "\"layers.<i>.\" before a name makes it that layer's",
+      "kv_num_blocks (1|b, 1|h, query blocks) and kv_indices (..., blocks), or layers.<i>.kv_..., I32 or I64",
       "queries per block", "keys per block"};
   static constexpr std::string_view required[] = {"file"};
   void validate() const {

@@ -19,8 +19,7 @@ struct AdaptiveVerticalSlashConfig {
       "least number of keys and of distances",
       "first keys that come before all others; they count",
       "nearest distances that come before all others; they count",
-      "1 keeps exactly the verticals and slashes; above, slashes are widened to whole blocks, as the original's kernel "
-      "does with 64"};
+      "1: just the verticals and slashes; above: slashes widened to blocks, as by the original's kernel with 64"};
   void validate() const {
     require(alpha >= 0 && alpha <= 1, "alpha", "must be in [0, 1]");
     require_count(approximation_size, "approximation_size");

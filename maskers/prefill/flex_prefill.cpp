@@ -24,8 +24,7 @@ struct FlexPrefillConfig {
 
   static constexpr const char* docs[] = {
       "share, in [0, 1], of attention that the pattern is to cover",
-      "largest Jensen-Shannon distance of the estimate by block means to the last queries' attention at which a head "
-      "lets its query blocks choose",
+      "Jensen-Shannon distance of block means to the last queries' attention below which queries choose",
       "queries and keys per block",
       "least number of keys for the vertical, and for the slash blocks",
       "greatest number of keys for each; absent: all",

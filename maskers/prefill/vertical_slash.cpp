@@ -19,8 +19,7 @@ struct VerticalSlashConfig {
       "last queries whose attention decides; all when there are fewer",
       "first keys that come before all others; they count in vertical_size",
       "nearest distances that come before all others; they count in slash_size",
-      "1 keeps exactly the verticals and slashes; above, slashes are widened to whole blocks, as MInference's kernel "
-      "does with 64"};
+      "1: just the verticals and slashes; above: slashes widened to blocks, as by MInference's kernel with 64"};
   void validate() const {
     require(vertical_size.positive() || slash_size.positive(), "vertical_size", "or slash_size must be > 0");
     require_count(approximation_window, "approximation_window");

@@ -239,9 +239,10 @@ RETICLE_REGISTER_MASKER(
     "adaptive_sampling", AdaptiveSampling, AdaptiveSamplingConfig,
     {.summary = "Samples as many keys per query as an (epsilon, delta) bound on its denominator needs.",
      .source = "vAttention (Desai et al. 2025); sparse-attention-hub (AdaptiveSampling)",
-     .rule = "b of the n keys not chosen yet, p = b / n, b the least with z s n sqrt(1/b - 1/n) <= epsilon D; "
-             "s and D from a base sample, z the normal quantile of 1 - delta / 2; a bound only where the heavy keys were "
-             "chosen before, by a top-k, since a base sample misses them",
+     .rule =
+         "b of the n keys not chosen yet, p = b / n, b the least with z s n sqrt(1/b - 1/n) <= epsilon D; "
+         "s and D from a base sample, z the normal quantile of 1 - delta / 2; a bound only where the heavy keys were "
+         "chosen before, by a top-k, since a base sample misses them",
      .cost = "O(queries * keys * head_dim) time (exact scores), memory of what is kept"});
 
 }  // namespace reticle::maskers

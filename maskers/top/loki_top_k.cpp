@@ -11,8 +11,7 @@ struct LokiTopKConfig {
   Size rank = 0.25;
 
   static constexpr const char* docs[] = {
-      "safetensors with layers.<i>.pca (hkv, head_dim, head_dim) F32: principal components as rows, largest first; "
-      "tools/calibrate.py makes it",
+      "layers.<i>.pca (hkv, head_dim, head_dim) F32: components as rows, largest first; tools/calibrate.py",
       "keys added per query, beyond those already chosen", "components that score; a fraction is of head_dim"};
   static constexpr std::string_view required[] = {"pca_file"};
   void validate() const {
