@@ -46,10 +46,10 @@ MaskCounts for_each_stored_row(const MaskShape& shape, const Context& context, R
   return counts;
 }
 
-/// A finished 0/1 result, in the representation that its counts call for.
+/// A finished result, in the representation that its counts call for.
 Mask conformed(const MaskShape& shape, Representation representation, const MaskCounts& counts, MaskKind kind,
                const Context& context) {
-  Mask result = MaskAssembler::make(shape, std::move(representation), counts.entries, false);
+  Mask result = MaskAssembler::make(shape, std::move(representation), counts.entries, counts.weighted);
   if (conform(shape, counts) == kind) return result;
   return assemble(
       shape,
@@ -75,82 +75,111 @@ Mask combine_bits(BitOp op, const MaskShape& shape, const Mask& a, const Mask& b
   return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
 }
 
-/// A row's columns.
-std::span<const std::int32_t> columns_of(const Mask& mask, RowId row) {
-  const auto& csr = std::get<Csr>(mask.representation());
-  const Index stored = mask.shape().stored_row(row), begin = csr.row_ptr[stored];
-  return csr.indices.span().subspan(static_cast<std::size_t>(begin),
-                                    static_cast<std::size_t>(csr.row_ptr[stored + 1] - begin));
+/// A row's columns and, if the mask is weighted, their p.
+struct CsrRow {
+  const std::int32_t* columns;
+  const float* p;
+  Index count;
+
+  CsrRow(const Mask& mask, RowId row) {
+    const auto& csr = std::get<Csr>(mask.representation());
+    const Index stored = mask.shape().stored_row(row), begin = csr.row_ptr[stored];
+    columns = csr.indices.data() + begin;
+    p = csr.p.empty() ? nullptr : csr.p.data() + begin;
+    count = csr.row_ptr[stored + 1] - begin;
+  }
+};
+
+/// The union of two 0/1 CSR masks that is too dense for CSR: by setting bits.
+Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
+  const Index per_row = BitDense::words_per_row(shape.keys);
+  Array<std::uint64_t> words(static_cast<std::size_t>(shape.stored_rows() * per_row));
+  const MaskCounts counts = for_each_stored_row(shape, context, [&](Index row) {
+    const RowId id = shape.row_of_stored(row);
+    std::uint64_t* of_row = words.data() + row * per_row;
+    std::fill_n(of_row, per_row, std::uint64_t{0});
+    for (const Mask* mask : {&a, &b}) {
+      const CsrRow columns(*mask, id);
+      set_bits(columns.columns, columns.count, of_row);
+    }
+    return combine_words(BitOp::unite, of_row, of_row, of_row, per_row);
+  });
+  return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
 }
 
-/// The union of two 0/1 CSR masks: by merging columns or, where the result is too dense for CSR anyway, by setting bits.
-Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
-  const Index rows = shape.stored_rows(), chunk = rows_per_chunk(rows), per_row = BitDense::words_per_row(shape.keys);
-  Index least = 0;  // entries of the result
+/// The rows of one chunk, as they are merged: there is room for both operands.
+struct MergedRows {
+  Array<std::int32_t> columns;
+  Array<float> p;
+  MaskCounts counts;
+};
+
+/// The union of two CSR masks, by merging columns.
+Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRule rule, const Context& context) {
+  const Index rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
+  const bool weighted = a.weighted() || b.weighted();
   std::vector<Index> room(static_cast<std::size_t>((rows - 1) / chunk + 1), 0);
+  Index least = 0;  // entries of the result
   for (Index row = 0; row < rows; ++row) {
     const RowId id = shape.row_of_stored(row);
-    const auto left = static_cast<Index>(columns_of(a, id).size()), right = static_cast<Index>(columns_of(b, id).size());
+    const Index left = CsrRow(a, id).count, right = CsrRow(b, id).count;
     least += std::max(left, right);
     room[static_cast<std::size_t>(row / chunk)] += left + right;
   }
-  if (least * Index{sizeof(std::int32_t)} > rows * (per_row - 1) * Index{sizeof(std::uint64_t)}) {
-    Array<std::uint64_t> words(static_cast<std::size_t>(rows * per_row));
-    const MaskCounts counts = for_each_stored_row(shape, context, [&](Index row) {
-      const RowId id = shape.row_of_stored(row);
-      std::uint64_t* of_row = words.data() + row * per_row;
-      std::fill_n(of_row, per_row, std::uint64_t{0});
-      for (const Mask* mask : {&a, &b}) {
-        const std::span<const std::int32_t> columns = columns_of(*mask, id);
-        set_bits(columns.data(), static_cast<Index>(columns.size()), of_row);
-      }
-      return combine_words(BitOp::unite, of_row, of_row, of_row, per_row);
-    });
-    return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
-  }
+  const Index bytes_as_bits = (BitDense::words_per_row(shape.keys) - 1) * Index{sizeof(std::uint64_t)} * rows;
+  if (!weighted && least * Index{sizeof(std::int32_t)} > bytes_as_bits) return unite_as_bits(shape, a, b, context);
 
-  std::vector<Array<std::int32_t>> merged(room.size());
+  std::vector<MergedRows> merged(room.size());
   Array<Index> row_ptr(static_cast<std::size_t>(rows) + 1);
-  std::vector<MaskCounts> of_chunk(room.size());
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
-    Array<std::int32_t>& columns = merged[static_cast<std::size_t>(index)];
-    MaskCounts& counts = of_chunk[static_cast<std::size_t>(index)];
-    columns.resize(static_cast<std::size_t>(room[static_cast<std::size_t>(index)] + kMergeSlack));
+    MergedRows& of_chunk = merged[static_cast<std::size_t>(index)];
+    const auto slots = static_cast<std::size_t>(room[static_cast<std::size_t>(index)] + kMergeSlack);
+    of_chunk.columns.resize(slots);
+    if (weighted) of_chunk.p.resize(slots);
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
-      const std::span<const std::int32_t> left = columns_of(a, id), right = columns_of(b, id);
-      const RowCounts of_row = merge_columns(left.data(), static_cast<Index>(left.size()), right.data(),
-                                             static_cast<Index>(right.size()), columns.data() + counts.entries);
-      row_ptr[static_cast<std::size_t>(row) + 1] = of_row.entries;
-      counts.entries += of_row.entries;
-      counts.runs += of_row.runs;
+      const CsrRow left(a, id), right(b, id);
+      std::int32_t* columns = of_chunk.columns.data() + of_chunk.counts.entries;
+      const RowCounts counts =
+          weighted ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count,
+                                            right.columns, right.p, right.count, columns,
+                                            of_chunk.p.data() + of_chunk.counts.entries)
+                   : merge_columns(left.columns, left.count, right.columns, right.count, columns);
+      row_ptr[static_cast<std::size_t>(row) + 1] = counts.entries;
+      of_chunk.counts.entries += counts.entries;
+      of_chunk.counts.runs += counts.runs;
     }
+    const float* p = of_chunk.p.data();
+    of_chunk.counts.weighted = weighted && std::any_of(p, p + of_chunk.counts.entries, [](float x) { return x < 1; });
   });
   MaskCounts counts;
-  std::vector<Index> start(of_chunk.size());
-  for (std::size_t i = 0; i < of_chunk.size(); ++i) {
+  std::vector<Index> start(merged.size());
+  for (std::size_t i = 0; i < merged.size(); ++i) {
     start[i] = counts.entries;
-    counts.entries += of_chunk[i].entries;
-    counts.runs += of_chunk[i].runs;
+    counts.entries += merged[i].counts.entries;
+    counts.runs += merged[i].counts.runs;
+    counts.weighted |= merged[i].counts.weighted;
   }
   row_ptr[0] = 0;
   for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
   Array<std::int32_t> indices(static_cast<std::size_t>(counts.entries));
+  Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
   context.for_each_chunk(static_cast<Index>(merged.size()), 1, [&](Index, Index begin, Index end) {
-    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
-      std::copy_n(merged[i].data(), of_chunk[i].entries, indices.data() + start[i]);
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+      std::copy_n(merged[i].columns.data(), merged[i].counts.entries, indices.data() + start[i]);
+      if (counts.weighted) std::copy_n(merged[i].p.data(), merged[i].counts.entries, p.data() + start[i]);
+    }
   });
-  return conformed(shape, Csr{std::move(row_ptr), std::move(indices), {}}, counts, MaskKind::csr, context);
+  return conformed(shape, Csr{std::move(row_ptr), std::move(indices), std::move(p)}, counts, MaskKind::csr, context);
 }
 
 template <class Op>
-Mask combine(const Mask& a, const Mask& b, const Context& context) {
+Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional<MergeRule> rule = std::nullopt) {
   const MaskShape shape = a.shape().sharing_both(b.shape());
   if (shape.positions() > 0 && a.kind() == MaskKind::bits && b.kind() == MaskKind::bits)
     return combine_bits(kBitOp<Op>, shape, a, b, context);
-  if (kBitOp<Op> == BitOp::unite && shape.positions() > 0 && a.kind() == MaskKind::csr && b.kind() == MaskKind::csr &&
-      !a.weighted() && !b.weighted())
-    return unite_columns(shape, a, b, context);
+  if (rule && shape.positions() > 0 && a.kind() == MaskKind::csr && b.kind() == MaskKind::csr)
+    return unite_columns(shape, a, b, *rule, context);
   return assemble(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {
@@ -170,11 +199,11 @@ Mask merge(const Mask& a, const Mask& b, MergeRule rule, const Context& context)
   if (b.kind() == MaskKind::empty || a.kind() == MaskKind::full) return a;
   switch (rule) {
     case MergeRule::add:
-      return combine<row_op::Add>(a, b, context);
+      return combine<row_op::Add>(a, b, context, rule);
     case MergeRule::max:
-      return combine<row_op::Max>(a, b, context);
+      return combine<row_op::Max>(a, b, context, rule);
     case MergeRule::independent:
-      return combine<row_op::Independent>(a, b, context);
+      return combine<row_op::Independent>(a, b, context, rule);
   }
   return a;
 }

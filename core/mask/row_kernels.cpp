@@ -5,6 +5,9 @@
 // equal to their predecessor; the largest meet the next N columns of whichever list is behind. No branch depends on the
 // data: about 2 cycles per column with 16 lanes, where a two-pointer merge mispredicts half of its steps (10 or more).
 //
+// Weighted columns are merged the same way as 64-bit words, column above p; what goes out is decided one column late, when
+// its twin and its successor are known.
+//
 // Bits: neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last one; eight
 // places of the list are therefore worked on in turn.
 #include <bit>
@@ -126,19 +129,147 @@ RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t*
     before = rotated;
     const auto fresh = hn::And(hn::Ne(smallest, previous), hn::Ne(smallest, none));
     joined += hn::CountTrue(tag, hn::And(fresh, hn::Eq(smallest, hn::Add(previous, one))));
-    to += hn::CompressStore(smallest, fresh, tag, to);
+    // Not CompressStore: with a memory operand the instruction is microcoded on some processors. There is room.
+    hn::StoreU(hn::Compress(smallest, fresh), tag, to);
+    to += hn::CountTrue(tag, fresh);
   };
   V largest = from_a.head() <= from_b.head() ? from_a.next(tag) : from_b.next(tag);
-  while (from_a.at < from_a.end || from_b.at < from_b.end) {
-    // A pointer select instead of a branch that nobody could predict.
-    ColumnReader& behind = from_a.head() <= from_b.head() ? from_a : from_b;
-    const V reversed = hn::Reverse(tag, behind.next(tag));
+  const auto take = [&](V v) {
+    const V reversed = hn::Reverse(tag, v);
+    emit(exchanges(hn::Min(largest, reversed)));
+    largest = exchanges(hn::Max(largest, reversed));
+  };
+  // While both lists have whole vectors: arithmetic selects instead of a branch that nobody could predict.
+  const auto step = static_cast<std::ptrdiff_t>(lanes);
+  while (from_a.end - from_a.at >= step && from_b.end - from_b.at >= step) {
+    const bool a_is_behind = *from_a.at <= *from_b.at;
+    const std::int32_t* source = a_is_behind ? from_a.at : from_b.at;
+    const std::ptrdiff_t taken = a_is_behind ? step : 0;
+    from_a.at += taken;
+    from_b.at += step - taken;
+    take(hn::LoadU(tag, source));
+  }
+  while (from_a.at < from_a.end || from_b.at < from_b.end)
+    take((from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
+  emit(largest);
+  const Index entries = to - out;
+  return {entries, entries - static_cast<Index>(joined)};
+}
+
+/// A weighted list as 64-bit words, the column above the bits of p, so that they sort by column and carry p along.
+struct WeightedReader {
+  const std::int32_t* columns;
+  const float* p;
+  Index left;
+
+  std::int32_t head() const { return left > 0 ? *columns : ColumnReader::kNone; }
+
+  template <class D>
+  HWY_INLINE hn::Vec<D> next(D tag) {
+    const hn::Rebind<std::uint32_t, D> half;
+    const auto lanes = static_cast<Index>(hn::Lanes(tag));
+    constexpr std::size_t kMost = HWY_MAX_BYTES / sizeof(std::uint64_t);
+    HWY_ALIGN std::uint32_t some_columns[kMost], some_p[kMost];
+    const std::uint32_t* from_columns = reinterpret_cast<const std::uint32_t*>(columns);
+    const std::uint32_t* from_p = reinterpret_cast<const std::uint32_t*>(p);
+    if (HWY_UNLIKELY(left < lanes || p == nullptr)) {
+      for (Index i = 0; i < lanes; ++i) {
+        const bool real = i < left;
+        some_columns[i] = static_cast<std::uint32_t>(real ? columns[i] : ColumnReader::kNone);
+        some_p[i] = std::bit_cast<std::uint32_t>(real && p != nullptr ? p[i] : 1.0f);
+      }
+      from_columns = some_columns;
+      from_p = some_p;
+    }
+    const auto high = hn::ShiftLeft<32>(hn::PromoteTo(tag, hn::LoadU(half, from_columns)));
+    const auto word = hn::Or(high, hn::PromoteTo(tag, hn::LoadU(half, from_p)));
+    const Index taken = left < lanes ? left : lanes;
+    columns += taken;
+    if (p != nullptr) p += taken;
+    left -= taken;
+    return word;
+  }
+};
+
+template <UnionRule kRule, class V>
+V CombineP(V a, V b) {
+  const hn::DFromV<V> tag;
+  const auto one = hn::Set(tag, 1.0f);
+  if (kRule == UnionRule::add) return hn::Min(one, hn::Add(a, b));
+  if (kRule == UnionRule::max) return hn::Max(a, b);
+  return hn::Sub(one, hn::Mul(hn::Sub(one, a), hn::Sub(one, b)));
+}
+
+template <UnionRule kRule>
+RowCounts MergeWeightedBy(WeightedReader from_a, WeightedReader from_b, std::int32_t* out, float* out_p) {
+  const hn::ScalableTag<std::uint64_t> tag;
+  const hn::Rebind<std::uint32_t, decltype(tag)> half;
+  const hn::Rebind<std::int32_t, decltype(tag)> half_signed;
+  const hn::Rebind<float, decltype(tag)> half_float;
+  using V = hn::Vec<decltype(tag)>;
+  const std::size_t lanes = hn::Lanes(tag);
+  const auto lane = hn::Iota(tag, 0);
+  const auto exchanges = [&](V v) {
+    for (std::size_t distance = lanes / 2; distance > 0; distance /= 2) {
+      const auto bit = hn::Set(tag, std::uint64_t{distance});
+      const V partner = hn::TableLookupLanes(v, hn::IndicesFromVec(tag, hn::Xor(lane, bit)));
+      v = hn::IfThenElse(hn::Ne(hn::And(lane, bit), hn::Zero(tag)), hn::Max(v, partner), hn::Min(v, partner));
+    }
+    return v;
+  };
+  const auto rotation = [&](std::size_t by) {
+    const auto last = hn::Set(tag, std::uint64_t{lanes - 1});
+    return hn::IndicesFromVec(tag, hn::And(hn::Add(lane, hn::Set(tag, std::uint64_t{lanes - by % lanes})), last));
+  };
+  const auto by_one = rotation(1), by_two = rotation(2);
+  const auto first_lane = hn::FirstN(tag, 1), first_two = hn::FirstN(tag, lanes < 2 ? 1 : 2);
+  const V none = hn::Set(tag, std::uint64_t{ColumnReader::kNone} << 32 | std::bit_cast<std::uint32_t>(1.0f));
+  V before_one = none, before_two = none;
+  std::int32_t* to = out;
+  // A column goes out once the next one is seen to be another, with the p of its twin, the one before, if it has one.
+  const auto emit = [&](V next) {
+    const V one = hn::TableLookupLanes(next, by_one), two = hn::TableLookupLanes(next, by_two);
+    const V current = hn::IfThenElse(first_lane, before_one, one);
+    const V twin = lanes < 2 ? before_two : hn::IfThenElse(first_two, before_two, two);
+    before_two = lanes < 2 ? before_one : two;
+    before_one = one;
+    const V column = hn::ShiftRight<32>(current);
+    const auto last_of_it = hn::And(hn::Ne(column, hn::ShiftRight<32>(next)), hn::Ne(column, hn::ShiftRight<32>(none)));
+    const auto has_twin = hn::Eq(column, hn::ShiftRight<32>(twin));
+    const auto p_of = [&](V v) { return hn::BitCast(half_float, hn::TruncateTo(half, v)); };
+    const auto together = hn::PromoteTo(tag, hn::BitCast(half, CombineP<kRule>(p_of(current), p_of(twin))));
+    const V whole = hn::IfThenElse(has_twin, hn::Or(hn::ShiftLeft<32>(column), together), current);
+    const V kept = hn::Compress(whole, last_of_it);
+    hn::StoreU(hn::BitCast(half_signed, hn::TruncateTo(half, hn::ShiftRight<32>(kept))), half_signed, to);
+    hn::StoreU(p_of(kept), half_float, out_p + (to - out));
+    to += hn::CountTrue(tag, last_of_it);
+  };
+  V largest = (from_a.head() <= from_b.head() ? from_a : from_b).next(tag);
+  while (from_a.left > 0 || from_b.left > 0) {
+    const V reversed = hn::Reverse(tag, (from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
     emit(exchanges(hn::Min(largest, reversed)));
     largest = exchanges(hn::Max(largest, reversed));
   }
   emit(largest);
+  emit(none);
   const Index entries = to - out;
-  return {entries, entries - static_cast<Index>(joined)};
+  Index joined = 0;
+  for (Index i = 1; i < entries; ++i) joined += (out[i] == out[i - 1] + 1) & (out_p[i] == out_p[i - 1]);
+  return {entries, entries - joined};
+}
+
+RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+                        const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
+  const WeightedReader from_a{a, a_p, a_count}, from_b{b, b_p, b_count};
+  switch (rule) {
+    case UnionRule::add:
+      return MergeWeightedBy<UnionRule::add>(from_a, from_b, out, out_p);
+    case UnionRule::max:
+      return MergeWeightedBy<UnionRule::max>(from_a, from_b, out, out_p);
+    case UnionRule::independent:
+      break;
+  }
+  return MergeWeightedBy<UnionRule::independent>(from_a, from_b, out, out_p);
 }
 
 }  // namespace reticle::HWY_NAMESPACE
@@ -149,6 +280,7 @@ namespace reticle {
 
 HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
+HWY_EXPORT(MergeWeighted);
 
 RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
   return HWY_DYNAMIC_DISPATCH(CombineWords)(op, a, b, out, count);
@@ -157,6 +289,12 @@ RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b
 RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                         std::int32_t* out) {
   return HWY_DYNAMIC_DISPATCH(MergeColumns)(a, a_count, b, b_count, out);
+}
+
+RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                                 const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
+                                 float* out_p) {
+  return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
 }
 
 void set_bits(const std::int32_t* columns, Index count, std::uint64_t* words) {

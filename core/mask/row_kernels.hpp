@@ -26,6 +26,14 @@ inline constexpr Index kMergeSlack = 64;
 RETICLE_API RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                                     std::int32_t* out);
 
+/// How p of a column that both lists hold combine: row_op::Add, Max and Independent in vectors.
+enum class UnionRule : std::uint8_t { add, max, independent };
+
+/// The same with a p in (0, 1] per column; null: all 1. `out_p` is aligned with `out`, and has the same room.
+RETICLE_API RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                                             const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
+                                             float* out_p);
+
 /// Sets the bits of ascending columns.
 RETICLE_API void set_bits(const std::int32_t* columns, Index count, std::uint64_t* words);
 
