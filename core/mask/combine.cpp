@@ -107,13 +107,6 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
   return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
 }
 
-/// The rows of one chunk, as they are merged: there is room for both operands.
-struct MergedRows {
-  Array<std::int32_t> columns;
-  Array<float> p;
-  MaskCounts counts;
-};
-
 /// The union of two CSR masks, by merging columns.
 Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRule rule, const Context& context) {
   const Index rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
@@ -129,47 +122,50 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   const Index bytes_as_bits = (BitDense::words_per_row(shape.keys) - 1) * Index{sizeof(std::uint64_t)} * rows;
   if (!weighted && least * Index{sizeof(std::int32_t)} > bytes_as_bits) return unite_as_bits(shape, a, b, context);
 
-  std::vector<MergedRows> merged(room.size());
+  // Merged where each chunk has room for both operands, then moved together: no second buffer, and the gaps are small
+  // unless the operands are alike.
+  std::vector<Index> start(room.size() + 1, 0);
+  for (std::size_t i = 0; i < room.size(); ++i) start[i + 1] = start[i] + room[i] + kMergeSlack;
+  Array<std::int32_t> indices(static_cast<std::size_t>(start.back()));
+  Array<float> p(static_cast<std::size_t>(weighted ? start.back() : 0));
   Array<Index> row_ptr(static_cast<std::size_t>(rows) + 1);
+  std::vector<MaskCounts> of_chunk(room.size());
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
-    MergedRows& of_chunk = merged[static_cast<std::size_t>(index)];
-    const auto slots = static_cast<std::size_t>(room[static_cast<std::size_t>(index)] + kMergeSlack);
-    of_chunk.columns.resize(slots);
-    if (weighted) of_chunk.p.resize(slots);
+    MaskCounts counts;
+    std::int32_t* columns = indices.data() + start[static_cast<std::size_t>(index)];
+    float* columns_p = p.data() + (weighted ? start[static_cast<std::size_t>(index)] : 0);
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
       const CsrRow left(a, id), right(b, id);
-      std::int32_t* columns = of_chunk.columns.data() + of_chunk.counts.entries;
-      const RowCounts counts =
+      const RowCounts merged =
           weighted ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count,
-                                            right.columns, right.p, right.count, columns,
-                                            of_chunk.p.data() + of_chunk.counts.entries)
-                   : merge_columns(left.columns, left.count, right.columns, right.count, columns);
-      row_ptr[static_cast<std::size_t>(row) + 1] = counts.entries;
-      of_chunk.counts.entries += counts.entries;
-      of_chunk.counts.runs += counts.runs;
+                                            right.columns, right.p, right.count, columns + counts.entries,
+                                            columns_p + counts.entries)
+                   : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
+      row_ptr[static_cast<std::size_t>(row) + 1] = merged.entries;
+      counts.entries += merged.entries;
+      counts.runs += merged.runs;
     }
-    const float* p = of_chunk.p.data();
-    of_chunk.counts.weighted = weighted && std::any_of(p, p + of_chunk.counts.entries, [](float x) { return x < 1; });
+    counts.weighted =
+        weighted && std::any_of(columns_p, columns_p + counts.entries, [](float x) { return x < 1; });
+    of_chunk[static_cast<std::size_t>(index)] = counts;
   });
   MaskCounts counts;
-  std::vector<Index> start(merged.size());
-  for (std::size_t i = 0; i < merged.size(); ++i) {
-    start[i] = counts.entries;
-    counts.entries += merged[i].counts.entries;
-    counts.runs += merged[i].counts.runs;
-    counts.weighted |= merged[i].counts.weighted;
+  for (std::size_t i = 0; i < of_chunk.size(); ++i) {
+    const auto from = start[i], size = of_chunk[i].entries;
+    std::copy(indices.begin() + from, indices.begin() + from + size, indices.begin() + counts.entries);
+    if (weighted) std::copy(p.begin() + from, p.begin() + from + size, p.begin() + counts.entries);
+    counts.entries += size;
+    counts.runs += of_chunk[i].runs;
+    counts.weighted |= of_chunk[i].weighted;
   }
+  const bool alike = start.back() > counts.entries + counts.entries / 4;
+  indices.resize(static_cast<std::size_t>(counts.entries));
+  p.resize(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
+  if (alike || p.empty()) p.shrink_to_fit();
+  if (alike) indices.shrink_to_fit();
   row_ptr[0] = 0;
   for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
-  Array<std::int32_t> indices(static_cast<std::size_t>(counts.entries));
-  Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
-  context.for_each_chunk(static_cast<Index>(merged.size()), 1, [&](Index, Index begin, Index end) {
-    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
-      std::copy_n(merged[i].columns.data(), merged[i].counts.entries, indices.data() + start[i]);
-      if (counts.weighted) std::copy_n(merged[i].p.data(), merged[i].counts.entries, p.data() + start[i]);
-    }
-  });
   return conformed(shape, Csr{std::move(row_ptr), std::move(indices), std::move(p)}, counts, MaskKind::csr, context);
 }
 

@@ -76,6 +76,21 @@ RowCounts CombineWords(BitOp op, const std::uint64_t* a, const std::uint64_t* b,
   return CombineWordsBy<BitOp::subtract>(a, b, out, count);
 }
 
+/// Sorts a bitonic vector: exchanges at distances kDistance, kDistance / 2, ..., 1. The partner of lane l is l ^ distance,
+/// and lanes with that bit set keep the larger of the two. Recursion, so that the permutations stay in registers.
+template <std::size_t kDistance, class D, class V>
+HWY_INLINE V SortBitonic(D tag, V v) {
+  if constexpr (kDistance == 0) {
+    return v;
+  } else {
+    const auto lane = hn::Iota(tag, 0);
+    const auto bit = hn::Set(tag, static_cast<hn::TFromD<D>>(kDistance));
+    const V partner = hn::TableLookupLanes(v, hn::IndicesFromVec(tag, hn::Xor(lane, bit)));
+    const auto upper = hn::Eq(hn::And(lane, bit), bit);
+    return SortBitonic<kDistance / 2>(tag, hn::IfThenElse(upper, hn::Max(v, partner), hn::Min(v, partner)));
+  }
+}
+
 /// One list, vector by vector; beyond its end there is kNone.
 struct ColumnReader {
   static constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
@@ -104,17 +119,8 @@ RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t*
   using V = hn::Vec<decltype(tag)>;
   const std::size_t lanes = hn::Lanes(tag);
 
-  // Exchanges at distance d: the partner of lane l is l ^ d, and lanes with bit d set keep the larger of the two.
   const auto lane = hn::Iota(tag, 0);
-  const auto exchanges = [&](V v) {
-    for (std::size_t distance = lanes / 2; distance > 0; distance /= 2) {
-      const auto bit = hn::Set(tag, static_cast<std::int32_t>(distance));
-      const V partner = hn::TableLookupLanes(v, hn::IndicesFromVec(tag, hn::Xor(lane, bit)));
-      v = hn::IfThenElse(hn::Ne(hn::And(lane, bit), hn::Zero(tag)), hn::Max(v, partner), hn::Min(v, partner));
-    }
-    return v;
-  };
-
+  const auto exchanges = [&](V v) HWY_ATTR { return SortBitonic<hn::MaxLanes(tag) / 2>(tag, v); };
   ColumnReader from_a{a, a + a_count}, from_b{b, b + b_count};
   const V none = hn::Set(tag, ColumnReader::kNone), one = hn::Set(tag, 1);
   const auto last = static_cast<std::int32_t>(lanes - 1);
@@ -166,7 +172,6 @@ struct WeightedReader {
 
   template <class D>
   HWY_INLINE hn::Vec<D> next(D tag) {
-    const hn::Rebind<std::uint32_t, D> half;
     const auto lanes = static_cast<Index>(hn::Lanes(tag));
     constexpr std::size_t kMost = HWY_MAX_BYTES / sizeof(std::uint64_t);
     HWY_ALIGN std::uint32_t some_columns[kMost], some_p[kMost];
@@ -181,13 +186,22 @@ struct WeightedReader {
       from_columns = some_columns;
       from_p = some_p;
     }
-    const auto high = hn::ShiftLeft<32>(hn::PromoteTo(tag, hn::LoadU(half, from_columns)));
-    const auto word = hn::Or(high, hn::PromoteTo(tag, hn::LoadU(half, from_p)));
-    const Index taken = left < lanes ? left : lanes;
-    columns += taken;
-    if (p != nullptr) p += taken;
-    left -= taken;
+    const auto word = pack(tag, from_columns, from_p);
+    skip(left < lanes ? left : lanes);
     return word;
+  }
+
+  template <class D>
+  static HWY_INLINE hn::Vec<D> pack(D tag, const void* columns, const void* p) {
+    const hn::Rebind<std::uint32_t, D> half;
+    const auto high = hn::PromoteTo(tag, hn::LoadU(half, static_cast<const std::uint32_t*>(columns)));
+    return hn::Or(hn::ShiftLeft<32>(high), hn::PromoteTo(tag, hn::LoadU(half, static_cast<const std::uint32_t*>(p))));
+  }
+
+  void skip(Index count) {
+    columns += count;
+    if (p != nullptr) p += count;
+    left -= count;
   }
 };
 
@@ -204,54 +218,67 @@ template <UnionRule kRule>
 RowCounts MergeWeightedBy(WeightedReader from_a, WeightedReader from_b, std::int32_t* out, float* out_p) {
   const hn::ScalableTag<std::uint64_t> tag;
   const hn::Rebind<std::uint32_t, decltype(tag)> half;
-  const hn::Rebind<std::int32_t, decltype(tag)> half_signed;
-  const hn::Rebind<float, decltype(tag)> half_float;
+  const hn::Rebind<std::int32_t, decltype(tag)> columns_tag;
+  const hn::Rebind<float, decltype(tag)> p_tag;
   using V = hn::Vec<decltype(tag)>;
   const std::size_t lanes = hn::Lanes(tag);
-  const auto lane = hn::Iota(tag, 0);
-  const auto exchanges = [&](V v) {
-    for (std::size_t distance = lanes / 2; distance > 0; distance /= 2) {
-      const auto bit = hn::Set(tag, std::uint64_t{distance});
-      const V partner = hn::TableLookupLanes(v, hn::IndicesFromVec(tag, hn::Xor(lane, bit)));
-      v = hn::IfThenElse(hn::Ne(hn::And(lane, bit), hn::Zero(tag)), hn::Max(v, partner), hn::Min(v, partner));
-    }
-    return v;
-  };
-  const auto rotation = [&](std::size_t by) {
-    const auto last = hn::Set(tag, std::uint64_t{lanes - 1});
-    return hn::IndicesFromVec(tag, hn::And(hn::Add(lane, hn::Set(tag, std::uint64_t{lanes - by % lanes})), last));
+  const auto exchanges = [&](V v) HWY_ATTR { return SortBitonic<hn::MaxLanes(tag) / 2>(tag, v); };
+  // Lane l takes lane l - by of its vector; the first `by` lanes take those of the vector before.
+  const auto rotation = [&](std::size_t by) HWY_ATTR {
+    const auto last = hn::Set(half, static_cast<std::uint32_t>(lanes - 1));
+    const auto offset = hn::Set(half, static_cast<std::uint32_t>(lanes - by % lanes));
+    return hn::And(hn::Add(hn::Iota(half, 0), offset), last);
   };
   const auto by_one = rotation(1), by_two = rotation(2);
-  const auto first_lane = hn::FirstN(tag, 1), first_two = hn::FirstN(tag, lanes < 2 ? 1 : 2);
-  const V none = hn::Set(tag, std::uint64_t{ColumnReader::kNone} << 32 | std::bit_cast<std::uint32_t>(1.0f));
-  V before_one = none, before_two = none;
+  const auto first = hn::FirstN(columns_tag, 1), first_two = hn::FirstN(columns_tag, lanes < 2 ? 1 : 2);
+  const auto none = hn::Set(columns_tag, ColumnReader::kNone);
+  const auto one = hn::Set(p_tag, 1.0f);
+  auto column_one = none, column_two = none;
+  auto p_one = one, p_two = one;
   std::int32_t* to = out;
   // A column goes out once the next one is seen to be another, with the p of its twin, the one before, if it has one.
-  const auto emit = [&](V next) {
-    const V one = hn::TableLookupLanes(next, by_one), two = hn::TableLookupLanes(next, by_two);
-    const V current = hn::IfThenElse(first_lane, before_one, one);
-    const V twin = lanes < 2 ? before_two : hn::IfThenElse(first_two, before_two, two);
-    before_two = lanes < 2 ? before_one : two;
-    before_one = one;
-    const V column = hn::ShiftRight<32>(current);
-    const auto last_of_it = hn::And(hn::Ne(column, hn::ShiftRight<32>(next)), hn::Ne(column, hn::ShiftRight<32>(none)));
-    const auto has_twin = hn::Eq(column, hn::ShiftRight<32>(twin));
-    const auto p_of = [&](V v) { return hn::BitCast(half_float, hn::TruncateTo(half, v)); };
-    const auto together = hn::PromoteTo(tag, hn::BitCast(half, CombineP<kRule>(p_of(current), p_of(twin))));
-    const V whole = hn::IfThenElse(has_twin, hn::Or(hn::ShiftLeft<32>(column), together), current);
-    const V kept = hn::Compress(whole, last_of_it);
-    hn::StoreU(hn::BitCast(half_signed, hn::TruncateTo(half, hn::ShiftRight<32>(kept))), half_signed, to);
-    hn::StoreU(p_of(kept), half_float, out_p + (to - out));
-    to += hn::CountTrue(tag, last_of_it);
+  const auto emit = [&](V word) HWY_ATTR {
+    const auto next = hn::BitCast(columns_tag, hn::TruncateTo(half, hn::ShiftRight<32>(word)));
+    const auto next_p = hn::BitCast(p_tag, hn::TruncateTo(half, word));
+    const auto back = [&](auto v, auto by) HWY_ATTR {
+      return hn::TableLookupLanes(v, hn::IndicesFromVec(hn::DFromV<decltype(v)>(), by));
+    };
+    const auto rotated = back(next, by_one), rotated_two = back(next, by_two);
+    const auto rotated_p = back(next_p, by_one), rotated_p_two = back(next_p, by_two);
+    const auto column = hn::IfThenElse(first, column_one, rotated);
+    const auto p = hn::IfThenElse(hn::RebindMask(p_tag, first), p_one, rotated_p);
+    const auto twin = lanes < 2 ? column_two : hn::IfThenElse(first_two, column_two, rotated_two);
+    const auto twin_p = lanes < 2 ? p_two : hn::IfThenElse(hn::RebindMask(p_tag, first_two), p_two, rotated_p_two);
+    column_two = lanes < 2 ? column_one : rotated_two;
+    p_two = lanes < 2 ? p_one : rotated_p_two;
+    column_one = rotated;
+    p_one = rotated_p;
+    const auto last_of_it = hn::And(hn::Ne(column, next), hn::Ne(column, none));
+    const auto whole = hn::IfThenElse(hn::RebindMask(p_tag, hn::Eq(column, twin)), CombineP<kRule>(p, twin_p), p);
+    hn::StoreU(hn::Compress(column, last_of_it), columns_tag, to);
+    hn::StoreU(hn::Compress(whole, hn::RebindMask(p_tag, last_of_it)), p_tag, out_p + (to - out));
+    to += hn::CountTrue(columns_tag, last_of_it);
   };
   V largest = (from_a.head() <= from_b.head() ? from_a : from_b).next(tag);
-  while (from_a.left > 0 || from_b.left > 0) {
-    const V reversed = hn::Reverse(tag, (from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
+  const auto take = [&](V v) {
+    const V reversed = hn::Reverse(tag, v);
     emit(exchanges(hn::Min(largest, reversed)));
     largest = exchanges(hn::Max(largest, reversed));
+  };
+  // While both lists have whole vectors: arithmetic selects instead of a branch that nobody could predict.
+  const auto step = static_cast<Index>(lanes);
+  while (from_a.left >= step && from_b.left >= step && from_a.p != nullptr && from_b.p != nullptr) {
+    const bool a_is_behind = *from_a.columns <= *from_b.columns;
+    const std::int32_t* columns = a_is_behind ? from_a.columns : from_b.columns;
+    const float* p = a_is_behind ? from_a.p : from_b.p;
+    const Index of_a = a_is_behind ? step : 0;
+    from_a.skip(of_a);
+    from_b.skip(step - of_a);
+    take(WeightedReader::pack(tag, columns, p));
   }
+  while (from_a.left > 0 || from_b.left > 0) take((from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
   emit(largest);
-  emit(none);
+  emit(hn::Set(tag, std::uint64_t{ColumnReader::kNone} << 32));
   const Index entries = to - out;
   Index joined = 0;
   for (Index i = 1; i < entries; ++i) joined += (out[i] == out[i - 1] + 1) & (out_p[i] == out_p[i - 1]);

@@ -85,13 +85,6 @@ void collect(Index n, std::vector<std::int32_t>& selected, Draw&& draw) {
 
 }  // namespace
 
-void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected) {
-  if (k <= 0) return;
-  thread_local std::vector<std::uint32_t> keys;
-  keys_of(scores, keys);
-  take(keys, find_cut<Index>(keys, k - 1, [](std::uint32_t) { return Index{1}; }), selected);
-}
-
 void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& selected) {
   if (!(p >= 0)) return;
   thread_local std::vector<std::uint32_t> keys;

@@ -9,23 +9,30 @@
 #include <utility>
 #include <vector>
 
+#include <reticle/core/base/export.hpp>
 #include <reticle/core/base/types.hpp>
 
 namespace reticle {
+
+/// Memory aligned to cache lines and the widest vectors. Large blocks ask the system for huge pages: first touches of
+/// small ones cost more than filling them. std::bad_alloc when there is none.
+RETICLE_API void* allocate_aligned(std::size_t bytes);
+RETICLE_API void free_aligned(void* memory, std::size_t bytes) noexcept;
 
 /// Aligned to cache lines (and the widest vectors); leaves scalars uninitialised when resized, so that memory is
 /// touched first by the thread that fills it.
 template <class T>
 struct AlignedAllocator {
   using value_type = T;
-  static constexpr std::align_val_t kAlignment{64};
-
   AlignedAllocator() = default;
   template <class U>
   AlignedAllocator(const AlignedAllocator<U>&) {}  // NOLINT(google-explicit-constructor): allocators convert
 
-  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kAlignment)); }
-  void deallocate(T* p, std::size_t) noexcept { ::operator delete(p, kAlignment); }
+  T* allocate(std::size_t n) {
+    if (n > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_array_new_length();
+    return static_cast<T*>(allocate_aligned(n * sizeof(T)));
+  }
+  void deallocate(T* p, std::size_t n) noexcept { free_aligned(p, n * sizeof(T)); }
   template <class U>
   void construct(U* p) {
     ::new (static_cast<void*>(p)) U;

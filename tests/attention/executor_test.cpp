@@ -2,13 +2,13 @@
 #include <cstring>
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 
 #include "support/attention.hpp"
+#include "support/targets.hpp"
 #include "support/random_mask.hpp"
 
 namespace reticle::testing {
@@ -81,12 +81,7 @@ TEST(Attention, AgreesOnEveryInstructionSet) {
   std::mt19937 random(20);
   const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.7, true, random));
   const Reference reference = reference_attention(owned.inputs, mask);
-  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
-    hwy::SetSupportedTargetsForTest(targets & -targets);
-    SCOPED_TRACE(hwy::TargetName(targets & -targets));
-    expect_agrees(attention(owned.inputs, mask, {}, Context(1)), reference);
-  }
-  hwy::SetSupportedTargetsForTest(0);
+  for_each_target([&] { expect_agrees(attention(owned.inputs, mask, {}, Context(1)), reference); });
 }
 
 TEST(Attention, ReadsStridedTensorsInPlace) {

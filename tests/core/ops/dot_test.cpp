@@ -1,23 +1,12 @@
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <reticle/core/ops/dot.hpp>
 
 #include "support/attention.hpp"
+#include "support/targets.hpp"
 
 namespace reticle::testing {
 namespace {
-
-/// Runs body once per instruction set that this processor has.
-template <class Body>
-void for_each_target(Body body) {
-  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
-    hwy::SetSupportedTargetsForTest(targets & -targets);
-    SCOPED_TRACE(hwy::TargetName(targets & -targets));
-    body();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-}
 
 TEST(Dot, AgreesWithDoubleSumsForEveryTargetWidthAndDtype) {
   std::mt19937 random(2);

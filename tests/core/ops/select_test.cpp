@@ -8,6 +8,8 @@
 
 #include <reticle/core/ops/select.hpp>
 
+#include "support/targets.hpp"
+
 namespace reticle {
 namespace {
 
@@ -37,7 +39,7 @@ std::vector<std::vector<float>> rows() {
   std::normal_distribution<float> normal;
   std::vector<std::vector<float>> rows{
       {}, {1}, {-kInfinity}, {kNaN, kNaN}, {0.0f, -0.0f, 0.0f}, {kInfinity, 1, kInfinity, -1}};
-  for (const std::size_t n : {5u, 64u, 1000u, 5000u}) {
+  for (const std::size_t n : {5u, 64u, 1000u, 5000u, 70000u}) {
     std::vector<float> row(n);
     for (float& x : row) x = normal(random);
     rows.push_back(row);
@@ -56,15 +58,17 @@ std::vector<std::vector<float>> rows() {
   return rows;
 }
 
-TEST(TopK, AgreesWithAFullSortOnEveryRow) {
-  for (const std::vector<float>& row : rows()) {
-    for (const Index k : {0, 1, 2, 7, 63, 500, 4999, 100000}) {
-      std::vector<std::int32_t> selected;
-      top_k(row, k, selected);
-      EXPECT_EQ(selected, first_ascending(ranked(row), static_cast<std::size_t>(k)))
-          << "n " << row.size() << ", k " << k;
+TEST(TopK, AgreesWithAFullSortOnEveryRowAndTarget) {
+  reticle::testing::for_each_target([] {
+    for (const std::vector<float>& row : rows()) {
+      for (const Index k : {0, 1, 2, 7, 63, 500, 4999, 100000}) {
+        std::vector<std::int32_t> selected;
+        top_k(row, k, selected);
+        EXPECT_EQ(selected, first_ascending(ranked(row), static_cast<std::size_t>(k)))
+            << "n " << row.size() << ", k " << k;
+      }
     }
-  }
+  });
 }
 
 TEST(TopK, TiesGoToTheLowerIndexAndNaNIsNeverSelected) {

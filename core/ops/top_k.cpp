@@ -1,0 +1,205 @@
+// The k highest of n scores without sorting them.
+//
+// Narrow: a threshold guessed from a few samples, low enough that more than k scores pass it almost surely, leaves a
+// small list of candidates; one pass at load speed. Should fewer pass, nothing is lost but that pass.
+// Cut: bisection over the bits of floats in the order of selection finds the k-th highest candidate; each step counts
+// the candidates above its middle, 16 per instruction with AVX-512, and it ends as soon as the count is k: a dozen
+// steps, at most 32 whatever the distribution.
+// Take: one more pass writes the positions in ascending order, of scores equal to the last one the first.
+// Bound by reading the scores once when they are many, by the steps over the candidates when they are few.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include <reticle/core/ops/order_key.hpp>
+#include <reticle/core/ops/select.hpp>
+#include <reticle/core/tensor/buffer.hpp>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/ops/top_k.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace reticle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// How many scores are at or above the threshold; NaN never is.
+Index CountFrom(const float* scores, Index n, float threshold) {
+  const hn::ScalableTag<float> tag;
+  const hn::RebindToSigned<decltype(tag)> counts;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const auto least = hn::Set(tag, threshold);
+  // A mask is -1 where it holds. Four sums, each below 2^31, so that additions do not wait for one another.
+  auto a = hn::Zero(counts), b = a, c = a, d = a;
+  const auto passing = [&](Index i) HWY_ATTR {
+    return hn::VecFromMask(counts, hn::RebindMask(counts, hn::Ge(hn::LoadU(tag, scores + i), least)));
+  };
+  Index i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    a = hn::Sub(a, passing(i));
+    b = hn::Sub(b, passing(i + lanes));
+    c = hn::Sub(c, passing(i + 2 * lanes));
+    d = hn::Sub(d, passing(i + 3 * lanes));
+  }
+  for (; i + lanes <= n; i += lanes) a = hn::Sub(a, passing(i));
+  Index count = hn::GetLane(hn::SumOfLanes(counts, hn::Add(hn::Add(a, b), hn::Add(c, d))));
+  for (; i < n; ++i) count += scores[i] >= threshold ? 1 : 0;
+  return count;
+}
+
+/// Scores at or above the threshold, with their positions (from `indices`, or their own); returns how many.
+/// `to_scores` and `to_indices` have room for n and a vector more, and may be where the scores come from.
+Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, float threshold, float* to_scores,
+                  std::int32_t* to_indices) {
+  const hn::ScalableTag<float> tag;
+  const hn::RebindToSigned<decltype(tag)> positions;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const auto least = hn::Set(tag, threshold);
+  Index count = 0, i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto v = hn::LoadU(tag, scores + i);
+    const auto passing = hn::Ge(v, least);
+    if (hn::AllFalse(tag, passing)) continue;
+    const auto own = indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i))
+                                        : hn::LoadU(positions, indices + i);
+    hn::StoreU(hn::Compress(v, passing), tag, to_scores + count);
+    hn::StoreU(hn::Compress(own, hn::RebindMask(positions, passing)), positions, to_indices + count);
+    count += static_cast<Index>(hn::CountTrue(tag, passing));
+  }
+  for (; i < n; ++i) {
+    if (!(scores[i] >= threshold)) continue;
+    to_scores[count] = scores[i];
+    to_indices[count++] = indices == nullptr ? static_cast<std::int32_t>(i) : indices[i];
+  }
+  return count;
+}
+
+/// Positions of scores above the cut, and of the first `ties` equal to it; returns how many. Room as above.
+Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float cut, Index ties, std::int32_t* out) {
+  const hn::ScalableTag<float> tag;
+  const hn::RebindToSigned<decltype(tag)> positions;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const auto at_cut = hn::Set(tag, cut);
+  Index count = 0, i = 0;
+  const auto take_one = [&](Index at) {
+    const bool tie = scores[at] == cut && ties > 0;
+    if (!(scores[at] > cut) && !tie) return;
+    ties -= tie ? 1 : 0;
+    out[count++] = indices == nullptr ? static_cast<std::int32_t>(at) : indices[at];
+  };
+  for (; i + lanes <= n; i += lanes) {
+    const auto v = hn::LoadU(tag, scores + i);
+    auto taken = hn::Gt(v, at_cut);
+    const auto equal = hn::Eq(v, at_cut);
+    if (!hn::AllFalse(tag, equal)) {
+      const auto found = static_cast<Index>(hn::CountTrue(tag, equal));
+      if (ties > 0 && ties < found) {  // the last ones: one by one
+        for (Index at = i; at < i + lanes; ++at) take_one(at);
+        continue;
+      }
+      if (ties > 0) {
+        taken = hn::Or(taken, equal);
+        ties -= found;
+      }
+    }
+    const auto own = indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i))
+                                        : hn::LoadU(positions, indices + i);
+    hn::StoreU(hn::Compress(own, hn::RebindMask(positions, taken)), positions, out + count);
+    count += static_cast<Index>(hn::CountTrue(tag, taken));
+  }
+  for (; i < n; ++i) take_one(i);
+  return count;
+}
+
+}  // namespace reticle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace reticle {
+
+HWY_EXPORT(CountFrom);
+HWY_EXPORT(CollectFrom);
+HWY_EXPORT(TakeAbove);
+
+namespace {
+
+/// What kernels may write beyond their result.
+constexpr std::size_t kSlack = 64;
+
+/// Scores and where they stand.
+struct Candidates {
+  const float* scores;
+  const std::int32_t* indices;  // null: 0, 1, ...
+  Index count;
+};
+
+/// A score that more than k of the candidates reach, almost surely; by samples at equal distances.
+float guess_threshold(const Candidates& candidates, Index k) {
+  constexpr Index kMost = 1024;
+  float samples[kMost];
+  const Index count = std::clamp<Index>(candidates.count / 256, 256, kMost);
+  for (Index i = 0; i < count; ++i) {
+    const float score = candidates.scores[i * (candidates.count / count)];
+    samples[i] = order_key(score) == 0 ? -std::numeric_limits<float>::infinity() : score;
+  }
+  // The k-th highest is about the rank-th sample, give or take the square root; three of those are enough.
+  const double rank = static_cast<double>(k) * static_cast<double>(count) / static_cast<double>(candidates.count);
+  const Index at = std::min(count - 1, static_cast<Index>(rank + 3 * std::sqrt(rank) + 2));
+  std::nth_element(samples, samples + at, samples + count, std::greater<>());
+  return samples[at];
+}
+
+}  // namespace
+
+void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected) {
+  if (k <= 0) return;
+  thread_local Array<float> kept_scores;
+  thread_local Array<std::int32_t> kept_indices;
+  constexpr Index kFew = 2048;
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  Candidates candidates{scores.data(), nullptr, static_cast<Index>(scores.size())};
+  std::uint32_t low = order_key(kLowest);  // at least k candidates reach it
+  while (candidates.count > kFew && k < candidates.count / 4) {
+    const float threshold = std::max(kLowest, guess_threshold(candidates, k));
+    if (kept_scores.size() < static_cast<std::size_t>(candidates.count) + kSlack) {
+      kept_scores.resize(static_cast<std::size_t>(candidates.count) + kSlack);
+      kept_indices.resize(kept_scores.size());
+    }
+    // The first pass leaves the scores as they are; a later one works in place, so it must not fail.
+    if (candidates.indices != nullptr &&
+        HWY_DYNAMIC_DISPATCH(CountFrom)(candidates.scores, candidates.count, threshold) < k)
+      break;
+    const Index count =
+        HWY_DYNAMIC_DISPATCH(CollectFrom)(candidates.scores, candidates.indices, candidates.count, threshold,
+                                          kept_scores.data(), kept_indices.data());
+    if (count < k) break;
+    const bool narrowed = count < candidates.count / 2;
+    candidates = {kept_scores.data(), kept_indices.data(), count};
+    low = order_key(threshold);
+    if (!narrowed) break;
+  }
+
+  const auto count_from = [&](std::uint32_t key) {
+    return HWY_DYNAMIC_DISPATCH(CountFrom)(candidates.scores, candidates.count, score_of_key(key));
+  };
+  std::uint32_t high = order_key(std::numeric_limits<float>::infinity()) + 1;  // fewer than k reach it
+  Index at_low = count_from(low), at_high = 0;
+  while (at_low > k && high - low > 1) {
+    const std::uint32_t middle = low + (high - low) / 2;
+    const Index count = count_from(middle);
+    (count >= k ? low : high) = middle;
+    (count >= k ? at_low : at_high) = count;
+  }
+  const Index ties = at_low <= k ? at_low : k - at_high;  // with no more than k at or above the cut, all of them
+  const std::size_t before = selected.size();
+  selected.resize(before + static_cast<std::size_t>(std::min(k, candidates.count)) + kSlack);
+  const Index taken =
+      HWY_DYNAMIC_DISPATCH(TakeAbove)(candidates.scores, candidates.indices, candidates.count, score_of_key(low), ties,
+                                      selected.data() + before);
+  selected.resize(before + static_cast<std::size_t>(taken));
+}
+
+}  // namespace reticle
+#endif

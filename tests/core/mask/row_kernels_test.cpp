@@ -1,0 +1,150 @@
+#include <algorithm>
+#include <iterator>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include <reticle/core/mask/row_kernels.hpp>
+#include <reticle/core/mask/run.hpp>
+
+#include "support/targets.hpp"
+
+namespace reticle::testing {
+namespace {
+
+struct Row {
+  std::vector<std::int32_t> columns;
+  std::vector<float> p;
+};
+
+Row random_row(std::size_t count, std::int32_t below, std::mt19937& random) {
+  std::vector<std::int32_t> all(static_cast<std::size_t>(below));
+  for (std::int32_t i = 0; i < below; ++i) all[static_cast<std::size_t>(i)] = i;
+  Row row;
+  std::sample(all.begin(), all.end(), std::back_inserter(row.columns), count, random);
+  for (std::size_t i = 0; i < row.columns.size(); ++i) row.p.push_back(static_cast<float>(1 + random() % 4) / 4);
+  return row;
+}
+
+/// The runs of the union, by the definition of the algebra.
+template <class Op>
+std::vector<Run> union_of(const Row& a, const Row& b, bool weighted) {
+  const auto runs_of = [&](const Row& row) {
+    std::vector<Run> runs;
+    for (std::size_t i = 0; i < row.columns.size(); ++i)
+      runs.push_back({row.columns[i], row.columns[i] + 1, weighted ? row.p[i] : 1.0f});
+    return runs;
+  };
+  std::vector<Run> result;
+  combine_rows<Op>(runs_of(a), runs_of(b), [&](Run run) { result.push_back(run); });
+  return result;
+}
+
+void expect_equal(const std::vector<Run>& expected, RowCounts counts, const std::vector<std::int32_t>& columns,
+                  const std::vector<float>& p) {
+  ASSERT_EQ(counts.runs, static_cast<Index>(expected.size()));
+  std::size_t at = 0;
+  for (const Run& run : expected) {
+    for (std::int32_t column = run.begin; column < run.end; ++column, ++at) {
+      ASSERT_EQ(columns[at], column);
+      if (!p.empty()) {
+        ASSERT_EQ(p[at], run.p);
+      }
+    }
+  }
+  ASSERT_EQ(counts.entries, static_cast<Index>(at));
+}
+
+TEST(MergeColumns, IsTheUnionForEveryCountAndTarget) {
+  for_each_target([] {
+    std::mt19937 random(1);
+    for (const unsigned left : {0u, 1u, 2u, 3u, 7u, 8u, 15u, 16u, 17u, 31u, 33u, 64u, 90u}) {
+      for (const unsigned right : {0u, 1u, 4u, 16u, 17u, 40u, 90u}) {
+        for (const std::int32_t below : {100, 4000}) {
+          const Row a = random_row(left, below, random), b = random_row(right, below, random);
+          std::vector<std::int32_t> columns(left + right + kMergeSlack);
+          const RowCounts counts = merge_columns(a.columns.data(), Index{left}, b.columns.data(),
+                                                 Index{right}, columns.data());
+          expect_equal(union_of<row_op::Add>(a, b, false), counts, columns, {});
+        }
+      }
+    }
+  });
+}
+
+TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
+  for_each_target([] {
+    std::mt19937 random(2);
+    for (const unsigned left : {0u, 1u, 5u, 8u, 9u, 16u, 50u, 90u}) {
+      for (const unsigned right : {0u, 1u, 4u, 8u, 17u, 90u}) {
+        for (const bool both : {false, true}) {
+          const Row a = random_row(left, 100, random);
+          Row b = random_row(right, 100, random);
+          if (!both) std::fill(b.p.begin(), b.p.end(), 1.0f);
+          const auto check = [&]<class Op>(UnionRule rule, Op) {
+            std::vector<std::int32_t> columns(left + right + kMergeSlack);
+            std::vector<float> p(columns.size());
+            const RowCounts counts = merge_weighted_columns(
+                rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
+                both ? b.p.data() : nullptr, Index{right}, columns.data(), p.data());
+            expect_equal(union_of<Op>(a, b, true), counts, columns, p);
+          };
+          check(UnionRule::add, row_op::Add());
+          check(UnionRule::max, row_op::Max());
+          check(UnionRule::independent, row_op::Independent());
+        }
+      }
+    }
+  });
+}
+
+TEST(CombineWords, CombinesAndCountsForEveryLengthAndTarget) {
+  for_each_target([] {
+    std::mt19937_64 random(3);
+    for (Index count = 0; count < 40; ++count) {
+      std::vector<std::uint64_t> a, b, out(static_cast<std::size_t>(count));
+      for (Index i = 0; i < count; ++i) {
+        a.push_back(i % 5 == 0 ? ~std::uint64_t{0} : random());
+        b.push_back(random() & random());
+      }
+      for (const BitOp op : {BitOp::unite, BitOp::intersect, BitOp::subtract}) {
+        const RowCounts counts = combine_words(op, a.data(), b.data(), out.data(), count);
+        RowCounts expected;
+        bool before = false;
+        for (Index bit = 0; bit < count * 64; ++bit) {
+          const auto at = [&](const std::vector<std::uint64_t>& words) {
+            return (words[static_cast<std::size_t>(bit / 64)] >> (bit % 64) & 1) != 0;
+          };
+          const bool in_a = at(a), in_b = at(b);
+          const bool is = op == BitOp::unite ? in_a || in_b : op == BitOp::intersect ? in_a && in_b : in_a && !in_b;
+          ASSERT_EQ(at(out), is);
+          expected.entries += is ? 1 : 0;
+          expected.runs += is && !before ? 1 : 0;
+          before = is;
+        }
+        EXPECT_EQ(counts.entries, expected.entries);
+        EXPECT_EQ(counts.runs, expected.runs);
+        std::vector<std::uint64_t> in_place = a;
+        const RowCounts again = combine_words(op, in_place.data(), b.data(), in_place.data(), count);
+        EXPECT_EQ(in_place, out);
+        EXPECT_EQ(again.runs, expected.runs);
+      }
+    }
+  });
+}
+
+TEST(SetBits, SetsEachColumnsBit) {
+  std::mt19937 random(4);
+  for (const unsigned count : {0u, 1u, 7u, 8u, 100u, 300u}) {
+    const Row row = random_row(count, 320, random);
+    std::vector<std::uint64_t> words(5, 0);
+    set_bits(row.columns.data(), Index{count}, words.data());
+    for (std::int32_t column = 0; column < 320; ++column) {
+      const bool is = std::binary_search(row.columns.begin(), row.columns.end(), column);
+      EXPECT_EQ((words[static_cast<std::size_t>(column / 64)] >> (column % 64) & 1) != 0, is);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace reticle::testing

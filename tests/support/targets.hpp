@@ -1,0 +1,19 @@
+// Kernels, forced through every instruction set that this processor has.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+namespace reticle::testing {
+
+template <class Body>
+void for_each_target(Body&& body) {
+  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets & -targets);
+    SCOPED_TRACE(hwy::TargetName(targets & -targets));
+    body();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+}
+
+}  // namespace reticle::testing
