@@ -1,6 +1,7 @@
 // Streaming softmax (Milakov and Gimelshein 2018) in steps of 256 keys, so that scores and weights stay in L1 and the
-// rescaling of the output is paid once per step. Four output vectors are kept in registers while the step's values
-// stream past: bytes read = count * dv * size, flops = 2 * count * dv. Bound by value bandwidth.
+// rescaling of the output is paid once per step. Four output vectors of each of up to four rows are kept in registers
+// while the step's values stream past: bytes read = count * dv * size, flops = 2 * rows * count * dv. Bound by value
+// bandwidth for one row, by multiply-adds for four.
 #include <reticle/attention/row_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE
@@ -65,49 +66,88 @@ float Weigh(float* scores, const float* inverse_p, Index count, float max) {
   return total;
 }
 
-template <std::size_t kVectors, class T>
+template <std::size_t kRows, std::size_t kVectors, class T>
 void AddColumns(const float* weights, const T* values, Index stride, const std::int32_t* indices, Index count,
-                float* output) {
+                Index column, const RowState* states) {
   const hn::ScalableTag<float> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
-  hn::Vec<decltype(tag)> sums[kVectors];
-  for (std::size_t v = 0; v < kVectors; ++v) sums[v] = hn::LoadU(tag, output + static_cast<Index>(v) * lanes);
-  for (Index i = 0; i < count; ++i) {
-    const auto weight = hn::Set(tag, weights[i]);
-    const T* value = values + indices[i] * stride;
+  using V = hn::Vec<decltype(tag)>;
+  V sums[kRows][kVectors];
+  for (std::size_t r = 0; r < kRows; ++r) {
     for (std::size_t v = 0; v < kVectors; ++v)
-      sums[v] = hn::MulAdd(weight, LoadFloat(tag, value + static_cast<Index>(v) * lanes), sums[v]);
+      sums[r][v] = hn::LoadU(tag, states[r].output + column + static_cast<Index>(v) * lanes);
   }
-  for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(sums[v], tag, output + static_cast<Index>(v) * lanes);
+  for (Index i = 0; i < count; ++i) {
+    const T* value = values + indices[i] * stride + column;
+    if (i + kPrefetchAhead < count)
+      PrefetchVector(values + indices[i + kPrefetchAhead] * stride + column, static_cast<Index>(kVectors) * lanes);
+    V loaded[kVectors];
+    for (std::size_t v = 0; v < kVectors; ++v) loaded[v] = LoadFloat(tag, value + static_cast<Index>(v) * lanes);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const V weight = hn::Set(tag, weights[static_cast<Index>(r) * kKeysPerStep + i]);
+      for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(weight, loaded[v], sums[r][v]);
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t v = 0; v < kVectors; ++v)
+      hn::StoreU(sums[r][v], tag, states[r].output + column + static_cast<Index>(v) * lanes);
+  }
 }
 
-void FoldKeys(float* scores, const float* inverse_p, const TensorView& values, const std::int32_t* indices, Index count,
-              RowState& state, float* output) {
-  const Index dv = values.size(1);
+template <std::size_t kRows>
+void AddValues(const float* weights, const TensorView& values, const std::int32_t* indices, Index count,
+               const RowState* states) {
+  dispatch_float(values.dtype, "values", [&]<class T>() {
+    const auto* base = static_cast<const T*>(values.data);
+    const Index stride = values.stride(0), dv = values.size(1);
+    const auto lanes = static_cast<Index>(hn::Lanes(hn::ScalableTag<float>()));
+    Index j = 0;
+    for (; j + 4 * lanes <= dv; j += 4 * lanes) AddColumns<kRows, 4>(weights, base, stride, indices, count, j, states);
+    for (; j + lanes <= dv; j += lanes) AddColumns<kRows, 1>(weights, base, stride, indices, count, j, states);
+    for (; j < dv; ++j) {
+      for (std::size_t r = 0; r < kRows; ++r) {
+        for (Index i = 0; i < count; ++i)
+          states[r].output[j] +=
+              weights[static_cast<Index>(r) * kKeysPerStep + i] * to_float(base[indices[i] * stride + j]);
+      }
+    }
+  });
+}
+
+/// Turns a row's scores into weights, and brings what the row has so far to the same maximum.
+void WeighRow(float* scores, const float* inverse_p, Index count, Index dv, RowState& state) {
   const float step_max = MaxOrNaN(scores, count);
+  if (step_max == -std::numeric_limits<float>::infinity()) {
+    std::fill(scores, scores + count, 0.0f);
+    return;
+  }
   if (!(step_max < std::numeric_limits<float>::infinity())) {  // NaN, or an overflow that no maximum can tame
+    std::fill(scores, scores + count, 0.0f);
     state.sum = std::numeric_limits<float>::quiet_NaN();
     return;
   }
-  if (step_max == -std::numeric_limits<float>::infinity()) return;
   if (step_max > state.max) {
     const float rescale = std::exp(state.max - step_max);  // 0 for the first step
     state.max = step_max;
     state.sum *= rescale;
-    for (Index j = 0; j < dv; ++j) output[j] *= rescale;
+    for (Index j = 0; j < dv; ++j) state.output[j] *= rescale;
   }
   state.sum += Weigh(scores, inverse_p, count, state.max);
-  dispatch_float(values.dtype, "values", [&]<class T>() {
-    const auto* base = static_cast<const T*>(values.data);
-    const Index stride = values.stride(0);
-    const auto lanes = static_cast<Index>(hn::Lanes(hn::ScalableTag<float>()));
-    Index j = 0;
-    for (; j + 4 * lanes <= dv; j += 4 * lanes) AddColumns<4>(scores, base + j, stride, indices, count, output + j);
-    for (; j + lanes <= dv; j += lanes) AddColumns<1>(scores, base + j, stride, indices, count, output + j);
-    for (; j < dv; ++j) {
-      for (Index i = 0; i < count; ++i) output[j] += scores[i] * to_float(base[indices[i] * stride + j]);
-    }
-  });
+}
+
+void FoldKeys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
+              Index count, RowState* states) {
+  for (Index r = 0; r < rows; ++r) WeighRow(scores + r * kKeysPerStep, inverse_p, count, values.size(1), states[r]);
+  switch (rows) {
+    case 1:
+      return AddValues<1>(scores, values, indices, count, states);
+    case 2:
+      return AddValues<2>(scores, values, indices, count, states);
+    case 3:
+      return AddValues<3>(scores, values, indices, count, states);
+    default:
+      return AddValues<4>(scores, values, indices, count, states);
+  }
 }
 
 }  // namespace reticle::HWY_NAMESPACE
@@ -118,9 +158,9 @@ namespace reticle {
 
 HWY_EXPORT(FoldKeys);
 
-void fold_keys(float* scores, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
-               Index count, RowState& state, float* output) {
-  HWY_DYNAMIC_DISPATCH(FoldKeys)(scores, inverse_p, values, indices, count, state, output);
+void fold_keys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
+               Index count, RowState* states) {
+  HWY_DYNAMIC_DISPATCH(FoldKeys)(scores, rows, inverse_p, values, indices, count, states);
 }
 
 }  // namespace reticle

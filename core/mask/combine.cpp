@@ -138,16 +138,15 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
       const RowId id = shape.row_of_stored(row);
       const CsrRow left(a, id), right(b, id);
       const RowCounts merged =
-          weighted ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count,
-                                            right.columns, right.p, right.count, columns + counts.entries,
-                                            columns_p + counts.entries)
-                   : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
+          weighted
+              ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
+                                       right.p, right.count, columns + counts.entries, columns_p + counts.entries)
+              : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
       row_ptr[static_cast<std::size_t>(row) + 1] = merged.entries;
       counts.entries += merged.entries;
       counts.runs += merged.runs;
     }
-    counts.weighted =
-        weighted && std::any_of(columns_p, columns_p + counts.entries, [](float x) { return x < 1; });
+    counts.weighted = weighted && std::any_of(columns_p, columns_p + counts.entries, [](float x) { return x < 1; });
     of_chunk[static_cast<std::size_t>(index)] = counts;
   });
   MaskCounts counts;

@@ -1,15 +1,16 @@
-// Words: three streams at memory speed, popcounts in vectors; a run starts where a bit is set and the one before is not.
+// Words: three streams at memory speed, popcounts in vectors; a run starts where a bit is set and the one before is
+// not.
 //
 // Columns: a merge network. Two ascending vectors of N lanes, one of them reversed, are bitonic; log2(N) stages of
 // exchanges leave the N smallest ascending in one vector, the N largest in another. The smallest go out, less those
 // equal to their predecessor; the largest meet the next N columns of whichever list is behind. No branch depends on the
 // data: about 2 cycles per column with 16 lanes, where a two-pointer merge mispredicts half of its steps (10 or more).
 //
-// Weighted columns are merged the same way as 64-bit words, column above p; what goes out is decided one column late, when
-// its twin and its successor are known.
+// Weighted columns are merged the same way as 64-bit words, column above p; what goes out is decided one column late,
+// when its twin and its successor are known.
 //
-// Bits: neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last one; eight
-// places of the list are therefore worked on in turn.
+// Bits: neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last one;
+// eight places of the list are therefore worked on in turn.
 #include <bit>
 #include <limits>
 
@@ -76,8 +77,9 @@ RowCounts CombineWords(BitOp op, const std::uint64_t* a, const std::uint64_t* b,
   return CombineWordsBy<BitOp::subtract>(a, b, out, count);
 }
 
-/// Sorts a bitonic vector: exchanges at distances kDistance, kDistance / 2, ..., 1. The partner of lane l is l ^ distance,
-/// and lanes with that bit set keep the larger of the two. Recursion, so that the permutations stay in registers.
+/// Sorts a bitonic vector: exchanges at distances kDistance, kDistance / 2, ..., 1. The partner of lane l is l ^
+/// distance, and lanes with that bit set keep the larger of the two. Recursion, so that the permutations stay in
+/// registers.
 template <std::size_t kDistance, class D, class V>
 HWY_INLINE V SortBitonic(D tag, V v) {
   if constexpr (kDistance == 0) {
@@ -313,8 +315,7 @@ RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b
   return HWY_DYNAMIC_DISPATCH(CombineWords)(op, a, b, out, count);
 }
 
-RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
-                        std::int32_t* out) {
+RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count, std::int32_t* out) {
   return HWY_DYNAMIC_DISPATCH(MergeColumns)(a, a_count, b, b_count, out);
 }
 

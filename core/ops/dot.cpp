@@ -66,6 +66,8 @@ void Dot(const float* queries, Index rows, const TensorView& keys, const std::in
     std::vector<T> packed(step == 1 ? 0 : static_cast<std::size_t>(d));
     for (Index i = 0; i < count; ++i) {
       const T* key = base + (indices == nullptr ? i : indices[i]) * key_stride;
+      if (indices != nullptr && i + kPrefetchAhead < count)
+        PrefetchVector(base + indices[i + kPrefetchAhead] * key_stride, step == 1 ? d : 1);
       if (step != 1) {
         for (Index j = 0; j < d; ++j) packed[static_cast<std::size_t>(j)] = key[j * step];
         key = packed.data();
@@ -87,8 +89,9 @@ void dot(const float* queries, Index rows, const TensorView& keys, float* scores
   HWY_DYNAMIC_DISPATCH(Dot)(queries, rows, keys, nullptr, keys.size(0), scores, stride);
 }
 
-void dot_gather(const float* query, const TensorView& keys, const std::int32_t* indices, Index count, float* scores) {
-  HWY_DYNAMIC_DISPATCH(Dot)(query, 1, keys, indices, count, scores, 0);
+void dot_gather(const float* queries, Index rows, const TensorView& keys, const std::int32_t* indices, Index count,
+                float* scores, Index stride) {
+  HWY_DYNAMIC_DISPATCH(Dot)(queries, rows, keys, indices, count, scores, stride);
 }
 
 }  // namespace reticle

@@ -13,8 +13,8 @@ inline constexpr Index kQueriesPerPass = 4;
 /// vectors, so a pair's product does not depend on what it is computed beside. Reads each key once: n * d * size bytes.
 RETICLE_API void dot(const float* queries, Index rows, const TensorView& keys, float* scores, Index stride);
 
-/// The same for one query and the keys that `indices` name.
-RETICLE_API void dot_gather(const float* query, const TensorView& keys, const std::int32_t* indices, Index count,
-                            float* scores);
+/// The same for the keys that `indices` name.
+RETICLE_API void dot_gather(const float* queries, Index rows, const TensorView& keys, const std::int32_t* indices,
+                            Index count, float* scores, Index stride);
 
 }  // namespace reticle

@@ -6,6 +6,7 @@
 #define RETICLE_CORE_OPS_LOAD_INL_HPP
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <reticle/core/base/types.hpp>
@@ -16,6 +17,16 @@ namespace reticle::HWY_NAMESPACE {
 template <class D>
 HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const float* p) {
   return hwy::HWY_NAMESPACE::LoadU(tag, p);
+}
+
+/// How many gathered vectors ahead memory is asked for: about as much as a core can wait for at once.
+inline constexpr Index kPrefetchAhead = 16;
+
+/// Asks for `count` elements; where the hardware cannot guess the next address, this is what hides memory latency.
+template <class T>
+HWY_INLINE void PrefetchVector(const T* p, Index count) {
+  constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+  for (Index i = 0; i < count; i += kLine) hwy::Prefetch(p + i);
 }
 
 /// bfloat16 is the upper half of a float: widen the bits and shift.

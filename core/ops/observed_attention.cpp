@@ -67,8 +67,8 @@ void attend_to(const AttentionInputs& inputs, RowId row, std::span<const std::in
   std::vector<float> query(static_cast<std::size_t>(inputs.head_dim()));
   load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, inputs.scaling, query);
   probabilities.resize(keys.size());
-  dot_gather(query.data(), head_matrix(inputs.keys, row.batch, inputs.kv_head(row.head)), keys.data(),
-             static_cast<Index>(keys.size()), probabilities.data());
+  dot_gather(query.data(), 1, head_matrix(inputs.keys, row.batch, inputs.kv_head(row.head)), keys.data(),
+             static_cast<Index>(keys.size()), probabilities.data(), 0);
   if (inputs.attention_mask) {
     const AttentionMaskRow bias(*inputs.attention_mask, row);
     for (std::size_t i = 0; i < keys.size(); ++i) probabilities[i] += bias(keys[i]);

@@ -62,8 +62,8 @@ Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, flo
     const auto v = hn::LoadU(tag, scores + i);
     const auto passing = hn::Ge(v, least);
     if (hn::AllFalse(tag, passing)) continue;
-    const auto own = indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i))
-                                        : hn::LoadU(positions, indices + i);
+    const auto own =
+        indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i)) : hn::LoadU(positions, indices + i);
     hn::StoreU(hn::Compress(v, passing), tag, to_scores + count);
     hn::StoreU(hn::Compress(own, hn::RebindMask(positions, passing)), positions, to_indices + count);
     count += static_cast<Index>(hn::CountTrue(tag, passing));
@@ -104,8 +104,8 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
         ties -= found;
       }
     }
-    const auto own = indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i))
-                                        : hn::LoadU(positions, indices + i);
+    const auto own =
+        indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i)) : hn::LoadU(positions, indices + i);
     hn::StoreU(hn::Compress(own, hn::RebindMask(positions, taken)), positions, out + count);
     count += static_cast<Index>(hn::CountTrue(tag, taken));
   }
@@ -171,9 +171,8 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
     if (candidates.indices != nullptr &&
         HWY_DYNAMIC_DISPATCH(CountFrom)(candidates.scores, candidates.count, threshold) < k)
       break;
-    const Index count =
-        HWY_DYNAMIC_DISPATCH(CollectFrom)(candidates.scores, candidates.indices, candidates.count, threshold,
-                                          kept_scores.data(), kept_indices.data());
+    const Index count = HWY_DYNAMIC_DISPATCH(CollectFrom)(candidates.scores, candidates.indices, candidates.count,
+                                                          threshold, kept_scores.data(), kept_indices.data());
     if (count < k) break;
     const bool narrowed = count < candidates.count / 2;
     candidates = {kept_scores.data(), kept_indices.data(), count};
@@ -195,9 +194,8 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   const Index ties = at_low <= k ? at_low : k - at_high;  // with no more than k at or above the cut, all of them
   const std::size_t before = selected.size();
   selected.resize(before + static_cast<std::size_t>(std::min(k, candidates.count)) + kSlack);
-  const Index taken =
-      HWY_DYNAMIC_DISPATCH(TakeAbove)(candidates.scores, candidates.indices, candidates.count, score_of_key(low), ties,
-                                      selected.data() + before);
+  const Index taken = HWY_DYNAMIC_DISPATCH(TakeAbove)(candidates.scores, candidates.indices, candidates.count,
+                                                      score_of_key(low), ties, selected.data() + before);
   selected.resize(before + static_cast<std::size_t>(taken));
 }
 

@@ -8,8 +8,8 @@
 #include <reticle/core/mask/reshape.hpp>
 
 #include "support/attention.hpp"
-#include "support/targets.hpp"
 #include "support/random_mask.hpp"
+#include "support/targets.hpp"
 
 namespace reticle::testing {
 namespace {

@@ -63,8 +63,8 @@ TEST(MergeColumns, IsTheUnionForEveryCountAndTarget) {
         for (const std::int32_t below : {100, 4000}) {
           const Row a = random_row(left, below, random), b = random_row(right, below, random);
           std::vector<std::int32_t> columns(left + right + kMergeSlack);
-          const RowCounts counts = merge_columns(a.columns.data(), Index{left}, b.columns.data(),
-                                                 Index{right}, columns.data());
+          const RowCounts counts =
+              merge_columns(a.columns.data(), Index{left}, b.columns.data(), Index{right}, columns.data());
           expect_equal(union_of<row_op::Add>(a, b, false), counts, columns, {});
         }
       }
@@ -84,9 +84,9 @@ TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
           const auto check = [&]<class Op>(UnionRule rule, Op) {
             std::vector<std::int32_t> columns(left + right + kMergeSlack);
             std::vector<float> p(columns.size());
-            const RowCounts counts = merge_weighted_columns(
-                rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
-                both ? b.p.data() : nullptr, Index{right}, columns.data(), p.data());
+            const RowCounts counts =
+                merge_weighted_columns(rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
+                                       both ? b.p.data() : nullptr, Index{right}, columns.data(), p.data());
             expect_equal(union_of<Op>(a, b, true), counts, columns, p);
           };
           check(UnionRule::add, row_op::Add());

@@ -43,7 +43,7 @@ TEST(Dot, AProductDoesNotDependOnWhatItIsComputedBeside) {
   dot(queries.span<float>().data() + 2 * 72, 1, keys, alone.data(), 20);
   EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + 40));
   std::vector<std::int32_t> indices{5, 5, 19, 0};
-  dot_gather(queries.span<float>().data() + 2 * 72, keys, indices.data(), 4, gathered.data());
+  dot_gather(queries.span<float>().data() + 2 * 72, 1, keys, indices.data(), 4, gathered.data(), 0);
   for (std::size_t i = 0; i < indices.size(); ++i) EXPECT_EQ(gathered[i], alone[static_cast<std::size_t>(indices[i])]);
 }
 
