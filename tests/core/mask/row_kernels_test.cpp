@@ -105,7 +105,8 @@ TEST(CombineWords, CombinesAndCountsForEveryLengthAndTarget) {
       std::vector<std::uint64_t> a, b, out(static_cast<std::size_t>(count));
       for (Index i = 0; i < count; ++i) {
         a.push_back(i % 5 == 0 ? ~std::uint64_t{0} : random());
-        b.push_back(random() & random());
+        b.push_back(random());
+        b.back() &= random();
       }
       for (const BitOp op : {BitOp::unite, BitOp::intersect, BitOp::subtract}) {
         const RowCounts counts = combine_words(op, a.data(), b.data(), out.data(), count);
