@@ -102,9 +102,9 @@ class Shared(unittest.TestCase):
         shutil.copy(ROOT / "plugins/log_sparse/log_sparse.json", config)
         report = json.loads(run(command, "run", config, "--json"))
         layer = report["layers"][0]
-        # 4 sinks and 128 keys 4 apart of each row, of 4096; row r may meet a sink at most at the window's start.
+        # 4 sinks, the own key and those at distances 1, 2, ..., 2048, of 4096.
         self.assertAlmostEqual(layer["density"], (4 + 13) / 4096, delta=1e-6)
-        self.assertEqual(report["config"]["maskers"][1]["dilation"], 4)
+        self.assertEqual(report["config"]["maskers"][1]["base"], 2)
 
         elsewhere = Path(self.folder.name) / "elsewhere.json"
         shutil.copy(config, elsewhere)
