@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
+#include <tuple>
 
 #include <reticle/attention/executor.hpp>
 #include <reticle/attention/row_kernel.hpp>
 #include <reticle/attention/state.hpp>
-#include <reticle/core/mask/builder.hpp>
+#include <reticle/attention/tile_kernel.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/ops/dot.hpp>
 
@@ -15,128 +17,220 @@ namespace {
 constexpr Index kLargestHeadDim = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// The positions that two rows attend to with the same p.
-struct SamePositions {
-  static float p(float a, float b) { return a == b ? a : 0.0f; }
+/// Multiply-adds below which waking threads costs more than they save.
+constexpr double kLeastWorkForThreads = 1e6;
+
+/// Enough for tiles of unequal cost to spread over threads; few enough that a chunk's buffers are nothing.
+constexpr Index kMostChunks = 256;
+
+/// Some of the keys that a tile's rows share.
+struct Step {
+  Index first = 0;  // its number among all of them
+  std::vector<std::int32_t> keys;
+  std::vector<std::uint64_t> attended;  // per key, bit r: row r attends
+  bool partial = false;                 // whether some bit is not set
+
+  Index count() const { return static_cast<Index>(keys.size()); }
 };
 
-/// Below this many shared keys in all, and keys per run, looking for what rows share costs more than it saves.
-constexpr Index kLeastShared = 32;
-
-/// Computes a few rows at a time, rows of one KV head: the keys that all of them attend to, each loaded once, and then
-/// what each has besides. One per task, so that its buffers are made once.
-class RowsExecutor {
+/// Reads the shared keys of a plan in steps.
+class StepReader {
  public:
-  RowsExecutor(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options)
-      : inputs_(inputs),
-        mask_(mask),
-        options_(options),
-        queries_(static_cast<std::size_t>(kRowsPerStep * inputs.head_dim())),
-        outputs_(static_cast<std::size_t>(kRowsPerStep * inputs.values.size(3))),
-        scores_(static_cast<std::size_t>(kRowsPerStep * kKeysPerStep)),
-        inverse_p_(kKeysPerStep),
-        indices_(kKeysPerStep),
-        own_indices_(kKeysPerStep) {
-    for (Index i = 0; i < kKeysPerStep; ++i) own_indices_[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
-    if (inputs.values.stride(3) != 1)
-      packed_values_.resize(static_cast<std::size_t>(kKeysPerStep * inputs.values.size(3)));
+  explicit StepReader(const TilePlan& plan) : plan_(plan) {}
+
+  /// Reads the next keys, at most `size`; false when there are none left.
+  bool read(Index size, Step& step) {
+    step.keys.clear();
+    step.attended.clear();
+    step.partial = false;
+    step.first = read_;
+    for (; segment_ < plan_.shared.size(); ++segment_, offset_ = 0) {
+      const TilePlan::Shared& segment = plan_.shared[segment_];
+      const Index count = std::min<Index>(segment.end - segment.begin - offset_, size - step.count());
+      const std::size_t before = step.keys.size();
+      step.keys.resize(before + static_cast<std::size_t>(count));
+      std::iota(step.keys.begin() + static_cast<std::ptrdiff_t>(before), step.keys.end(),
+                segment.begin + static_cast<std::int32_t>(offset_));
+      if (segment.attended < 0) {
+        step.attended.resize(step.keys.size(), ~std::uint64_t{0});
+      } else {
+        const std::uint64_t* attended = plan_.attended.data() + segment.attended + offset_;
+        step.attended.insert(step.attended.end(), attended, attended + count);
+        step.partial = true;
+      }
+      offset_ += count;
+      read_ += count;
+      if (step.count() == size && segment.begin + offset_ < segment.end) break;
+    }
+    return step.count() > 0;
   }
 
-  /// At most kRowsPerStep rows of one KV head. Leaves the outputs in output(r) and the LSEs in lse(r). The normalised
-  /// weights of a single row go to `weights`, if not null.
-  void run(std::span<const RowId> rows, float* weights) {
-    rows_ = rows;
-    const Index kv_head = inputs_.kv_head(rows[0].head), d = inputs_.head_dim();
-    keys_ = head_matrix(inputs_.keys, rows[0].batch, kv_head);
-    values_ = head_matrix(inputs_.values, rows[0].batch, kv_head);
-    std::fill(outputs_.begin(), outputs_.end(), 0.0f);
-    for (std::size_t r = 0; r < rows.size(); ++r) {
-      bias_[r].reset();
-      if (inputs_.attention_mask) bias_[r].emplace(*inputs_.attention_mask, rows[r]);
-      load_row(head_matrix(inputs_.queries, rows[r].batch, rows[r].head), rows[r].query, inputs_.scaling,
-               std::span(queries_).subspan(r * static_cast<std::size_t>(d), static_cast<std::size_t>(d)));
-      states_[r] = {};
-      states_[r].output = outputs_.data() + static_cast<Index>(r) * inputs_.values.size(3);
-      attended(rows[r], runs_[r]);
-    }
-    find_shared();
-    if (!shared_.empty()) stream(shared_, 0, static_cast<Index>(rows.size()), nullptr);
-    for (std::size_t r = 0; r < rows.size(); ++r) {
-      if (!shared_.empty()) {
-        rest_.clear();
-        combine_rows<row_op::Subtract>(runs_[r], shared_, [&](Run run) { rest_.push_back(run); });
-        runs_[r].swap(rest_);
+ private:
+  const TilePlan& plan_;
+  std::size_t segment_ = 0;
+  Index offset_ = 0, read_ = 0;
+};
+
+/// Computes a tile of rows: what they share together, and then what each has besides. One per task, so that its buffers
+/// are made once.
+class TileExecutor {
+ public:
+  TileExecutor(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options)
+      : inputs_(inputs), mask_(mask), options_(options), own_indices_(kKeysPerStep) {
+    std::iota(own_indices_.begin(), own_indices_.end(), 0);
+  }
+
+  /// Leaves the outputs in output(r) and the LSEs in lse(r). The normalised weights of a single row go to `weights`, if
+  /// not null.
+  void run(const TileRows& rows, const TilePlan& plan, float* weights) {
+    start(rows);
+    if (!plan.shared.empty()) {
+      if (rows_.count() > kRowPathRows) {
+        share_in_tile(plan);
+      } else {
+        share_in_rows(plan);
       }
-      stream(runs_[r], static_cast<Index>(r), 1, weights);
-      lse_[r] = finish(rows[r], states_[r]);
+    }
+    for (Index r = 0; r < rows_.count(); ++r) {
+      gather(plan, r, weights);
+      if (!finish(r)) return run_one_by_one(rows);
     }
     if (weights != nullptr) normalise(weights);
   }
 
-  std::span<const float> output(std::size_t r) const {
-    return {states_[r].output, static_cast<std::size_t>(inputs_.values.size(3))};
+  std::span<const float> output(Index r) const {
+    return {outputs_.data() + r * value_dim(), static_cast<std::size_t>(value_dim())};
   }
-  float lse(std::size_t r) const { return lse_[r]; }
+  float lse(Index r) const { return lse_[static_cast<std::size_t>(r)]; }
 
  private:
-  /// A row's runs, up to what causality leaves.
-  void attended(RowId row, std::vector<Run>& runs) const {
-    runs.clear();
-    mask_.row(row, runs);
-    const auto visible = static_cast<std::int32_t>(inputs_.visible_keys(row.query));
-    while (!runs.empty() && runs.back().begin >= visible) runs.pop_back();
-    if (!runs.empty()) runs.back().end = std::min(runs.back().end, visible);
-  }
+  Index value_dim() const { return inputs_.values.size(3); }
+  float* query(Index r) { return queries_.data() + r * inputs_.head_dim(); }
+  RowState& state(Index r) { return states_[static_cast<std::size_t>(r)]; }
 
-  void find_shared() {
-    shared_.clear();
-    if (rows_.size() < 2) return;
-    const auto others = std::span(runs_).subspan(1, rows_.size() - 1);
-    if (std::all_of(others.begin(), others.end(), [&](const auto& runs) { return runs == runs_[0]; })) {
-      shared_ = runs_[0];
-      return;
+  void start(const TileRows& rows) {
+    rows_ = rows;
+    const RowId first = rows.row(0);
+    const Index count = rows.count(), kv_head = inputs_.kv_head(first.head), d = inputs_.head_dim();
+    keys_ = head_matrix(inputs_.keys, first.batch, kv_head);
+    values_ = head_matrix(inputs_.values, first.batch, kv_head);
+    queries_.resize(static_cast<std::size_t>(count * d));
+    outputs_.assign(static_cast<std::size_t>(count * value_dim()), 0.0f);
+    for (Index r = 0; r < count; ++r) {
+      const RowId row = rows.row(r);
+      load_row(head_matrix(inputs_.queries, row.batch, row.head), row.query, inputs_.scaling,
+               {query(r), static_cast<std::size_t>(d)});
+      state(r) = {};
+      state(r).output = outputs_.data() + r * value_dim();
+      if (inputs_.attention_mask) bias_[static_cast<std::size_t>(r)].emplace(*inputs_.attention_mask, row);
     }
-    // Scattered keys that differ have little in common.
-    if (keys_in(runs_[0]) < kLeastShared * static_cast<Index>(runs_[0].size())) return;
-    shared_ = runs_[0];
-    for (const std::vector<Run>& runs : others) {
-      rest_.clear();
-      combine_rows<SamePositions>(shared_, runs, [&](Run run) { rest_.push_back(run); });
-      shared_.swap(rest_);
+  }
+
+  void share_in_tile(const TilePlan& plan) {
+    const Index rows = rows_.count();
+    if (!tile_) {
+      tile_.emplace(inputs_.head_dim(), value_dim());
+      packed_.resize(static_cast<std::size_t>(kTileKeys * (inputs_.head_dim() + value_dim())));
     }
-    if (keys_in(shared_) < kLeastShared) shared_.clear();
+    tile_->reset(rows);
+    for (Index r = 0; r < rows; ++r) tile_->set_query(r, {query(r), static_cast<std::size_t>(inputs_.head_dim())});
+    StepReader reader(plan);
+    while (reader.read(kTileKeys, step_)) {
+      TileBlock block;
+      block.count = step_.count();
+      std::tie(block.keys, block.key_stride) = as_floats(keys_, packed_.data());
+      std::tie(block.values, block.value_stride) = as_floats(values_, packed_.data() + kTileKeys * inputs_.head_dim());
+      if (step_.partial) block.attended = step_.attended.data();
+      block.soft_cap = options_.soft_cap;
+      const auto fill = [&](std::vector<float>& to, auto&& value) {
+        to.resize(static_cast<std::size_t>(kTileKeys * kTileRows));
+        for (Index i = 0; i < block.count; ++i) {
+          for (Index r = 0; r < rows; ++r) to[static_cast<std::size_t>(i * kTileRows + r)] = value(i, r);
+        }
+        return to.data();
+      };
+      if (!plan.inverse_p.empty()) {
+        block.inverse_p = fill(inverse_p_, [&](Index i, Index r) {
+          return plan.inverse_p[static_cast<std::size_t>((step_.first + i) * rows + r)];
+        });
+      }
+      if (inputs_.attention_mask) {
+        block.bias = fill(biases_, [&](Index i, Index r) {
+          return (*bias_[static_cast<std::size_t>(r)])(step_.keys[static_cast<std::size_t>(i)]);
+        });
+      }
+      tile_->fold(block);
+    }
+    for (Index r = 0; r < rows; ++r) {
+      state(r).max = tile_->max(r);
+      state(r).sum = tile_->sum(r);
+      tile_->copy_output(r, {state(r).output, static_cast<std::size_t>(value_dim())});
+    }
   }
 
-  static Index keys_in(std::span<const Run> runs) {
-    Index count = 0;
-    for (const Run& run : runs) count += run.end - run.begin;
-    return count;
+  /// The step's rows of a matrix, where they lie if they lie as the kernel reads them.
+  std::pair<const float*, Index> as_floats(const TensorView& matrix, float* packed) const {
+    const std::int32_t first = step_.keys.front(), last = step_.keys.back();
+    if (last - first != step_.count() - 1) {
+      pack_rows(matrix, step_.keys.data(), step_.count(), packed);
+    } else if (matrix.dtype == DType::f32 && matrix.stride(1) == 1) {
+      return {matrix.at<float>(first, 0), matrix.stride(0)};
+    } else {
+      pack_rows(matrix.slice(0, first, last + 1), nullptr, step_.count(), packed);
+    }
+    return {packed, matrix.size(1)};
   }
 
-  /// Folds the runs' keys into rows [first, first + rows); a single row's raw scores also go to `scores`.
-  void stream(std::span<const Run> runs, Index first, Index rows, float* scores) {
-    Index pending = 0;
-    for (const Run& run : runs) {
-      for (Index key = run.begin; key < run.end;) {
-        const Index count = std::min<Index>(run.end - key, kKeysPerStep - pending);
-        for (Index i = 0; i < count; ++i) {
-          indices_[static_cast<std::size_t>(pending + i)] = static_cast<std::int32_t>(key + i);
-          inverse_p_[static_cast<std::size_t>(pending + i)] = 1.0f / run.p;
+  void share_in_rows(const TilePlan& plan) {
+    const Index rows = rows_.count();
+    StepReader reader(plan);
+    for (bool more = reader.read(kKeysPerStep, step_); more; std::swap(step_, next_step_)) {
+      more = reader.read(kKeysPerStep, next_step_);
+      const Index count = step_.count();
+      for (Index first = 0; first < rows; first += kRowsPerStep) {
+        const Index taken = std::min(kRowsPerStep, rows - first);
+        score(first, taken, step_.keys.data(), count);
+        for (Index r = 0; r < taken; ++r) {
+          float* scores = scores_.data() + r * kKeysPerStep;
+          for (Index i = 0; step_.partial && i < count; ++i) {
+            if ((step_.attended[static_cast<std::size_t>(i)] >> (first + r) & 1) == 0) scores[i] = -kInfinity;
+          }
         }
-        key += count;
-        pending += count;
-        if (pending == kKeysPerStep) {
-          scores = step(std::exchange(pending, 0), first, rows, scores);
+        const float* inverse_p = nullptr;
+        if (!plan.inverse_p.empty()) {
+          inverse_p_.resize(static_cast<std::size_t>(kRowsPerStep * kKeysPerStep));
+          for (Index r = 0; r < taken; ++r) {
+            for (Index i = 0; i < count; ++i)
+              inverse_p_[static_cast<std::size_t>(r * kKeysPerStep + i)] =
+                  plan.inverse_p[static_cast<std::size_t>((step_.first + i) * rows + first + r)];
+          }
+          inverse_p = inverse_p_.data();
         }
+        const bool last_rows = first + taken == rows;
+        fold(first, taken, inverse_p, step_.keys.data(), count,
+             last_rows ? UpcomingRows(keys_, next_step_.keys.data(), next_step_.count()) : UpcomingRows());
       }
     }
-    if (pending > 0) step(pending, first, rows, scores);
   }
 
-  /// Folds the first `count` pending keys; returns where the next step's scores go.
-  float* step(Index count, Index first, Index rows, float* weights) {
-    dot_gather(queries_.data() + first * inputs_.head_dim(), rows, keys_, indices_.data(), count, scores_.data(),
-               kKeysPerStep);
+  /// The keys that row r does not share; raw scores also go to `scores`.
+  void gather(const TilePlan& plan, Index r, float* scores) {
+    const Index begin = plan.rest_ptr[static_cast<std::size_t>(r)],
+                end = plan.rest_ptr[static_cast<std::size_t>(r) + 1];
+    for (Index at = begin; at < end; at += kKeysPerStep) {
+      const Index count = std::min(kKeysPerStep, end - at);
+      const std::int32_t* indices = plan.rest.data() + at;
+      const UpcomingRows next(keys_, indices + count, std::min(kKeysPerStep, end - at - count));
+      score(r, 1, indices, count);
+      if (scores != nullptr) scores = std::copy_n(scores_.data(), count, scores);  // raw for now
+      fold(r, 1, plan.rest_inverse_p.empty() ? nullptr : plan.rest_inverse_p.data() + at, indices, count, next);
+    }
+  }
+
+  /// Scores of rows [first, first + rows), with soft cap and attention mask.
+  void score(Index first, Index rows, const std::int32_t* indices, Index count) {
+    dot_gather(query(first), rows, keys_, indices, count, scores_.data(), kKeysPerStep,
+               UpcomingRows(values_, indices, count));
     for (Index r = 0; r < rows; ++r) {
       float* scores = scores_.data() + r * kKeysPerStep;
       if (options_.soft_cap) {
@@ -144,34 +238,29 @@ class RowsExecutor {
         for (Index i = 0; i < count; ++i) scores[i] = cap * std::tanh(scores[i] / cap);
       }
       if (const auto& bias = bias_[static_cast<std::size_t>(first + r)]) {
-        for (Index i = 0; i < count; ++i) scores[i] += (*bias)(indices_[static_cast<std::size_t>(i)]);
+        for (Index i = 0; i < count; ++i) scores[i] += (*bias)(indices[i]);
       }
     }
-    if (weights != nullptr) weights = std::copy_n(scores_.data(), count, weights);  // raw for now
-    const float* inverse_p = mask_.weighted() ? inverse_p_.data() : nullptr;
-    RowState* states = states_.data() + first;
-    if (packed_values_.empty()) {
-      fold_keys(scores_.data(), rows, inverse_p, values_, indices_.data(), count, states);
+  }
+
+  /// `next`: the keys to be scored after this.
+  void fold(Index first, Index rows, const float* inverse_p, const std::int32_t* indices, Index count,
+            const UpcomingRows& next) {
+    if (values_.stride(1) == 1) {
+      fold_keys(scores_.data(), rows, inverse_p, values_, indices, count, &state(first), next);
     } else {
-      fold_keys(scores_.data(), rows, inverse_p, pack_values(count), own_indices_.data(), count, states);
+      packed_.resize(static_cast<std::size_t>(kKeysPerStep * (inputs_.head_dim() + value_dim())));
+      pack_rows(values_, indices, count, packed_.data());
+      fold_keys(scores_.data(), rows, inverse_p, {packed_.data(), DType::f32, {count, value_dim()}},
+                own_indices_.data(), count, &state(first), next);
     }
-    return weights;
   }
 
-  TensorView pack_values(Index count) {
-    const Index dv = inputs_.values.size(3);
-    dispatch_float(values_.dtype, "values", [&]<class T>() {
-      for (Index i = 0; i < count; ++i) {
-        for (Index j = 0; j < dv; ++j)
-          packed_values_[static_cast<std::size_t>(i * dv + j)] =
-              to_float(*values_.at<T>(indices_[static_cast<std::size_t>(i)], j));
-      }
-    });
-    return {packed_values_.data(), DType::f32, {count, dv}};
-  }
-
-  float finish(RowId row, RowState& state) const {
-    const std::span<float> output(state.output, static_cast<std::size_t>(inputs_.values.size(3)));
+  /// Whether the result is finite.
+  bool finish(Index r) {
+    const RowId row = rows_.row(r);
+    RowState& state = this->state(r);
+    const std::span<float> output(state.output, static_cast<std::size_t>(value_dim()));
     if (!options_.sink_logits.empty()) {
       const float sink = options_.sink_logits[static_cast<std::size_t>(row.head)];
       const float max = std::max(state.max, sink);
@@ -182,26 +271,46 @@ class RowsExecutor {
         for (float& value : output) value *= rescale;
       }
     }
-    if (state.sum == 0) return -kInfinity;
-    const float lse = state.max + std::log(state.sum);
+    float& lse = lse_[static_cast<std::size_t>(r)];
+    lse = state.sum == 0 ? -kInfinity : state.max + std::log(state.sum);
+    if (state.sum == 0) {
+      std::fill(output.begin(), output.end(), 0.0f);
+      return true;
+    }
     bool finite = std::abs(lse) < kInfinity;
     for (float& value : output) {
       value /= state.sum;
       finite &= std::abs(value) < kInfinity;
     }
-    if (!finite && !options_.allow_non_finite)
-      throw ValueError(
-          "attention: the result of row (" + std::to_string(row.batch) + ", " + std::to_string(row.head) + ", " +
-          std::to_string(row.query) +
-          ") is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores overflow");
-    return lse;
+    if (finite || (options_.allow_non_finite && rows_.count() == 1)) return true;
+    if (rows_.count() > 1) return false;
+    throw ValueError("attention: the result of row (" + std::to_string(row.batch) + ", " + std::to_string(row.head) +
+                     ", " + std::to_string(row.query) +
+                     ") is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores overflow");
   }
 
-  /// Of the first row, over all that its mask holds: keys that causality forbids weigh nothing.
+  /// What rows share is multiplied by zero where a row does not attend; where that meets NaN or infinity, rows are
+  /// computed from their own keys alone.
+  void run_one_by_one(const TileRows& rows) {
+    TilePlanner planner(inputs_, mask_);
+    std::vector<float> outputs, lse;
+    for (Index r = 0; r < rows.count(); ++r) {
+      const RowId row = rows.row(r);
+      const TileRows one{row.batch, row.head, 1, row.query, 1};
+      run(one, planner.plan(one), nullptr);
+      outputs.insert(outputs.end(), output(0).begin(), output(0).end());
+      lse.push_back(this->lse(0));
+    }
+    outputs_.swap(outputs);
+    std::copy(lse.begin(), lse.end(), lse_.begin());
+  }
+
+  /// Of a single row, over all that its mask holds: keys that causality forbids weigh nothing.
   void normalise(float* weights) const {
     std::vector<Run> runs;
-    mask_.row(rows_[0], runs);
-    const Index visible = inputs_.visible_keys(rows_[0].query);
+    const RowId row = rows_.row(0);
+    mask_.row(row, runs);
+    const Index visible = inputs_.visible_keys(row.query);
     for (const Run& run : runs) {
       for (Index key = run.begin; key < run.end; ++key, ++weights)
         *weights = key < visible && lse_[0] != -kInfinity ? std::exp(*weights - lse_[0]) / run.p : 0.0f;
@@ -211,49 +320,19 @@ class RowsExecutor {
   const AttentionInputs& inputs_;
   const Mask& mask_;
   const AttentionOptions& options_;
-  std::span<const RowId> rows_;
+  TileRows rows_;
   TensorView keys_, values_;
-  std::array<std::optional<AttentionMaskRow>, kRowsPerStep> bias_;
-  std::array<RowState, kRowsPerStep> states_;
-  std::array<std::vector<Run>, kRowsPerStep> runs_;
-  std::array<float, kRowsPerStep> lse_{};
-  std::vector<float> queries_, outputs_, scores_, inverse_p_, packed_values_;
-  std::vector<std::int32_t> indices_, own_indices_;
-  std::vector<Run> shared_, rest_;
+  std::array<std::optional<AttentionMaskRow>, kTileRows> bias_;
+  std::array<RowState, kTileRows> states_;
+  std::array<float, kTileRows> lse_{};
+  std::array<float, static_cast<std::size_t>(kRowsPerStep* kKeysPerStep)> scores_;
+  std::vector<float> queries_, outputs_, inverse_p_, biases_, packed_;
+  Step step_, next_step_;
+  std::vector<std::int32_t> own_indices_;
+  std::optional<TileState> tile_;
 };
 
-/// How rows are taken together: heads of one KV head at one query and, where those are few, neighbouring queries. The
-/// rows of a group are numbered heads first.
-struct RowGroups {
-  Index heads, queries;             // per group
-  Index head_groups, query_groups;  // of all heads, of a head
-
-  RowGroups(const AttentionInputs& inputs, bool one_by_one) {
-    const Index group = std::max<Index>(1, inputs.group());
-    heads = one_by_one ? 1 : group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : group % 3 == 0 ? 3 : 1;
-    queries = one_by_one ? 1 : kRowsPerStep / heads;
-    head_groups = inputs.heads() / heads;
-    query_groups = (inputs.queries_length() + queries - 1) / queries;
-  }
-  Index count(const AttentionInputs& inputs) const { return inputs.batch() * head_groups * query_groups; }
-
-  std::span<const RowId> rows(const AttentionInputs& inputs, Index group, std::array<RowId, kRowsPerStep>& rows) const {
-    const Index first_head = group / query_groups % head_groups * heads, first_query = group % query_groups * queries;
-    std::size_t count = 0;
-    for (Index query = first_query; query < std::min(first_query + queries, inputs.queries_length()); ++query) {
-      for (Index head = first_head; head < first_head + heads; ++head)
-        rows[count++] = {group / query_groups / head_groups, head, query};
-    }
-    return {rows.data(), count};
-  }
-};
-
-void validate(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options) {
-  inputs.validate();
-  if (!mask.shape().same_logical(inputs.shape()))
-    throw ShapeError("attention: mask " + mask.shape().describe() + " does not fit queries " +
-                     inputs.queries.describe() + " and keys " + inputs.keys.describe() + "; needed is a mask of " +
-                     inputs.shape().describe());
+void validate(const AttentionInputs& inputs, const AttentionOptions& options) {
   for (const auto& [width, name] :
        {std::pair{inputs.head_dim(), "queries"}, std::pair{inputs.values.size(3), "values"}}) {
     if (width > kLargestHeadDim)
@@ -267,11 +346,10 @@ void validate(const AttentionInputs& inputs, const Mask& mask, const AttentionOp
     throw ValueError("soft_cap is " + std::to_string(*options.soft_cap) + "; needed is a finite number > 0");
 }
 
-}  // namespace
-
-AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
-                          const Context& context) {
-  validate(inputs, mask, options);
+/// `ready`: the tiles' plans; none: each is made when its turn comes.
+AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<const TilePlan> ready,
+                    const AttentionOptions& options, const Context& context) {
+  validate(inputs, options);
   const MaskShape shape = inputs.shape();
   const Index dv = inputs.values.size(3);
   AttentionResult result{Tensor(inputs.queries.dtype, {shape.batch, shape.heads, shape.queries, dv}),
@@ -284,19 +362,21 @@ AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const
     result.weights->indices = std::move(csr.indices);
   }
   const std::span<float> lse = result.lse.span<float>();
-  // Weights come out row by row, in the order of the mask's entries.
-  const RowGroups groups(inputs, options.weights);
-  const Index count = groups.count(inputs);
-  context.for_each_chunk(count, rows_per_chunk(count), [&](Index, Index begin, Index end) {
-    RowsExecutor executor(inputs, mask, options);
-    std::array<RowId, kRowsPerStep> storage;
-    for (Index group = begin; group < end; ++group) {
-      const std::span<const RowId> rows = groups.rows(inputs, group, storage);
+  const Tiling tiling(inputs, mask, options.weights ? Grouping::single_rows : Grouping::tiles);
+  const Index tiles = tiling.count();
+  const auto work = static_cast<double>(mask.nnz()) * static_cast<double>(inputs.head_dim() + dv);
+  const Index per_chunk = work < kLeastWorkForThreads ? tiles : std::max<Index>(1, tiles / kMostChunks);
+  context.for_each_chunk(tiles, per_chunk, [&](Index, Index begin, Index end) {
+    TilePlanner planner(inputs, mask);
+    TileExecutor executor(inputs, mask, options);
+    for (Index tile = begin; tile < end; ++tile) {
+      const TileRows rows = tiling.rows(tile);
       const auto number = [&](RowId row) { return (row.batch * shape.heads + row.head) * shape.queries + row.query; };
-      executor.run(rows,
-                   result.weights ? result.weights->values.data() + result.weights->row_ptr[number(rows[0])] : nullptr);
-      for (std::size_t r = 0; r < rows.size(); ++r) {
-        const Index row = number(rows[r]);
+      executor.run(
+          rows, ready.empty() ? planner.plan(rows) : ready[static_cast<std::size_t>(tile)],
+          result.weights ? result.weights->values.data() + result.weights->row_ptr[number(rows.row(0))] : nullptr);
+      for (Index r = 0; r < rows.count(); ++r) {
+        const Index row = number(rows.row(r));
         lse[static_cast<std::size_t>(row)] = executor.lse(r);
         dispatch_float(inputs.queries.dtype, "output", [&]<class T>() {
           std::transform(executor.output(r).begin(), executor.output(r).end(),
@@ -306,6 +386,23 @@ AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const
     }
   });
   return result;
+}
+
+}  // namespace
+
+AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
+                          const Context& context) {
+  inputs.validate();
+  require_mask_fits(inputs, mask);
+  return run(inputs, mask, {}, options, context);
+}
+
+AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& plan, const AttentionOptions& options,
+                          const Context& context) {
+  inputs.validate();
+  plan.require_fits(inputs);
+  // Weights come out row by row, in the order of the mask's entries: not what tiles are planned for.
+  return run(inputs, plan.mask(), options.weights ? std::span<const TilePlan>() : plan.tiles(), options, context);
 }
 
 AttentionResult merge(const AttentionResult& a, const AttentionResult& b) {

@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 
+#include <reticle/attention/plan.hpp>
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/mask/mask.hpp>
@@ -42,6 +43,10 @@ struct AttentionResult {
 /// when inputs and mask do not fit; ValueError naming the row when a result is not finite. Time O(nnz * (d + dv)),
 /// memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
 RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Mask& mask,
+                                      const AttentionOptions& options = {}, const Context& context = {});
+
+/// The same by a plan made before, for a mask that serves several calls. ShapeError when the plan is for other extents.
+RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& plan,
                                       const AttentionOptions& options = {}, const Context& context = {});
 
 /// The state of the union of two disjoint sets of keys. ShapeError when the results' shapes differ. Weights are

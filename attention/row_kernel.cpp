@@ -1,6 +1,6 @@
 // Streaming softmax (Milakov and Gimelshein 2018) in steps of 256 keys, so that scores and weights stay in L1 and the
-// rescaling of the output is paid once per step. Four output vectors of each of up to four rows are kept in registers
-// while the step's values stream past: bytes read = count * dv * size, flops = 2 * rows * count * dv. Bound by value
+// rescaling of the output is paid once per step. Output vectors of up to four rows are kept in registers while
+// the step's values stream past: bytes read = count * dv * size, flops = 2 * rows * count * dv. Bound by value
 // bandwidth for one row, by multiply-adds for four.
 #include <reticle/attention/row_kernel.hpp>
 
@@ -9,8 +9,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 // must follow foreach_target.h
-#include <hwy/contrib/math/math-inl.h>
-
+#include <reticle/core/ops/exp-inl.hpp>
 #include <reticle/core/ops/load-inl.hpp>
 
 HWY_BEFORE_NAMESPACE();
@@ -44,12 +43,8 @@ float Weigh(float* scores, const float* inverse_p, Index count, float max) {
   const hn::ScalableTag<float> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const auto shift = hn::Set(tag, max);
-  const auto lowest = hn::Set(tag, -104.0f);  // exp is 0 below; Exp is not defined at -infinity
   auto sum = hn::Zero(tag);
-  const auto weigh = [&](auto s, auto inverse) {
-    const auto x = hn::Sub(s, shift);
-    return hn::Mul(hn::IfThenElseZero(hn::Ge(x, lowest), hn::Exp(tag, hn::Max(x, lowest))), inverse);
-  };
+  const auto weigh = [&](auto s, auto inverse) { return hn::Mul(SoftmaxExp(tag, hn::Sub(s, shift)), inverse); };
   const auto one = hn::Set(tag, 1.0f);
   Index i = 0;
   for (; i + lanes <= count; i += lanes) {
@@ -68,7 +63,7 @@ float Weigh(float* scores, const float* inverse_p, Index count, float max) {
 
 template <std::size_t kRows, std::size_t kVectors, class T>
 void AddColumns(const float* weights, const T* values, Index stride, const std::int32_t* indices, Index count,
-                Index column, const RowState* states) {
+                Index column, const RowState* states, const UpcomingRows& next) {
   const hn::ScalableTag<float> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   using V = hn::Vec<decltype(tag)>;
@@ -79,8 +74,7 @@ void AddColumns(const float* weights, const T* values, Index stride, const std::
   }
   for (Index i = 0; i < count; ++i) {
     const T* value = values + indices[i] * stride + column;
-    if (i + kPrefetchAhead < count)
-      PrefetchVector(values + indices[i + kPrefetchAhead] * stride + column, static_cast<Index>(kVectors) * lanes);
+    PrefetchRow(values + column, stride, indices, count, i, static_cast<Index>(kVectors) * lanes, next);
     V loaded[kVectors];
     for (std::size_t v = 0; v < kVectors; ++v) loaded[v] = LoadFloat(tag, value + static_cast<Index>(v) * lanes);
     for (std::size_t r = 0; r < kRows; ++r) {
@@ -96,14 +90,21 @@ void AddColumns(const float* weights, const T* values, Index stride, const std::
 
 template <std::size_t kRows>
 void AddValues(const float* weights, const TensorView& values, const std::int32_t* indices, Index count,
-               const RowState* states) {
+               const RowState* states, const UpcomingRows& next) {
   dispatch_float(values.dtype, "values", [&]<class T>() {
     const auto* base = static_cast<const T*>(values.data);
     const Index stride = values.stride(0), dv = values.size(1);
     const auto lanes = static_cast<Index>(hn::Lanes(hn::ScalableTag<float>()));
+    // As many sums as registers hold beside the values: enough chains to hide the latency of multiply-adds.
+    constexpr bool kFewRegisters = HWY_ARCH_X86 != 0 && HWY_TARGET > HWY_AVX3;
+    constexpr std::size_t kVectors = (kFewRegisters ? 8 : 16) / (kRows == 1 ? 2 : kRows == 3 ? 4 : kRows);
+    constexpr auto kWide = static_cast<Index>(kVectors);
     Index j = 0;
-    for (; j + 4 * lanes <= dv; j += 4 * lanes) AddColumns<kRows, 4>(weights, base, stride, indices, count, j, states);
-    for (; j + lanes <= dv; j += lanes) AddColumns<kRows, 1>(weights, base, stride, indices, count, j, states);
+    for (; j + kWide * lanes <= dv; j += kWide * lanes)
+      AddColumns<kRows, kVectors>(weights, base, stride, indices, count, j, states, next);
+    for (; kWide > 4 && j + 4 * lanes <= dv; j += 4 * lanes)
+      AddColumns<kRows, 4>(weights, base, stride, indices, count, j, states, next);
+    for (; j + lanes <= dv; j += lanes) AddColumns<kRows, 1>(weights, base, stride, indices, count, j, states, next);
     for (; j < dv; ++j) {
       for (std::size_t r = 0; r < kRows; ++r) {
         for (Index i = 0; i < count; ++i)
@@ -136,17 +137,20 @@ void WeighRow(float* scores, const float* inverse_p, Index count, Index dv, RowS
 }
 
 void FoldKeys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
-              Index count, RowState* states) {
-  for (Index r = 0; r < rows; ++r) WeighRow(scores + r * kKeysPerStep, inverse_p, count, values.size(1), states[r]);
+              Index count, RowState* states, const UpcomingRows& next) {
+  for (Index r = 0; r < rows; ++r) {
+    const Index at = r * kKeysPerStep;
+    WeighRow(scores + at, inverse_p == nullptr ? nullptr : inverse_p + at, count, values.size(1), states[r]);
+  }
   switch (rows) {
     case 1:
-      return AddValues<1>(scores, values, indices, count, states);
+      return AddValues<1>(scores, values, indices, count, states, next);
     case 2:
-      return AddValues<2>(scores, values, indices, count, states);
+      return AddValues<2>(scores, values, indices, count, states, next);
     case 3:
-      return AddValues<3>(scores, values, indices, count, states);
+      return AddValues<3>(scores, values, indices, count, states, next);
     default:
-      return AddValues<4>(scores, values, indices, count, states);
+      return AddValues<4>(scores, values, indices, count, states, next);
   }
 }
 
@@ -159,8 +163,8 @@ namespace reticle {
 HWY_EXPORT(FoldKeys);
 
 void fold_keys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
-               Index count, RowState* states) {
-  HWY_DYNAMIC_DISPATCH(FoldKeys)(scores, rows, inverse_p, values, indices, count, states);
+               Index count, RowState* states, const UpcomingRows& next) {
+  HWY_DYNAMIC_DISPATCH(FoldKeys)(scores, rows, inverse_p, values, indices, count, states, next);
 }
 
 }  // namespace reticle

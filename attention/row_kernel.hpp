@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include <reticle/core/tensor/tensor_view.hpp>
+#include <reticle/core/ops/dot.hpp>
 
 namespace reticle {
 
@@ -21,9 +21,9 @@ struct RowState {
 
 /// Folds `count` keys into the states of `rows` rows: with m a row's new maximum, weight_i = exp(scores_i - m) *
 /// inverse_p_i; output is rescaled to m and weight_i * values[indices_i] added. `scores` (rows, kKeysPerStep) is
-/// overwritten with the weights. inverse_p null: all 1. values (n, dv) F32, F16 or BF16 with stride 1 along dv. A NaN
-/// or +infinite score makes state.sum NaN. What a row gets does not depend on the rows beside it.
+/// overwritten with the weights; inverse_p is laid out alike; null: all 1. values (n, dv) F32, F16 or BF16 with stride
+/// 1 along dv. A NaN or +infinite score makes state.sum NaN.
 void fold_keys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
-               Index count, RowState* states);
+               Index count, RowState* states, const UpcomingRows& next = {});
 
 }  // namespace reticle

@@ -42,7 +42,7 @@ std::vector<float> scores_of(Row kind, Index n) {
 void count_bytes(benchmark::State& state) {
   const double bytes = static_cast<double>(state.range(0)) * sizeof(float);
   state.counters["of read bandwidth"] =
-      benchmark::Counter(bytes / bench::read_bandwidth(), benchmark::Counter::kIsIterationInvariantRate);
+      benchmark::Counter(bytes / bench::read_bandwidth(1), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void reticle_top_k(benchmark::State& state, Row kind) {

@@ -100,7 +100,7 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
     std::fill_n(of_row, per_row, std::uint64_t{0});
     for (const Mask* mask : {&a, &b}) {
       const CsrRow columns(*mask, id);
-      set_bits(columns.columns, columns.count, of_row);
+      set_bits(columns.columns, columns.count, 0, of_row);
     }
     return combine_words(BitOp::unite, of_row, of_row, of_row, per_row);
   });
@@ -125,7 +125,7 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   // Merged where each chunk has room for both operands, then moved together: no second buffer, and the gaps are small
   // unless the operands are alike.
   std::vector<Index> start(room.size() + 1, 0);
-  for (std::size_t i = 0; i < room.size(); ++i) start[i + 1] = start[i] + room[i] + kMergeSlack;
+  for (std::size_t i = 0; i < room.size(); ++i) start[i + 1] = start[i] + room[i] + kSlack;
   Array<std::int32_t> indices(static_cast<std::size_t>(start.back()));
   Array<float> p(static_cast<std::size_t>(weighted ? start.back() : 0));
   Array<Index> row_ptr(static_cast<std::size_t>(rows) + 1);

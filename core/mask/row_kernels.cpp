@@ -301,6 +301,68 @@ RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p,
   return MergeWeightedBy<UnionRule::independent>(from_a, from_b, out, out_p);
 }
 
+Index CountBits(const std::uint64_t* words, Index count) {
+  Index bits = 0;
+  for (Index w = 0; w < count; ++w) bits += std::popcount(words[w]);
+  return bits;
+}
+
+/// Counters of 64 columns at once, bit-sliced: plane i holds bit i of each column's count. Adding a row is a ripple of
+/// half adders, two operations a plane; a comparison with a constant goes from the lowest bit up.
+template <class D>
+HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Index rows, Index width,
+                             std::uint64_t* by_enough, std::uint64_t* by_all) {
+  constexpr std::size_t kPlanes = 7;
+  using V = hn::Vec<D>;
+  V planes[kPlanes];
+  for (V& plane : planes) plane = hn::Zero(tag);
+  V all = hn::Set(tag, ~std::uint64_t{0});
+  for (Index r = 0; r < rows; ++r) {
+    V carry = hn::LoadU(tag, words + r * width);
+    all = hn::And(all, carry);
+    for (V& plane : planes) {
+      const V sum = hn::Xor(plane, carry);
+      carry = hn::And(plane, carry);
+      plane = sum;
+    }
+  }
+  V enough = hn::Set(tag, ~std::uint64_t{0});
+  for (std::size_t i = 0; i < kPlanes; ++i)
+    enough = (least >> i & 1) != 0 ? hn::And(enough, planes[i]) : hn::Or(enough, planes[i]);
+  hn::StoreU(enough, tag, by_enough);
+  hn::StoreU(all, tag, by_all);
+}
+
+/// A vector of columns at a time, packed by its bits: the cost is by words, not by entries.
+Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin, std::int32_t* out) {
+  const hn::CappedTag<std::int32_t, 16> tag;
+  const auto lanes = static_cast<int>(hn::Lanes(tag));
+  const auto from_zero = hn::Iota(tag, 0);
+  std::int32_t* const begin = out;
+  for (Index w = 0; w < count; ++w) {
+    if (words[w] == 0) continue;
+    const auto first = static_cast<std::int32_t>(origin + w * 64);
+    for (int bit = 0; bit < 64; bit += lanes) {
+      const std::uint64_t bits = words[w] >> bit & ((std::uint64_t{1} << lanes) - 1);
+      const auto columns = hn::Add(from_zero, hn::Set(tag, first + bit));
+      hn::StoreU(hn::Compress(columns, hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits))), tag, out);
+      out += std::popcount(bits);
+    }
+  }
+  return out - begin;
+}
+
+Index HeldByAtLeast(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
+                    std::uint64_t* by_all) {
+  const hn::ScalableTag<std::uint64_t> tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  Index w = 0;
+  for (; w + lanes <= width; w += lanes) CountColumns(tag, least, words + w, rows, width, by_enough + w, by_all + w);
+  for (; w < width; ++w)
+    CountColumns(hn::CappedTag<std::uint64_t, 1>(), least, words + w, rows, width, by_enough + w, by_all + w);
+  return CountBits(by_enough, width);
+}
+
 }  // namespace reticle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -310,6 +372,9 @@ namespace reticle {
 HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
 HWY_EXPORT(MergeWeighted);
+HWY_EXPORT(HeldByAtLeast);
+HWY_EXPORT(ColumnsOfBits);
+HWY_EXPORT(CountBits);
 
 RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
   return HWY_DYNAMIC_DISPATCH(CombineWords)(op, a, b, out, count);
@@ -325,9 +390,20 @@ RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const fl
   return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
 }
 
-void set_bits(const std::int32_t* columns, Index count, std::uint64_t* words) {
+Index count_bits(const std::uint64_t* words, Index count) { return HWY_DYNAMIC_DISPATCH(CountBits)(words, count); }
+
+Index columns_of_bits(const std::uint64_t* words, Index count, std::int32_t origin, std::int32_t* out) {
+  return HWY_DYNAMIC_DISPATCH(ColumnsOfBits)(words, count, origin, out);
+}
+
+Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
+                       std::uint64_t* by_all) {
+  return HWY_DYNAMIC_DISPATCH(HeldByAtLeast)(least, words, rows, width, by_enough, by_all);
+}
+
+void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words) {
   constexpr Index kStreams = 8;
-  const auto set = [&](std::int32_t column) { words[column >> 6] |= std::uint64_t{1} << (column & 63); };
+  const auto set = [&](std::int32_t column) { words[(column - origin) >> 6] |= std::uint64_t{1} << (column & 63); };
   const Index stride = count / kStreams;
   for (Index i = 0; i < stride; ++i) {
     for (Index stream = 0; stream < kStreams; ++stream) set(columns[stream * stride + i]);

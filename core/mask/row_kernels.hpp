@@ -19,10 +19,10 @@ struct RowCounts {
 RETICLE_API RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out,
                                     Index count);
 
-/// Room that merge_columns may write beyond its result.
-inline constexpr Index kMergeSlack = 64;
+/// Room that vectors may write beyond a result.
+inline constexpr Index kSlack = 64;
 
-/// The union of two strictly ascending lists of columns below 2^31 - 1; `out` has room for both and kMergeSlack more.
+/// The union of two strictly ascending lists of columns below 2^31 - 1; `out` has room for both and kSlack more.
 RETICLE_API RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                                     std::int32_t* out);
 
@@ -34,7 +34,18 @@ RETICLE_API RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t*
                                              const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                              float* out_p);
 
-/// Sets the bits of ascending columns.
-RETICLE_API void set_bits(const std::int32_t* columns, Index count, std::uint64_t* words);
+/// Sets the bits of ascending columns; bit 0 of the first word is column `origin`, a multiple of 64.
+RETICLE_API void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words);
+
+RETICLE_API Index count_bits(const std::uint64_t* words, Index count);
+
+/// The set bits of `count` words as ascending columns; bit 0 of the first word is column `origin`. Returns how many;
+/// out has room for them and kSlack more.
+RETICLE_API Index columns_of_bits(const std::uint64_t* words, Index count, std::int32_t origin, std::int32_t* out);
+
+/// The columns that at least `least` (1 to 64) of up to 64 rows hold, and those that all hold, as bits; `words`
+/// is (rows, width). Returns the number of the former.
+RETICLE_API Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Index width,
+                                   std::uint64_t* by_enough, std::uint64_t* by_all);
 
 }  // namespace reticle

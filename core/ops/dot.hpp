@@ -8,6 +8,22 @@ namespace reticle {
 /// How many queries share one pass over the keys.
 inline constexpr Index kQueriesPerPass = 4;
 
+/// Rows of a matrix that will be read next: what a kernel asks memory for while it computes something else.
+struct UpcomingRows {
+  const char* data = nullptr;
+  Index stride = 0, size = 0;  // bytes from row to row, bytes of a row
+  const std::int32_t* indices = nullptr;
+  Index count = 0;
+
+  UpcomingRows() = default;
+  UpcomingRows(const TensorView& matrix, const std::int32_t* of_rows, Index rows)
+      : data(static_cast<const char*>(matrix.data)),
+        stride(matrix.stride(0) * size_of(matrix.dtype)),
+        size((matrix.stride(1) == 1 ? matrix.size(1) : 1) * size_of(matrix.dtype)),
+        indices(of_rows),
+        count(rows) {}
+};
+
 /// scores[r * stride + i] = queries[r] . keys[i], for r < rows (at most kQueriesPerPass) and all i.
 /// queries (rows, d) F32 contiguous; keys (n, d) F32, F16 or BF16, any strides. Sums in float, in one order per pair of
 /// vectors, so a pair's product does not depend on what it is computed beside. Reads each key once: n * d * size bytes.
@@ -15,6 +31,6 @@ RETICLE_API void dot(const float* queries, Index rows, const TensorView& keys, f
 
 /// The same for the keys that `indices` name.
 RETICLE_API void dot_gather(const float* queries, Index rows, const TensorView& keys, const std::int32_t* indices,
-                            Index count, float* scores, Index stride);
+                            Index count, float* scores, Index stride, const UpcomingRows& next = {});
 
 }  // namespace reticle

@@ -6,10 +6,13 @@
 #define RETICLE_CORE_OPS_LOAD_INL_HPP
 #endif
 
+#include <algorithm>
+
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <reticle/core/base/types.hpp>
+#include <reticle/core/ops/dot.hpp>
 
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
@@ -19,14 +22,27 @@ HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const float* p) {
   return hwy::HWY_NAMESPACE::LoadU(tag, p);
 }
 
-/// How many gathered vectors ahead memory is asked for: about as much as a core can wait for at once.
-inline constexpr Index kPrefetchAhead = 16;
+/// How far ahead memory is asked for, in bytes: what a core's share of bandwidth brings in the latency of a busy memory
+/// (40 GB/s, 400 ns), and a third of a first-level cache.
+inline constexpr Index kPrefetchBytes = 16384;
 
 /// Asks for `count` elements; where the hardware cannot guess the next address, this is what hides memory latency.
 template <class T>
 HWY_INLINE void PrefetchVector(const T* p, Index count) {
   constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
   for (Index i = 0; i < count; i += kLine) hwy::Prefetch(p + i);
+}
+
+/// Row i of `count` is about to be used: asks for the one that comes kPrefetchBytes later, here or upcoming.
+template <class T>
+HWY_INLINE void PrefetchRow(const T* rows, Index stride, const std::int32_t* indices, Index count, Index i, Index width,
+                            const UpcomingRows& next) {
+  const Index ahead = i + kPrefetchBytes / std::max<Index>(64, width * static_cast<Index>(sizeof(T)));
+  if (ahead < count) {
+    PrefetchVector(rows + indices[ahead] * stride, width);
+  } else if (ahead - count < next.count) {
+    PrefetchVector(next.data + next.indices[ahead - count] * next.stride, next.size);
+  }
 }
 
 /// bfloat16 is the upper half of a float: widen the bits and shift.

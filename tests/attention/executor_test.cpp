@@ -84,27 +84,93 @@ TEST(Attention, AgreesOnEveryInstructionSet) {
   for_each_target([&] { expect_agrees(attention(owned.inputs, mask, {}, Context(1)), reference); });
 }
 
+TEST(Attention, TilesAgreeForEveryDtypeRepresentationAndCausality) {
+  std::uint32_t seed = 100;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const Shapes& s :
+         {Shapes{1, 4, 2, 70, 300, 24, 40}, Shapes{1, 4, 1, 9, 270, 64, 64}, Shapes{1, 2, 2, 65, 65, 7, 130}}) {
+      OwnedInputs owned(s, ++seed, dtype);
+      std::mt19937 random(seed);
+      for (const bool causal : {false, true}) {
+        owned.inputs.causal = causal;
+        for (const NamedMask& m : random_masks(owned.inputs.shape(), random)) {
+          SCOPED_TRACE(m.name + ", " + std::string(name_of(dtype)) + (causal ? ", causal" : ""));
+          const AttentionResult result = attention(owned.inputs, m.mask);
+          expect_agrees(result, reference_attention(owned.inputs, m.mask));
+          const AttentionResult planned = attention(owned.inputs, AttentionPlan(owned.inputs, m.mask));
+          EXPECT_TRUE(std::ranges::equal(result.lse.span<float>(), planned.lse.span<float>()));
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, TilesAgreeOnEveryInstructionSet) {
+  OwnedInputs owned({1, 4, 2, 50, 400, 72, 40}, 120, DType::bf16);
+  owned.inputs.causal = true;
+  std::mt19937 random(120);
+  const Tensor bias = random_tensor(DType::f32, {1, 1, 50, 400}, random);
+  owned.inputs.attention_mask = bias.view();
+  AttentionOptions options;
+  options.soft_cap = 2.0f;
+  const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.7, true, random));
+  const Reference reference = reference_attention(owned.inputs, mask, options);
+  for_each_target([&] { expect_agrees(attention(owned.inputs, mask, options, Context(1)), reference); });
+}
+
+TEST(Attention, ValuesThatOnlySomeRowsAttendToDoNotReachOthers) {
+  OwnedInputs owned({1, 1, 1, 64, 256, 16, 16}, 130);
+  const Mask mask = Mask::intervals(owned.inputs.shape(), [](RowId row) {
+    return Interval{0, static_cast<std::int32_t>(row.query < 32 ? 256 : 200)};
+  });
+  const AttentionResult clean = attention(owned.inputs, mask);
+  owned.values.span<float>()[220 * 16 + 3] = kInfinity;
+  AttentionOptions lenient;
+  lenient.allow_non_finite = true;
+  const AttentionResult result = attention(owned.inputs, mask, lenient);
+  for (std::size_t i = 0; i < 64 * 16; ++i) {
+    const float value = result.output.span<float>()[i];
+    if (i < 32 * 16 && i % 16 == 3) {
+      EXPECT_EQ(value, kInfinity);
+    } else {
+      EXPECT_NEAR(value, clean.output.span<float>()[i], 1e-6);
+    }
+  }
+  const Mask last_only = mask - Mask::intervals(owned.inputs.shape(), [](RowId row) {
+                           return Interval{0, static_cast<std::int32_t>(row.query < 31 ? 256 : 0)};
+                         });
+  try {
+    attention(owned.inputs, last_only);
+    ADD_FAILURE() << "accepted infinity";
+  } catch (const ValueError& error) {
+    EXPECT_EQ(std::string(error.what()).substr(0, 44), "attention: the result of row (0, 0, 31) is n");
+  }
+}
+
 TEST(Attention, ReadsStridedTensorsInPlace) {
-  const Shapes s{2, 4, 2, 3, 30, 16, 16};
-  const OwnedInputs owned(s, 30);
-  // The same tensors laid out (batch, length, heads, width), and with the width outermost.
-  for (const std::initializer_list<int>& order : {std::initializer_list<int>{0, 2, 1, 3}, {3, 0, 1, 2}, {3, 2, 1, 0}}) {
-    std::vector<int> inverse(4);
-    int at = 0;
-    for (const int dim : order) inverse[static_cast<std::size_t>(dim)] = at++;
-    const auto relaid = [&](const TensorView& view) { return Tensor::copy(view.permute(order), view.dtype); };
-    const auto back = [&](const Tensor& tensor) {
-      return tensor.view().permute({inverse[0], inverse[1], inverse[2], inverse[3]});
-    };
-    const Tensor q = relaid(owned.inputs.queries), k = relaid(owned.inputs.keys), v = relaid(owned.inputs.values);
-    AttentionInputs strided = owned.inputs;
-    strided.queries = back(q);
-    strided.keys = back(k);
-    strided.values = back(v);
-    EXPECT_FALSE(strided.keys.contiguous());
-    std::mt19937 random(30);
-    const Mask mask = Mask::dense(strided.shape(), random_p(strided.shape(), 0.5, true, random));
-    expect_agrees(attention(strided, mask), reference_attention(owned.inputs, mask));
+  for (const Index queries : {3, 30}) {
+    const Shapes s{2, 4, 2, queries, 60, 16, 16};
+    const OwnedInputs owned(s, 30);
+    // The same tensors laid out (batch, length, heads, width), and with the width outermost.
+    for (const std::initializer_list<int>& order :
+         {std::initializer_list<int>{0, 2, 1, 3}, {3, 0, 1, 2}, {3, 2, 1, 0}}) {
+      std::vector<int> inverse(4);
+      int at = 0;
+      for (const int dim : order) inverse[static_cast<std::size_t>(dim)] = at++;
+      const auto relaid = [&](const TensorView& view) { return Tensor::copy(view.permute(order), view.dtype); };
+      const auto back = [&](const Tensor& tensor) {
+        return tensor.view().permute({inverse[0], inverse[1], inverse[2], inverse[3]});
+      };
+      const Tensor q = relaid(owned.inputs.queries), k = relaid(owned.inputs.keys), v = relaid(owned.inputs.values);
+      AttentionInputs strided = owned.inputs;
+      strided.queries = back(q);
+      strided.keys = back(k);
+      strided.values = back(v);
+      EXPECT_FALSE(strided.keys.contiguous());
+      std::mt19937 random(30);
+      const Mask mask = Mask::dense(strided.shape(), random_p(strided.shape(), 0.5, true, random));
+      expect_agrees(attention(strided, mask), reference_attention(owned.inputs, mask));
+    }
   }
 }
 

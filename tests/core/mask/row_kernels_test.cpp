@@ -62,7 +62,7 @@ TEST(MergeColumns, IsTheUnionForEveryCountAndTarget) {
       for (const unsigned right : {0u, 1u, 4u, 16u, 17u, 40u, 90u}) {
         for (const std::int32_t below : {100, 4000}) {
           const Row a = random_row(left, below, random), b = random_row(right, below, random);
-          std::vector<std::int32_t> columns(left + right + kMergeSlack);
+          std::vector<std::int32_t> columns(left + right + kSlack);
           const RowCounts counts =
               merge_columns(a.columns.data(), Index{left}, b.columns.data(), Index{right}, columns.data());
           expect_equal(union_of<row_op::Add>(a, b, false), counts, columns, {});
@@ -82,7 +82,7 @@ TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
           Row b = random_row(right, 100, random);
           if (!both) std::fill(b.p.begin(), b.p.end(), 1.0f);
           const auto check = [&]<class Op>(UnionRule rule, Op) {
-            std::vector<std::int32_t> columns(left + right + kMergeSlack);
+            std::vector<std::int32_t> columns(left + right + kSlack);
             std::vector<float> p(columns.size());
             const RowCounts counts =
                 merge_weighted_columns(rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
@@ -139,12 +139,48 @@ TEST(SetBits, SetsEachColumnsBit) {
   for (const unsigned count : {0u, 1u, 7u, 8u, 100u, 300u}) {
     const Row row = random_row(count, 320, random);
     std::vector<std::uint64_t> words(5, 0);
-    set_bits(row.columns.data(), Index{count}, words.data());
+    set_bits(row.columns.data(), Index{count}, 0, words.data());
     for (std::int32_t column = 0; column < 320; ++column) {
       const bool is = std::binary_search(row.columns.begin(), row.columns.end(), column);
       EXPECT_EQ((words[static_cast<std::size_t>(column / 64)] >> (column % 64) & 1) != 0, is);
     }
+    std::vector<std::int32_t> further = row.columns;
+    for (std::int32_t& column : further) column += 6400;
+    std::vector<std::uint64_t> same(5, 0);
+    set_bits(further.data(), Index{count}, 6400, same.data());
+    EXPECT_EQ(same, words);
   }
+}
+
+TEST(HeldByAtLeast, CountsTheRowsOfEveryColumn) {
+  std::mt19937_64 random(5);
+  for_each_target([&] {
+    for (const Index rows : {1, 2, 5, 63, 64}) {
+      for (const Index width : {1, 3, 8, 17}) {
+        for (const Index least : {1, 2, 7, 8, 33, 64}) {
+          std::vector<std::uint64_t> words(static_cast<std::size_t>(rows * width));
+          for (std::uint64_t& word : words) word = random() | random();
+          const auto size = static_cast<std::size_t>(width);
+          std::vector<std::uint64_t> enough(size), all(size), expected_enough(size, 0), expected_all(size, 0);
+          const Index held = held_by_at_least(least, words.data(), rows, width, enough.data(), all.data());
+          Index expected = 0;
+          for (std::size_t w = 0; w < size; ++w) {
+            for (int bit = 0; bit < 64; ++bit) {
+              Index count = 0;
+              for (Index r = 0; r < rows; ++r)
+                count += static_cast<Index>(words[static_cast<std::size_t>(r) * size + w] >> bit & 1);
+              if (count >= least) expected_enough[w] |= std::uint64_t{1} << bit;
+              if (count == rows) expected_all[w] |= std::uint64_t{1} << bit;
+              expected += count >= least ? 1 : 0;
+            }
+          }
+          EXPECT_EQ(held, expected);
+          EXPECT_EQ(enough, expected_enough);
+          EXPECT_EQ(all, expected_all);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace

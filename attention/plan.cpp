@@ -1,0 +1,376 @@
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <numeric>
+
+#include <reticle/attention/plan.hpp>
+#include <reticle/attention/tile_kernel.hpp>
+#include <reticle/core/mask/row_kernels.hpp>
+
+namespace reticle {
+namespace {
+
+/// Below this many keys, what rows share is not worth setting up.
+constexpr Index kLeastShared = 32;
+
+/// How many of a tile's rows must attend to a key for all to compute it. A key in a tile of 64 costs each of them a
+/// fifth of what a gathered key costs a row: a product in registers against dot products with sums across lanes. The
+/// few rows of a decode step wait for memory: there, two rows that load a key pay for all. Measured by
+/// `bench_attention --benchmark_filter=key`.
+Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (rows + 4) / 5; }
+
+/// The share of all entries below which setting up what a few rows share costs more than it saves.
+constexpr double kLeastSharedOfFew = 0.5;
+
+void set_bit_range(std::uint64_t* words, Index begin, Index end) {
+  if (begin >= end) return;
+  const std::uint64_t first = ~std::uint64_t{0} << (begin & 63), last = ~std::uint64_t{0} >> (63 - ((end - 1) & 63));
+  const Index from = begin >> 6, to = (end - 1) >> 6;
+  if (from == to) {
+    words[from] |= first & last;
+    return;
+  }
+  words[from] |= first;
+  std::fill(words + from + 1, words + to, ~std::uint64_t{0});
+  words[to] |= last;
+}
+
+/// Row r of the result is bit r of each of the 64 words: recursive transposition of the halves.
+void transpose(std::array<std::uint64_t, 64>& bits) {
+  std::uint64_t mask = 0x00000000FFFFFFFFu;
+  for (std::size_t half = 32; half != 0; half >>= 1, mask ^= mask << half) {
+    for (std::size_t i = 0; i < 64; i = (i + half + 1) & ~half) {
+      const std::uint64_t swap = ((bits[i] >> half) ^ bits[i + half]) & mask;
+      bits[i] ^= swap << half;
+      bits[i + half] ^= swap;
+    }
+  }
+}
+
+}  // namespace
+
+void require_mask_fits(const AttentionInputs& inputs, const Mask& mask) {
+  if (!mask.shape().same_logical(inputs.shape()))
+    throw ShapeError("attention: mask " + mask.shape().describe() + " does not fit queries " +
+                     inputs.queries.describe() + " and keys " + inputs.keys.describe() + "; needed is a mask of " +
+                     inputs.shape().describe());
+}
+
+// --- TilePlan ---
+
+Index TilePlan::shared_keys() const {
+  Index keys = 0;
+  for (const Shared& segment : shared) keys += segment.end - segment.begin;
+  return keys;
+}
+
+Index TilePlan::bytes() const {
+  const auto bytes_of = [](const auto& list) { return list.size() * sizeof(list[0]); };
+  return static_cast<Index>(bytes_of(shared) + bytes_of(attended) + bytes_of(inverse_p) + bytes_of(rest_ptr) +
+                            bytes_of(rest) + bytes_of(rest_inverse_p));
+}
+
+void TilePlan::clear() {
+  shared.clear();
+  attended.clear();
+  inverse_p.clear();
+  rest_ptr.assign(1, 0);
+  rest.clear();
+  rest_inverse_p.clear();
+}
+
+// --- Tiling ---
+
+Tiling::Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping grouping)
+    : batch_(inputs.batch()),
+      kv_heads_(inputs.kv_heads()),
+      group_(std::max<Index>(1, inputs.group())),
+      queries_(inputs.queries_length()) {
+  if (grouping == Grouping::tiles) {
+    // Heads that attend alike share all keys, so few queries by many heads; else neighbouring queries share more.
+    const bool heads_alike = mask.shape().shared_heads;
+    queries_per_tile_ =
+        std::clamp<Index>(heads_alike ? kTileRows / group_ : kTileRows, 1, std::max<Index>(1, queries_));
+    heads_per_tile_ = std::clamp<Index>(kTileRows / queries_per_tile_, 1, group_);
+  }
+  head_tiles_ = (group_ + heads_per_tile_ - 1) / heads_per_tile_;
+  query_tiles_ = (queries_ + queries_per_tile_ - 1) / queries_per_tile_;
+}
+
+TileRows Tiling::rows(Index tile) const {
+  TileRows rows;
+  rows.first_query = tile % query_tiles_ * queries_per_tile_;
+  rows.queries = std::min(queries_per_tile_, queries_ - rows.first_query);
+  tile /= query_tiles_;
+  const Index head = tile % head_tiles_ * heads_per_tile_;
+  rows.heads = std::min(heads_per_tile_, group_ - head);
+  tile /= head_tiles_;
+  rows.first_head = tile % kv_heads_ * group_ + head;
+  rows.batch = tile / kv_heads_;
+  return rows;
+}
+
+// --- TilePlanner ---
+
+TilePlanner::TilePlanner(const AttentionInputs& inputs, const Mask& mask) : inputs_(inputs), mask_(mask) {}
+
+void TilePlanner::read_runs(RowId row, std::vector<Run>& runs) const {
+  runs.clear();
+  mask_.row(row, runs);
+  const auto visible = static_cast<std::int32_t>(inputs_.visible_keys(row.query));
+  while (!runs.empty() && runs.back().begin >= visible) runs.pop_back();
+  if (!runs.empty()) runs.back().end = std::min(runs.back().end, visible);
+}
+
+void TilePlanner::read(RowId row, RowEntries& entries) const {
+  entries.columns = {};
+  entries.p = {};
+  entries.words.clear();
+  entries.runs.clear();
+  const auto visible = static_cast<std::int32_t>(inputs_.visible_keys(row.query));
+  const Index stored = mask_.shape().stored_row(row);
+  if (const auto* csr = std::get_if<Csr>(&mask_.representation())) {
+    const std::int32_t* const begin = csr->indices.data() + csr->row_ptr[stored];
+    const std::int32_t* end = csr->indices.data() + csr->row_ptr[stored + 1];
+    if (begin != end && end[-1] >= visible) end = std::lower_bound(begin, end, visible);
+    entries.columns = {begin, end};
+    if (!csr->p.empty()) entries.p = {csr->p.data() + csr->row_ptr[stored], entries.columns.size()};
+  } else if (const auto* bits = std::get_if<BitDense>(&mask_.representation())) {
+    if (visible == 0) return;
+    const std::uint64_t* words = bits->words.data() + stored * BitDense::words_per_row(mask_.shape().keys);
+    entries.words.assign(words, words + BitDense::words_per_row(visible));
+    entries.words.back() &= ~std::uint64_t{0} >> (63 - ((visible - 1) & 63));
+  } else {
+    read_runs(row, entries.runs);
+  }
+}
+
+const TilePlan& TilePlanner::plan(const TileRows& rows) {
+  plan_.clear();
+  shared_.clear();
+  const Index count = rows.count();
+  if (count > 1 && all_rows_equal(rows)) return share_all_of(rows.row(0), count);
+  for (Index r = 0; r < count; ++r) read(rows.row(r), entries_[static_cast<std::size_t>(r)]);
+  if (count > 1) {
+    const auto same = [&](const RowEntries& other) {
+      return std::ranges::equal(other.columns, entries_[0].columns) && std::ranges::equal(other.p, entries_[0].p) &&
+             other.words == entries_[0].words && other.runs == entries_[0].runs;
+    };
+    if (std::all_of(entries_.begin() + 1, entries_.begin() + count, same)) return share_all_of(rows.row(0), count);
+    find_shared(count);
+  }
+  for (Index r = 0; r < count; ++r) place(r, count);
+  return plan_;
+}
+
+/// Without reading them.
+bool TilePlanner::all_rows_equal(const TileRows& rows) const {
+  const MaskShape& shape = mask_.shape();
+  const RowId first = rows.row(0), last = rows.row(rows.count() - 1);
+  const bool one_pattern = (shape.shared_heads || rows.heads == 1) && (shape.shared_queries || rows.queries == 1);
+  return one_pattern && inputs_.visible_keys(first.query) == inputs_.visible_keys(last.query);
+}
+
+const TilePlan& TilePlanner::share_all_of(RowId row, Index rows) {
+  std::vector<Run>& runs = entries_[0].runs;
+  read_runs(row, runs);
+  for (const Run& run : runs) {
+    if (plan_.shared.empty() || plan_.shared.back().end != run.begin) {
+      plan_.shared.push_back({run.begin, run.end, -1});
+    } else {
+      plan_.shared.back().end = run.end;
+    }
+    if (mask_.weighted())
+      plan_.inverse_p.resize(plan_.inverse_p.size() + static_cast<std::size_t>((run.end - run.begin) * rows),
+                             1.0f / run.p);
+  }
+  plan_.rest_ptr.assign(static_cast<std::size_t>(rows) + 1, 0);
+  return plan_;
+}
+
+/// Every row as bits; keys that enough rows attend to become segments.
+void TilePlanner::find_shared(Index rows) {
+  Index lowest = mask_.shape().keys, highest = 0, entries = 0;
+  for (Index r = 0; r < rows; ++r) {
+    const RowEntries& row = entries_[static_cast<std::size_t>(r)];
+    const auto meet = [&](Index begin, Index end, Index count) {
+      lowest = std::min(lowest, begin);
+      highest = std::max(highest, end);
+      entries += count;
+    };
+    if (!row.columns.empty()) meet(row.columns.front(), row.columns.back() + 1, static_cast<Index>(row.columns.size()));
+    for (const Run& run : row.runs) meet(run.begin, run.end, run.end - run.begin);
+    if (!row.words.empty())
+      meet(0, static_cast<Index>(row.words.size()) * 64,
+           count_bits(row.words.data(), static_cast<Index>(row.words.size())));
+  }
+  const Index least = least_rows(rows);
+  if (entries < least * kLeastShared) return;
+  origin_ = static_cast<std::int32_t>(lowest / 64 * 64);
+  const Index width = (highest - origin_ + 63) / 64;
+  words_.assign(static_cast<std::size_t>(rows * width), 0);
+  for (Index r = 0; r < rows; ++r) {
+    const RowEntries& row = entries_[static_cast<std::size_t>(r)];
+    std::uint64_t* words = words_.data() + r * width;
+    std::copy(row.words.begin(), row.words.end(), words);
+    set_bits(row.columns.data(), static_cast<Index>(row.columns.size()), origin_, words);
+    for (const Run& run : row.runs) set_bit_range(words, run.begin - origin_, run.end - origin_);
+  }
+  shared_.resize(static_cast<std::size_t>(width));
+  by_all_.resize(static_cast<std::size_t>(width));
+  const Index shared = held_by_at_least(least, words_.data(), rows, width, shared_.data(), by_all_.data());
+  if (shared < kLeastShared ||
+      (rows <= kRowPathRows && shared_entries(rows, width) < kLeastSharedOfFew * static_cast<double>(entries))) {
+    shared_.clear();
+    return;
+  }
+  make_segments(rows, width);
+  if (mask_.weighted()) {
+    plan_.inverse_p.assign(static_cast<std::size_t>(shared * rows), 1.0f);
+    rank_.resize(static_cast<std::size_t>(width));
+    Index rank = 0;
+    for (std::size_t w = 0; w < rank_.size(); ++w) {
+      rank_[w] = rank;
+      rank += std::popcount(shared_[w]);
+    }
+  }
+}
+
+double TilePlanner::shared_entries(Index rows, Index width) {
+  Index count = 0;
+  for (Index r = 0; r < rows; ++r) {
+    own_.assign(words_.begin() + r * width, words_.begin() + (r + 1) * width);
+    count += combine_words(BitOp::intersect, own_.data(), shared_.data(), own_.data(), width).entries;
+  }
+  return static_cast<double>(count);
+}
+
+void TilePlanner::make_segments(Index rows, Index width) {
+  std::array<std::uint64_t, 64> bits;
+  for (Index w = 0; w < width; ++w) {
+    const std::uint64_t shared = shared_[static_cast<std::size_t>(w)], by_all = by_all_[static_cast<std::size_t>(w)];
+    if ((shared & ~by_all) != 0) {
+      bits.fill(0);
+      for (Index r = 0; r < rows; ++r)
+        bits[static_cast<std::size_t>(r)] = words_[static_cast<std::size_t>(r * width + w)];
+      transpose(bits);
+    }
+    const auto first = static_cast<std::int32_t>(origin_ + w * 64);
+    for (int bit = 0; bit < 64;) {
+      const std::uint64_t left = shared >> bit;
+      if (left == 0) break;
+      bit += std::countr_zero(left);
+      const bool full = (by_all >> bit & 1) != 0;
+      const int length = std::countr_one((full ? by_all : shared & ~by_all) >> bit);
+      const std::int32_t begin = first + bit, end = begin + length;
+      if (!plan_.shared.empty() && plan_.shared.back().end == begin && (plan_.shared.back().attended == -1) == full) {
+        plan_.shared.back().end = end;
+      } else {
+        plan_.shared.push_back({begin, end, full ? -1 : static_cast<Index>(plan_.attended.size())});
+      }
+      if (!full) plan_.attended.insert(plan_.attended.end(), bits.begin() + bit, bits.begin() + bit + length);
+      bit += length;
+    }
+  }
+}
+
+/// What a row does not share goes to its rest; the p of what it shares to where the tile looks for it.
+void TilePlanner::place(Index r, Index rows) {
+  const RowEntries& row = entries_[static_cast<std::size_t>(r)];
+  if (shared_.empty()) {
+    keep_all(row);
+  } else if (mask_.weighted()) {
+    place_weighted(row, r, rows);
+  } else {
+    const auto width = static_cast<Index>(shared_.size());
+    own_.resize(shared_.size());
+    combine_words(BitOp::subtract, words_.data() + r * width, shared_.data(), own_.data(), width);
+    keep_bits(own_, origin_);
+  }
+  plan_.rest_ptr.push_back(static_cast<Index>(plan_.rest.size()));
+}
+
+void TilePlanner::keep_all(const RowEntries& row) {
+  plan_.rest.insert(plan_.rest.end(), row.columns.begin(), row.columns.end());
+  for (const Run& run : row.runs) {
+    const std::size_t before = plan_.rest.size();
+    plan_.rest.resize(before + static_cast<std::size_t>(run.end - run.begin));
+    std::iota(plan_.rest.begin() + static_cast<std::ptrdiff_t>(before), plan_.rest.end(), run.begin);
+    if (mask_.weighted()) plan_.rest_inverse_p.resize(plan_.rest.size(), 1.0f / run.p);
+  }
+  for (const float p : row.p) plan_.rest_inverse_p.push_back(1.0f / p);
+  keep_bits(row.words, 0);
+}
+
+void TilePlanner::keep_bits(std::span<const std::uint64_t> words, std::int32_t origin) {
+  const std::size_t before = plan_.rest.size();
+  const Index count = count_bits(words.data(), static_cast<Index>(words.size()));
+  plan_.rest.resize(before + static_cast<std::size_t>(count + kSlack));
+  const Index kept =
+      columns_of_bits(words.data(), static_cast<Index>(words.size()), origin, plan_.rest.data() + before);
+  plan_.rest.resize(before + static_cast<std::size_t>(kept));
+}
+
+void TilePlanner::place_weighted(const RowEntries& row, Index r, Index rows) {
+  const auto place = [&](std::int32_t key, float p) {
+    const auto w = static_cast<std::size_t>((key - origin_) >> 6);
+    const std::uint64_t bit = std::uint64_t{1} << (key & 63);
+    if ((shared_[w] & bit) == 0) {
+      plan_.rest.push_back(key);
+      plan_.rest_inverse_p.push_back(1.0f / p);
+    } else {
+      const Index rank = rank_[w] + std::popcount(shared_[w] & (bit - 1));
+      plan_.inverse_p[static_cast<std::size_t>(rank * rows + r)] = 1.0f / p;
+    }
+  };
+  for (std::size_t i = 0; i < row.columns.size(); ++i) place(row.columns[i], row.p[i]);
+  for (const Run& run : row.runs) {
+    for (std::int32_t key = run.begin; key < run.end; ++key) place(key, run.p);
+  }
+}
+
+// --- AttentionPlan ---
+
+AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, const Context& context)
+    : mask_(mask), kv_heads_(inputs.kv_heads()), causal_(inputs.causal) {
+  require_mask_fits(inputs, mask);
+  const Tiling tiling(inputs, mask);
+  tiles_.resize(static_cast<std::size_t>(tiling.count()));
+  context.for_each_chunk(tiling.count(), 1, [&](Index, Index begin, Index end) {
+    TilePlanner planner(inputs, mask);
+    for (Index tile = begin; tile < end; ++tile)
+      tiles_[static_cast<std::size_t>(tile)] = planner.plan(tiling.rows(tile));
+  });
+}
+
+void AttentionPlan::require_fits(const AttentionInputs& inputs) const {
+  require_mask_fits(inputs, mask_);
+  if (inputs.kv_heads() != kv_heads_ || inputs.causal != causal_)
+    throw ShapeError("attention: the plan is for " + std::to_string(kv_heads_) + " KV heads, causal " +
+                     (causal_ ? "true" : "false") + "; the inputs have " + std::to_string(inputs.kv_heads()) +
+                     ", causal " + (inputs.causal ? "true" : "false"));
+}
+
+std::string AttentionPlan::describe() const {
+  Index computed = 0, attended = 0, gathered = 0, bytes = 0;
+  for (const TilePlan& tile : tiles_) {
+    const Index rows = static_cast<Index>(tile.rest_ptr.size()) - 1;
+    computed += rows * tile.shared_keys();
+    attended += rows * (tile.shared_keys() - static_cast<Index>(tile.attended.size()));
+    for (const std::uint64_t bits : tile.attended) attended += std::popcount(bits);
+    gathered += static_cast<Index>(tile.rest.size());
+    bytes += tile.bytes();
+  }
+  const auto percent = [](Index part, Index whole) {
+    return whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
+  };
+  char text[200];
+  std::snprintf(
+      text, sizeof text,
+      "%zu tiles; %.1f %% of %lld entries shared by rows (tiles filled to %.1f %%), %.1f %% gathered; %.1f kB",
+      tiles_.size(), percent(attended, attended + gathered), static_cast<long long>(attended + gathered),
+      percent(attended, computed), percent(gathered, attended + gathered), static_cast<double>(bytes) / 1e3);
+  return text;
+}
+
+}  // namespace reticle

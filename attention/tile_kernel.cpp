@@ -1,0 +1,168 @@
+// Flash attention (Dao et al. 2022) with rows along vectors: scores^T = K Q^T, weights^T = exp(scores^T - max) and
+// output^T += V^T weights^T are two calls of one register-blocked product that reads K and V as they lie, and a softmax
+// in which each lane is a row. Per block 2 * keys * rows * (d + dv) flops, of which the softmax adds about a tenth.
+// Queries, scores and outputs of a tile are 32 kB each at d = 128: L2 holds them. Bound by multiply-adds.
+#include <algorithm>
+
+#include <reticle/attention/tile_kernel.hpp>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/tile_kernel.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <reticle/core/ops/exp-inl.hpp>
+#include <reticle/core/ops/load-inl.hpp>
+#include <reticle/core/ops/matmul-inl.hpp>
+
+#if !defined(RETICLE_TILE_ARRAYS)
+#define RETICLE_TILE_ARRAYS
+namespace reticle {
+/// What the kernels see of a TileState.
+struct TileArrays {
+  Index head_dim, value_dim, rows;
+  float *max, *sum;
+  const float* queries;
+  float *scores, *output;
+};
+}  // namespace reticle
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace reticle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// tanh by exp: exact to a few units in the last place of `cap`, which is what scores are measured by.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V SoftCap(D tag, V scores, float cap) {
+  const V one = hn::Set(tag, 1.0f), zero = hn::Zero(tag);
+  const V twice = hn::Mul(hn::Abs(scores), hn::Set(tag, 2.0f / cap));
+  const V e = SoftmaxExp(tag, hn::Sub(zero, twice));  // in (0, 1]
+  const V tanh = hn::Div(hn::Sub(one, e), hn::Add(one, e));
+  return hn::CopySign(hn::Mul(tanh, hn::Set(tag, cap)), scores);
+}
+
+/// Scores of `count` keys become weights, for one vector of rows; returns what the rows' outputs are to be multiplied
+/// by. A NaN or +infinite score makes its row's sum NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const TileArrays& tile) {
+  const V infinity = hn::Set(tag, std::numeric_limits<float>::infinity());
+  const V nothing = hn::Neg(infinity);
+  float* scores = tile.scores + column;
+
+  const V old_max = hn::LoadU(tag, tile.max + column);
+  V max = old_max;
+  auto finite = hn::Eq(infinity, infinity);
+  const bool changed = block.bias != nullptr || block.soft_cap || block.attended != nullptr;
+  for (Index i = 0; i < block.count; ++i) {
+    V s = hn::LoadU(tag, scores + i * kTileRows);
+    if (changed) {
+      if (block.soft_cap) s = SoftCap(tag, s, *block.soft_cap);
+      if (block.bias != nullptr) s = hn::Add(s, hn::LoadU(tag, block.bias + i * kTileRows + column));
+      if (block.attended != nullptr) {
+        const std::uint64_t bits = block.attended[i] >> column;
+        s = hn::IfThenElse(hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits)), s, nothing);
+      }
+      hn::StoreU(s, tag, scores + i * kTileRows);
+    }
+    finite = hn::And(finite, hn::Lt(s, infinity));
+    max = hn::Max(max, s);
+  }
+  hn::StoreU(max, tag, tile.max + column);
+
+  // Rows that have met no key yet keep -infinity, and take 0 for the maximum that differences are formed with.
+  const V shift = hn::IfThenElse(hn::Eq(max, nothing), hn::Zero(tag), max);
+  const V rescale = SoftmaxExp(tag, hn::Sub(old_max, shift));
+  V sum = hn::Mul(hn::LoadU(tag, tile.sum + column), rescale);
+  const auto weigh = [&](Index i) {
+    V w = SoftmaxExp(tag, hn::Sub(hn::LoadU(tag, scores + i * kTileRows), shift));
+    if (block.inverse_p != nullptr) w = hn::Mul(w, hn::LoadU(tag, block.inverse_p + i * kTileRows + column));
+    hn::StoreU(w, tag, scores + i * kTileRows);
+    return w;
+  };
+  V odd = hn::Zero(tag);
+  Index i = 0;
+  for (; i + 2 <= block.count; i += 2) {
+    sum = hn::Add(sum, weigh(i));
+    odd = hn::Add(odd, weigh(i + 1));
+  }
+  if (i < block.count) sum = hn::Add(sum, weigh(i));
+  const V poisoned = hn::Set(tag, std::numeric_limits<float>::quiet_NaN());
+  hn::StoreU(hn::IfThenElse(finite, hn::Add(sum, odd), poisoned), tag, tile.sum + column);
+  return rescale;
+}
+
+void FoldTile(const TileBlock& block, const TileArrays& tile) {
+  const hn::ScalableTag<float> tag;
+  using V = hn::Vec<decltype(tag)>;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const Index columns = (tile.rows + lanes - 1) / lanes * lanes;
+  Multiply({block.keys, block.key_stride, 1}, block.count, tile.head_dim, tile.queries, columns, kTileRows, tile.scores,
+           [&](const float*, Index) { return hn::Zero(tag); });
+  HWY_ALIGN float rescale[kTileRows];
+  for (Index column = 0; column < columns; column += lanes)
+    hn::StoreU(WeighColumn(tag, block, column, tile), tag, rescale + column);
+  Multiply(
+      {block.values, 1, block.value_stride}, tile.value_dim, block.count, tile.scores, columns, kTileRows, tile.output,
+      [&](const float* at, Index v) -> V { return hn::Mul(hn::LoadU(tag, at), hn::LoadU(tag, rescale + v * lanes)); });
+}
+
+void PackRows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
+  const hn::ScalableTag<float> tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const Index width = matrix.size(1), stride = matrix.stride(0), step = matrix.stride(1);
+  dispatch_float(matrix.dtype, "matrix", [&]<class T>() {
+    const T* base = static_cast<const T*>(matrix.data);
+    for (Index i = 0; i < count; ++i, to += width) {
+      const T* row = base + (indices == nullptr ? i : indices[i]) * stride;
+      if (indices != nullptr) PrefetchRow(base, stride, indices, count, i, step == 1 ? width : 1, {});
+      Index j = 0;
+      for (; step == 1 && j + lanes <= width; j += lanes) hn::StoreU(LoadFloat(tag, row + j), tag, to + j);
+      for (; j < width; ++j) to[j] = to_float(row[j * step]);
+    }
+  });
+}
+
+}  // namespace reticle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace reticle {
+
+HWY_EXPORT(FoldTile);
+HWY_EXPORT(PackRows);
+
+TileState::TileState(Index head_dim, Index value_dim)
+    : head_dim_(head_dim),
+      value_dim_(value_dim),
+      queries_(static_cast<std::size_t>(head_dim * kTileRows)),
+      scores_(static_cast<std::size_t>(kTileKeys * kTileRows)),
+      output_(static_cast<std::size_t>(value_dim * kTileRows)) {}
+
+void TileState::reset(Index rows) {
+  rows_ = rows;
+  max_.fill(-std::numeric_limits<float>::infinity());
+  sum_.fill(0);
+  std::fill(queries_.begin(), queries_.end(), 0.0f);  // of the lanes beyond the last row
+  std::fill(output_.begin(), output_.end(), 0.0f);
+}
+
+void TileState::set_query(Index r, std::span<const float> query) {
+  for (std::size_t i = 0; i < query.size(); ++i) queries_[i * kTileRows + static_cast<std::size_t>(r)] = query[i];
+}
+
+void TileState::fold(const TileBlock& block) {
+  HWY_DYNAMIC_DISPATCH(FoldTile)
+  (block, {head_dim_, value_dim_, rows_, max_.data(), sum_.data(), queries_.data(), scores_.data(), output_.data()});
+}
+
+void TileState::copy_output(Index r, std::span<float> to) const {
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] = output_[i * kTileRows + static_cast<std::size_t>(r)];
+}
+
+void pack_rows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
+  HWY_DYNAMIC_DISPATCH(PackRows)(matrix, indices, count, to);
+}
+
+}  // namespace reticle
+#endif

@@ -1,0 +1,59 @@
+// Flash attention over a block of keys, for many rows at once. Internal to the executor.
+#pragma once
+
+#include <array>
+#include <limits>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <reticle/core/tensor/tensor_view.hpp>
+
+namespace reticle {
+
+inline constexpr Index kTileRows = 64;
+inline constexpr Index kTileKeys = 128;
+
+/// Keys and values that a tile's rows meet next, and what each row makes of them.
+struct TileBlock {
+  Index count = 0;              // at most kTileKeys
+  const float* keys = nullptr;  // (count, d)
+  Index key_stride = 0;
+  const float* values = nullptr;  // (count, dv)
+  Index value_stride = 0;
+  const std::uint64_t* attended = nullptr;  // per key, bit r: row r attends; null: all rows do
+  const float* inverse_p = nullptr;         // (count, kTileRows); null: all 1
+  const float* bias = nullptr;              // (count, kTileRows), added to the scores; null: none
+  std::optional<float> soft_cap;
+};
+
+/// The softmax states of up to kTileRows rows. Everything is stored with the rows along vectors, so that maxima, sums
+/// and rescaling need nothing across lanes, and keys and values are used as they lie in memory.
+class TileState {
+ public:
+  TileState(Index head_dim, Index value_dim);
+
+  /// Starts `rows` rows anew, without keys.
+  void reset(Index rows);
+  /// Row r's query, scaled.
+  void set_query(Index r, std::span<const float> query);
+  void fold(const TileBlock& block);
+
+  float max(Index r) const { return max_[static_cast<std::size_t>(r)]; }
+  float sum(Index r) const { return sum_[static_cast<std::size_t>(r)]; }
+  /// The unnormalised output of row r, (dv).
+  void copy_output(Index r, std::span<float> to) const;
+
+ private:
+  struct Access;
+  Index head_dim_, value_dim_, rows_ = 0;
+  std::array<float, kTileRows> max_{}, sum_{};
+  std::vector<float> queries_;  // (d, kTileRows)
+  std::vector<float> scores_;   // (kTileKeys, kTileRows)
+  std::vector<float> output_;   // (dv, kTileRows)
+};
+
+/// The rows of a matrix that `indices` names (null: the first `count`), as float: to (count, width).
+void pack_rows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to);
+
+}  // namespace reticle
