@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <tuple>
 
@@ -25,12 +26,10 @@ constexpr Index kMostChunks = 256;
 
 /// Some of the keys that a tile's rows share.
 struct Step {
-  Index first = 0;  // its number among all of them
-  std::vector<std::int32_t> keys;
-  std::vector<std::uint64_t> attended;  // per key, bit r: row r attends
-  bool partial = false;                 // whether some bit is not set
-
-  Index count() const { return static_cast<Index>(keys.size()); }
+  Index first = 0, count = 0;  // the first one's number among all of them
+  bool partial = false;        // whether some row attends to not all of them
+  std::array<std::int32_t, kKeysPerStep> keys;
+  std::array<std::uint64_t, kKeysPerStep> attended;  // per key, bit r: row r attends
 };
 
 /// Reads the shared keys of a plan in steps.
@@ -40,35 +39,37 @@ class StepReader {
 
   /// Reads the next keys, at most `size`; false when there are none left.
   bool read(Index size, Step& step) {
-    step.keys.clear();
-    step.attended.clear();
-    step.partial = false;
     step.first = read_;
-    for (; segment_ < plan_.shared.size(); ++segment_, offset_ = 0) {
+    step.partial = false;
+    Index count = 0;
+    for (; segment_ < plan_.shared.size() && count < size; ++segment_, offset_ = 0) {
       const TilePlan::Shared& segment = plan_.shared[segment_];
-      const Index count = std::min<Index>(segment.end - segment.begin - offset_, size - step.count());
-      const std::size_t before = step.keys.size();
-      step.keys.resize(before + static_cast<std::size_t>(count));
-      std::iota(step.keys.begin() + static_cast<std::ptrdiff_t>(before), step.keys.end(),
-                segment.begin + static_cast<std::int32_t>(offset_));
-      if (segment.attended < 0) {
-        step.attended.resize(step.keys.size(), ~std::uint64_t{0});
-      } else {
-        const std::uint64_t* attended = plan_.attended.data() + segment.attended + offset_;
-        step.attended.insert(step.attended.end(), attended, attended + count);
+      const std::int32_t begin = segment.begin + offset_;
+      const auto taken = static_cast<std::int32_t>(std::min<Index>(segment.end - begin, size - count));
+      const auto at = static_cast<std::size_t>(count);
+      for (std::int32_t i = 0; i < taken; ++i) step.keys[at + static_cast<std::size_t>(i)] = begin + i;
+      if (segment.attended >= 0) {
+        std::copy_n(plan_.attended.data() + segment.attended + offset_, taken, step.attended.data() + at);
         step.partial = true;
+      } else if (!plan_.attended.empty()) {
+        std::fill_n(step.attended.data() + at, taken, ~std::uint64_t{0});
       }
-      offset_ += count;
-      read_ += count;
-      if (step.count() == size && segment.begin + offset_ < segment.end) break;
+      count += taken;
+      if (begin + taken < segment.end) {
+        offset_ += taken;
+        break;
+      }
     }
-    return step.count() > 0;
+    step.count = count;
+    read_ += count;
+    return count > 0;
   }
 
  private:
   const TilePlan& plan_;
   std::size_t segment_ = 0;
-  Index offset_ = 0, read_ = 0;
+  std::int32_t offset_ = 0;
+  Index read_ = 0;
 };
 
 /// Computes a tile of rows: what they share together, and then what each has besides. One per task, so that its buffers
@@ -135,12 +136,12 @@ class TileExecutor {
     tile_->reset(rows);
     for (Index r = 0; r < rows; ++r) tile_->set_query(r, {query(r), static_cast<std::size_t>(inputs_.head_dim())});
     StepReader reader(plan);
-    while (reader.read(kTileKeys, step_)) {
+    while (reader.read(kTileKeys, *step_)) {
       TileBlock block;
-      block.count = step_.count();
+      block.count = step_->count;
       std::tie(block.keys, block.key_stride) = as_floats(keys_, packed_.data());
       std::tie(block.values, block.value_stride) = as_floats(values_, packed_.data() + kTileKeys * inputs_.head_dim());
-      if (step_.partial) block.attended = step_.attended.data();
+      if (step_->partial) block.attended = step_->attended.data();
       block.soft_cap = options_.soft_cap;
       const auto fill = [&](std::vector<float>& to, auto&& value) {
         to.resize(static_cast<std::size_t>(kTileKeys * kTileRows));
@@ -151,12 +152,12 @@ class TileExecutor {
       };
       if (!plan.inverse_p.empty()) {
         block.inverse_p = fill(inverse_p_, [&](Index i, Index r) {
-          return plan.inverse_p[static_cast<std::size_t>((step_.first + i) * rows + r)];
+          return plan.inverse_p[static_cast<std::size_t>((step_->first + i) * rows + r)];
         });
       }
       if (inputs_.attention_mask) {
         block.bias = fill(biases_, [&](Index i, Index r) {
-          return (*bias_[static_cast<std::size_t>(r)])(step_.keys[static_cast<std::size_t>(i)]);
+          return (*bias_[static_cast<std::size_t>(r)])(step_->keys[static_cast<std::size_t>(i)]);
         });
       }
       tile_->fold(block);
@@ -170,13 +171,13 @@ class TileExecutor {
 
   /// The step's rows of a matrix, where they lie if they lie as the kernel reads them.
   std::pair<const float*, Index> as_floats(const TensorView& matrix, float* packed) const {
-    const std::int32_t first = step_.keys.front(), last = step_.keys.back();
-    if (last - first != step_.count() - 1) {
-      pack_rows(matrix, step_.keys.data(), step_.count(), packed);
+    const std::int32_t first = step_->keys[0], last = step_->keys[static_cast<std::size_t>(step_->count - 1)];
+    if (last - first != step_->count - 1) {
+      pack_rows(matrix, step_->keys.data(), step_->count, packed);
     } else if (matrix.dtype == DType::f32 && matrix.stride(1) == 1) {
       return {matrix.at<float>(first, 0), matrix.stride(0)};
     } else {
-      pack_rows(matrix.slice(0, first, last + 1), nullptr, step_.count(), packed);
+      pack_rows(matrix.slice(0, first, last + 1), nullptr, step_->count, packed);
     }
     return {packed, matrix.size(1)};
   }
@@ -184,31 +185,27 @@ class TileExecutor {
   void share_in_rows(const TilePlan& plan) {
     const Index rows = rows_.count();
     StepReader reader(plan);
-    for (bool more = reader.read(kKeysPerStep, step_); more; std::swap(step_, next_step_)) {
-      more = reader.read(kKeysPerStep, next_step_);
-      const Index count = step_.count();
+    for (bool more = reader.read(kKeysPerStep, *step_); more; step_.swap(next_step_)) {
+      more = reader.read(kKeysPerStep, *next_step_);
+      const Index count = step_->count;
       for (Index first = 0; first < rows; first += kRowsPerStep) {
         const Index taken = std::min(kRowsPerStep, rows - first);
-        score(first, taken, step_.keys.data(), count);
-        for (Index r = 0; r < taken; ++r) {
-          float* scores = scores_.data() + r * kKeysPerStep;
-          for (Index i = 0; step_.partial && i < count; ++i) {
-            if ((step_.attended[static_cast<std::size_t>(i)] >> (first + r) & 1) == 0) scores[i] = -kInfinity;
-          }
-        }
+        score(first, taken, step_->keys.data(), count);
+        for (Index r = 0; step_->partial && r < taken; ++r)
+          drop_unattended(scores_.data() + r * kKeysPerStep, step_->attended.data(), first + r, count);
         const float* inverse_p = nullptr;
         if (!plan.inverse_p.empty()) {
           inverse_p_.resize(static_cast<std::size_t>(kRowsPerStep * kKeysPerStep));
           for (Index r = 0; r < taken; ++r) {
             for (Index i = 0; i < count; ++i)
               inverse_p_[static_cast<std::size_t>(r * kKeysPerStep + i)] =
-                  plan.inverse_p[static_cast<std::size_t>((step_.first + i) * rows + first + r)];
+                  plan.inverse_p[static_cast<std::size_t>((step_->first + i) * rows + first + r)];
           }
           inverse_p = inverse_p_.data();
         }
         const bool last_rows = first + taken == rows;
-        fold(first, taken, inverse_p, step_.keys.data(), count,
-             last_rows ? UpcomingRows(keys_, next_step_.keys.data(), next_step_.count()) : UpcomingRows());
+        fold(first, taken, inverse_p, step_->keys.data(), count,
+             last_rows ? UpcomingRows(keys_, next_step_->keys.data(), next_step_->count) : UpcomingRows());
       }
     }
   }
@@ -327,7 +324,7 @@ class TileExecutor {
   std::array<float, kTileRows> lse_{};
   std::array<float, static_cast<std::size_t>(kRowsPerStep* kKeysPerStep)> scores_;
   std::vector<float> queries_, outputs_, inverse_p_, biases_, packed_;
-  Step step_, next_step_;
+  std::unique_ptr<Step> step_ = std::make_unique<Step>(), next_step_ = std::make_unique<Step>();
   std::vector<std::int32_t> own_indices_;
   std::optional<TileState> tile_;
 };

@@ -14,26 +14,17 @@ namespace {
 constexpr Index kLeastShared = 32;
 
 /// How many of a tile's rows must attend to a key for all to compute it. A key in a tile of 64 costs each of them a
-/// fifth of what a gathered key costs a row: a product in registers against dot products with sums across lanes. The
-/// few rows of a decode step wait for memory: there, two rows that load a key pay for all. Measured by
-/// `bench_attention --benchmark_filter=key`.
-Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (rows + 4) / 5; }
+/// seventh or eighth of what a gathered key costs a row: a product in registers against dot products with sums across
+/// lanes, and a stream against a walk. Of the few rows of a decode step, two pay for all. Measured by
+/// `bench_attention --benchmark_filter=key` and `prefill_tokens`.
+Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (2 * rows + 14) / 15; }
+
+/// A word of 64 keys of which so many are shared is shared whole: segments stay long, and the few keys that nobody or
+/// one row wants cost less than their bookkeeping.
+constexpr int kWholeWord = 48;
 
 /// The share of all entries below which setting up what a few rows share costs more than it saves.
 constexpr double kLeastSharedOfFew = 0.5;
-
-void set_bit_range(std::uint64_t* words, Index begin, Index end) {
-  if (begin >= end) return;
-  const std::uint64_t first = ~std::uint64_t{0} << (begin & 63), last = ~std::uint64_t{0} >> (63 - ((end - 1) & 63));
-  const Index from = begin >> 6, to = (end - 1) >> 6;
-  if (from == to) {
-    words[from] |= first & last;
-    return;
-  }
-  words[from] |= first;
-  std::fill(words + from + 1, words + to, ~std::uint64_t{0});
-  words[to] |= last;
-}
 
 /// Row r of the result is bit r of each of the 64 words: recursive transposition of the halves.
 void transpose(std::array<std::uint64_t, 64>& bits) {
@@ -224,9 +215,10 @@ void TilePlanner::find_shared(Index rows) {
     shared_.clear();
     return;
   }
+  share_whole_words(rows, width);
   make_segments(rows, width);
   if (mask_.weighted()) {
-    plan_.inverse_p.assign(static_cast<std::size_t>(shared * rows), 1.0f);
+    plan_.inverse_p.assign(static_cast<std::size_t>(plan_.shared_keys() * rows), 1.0f);
     rank_.resize(static_cast<std::size_t>(width));
     Index rank = 0;
     for (std::size_t w = 0; w < rank_.size(); ++w) {
@@ -245,23 +237,30 @@ double TilePlanner::shared_entries(Index rows, Index width) {
   return static_cast<double>(count);
 }
 
+void TilePlanner::share_whole_words(Index rows, Index width) {
+  for (std::size_t w = 0; w < static_cast<std::size_t>(width); ++w) {
+    if (std::popcount(shared_[w]) < kWholeWord) continue;
+    std::uint64_t any = 0;
+    for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width) + w];
+    shared_[w] = (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
+  }
+}
+
 void TilePlanner::make_segments(Index rows, Index width) {
   std::array<std::uint64_t, 64> bits;
   for (Index w = 0; w < width; ++w) {
-    const std::uint64_t shared = shared_[static_cast<std::size_t>(w)], by_all = by_all_[static_cast<std::size_t>(w)];
-    if ((shared & ~by_all) != 0) {
+    const std::uint64_t shared = shared_[static_cast<std::size_t>(w)];
+    const bool full = (shared & ~by_all_[static_cast<std::size_t>(w)]) == 0;
+    if (!full) {
       bits.fill(0);
       for (Index r = 0; r < rows; ++r)
         bits[static_cast<std::size_t>(r)] = words_[static_cast<std::size_t>(r * width + w)];
       transpose(bits);
     }
     const auto first = static_cast<std::int32_t>(origin_ + w * 64);
-    for (int bit = 0; bit < 64;) {
-      const std::uint64_t left = shared >> bit;
-      if (left == 0) break;
-      bit += std::countr_zero(left);
-      const bool full = (by_all >> bit & 1) != 0;
-      const int length = std::countr_one((full ? by_all : shared & ~by_all) >> bit);
+    for (int bit = 0; bit < 64 && shared >> bit != 0;) {
+      bit += std::countr_zero(shared >> bit);
+      const int length = std::countr_one(shared >> bit);
       const std::int32_t begin = first + bit, end = begin + length;
       if (!plan_.shared.empty() && plan_.shared.back().end == begin && (plan_.shared.back().attended == -1) == full) {
         plan_.shared.back().end = end;

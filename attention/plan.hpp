@@ -87,6 +87,7 @@ class RETICLE_API TilePlanner {
   const TilePlan& share_all_of(RowId row, Index rows);
   void find_shared(Index rows);
   double shared_entries(Index rows, Index width);
+  void share_whole_words(Index rows, Index width);
   void make_segments(Index rows, Index width);
   void place(Index r, Index rows);
   void keep_all(const RowEntries& row);

@@ -154,6 +154,25 @@ void FoldKeys(float* scores, Index rows, const float* inverse_p, const TensorVie
   }
 }
 
+void DropUnattended(float* scores, const std::uint64_t* attended, Index row, Index count) {
+  Index i = 0;
+  const auto drop = [&](auto tag) {
+    const hn::Rebind<std::uint32_t, decltype(tag)> narrow;
+    const hn::Rebind<float, decltype(tag)> floats;
+    const auto bit = hn::Set(tag, std::uint64_t{1} << row);
+    const auto nothing = hn::Set(floats, -std::numeric_limits<float>::infinity());
+    const auto lanes = static_cast<Index>(hn::Lanes(tag));
+    for (; i + lanes <= count; i += lanes) {
+      // 1 where the bit is set: the upper half of a 64-bit lane may be what holds it.
+      const auto set = hn::IfThenElseZero(hn::TestBit(hn::LoadU(tag, attended + i), bit), hn::Set(tag, 1));
+      const auto attends = hn::RebindMask(floats, hn::Ne(hn::TruncateTo(narrow, set), hn::Zero(narrow)));
+      hn::StoreU(hn::IfThenElse(attends, hn::LoadU(floats, scores + i), nothing), floats, scores + i);
+    }
+  };
+  drop(hn::ScalableTag<std::uint64_t>());
+  drop(hn::CappedTag<std::uint64_t, 1>());
+}
+
 }  // namespace reticle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -161,10 +180,15 @@ HWY_AFTER_NAMESPACE();
 namespace reticle {
 
 HWY_EXPORT(FoldKeys);
+HWY_EXPORT(DropUnattended);
 
 void fold_keys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
                Index count, RowState* states, const UpcomingRows& next) {
   HWY_DYNAMIC_DISPATCH(FoldKeys)(scores, rows, inverse_p, values, indices, count, states, next);
+}
+
+void drop_unattended(float* scores, const std::uint64_t* attended, Index row, Index count) {
+  HWY_DYNAMIC_DISPATCH(DropUnattended)(scores, attended, row, count);
 }
 
 }  // namespace reticle

@@ -26,4 +26,7 @@ struct RowState {
 void fold_keys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
                Index count, RowState* states, const UpcomingRows& next = {});
 
+/// Scores of keys whose bit `row` of `attended` is not set become -infinity.
+void drop_unattended(float* scores, const std::uint64_t* attended, Index row, Index count);
+
 }  // namespace reticle

@@ -1,16 +1,35 @@
+#include <mutex>
+
 #include <reticle/core/base/context.hpp>
 
 namespace reticle {
 namespace {
 
-const std::shared_ptr<ThreadPool>& process_pool() {
-  static const auto& pool = *new std::shared_ptr<ThreadPool>(std::make_shared<ThreadPool>());
-  return pool;
+/// What processes share: never destroyed, for threads may run when static objects go.
+struct Shared {
+  std::mutex mutex;
+  std::shared_ptr<ThreadPool> pool;
+};
+Shared& shared() {
+  static Shared& instance = *new Shared;
+  return instance;
+}
+
+std::shared_ptr<ThreadPool> process_pool() {
+  const std::lock_guard lock(shared().mutex);
+  if (!shared().pool) shared().pool = std::make_shared<ThreadPool>();
+  return shared().pool;
 }
 
 }  // namespace
 
 Context::Context() : pool(process_pool()) {}
 Context::Context(int threads) : pool(std::make_shared<ThreadPool>(threads)) {}
+
+void set_threads(int threads) {
+  auto pool = std::make_shared<ThreadPool>(threads);
+  const std::lock_guard lock(shared().mutex);
+  shared().pool.swap(pool);
+}
 
 }  // namespace reticle

@@ -31,4 +31,8 @@ struct RETICLE_API Context {
   }
 };
 
+/// The size of the pool that contexts made from now on share; 0: RETICLE_NUM_THREADS or the process's cores. What runs
+/// keeps the pool it began with.
+RETICLE_API void set_threads(int threads);
+
 }  // namespace reticle

@@ -205,7 +205,7 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
     std::vector<Selection> selections(static_cast<std::size_t>(group));
     for (Index row = begin; row < end;) {
       const RowId first = shape.row_of_stored(row);
-      const Index left_in_head = shape.shared_queries ? 1 : shape.queries - first.query;
+      const Index left_in_head = shape.queries == 1 ? group : shape.shared_queries ? 1 : shape.queries - first.query;
       const std::span<Selection> of_group(selections.data(),
                                           static_cast<std::size_t>(std::min({group, end - row, left_in_head})));
       for (Selection& one : of_group) one.clear();

@@ -90,7 +90,7 @@ struct CsrRow {
   }
 };
 
-/// The union of two 0/1 CSR masks that is too dense for CSR: by setting bits.
+/// The union of two 0/1 masks whose result is dense enough for bits: by setting bits.
 Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
   const Index per_row = BitDense::words_per_row(shape.keys);
   Array<std::uint64_t> words(static_cast<std::size_t>(shape.stored_rows() * per_row));
@@ -99,12 +99,94 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
     std::uint64_t* of_row = words.data() + row * per_row;
     std::fill_n(of_row, per_row, std::uint64_t{0});
     for (const Mask* mask : {&a, &b}) {
-      const CsrRow columns(*mask, id);
-      set_bits(columns.columns, columns.count, 0, of_row);
+      const Index stored = mask->shape().stored_row(id);
+      if (const auto* bits = std::get_if<BitDense>(&mask->representation())) {
+        combine_words(BitOp::unite, of_row, bits->words.data() + stored * per_row, of_row, per_row);
+      } else if (mask->kind() == MaskKind::csr) {
+        const CsrRow columns(*mask, id);
+        set_bits(columns.columns, columns.count, 0, of_row);
+      } else {
+        std::visit(
+            [&](const auto& rep) {
+              for_each_run(rep, stored, shape.keys, [&](Run run) { set_bit_range(of_row, run.begin, run.end); });
+            },
+            mask->representation());
+      }
     }
     return combine_words(BitOp::unite, of_row, of_row, of_row, per_row);
   });
   return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
+}
+
+/// What a row of p holds.
+MaskCounts count_dense(const float* p, Index keys) {
+  MaskCounts counts;
+  Index below_one = 0;
+  for (Index k = 0; k < keys; ++k) {
+    counts.entries += p[k] > 0 ? 1 : 0;
+    below_one += p[k] > 0 && p[k] < 1 ? 1 : 0;
+    counts.runs += p[k] > 0 && (k == 0 || p[k] != p[k - 1]) ? 1 : 0;
+  }
+  counts.weighted = below_one > 0;
+  return counts;
+}
+
+/// The union of two masks that is weighted and dense: both are written over a row of p. 4 bytes per position, and for
+/// CSR operands a read and a write where an entry falls.
+template <class Op>
+Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
+  const Index keys = shape.keys, rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
+  Array<float> p(static_cast<std::size_t>(rows * keys));
+  std::vector<MaskCounts> of_chunk(static_cast<std::size_t>((rows - 1) / chunk + 1));
+  context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
+    MaskCounts& sum = of_chunk[static_cast<std::size_t>(index)];
+    for (Index row = begin; row < end; ++row) {
+      const RowId id = shape.row_of_stored(row);
+      float* of_row = p.data() + row * keys;
+      std::fill_n(of_row, keys, 0.0f);
+      for (const Mask* mask : {&a, &b}) {
+        const Index stored = mask->shape().stored_row(id);
+        if (const auto* dense = std::get_if<WeightedDense>(&mask->representation())) {
+          const float* from = dense->p.data() + stored * keys;
+          for (Index k = 0; k < keys; ++k) of_row[k] = Op::p(of_row[k], from[k]);
+        } else if (mask->kind() == MaskKind::csr) {
+          const CsrRow columns(*mask, id);
+          for (Index i = 0; i < columns.count; ++i) {
+            float& at = of_row[columns.columns[i]];
+            at = Op::p(at, columns.p == nullptr ? 1.0f : columns.p[i]);
+          }
+        } else {
+          std::visit(
+              [&](const auto& rep) {
+                for_each_run(rep, stored, keys, [&](Run run) {
+                  for (std::int32_t k = run.begin; k < run.end; ++k) of_row[k] = Op::p(of_row[k], run.p);
+                });
+              },
+              mask->representation());
+        }
+      }
+      const MaskCounts counts = count_dense(of_row, keys);
+      sum.entries += counts.entries;
+      sum.runs += counts.runs;
+      sum.weighted |= counts.weighted;
+    }
+  });
+  MaskCounts counts;
+  for (const MaskCounts& part : of_chunk) {
+    counts.entries += part.entries;
+    counts.runs += part.runs;
+    counts.weighted |= part.weighted;
+  }
+  return conformed(shape, WeightedDense{std::move(p)}, counts, MaskKind::dense, context);
+}
+
+/// Whether the union of two masks is to be formed as p of every position: one operand is, or both are weighted and so
+/// full that their union, if they are independent, takes fewer bytes that way (4 a position against 8 an entry).
+bool dense_union(const MaskShape& shape, const Mask& a, const Mask& b) {
+  if (shape.positions() == 0) return false;
+  if (a.kind() == MaskKind::dense || b.kind() == MaskKind::dense) return true;
+  if (a.kind() != MaskKind::csr || b.kind() != MaskKind::csr || !(a.weighted() || b.weighted())) return false;
+  return a.density() + b.density() - a.density() * b.density() > 0.5;
 }
 
 /// The union of two CSR masks, by merging columns.
@@ -173,6 +255,9 @@ Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional
   const MaskShape shape = a.shape().sharing_both(b.shape());
   if (shape.positions() > 0 && a.kind() == MaskKind::bits && b.kind() == MaskKind::bits)
     return combine_bits(kBitOp<Op>, shape, a, b, context);
+  if (rule && dense_union(shape, a, b)) return unite_as_dense<Op>(shape, a, b, context);
+  const bool to_bits = (a.kind() == MaskKind::bits || b.kind() == MaskKind::bits) && !a.weighted() && !b.weighted();
+  if (rule && shape.positions() > 0 && to_bits) return unite_as_bits(shape, a, b, context);
   if (rule && shape.positions() > 0 && a.kind() == MaskKind::csr && b.kind() == MaskKind::csr)
     return unite_columns(shape, a, b, *rule, context);
   return assemble(

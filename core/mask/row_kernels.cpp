@@ -411,5 +411,18 @@ void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std
   for (Index i = stride * kStreams; i < count; ++i) set(columns[i]);
 }
 
+void set_bit_range(std::uint64_t* words, Index begin, Index end) {
+  if (begin >= end) return;
+  const std::uint64_t first = ~std::uint64_t{0} << (begin & 63), last = ~std::uint64_t{0} >> (63 - ((end - 1) & 63));
+  const Index from = begin >> 6, to = (end - 1) >> 6;
+  if (from == to) {
+    words[from] |= first & last;
+    return;
+  }
+  words[from] |= first;
+  std::fill(words + from + 1, words + to, ~std::uint64_t{0});
+  words[to] |= last;
+}
+
 }  // namespace reticle
 #endif

@@ -29,14 +29,14 @@ NamedScorer::NamedScorer(ScorerName name, Index page_size, const AttentionInputs
   state.seen.finish(inputs);
 }
 
-void NamedScorer::operator()(RowId first, Index rows, float* scores) const {
+void NamedScorer::operator()(std::span<const RowId> rows, float* scores) const {
   const Index keys = inputs_.keys_length();
   if (name_ == ScorerName::exact || name_ == ScorerName::value_aware) {
     const ExactScorer exact(inputs_);
-    exact(first, rows, scores);
+    exact(rows, scores);
   }
-  for (Index r = 0; r < rows && name_ != ScorerName::exact; ++r)
-    score_row({first.batch, first.head, first.query + r}, scores + r * keys);
+  for (std::size_t r = 0; r < rows.size() && name_ != ScorerName::exact; ++r)
+    score_row(rows[r], scores + static_cast<Index>(r) * keys);
 }
 
 void NamedScorer::score_row(RowId row, float* scores) const {

@@ -30,7 +30,7 @@ class RETICLE_API NamedScorer {
   /// Takes in the keys that `state` has not seen.
   NamedScorer(ScorerName name, Index page_size, const AttentionInputs& inputs, NamedScorerState& state);
   /// As Scorer.
-  void operator()(RowId first, Index rows, float* scores) const;
+  void operator()(std::span<const RowId> rows, float* scores) const;
 
  private:
   void score_row(RowId row, float* scores) const;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -52,7 +53,9 @@ void for_each_attention_row(const AttentionInputs& given, Index batch, Index hea
   std::vector<float> scores(keys * kQueriesPerPass);
   for (Index query = first; query < end; query += kQueriesPerPass) {
     const Index rows = std::min<Index>(kQueriesPerPass, end - query);
-    scorer({batch, head, query}, rows, scores.data());
+    std::array<RowId, kQueriesPerPass> together;
+    for (Index r = 0; r < rows; ++r) together[static_cast<std::size_t>(r)] = {batch, head, query + r};
+    scorer({together.data(), static_cast<std::size_t>(rows)}, scores.data());
     for (Index r = 0; r < rows; ++r) {
       const std::span<float> of_row(scores.data() + static_cast<std::size_t>(r) * keys, keys);
       softmax(of_row.first(static_cast<std::size_t>(inputs.visible_keys(query + r))));

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <limits>
 
 #include <reticle/core/mask/builder.hpp>
@@ -6,35 +8,45 @@
 
 namespace reticle {
 
-void ExactScorer::operator()(RowId first, Index rows, float* scores) const {
-  const Index keys = inputs_.keys_length(), d = inputs_.head_dim();
-  const TensorView queries = head_matrix(inputs_.queries, first.batch, first.head);
-  std::vector<float> packed(static_cast<std::size_t>(rows * d));
-  for (Index r = 0; r < rows; ++r)
-    load_row(queries, first.query + r, inputs_.scaling, {packed.data() + r * d, static_cast<std::size_t>(d)});
-  const TensorView visible_to_last = head_matrix(inputs_.keys, first.batch, inputs_.kv_head(first.head))
-                                         .slice(0, 0, inputs_.visible_keys(first.query + rows - 1));
-  dot(packed.data(), rows, visible_to_last, scores, keys);
-  for (Index r = 0; r < rows; ++r)
-    add_attention_mask(inputs_, {first.batch, first.head, first.query + r}, scores + r * keys);
+void ExactScorer::operator()(std::span<const RowId> rows, float* scores) const {
+  const Index keys = inputs_.keys_length(), d = inputs_.head_dim(), count = static_cast<Index>(rows.size());
+  std::vector<float> packed(static_cast<std::size_t>(count * d));
+  for (std::size_t r = 0; r < rows.size(); ++r)
+    load_row(head_matrix(inputs_.queries, rows[r].batch, rows[r].head), rows[r].query, inputs_.scaling,
+             {packed.data() + static_cast<Index>(r) * d, static_cast<std::size_t>(d)});
+  const TensorView visible_to_last = head_matrix(inputs_.keys, rows[0].batch, inputs_.kv_head(rows[0].head))
+                                         .slice(0, 0, inputs_.visible_keys(rows.back().query));
+  dot(packed.data(), count, visible_to_last, scores, keys);
+  for (Index r = 0; r < count; ++r) add_attention_mask(inputs_, rows[static_cast<std::size_t>(r)], scores + r * keys);
 }
 
 Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer scorer,
                      FunctionRef<void(std::span<const float>, Selection&)> choose, const Context& context) {
   const MaskShape shape = inputs.shape();
+  // Of one KV head, and a whole number of times in its heads.
+  const auto heads_together = [&] {
+    Index together = std::min(kQueriesPerPass, std::max<Index>(1, inputs.group()));
+    while (inputs.group() % together != 0) --together;
+    return together;
+  };
   return assemble_selections(
-      shape, kQueriesPerPass,
-      [&](RowId row, std::span<Selection> selections) {
-        if (!inputs.wants(row.head)) return;
+      shape, inputs.queries_length() == 1 ? heads_together() : kQueriesPerPass,
+      [&](RowId first, std::span<Selection> selections) {
         const auto keys = static_cast<std::size_t>(shape.keys);
         thread_local std::vector<float> scores;
         thread_local std::vector<Run> chosen;
-        scores.resize(keys * selections.size());
-        scorer(row, static_cast<Index>(selections.size()), scores.data());
-        for (std::size_t r = 0; r < selections.size(); ++r, ++row.query) {
+        std::array<RowId, kQueriesPerPass> storage;
+        const std::span<const RowId> rows(storage.data(), selections.size());
+        for (std::size_t r = 0; r < rows.size(); ++r)
+          storage[r] = shape.row_of_stored(shape.stored_row(first) + static_cast<Index>(r));
+        if (std::none_of(rows.begin(), rows.end(), [&](RowId row) { return inputs.wants(row.head); })) return;
+        scores.resize(keys * rows.size());
+        scorer(rows, scores.data());
+        for (std::size_t r = 0; r < rows.size(); ++r) {
+          if (!inputs.wants(rows[r].head)) continue;
           const std::span<float> of_row(scores.data() + r * keys, keys);
           chosen.clear();
-          previous.row(row, chosen);
+          previous.row(rows[r], chosen);
           exclude(chosen, of_row);
           choose(of_row, selections[r]);
         }

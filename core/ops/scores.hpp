@@ -1,6 +1,8 @@
 // Scorers, and the loop that turns a scorer and a selector into a mask.
 #pragma once
 
+#include <span>
+
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/mask/mask.hpp>
@@ -8,15 +10,16 @@
 
 namespace reticle {
 
-/// Scores every key for the queries [query, query + rows) of one head: scores[r * keys_length + k], at most
-/// kQueriesPerPass rows. -infinity for keys that causality or the attention mask forbids. Called from many threads.
-using Scorer = FunctionRef<void(RowId first, Index rows, float* scores)>;
+/// Scores every key for at most kQueriesPerPass rows of one KV head, neighbouring queries of a head or, where each has
+/// one query, neighbouring heads: scores[r * keys_length + k]. -infinity for keys that causality or the attention mask
+/// forbids. Called from many threads.
+using Scorer = FunctionRef<void(std::span<const RowId> rows, float* scores)>;
 
 /// scaling * q . k + attention_mask: what attention itself computes. The "oracle" of every approximation.
 class RETICLE_API ExactScorer {
  public:
   explicit ExactScorer(const AttentionInputs& inputs) : inputs_(inputs) {}
-  void operator()(RowId first, Index rows, float* scores) const;
+  void operator()(std::span<const RowId> rows, float* scores) const;
 
  private:
   const AttentionInputs& inputs_;

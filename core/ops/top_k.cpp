@@ -49,6 +49,26 @@ Index CountFrom(const float* scores, Index n, float threshold) {
   return count;
 }
 
+/// The highest score; NaN is passed over.
+float Highest(const float* scores, Index n) {
+  const hn::ScalableTag<float> tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const auto lowest = hn::Set(tag, -std::numeric_limits<float>::infinity());
+  auto a = lowest, b = lowest;
+  const auto ordered = [&](Index i) HWY_ATTR {
+    const auto v = hn::LoadU(tag, scores + i);
+    return hn::IfThenElse(hn::IsNaN(v), lowest, v);
+  };
+  Index i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    a = hn::Max(a, ordered(i));
+    b = hn::Max(b, ordered(i + lanes));
+  }
+  float highest = hn::GetLane(hn::MaxOfLanes(tag, hn::Max(a, b)));
+  for (; i < n; ++i) highest = scores[i] > highest ? scores[i] : highest;
+  return highest;
+}
+
 /// Scores at or above the threshold, with their positions (from `indices`, or their own); returns how many.
 /// `to_scores` and `to_indices` have room for n and a vector more, and may be where the scores come from.
 Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, float threshold, float* to_scores,
@@ -120,6 +140,7 @@ HWY_AFTER_NAMESPACE();
 namespace reticle {
 
 HWY_EXPORT(CountFrom);
+HWY_EXPORT(Highest);
 HWY_EXPORT(CollectFrom);
 HWY_EXPORT(TakeAbove);
 
@@ -183,8 +204,13 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   const auto count_from = [&](std::uint32_t key) {
     return HWY_DYNAMIC_DISPATCH(CountFrom)(candidates.scores, candidates.count, score_of_key(key));
   };
-  std::uint32_t high = order_key(std::numeric_limits<float>::infinity()) + 1;  // fewer than k reach it
+  // Fewer than k reach `high`: none does.
+  std::uint32_t high = order_key(HWY_DYNAMIC_DISPATCH(Highest)(candidates.scores, candidates.count)) + 1;
   Index at_low = count_from(low), at_high = 0;
+  if (at_low > k && high > low + 1 && count_from(high - 1) >= k) {  // as many as k are the highest
+    low = high - 1;
+    at_low = count_from(low);
+  }
   while (at_low > k && high - low > 1) {
     const std::uint32_t middle = low + (high - low) / 2;
     const Index count = count_from(middle);

@@ -76,7 +76,7 @@ class AdaptiveSampling final : public Masker {
   static Weights weights_of(const AttentionInputs& inputs, const Mask& previous, RowId row) {
     Weights weights;
     weights.of_key.resize(static_cast<std::size_t>(inputs.keys_length()));
-    ExactScorer{inputs}(row, 1, weights.of_key.data());
+    ExactScorer{inputs}({&row, 1}, weights.of_key.data());
     float largest = -std::numeric_limits<float>::infinity();
     for (const float score : weights.of_key) largest = std::max(largest, score);
     for (float& score : weights.of_key) {

@@ -55,19 +55,19 @@ class DoubleSparsityTopK final : public Masker {
     const Index k = config_.heavy_size.resolve(inputs.keys_length());
     return select_by_score(
         inputs, previous,
-        [&](RowId first, Index rows, float* scores) {
+        [&](std::span<const RowId> rows, float* scores) {
           std::vector<float> query(static_cast<std::size_t>(inputs.head_dim())), label(static_cast<std::size_t>(count));
-          const std::vector<float>& labels =
-              state.labels[static_cast<std::size_t>(first.batch * inputs.heads() + first.head)];
-          const TensorView keys =
-              TensorView(labels.data(), DType::f32, {state.seen.count(), count}).slice(0, 0, inputs.keys_length());
-          for (Index r = 0; r < rows; ++r) {
-            float* of_row = scores + r * inputs.keys_length();
-            load_row(head_matrix(inputs.queries, first.batch, first.head), first.query + r, 1, query);
-            make_label(inputs, first.head, query, label);
+          for (const RowId row : rows) {
+            const std::vector<float>& labels =
+                state.labels[static_cast<std::size_t>(row.batch * inputs.heads() + row.head)];
+            const TensorView keys =
+                TensorView(labels.data(), DType::f32, {state.seen.count(), count}).slice(0, 0, inputs.keys_length());
+            load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, query);
+            make_label(inputs, row.head, query, label);
             for (float& x : label) x /= std::sqrt(static_cast<float>(count));
-            dot(label.data(), 1, keys, of_row, inputs.keys_length());
-            add_attention_mask(inputs, {first.batch, first.head, first.query + r}, of_row);
+            dot(label.data(), 1, keys, scores, inputs.keys_length());
+            add_attention_mask(inputs, row, scores);
+            scores += inputs.keys_length();
           }
         },
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);

@@ -47,9 +47,11 @@ class HashAttentionTopK final : public Masker {
     const Index k = config_.heavy_size.resolve(inputs.keys_length());
     return select_by_score(
         inputs, previous,
-        [&](RowId first, Index rows, float* scores) {
-          for (Index r = 0; r < rows; ++r)
-            codes.score(inputs, {first.batch, first.head, first.query + r}, scores + r * inputs.keys_length());
+        [&](std::span<const RowId> rows, float* scores) {
+          for (const RowId row : rows) {
+            codes.score(inputs, row, scores);
+            scores += inputs.keys_length();
+          }
         },
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }

@@ -40,17 +40,18 @@ class LokiTopK final : public Masker {
     const Index k = config_.heavy_size.resolve(inputs.keys_length());
     return select_by_score(
         inputs, previous,
-        [&](RowId first, Index rows, float* scores) {
-          const Index kv_head = inputs.kv_head(first.head), keys = inputs.keys_length();
+        [&](std::span<const RowId> rows, float* scores) {
+          const Index kv_head = inputs.kv_head(rows[0].head), keys = inputs.keys_length();
           const TensorView reduced(
-              state.reduced[static_cast<std::size_t>(first.batch * inputs.kv_heads() + kv_head)].data(), DType::f32,
+              state.reduced[static_cast<std::size_t>(rows[0].batch * inputs.kv_heads() + kv_head)].data(), DType::f32,
               {keys, rank});
           std::vector<float> query(static_cast<std::size_t>(inputs.head_dim())), few(static_cast<std::size_t>(rank));
-          for (Index r = 0; r < rows; ++r) {
-            load_row(head_matrix(inputs.queries, first.batch, first.head), first.query + r, inputs.scaling, query);
+          for (const RowId row : rows) {
+            load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, inputs.scaling, query);
             dot(query.data(), 1, basis(components, kv_head, rank), few.data(), rank);
-            dot(few.data(), 1, reduced, scores + r * keys, keys);
-            add_attention_mask(inputs, {first.batch, first.head, first.query + r}, scores + r * keys);
+            dot(few.data(), 1, reduced, scores, keys);
+            add_attention_mask(inputs, row, scores);
+            scores += keys;
           }
         },
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);

@@ -54,9 +54,11 @@ class Socket final : public Masker {
     // As its source does, it chooses among all keys, chosen before or not.
     return select_by_score(
         inputs, Mask::empty(inputs.shape()),
-        [&](RowId first, Index rows, float* scores) {
-          for (Index r = 0; r < rows; ++r)
-            score({first.batch, first.head, first.query + r}, inputs, state, scores + r * inputs.keys_length());
+        [&](std::span<const RowId> rows, float* scores) {
+          for (const RowId row : rows) {
+            score(row, inputs, state, scores);
+            scores += inputs.keys_length();
+          }
         },
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, count, selection.indices); }, context);
   }

@@ -1,0 +1,144 @@
+"""Timing by interleaved repeats, and the table and chart that docs/performance.md shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Work = Callable[[], object]
+
+
+@dataclasses.dataclass
+class Row:
+    """One comparison: `ours` and `peer` are seconds, `reach` the ratio aimed at, `limit` a share of what the machine can."""
+
+    section: str
+    workload: str
+    peer_name: str
+    ours: float
+    peer: float
+    reach: float
+    limit: float | None = None
+    limit_name: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return self.peer / self.ours
+
+
+def once(work: Work, loops: int) -> float:
+    start = time.perf_counter()
+    for _ in range(loops):
+        work()
+    return (time.perf_counter() - start) / loops
+
+
+def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, budget: float = 12.0) -> list[float]:
+    """Median seconds of each piece of work; one repeat of each after the other, so that what slows the machine slows all.
+
+    Fast work is looped until a repeat takes `least` seconds; slow work is repeated less often, to keep within `budget`.
+    """
+    loops = []
+    spent = 0.0
+    for work in works:
+        first = once(work, 1)
+        spent += first
+        loops.append(max(1, min(10_000, int(least / max(first, 1e-7)))))
+    repeats = max(3, min(repeats, int(budget / max(spent, least * len(works)))))
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, count, taken in zip(works, loops, times, strict=True):
+            taken.append(once(work, count))
+    return [statistics.median(taken) for taken in times]
+
+
+def limits(folder: Path) -> dict[str, object]:
+    """What the machine can, by benchmarks/machine_limits."""
+    printed = subprocess.run([folder / "benchmarks" / "machine_limits"], capture_output=True, text=True, check=True)
+    return json.loads(printed.stdout)
+
+
+def machine(measured: dict[str, object]) -> str:
+    """One line about the machine and the peers' versions."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    read = measured["read"]
+    assert isinstance(read, list)
+    versions = ", ".join(
+        f"{name} {sys.modules[name].__version__}"
+        for name in ("numpy", "scipy", "torch", "graphblas", "pyroaring")
+        if name in sys.modules
+    )
+    return (
+        f"{model}, {measured['threads']} cores; reads {read[0] / 1e9:.0f} GB/s with one thread and {read[1] / 1e9:.0f} with "
+        f"all, copies {float(str(measured['copy'])) / 1e9:.0f} GB/s, {float(str(measured['multiply_add'])) / 1e9:.0f} "
+        f"Gflop/s of float32 multiply-adds a core. Python {platform.python_version()}, {versions}."
+    )
+
+
+def seconds(value: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def line(row: Row) -> str:
+    verdict = "" if row.reach == 0 else (" (reached)" if row.ratio >= row.reach else " (missed)")
+    reach = "" if row.reach == 0 else f">= {row.reach:.3g}{verdict}"
+    limit = "" if row.limit is None else f"{100 * row.limit:.0f} % of {row.limit_name}"
+    return (
+        f"| {row.workload} | {seconds(row.ours)} | {row.peer_name} | {seconds(row.peer)} | {row.ratio:.3g}x | {reach} "
+        f"| {limit} |"
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, a table per section."""
+    text = []
+    section = None
+    for row in rows:
+        if row.section != section:
+            section = row.section
+            text += ["", f"### {section}", "", "| workload | ours | peer | its time | ratio | aim | limit |"]
+            text += ["|---|---|---|---|---|---|---|"]
+        text.append(line(row))
+    return "\n".join(text) + "\n"
+
+
+def chart(rows: list[Row], path: Path) -> None:
+    """How many times faster, on a logarithmic axis, one bar per row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sections = list(dict.fromkeys(row.section for row in rows))
+    colours = dict(zip(sections, plt.get_cmap("tab10").colors, strict=False))
+    figure, axes = plt.subplots(figsize=(9, 0.19 * len(rows) + 1))
+    labels = [f"{row.workload} / {row.peer_name}" for row in rows]
+    axes.barh(range(len(rows)), [row.ratio for row in rows], color=[colours[row.section] for row in rows])
+    axes.scatter(
+        [row.reach for row in rows if row.reach > 0],
+        [i for i, row in enumerate(rows) if row.reach > 0],
+        marker="|", color="black", s=40, label="aim", zorder=3,
+    )  # fmt: skip
+    axes.set_yticks(range(len(rows)), labels, fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xlabel("times as fast as the peer")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[section]) for section in sections]
+    axes.legend(handles, sections, fontsize=6, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)

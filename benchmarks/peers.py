@@ -1,0 +1,529 @@
+"""Reticle beside its peers in one process: numpy, scipy, torch, GraphBLAS, CRoaring and sparse-attention-hub's way.
+
+    peers.py BUILD_FOLDER [--section NAME ...] [--write docs/performance.md]
+
+Every row first compares outputs, then times ours and the peer in interleaved repeats; ratios are of medians. A peer that
+is not installed is left out, and said so. The aims are ratios, not times: they travel between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import Row, chart, interleaved, limits, line, machine, table
+
+ROOT = Path(__file__).resolve().parent.parent
+CORES = len(os.sched_getaffinity(0))
+Section = Callable[[Any, dict[str, Any]], Iterator[Row]]
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def agree(ours: Any, peer: Any, tolerance: float, what: str) -> None:
+    """Fails unless the arrays agree: nothing is timed that computes something else."""
+    worst = float(np.abs(np.asarray(ours, dtype=np.float32) - np.asarray(peer, dtype=np.float32)).max())
+    if not worst <= tolerance:
+        raise SystemExit(f"{what}: outputs differ by {worst}, more than {tolerance}")
+
+
+# --- the mask algebra -------------------------------------------------------------------------------------------------
+
+
+def random_csr(rows: int, columns: int, density: float, seed: int) -> Any:
+    import scipy.sparse as sp
+
+    return sp.random_array((rows, columns), density=density, format="csr", dtype=np.float32, rng=np.random.default_rng(seed))
+
+
+def as_mask(reticle: Any, csr: Any, *, weighted: bool) -> Any:
+    csr.sort_indices()
+    p = csr.data if weighted else None
+    return reticle.Mask.csr((1, 1, *csr.shape), csr.indptr, csr.indices, p)
+
+
+def unions(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
+    """1024 x 32768, uniform densities, one thread."""
+    import scipy.sparse as sp
+
+    reticle.set_num_threads(1)
+    for percent in (0.1, 1, 10, 30):
+        a, b = (random_csr(1024, 32768, percent / 100, seed) for seed in (1, 2))
+        for weighted in (False, True):
+            if weighted:
+                for matrix in (a, b):  # multiples of 1/64: sums are exact
+                    matrix.data = np.random.default_rng(3).integers(1, 65, matrix.data.size).astype(np.float32) / 64
+            else:
+                a.data[:], b.data[:] = 1, 1
+            ours_a, ours_b = (as_mask(reticle, matrix, weighted=weighted) for matrix in (a, b))
+
+            def by_scipy(a: Any = a, b: Any = b) -> Any:
+                total = a + b
+                np.minimum(total.data, 1, out=total.data)
+                return total
+
+            row_ptr, indices, p = (ours_a | ours_b).to_csr()
+            total = by_scipy()
+            total.sort_indices()
+            assert np.array_equal(indices, total.indices) and np.array_equal(row_ptr, total.indptr), "unions differ"
+            if weighted:
+                agree(p, total.data, 0, "weighted union")
+            name = f"{percent} %" + (", weighted" if weighted else "")
+            section = "Weighted union (sum, at most 1)" if weighted else "0/1 union"
+            peers: list[tuple[str, Callable[[], object], float]] = [
+                ("scipy A+B", by_scipy, (4.5 if percent >= 10 else 3) if weighted else 5)
+            ]
+            if not weighted and installed("graphblas"):
+                import graphblas as gb
+
+                gb.ss.config["nthreads"] = 1
+                left, right = (gb.io.from_scipy_sparse(sp.csr_array(matrix)) for matrix in (a, b))
+                peers.append(("GraphBLAS eWiseAdd", lambda left=left, right=right: left.ewise_add(right, "max").new(), 8))
+            if not weighted and installed("pyroaring"):
+                from pyroaring import BitMap
+
+                def bitmaps(matrix: Any) -> list[Any]:
+                    return [BitMap(matrix.indices[matrix.indptr[i] : matrix.indptr[i + 1]]) for i in range(matrix.shape[0])]
+
+                rows_a, rows_b = bitmaps(a), bitmaps(b)
+                peers.append(
+                    ("CRoaring or + to_array", lambda x=rows_a, y=rows_b: [(i | j).to_array() for i, j in zip(x, y, strict=True)], 1)
+                )
+            moved = sum(4 * mask.nnz + 8 * 1025 + (4 * mask.nnz if weighted else 0) for mask in (ours_a, ours_b, ours_a | ours_b))
+            works = [lambda x=ours_a, y=ours_b: x | y, *(work for _, work, _ in peers)]
+            ours, *others = interleaved(works)
+            for (peer, _, reach), taken in zip(peers, others, strict=True):
+                yield Row(section, name, peer, ours, taken, reach, moved / ours / limit["copy"], "copy bandwidth")
+            if not weighted and percent == 10:
+                bits_a, bits_b = (reticle.Mask.dense(matrix.toarray()[None, None] != 0) for matrix in (a, b))
+                assert bits_a.kind == "bits" and (bits_a | bits_b) == (ours_a | ours_b)
+                bits, taken = interleaved([lambda x=bits_a, y=bits_b: x | y, by_scipy])
+                share = 3 * bits_a.nbytes / bits / limit["copy"]
+                yield Row(section, f"{name}, as bits", "scipy A+B", bits, taken, 100, share, "copy bandwidth")
+
+
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+def selection(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
+    """Indices of the k highest, ascending, one row, one thread."""
+    from reticle._core import top_k
+
+    reticle.set_num_threads(1)
+    random = np.random.default_rng(1)
+    newer = int(np.__version__.split(".")[0]) >= 2
+    torch = None
+    if installed("torch"):
+        import torch
+
+        torch.set_num_threads(1)
+    kinds = {
+        "random": lambda n: random.standard_normal(n).astype(np.float32),
+        "all equal": lambda n: np.ones(n, np.float32),
+        "sorted": lambda n: np.arange(n, dtype=np.float32),
+        "-inf tail": lambda n: np.where(np.arange(n) < n // 2, random.standard_normal(n), -np.inf).astype(np.float32),
+    }
+    for n in (4096, 32768, 131072, 1048576):
+        for kind, make in kinds.items():
+            if kind != "random" and n != 131072:
+                continue
+            scores = make(n)
+            for k in (256, 2048):
+                ours_indices = top_k(scores, k)
+                by_numpy = lambda scores=scores, k=k, n=n: np.sort(np.argpartition(scores, n - k)[n - k :])  # noqa: E731
+                agree(np.sort(scores[ours_indices]), np.sort(scores[by_numpy()]), 0, "top-k scores")
+                assert np.all(np.diff(ours_indices) > 0)
+                works = [lambda scores=scores, k=k: top_k(scores, k), lambda scores=scores, k=k, n=n: np.argpartition(scores, n - k)[n - k :]]
+                if torch is not None:
+                    row = torch.from_numpy(scores)
+                    works.append(lambda row=row, k=k: torch.topk(row, k, sorted=False))
+                ours, *others = interleaved(works)
+                names = ("numpy argpartition", "torch.topk unsorted")
+                for name, taken, reach in zip(names, others, (3 if newer else 15, 8), strict=False):
+                    yield Row("Top-k", f"{n} floats{'' if kind == 'random' else ', ' + kind}, k {k}", name, ours, taken, reach,
+                              4 * n / ours / limit["read"][0], "read bandwidth")  # fmt: skip
+
+
+# --- the executor -----------------------------------------------------------------------------------------------------
+
+
+def tensors(heads: int, kv_heads: int, queries: int, keys: int, d: int, dtype: Any) -> tuple[Any, Any, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    make = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
+    return make(1, heads, queries, d), make(1, kv_heads, keys, d), make(1, kv_heads, keys, d)
+
+
+def random_decode_mask(reticle: Any, heads: int, groups: int, keys: int, density: float, run: int, p: float | None = None) -> Any:
+    """Random runs of `run` keys; `groups` of heads choose alike."""
+    random = np.random.default_rng(7)
+    kept = random.random((groups, keys // run)) < density
+    dense = np.repeat(np.repeat(kept, run, axis=1), heads // groups, axis=0).astype(np.float32)
+    return reticle.Mask.dense(dense[None, :, None] * (1 if p is None else p))
+
+
+def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
+    """32 heads, 8 KV heads, d 128; tokens chosen by head, or by KV head as methods for grouped queries do."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    reticle.set_num_threads(CORES)
+    torch.set_num_threads(CORES)
+    for keys in (32768, 131072):
+        for dtype in (torch.float32, torch.bfloat16):
+            q, k, v = tensors(32, 8, 1, keys, 128, dtype)
+            size = 4 if dtype == torch.float32 else 2
+            name = f"{keys // 1024}k keys, {str(dtype).removeprefix('torch.')}"
+            by_torch = lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True)  # noqa: E731
+            agree(reticle.attention(q, k, v)[0].float(), by_torch().float(), 2e-2 if size == 2 else 1e-5, name)
+            masks = {
+                (percent, kind, by): random_decode_mask(reticle, 32, groups, keys, percent / 100, run)
+                for percent in (10, 2)
+                for kind, run in (("tokens", 1), ("runs of 16", 16))
+                for by, groups in (("head", 32), ("KV head", 8))
+            }
+            for mask in masks.values():
+                allowed = torch.from_numpy(mask.to_dense()) > 0
+                truth = sdpa(q, k, v, attn_mask=allowed, enable_gqa=True)
+                agree(reticle.attention(q, k, v, mask)[0].float(), truth.float(), 2e-2 if size == 2 else 1e-5, name)
+            works = [by_torch, lambda q=q, k=k, v=v: reticle.attention(q, k, v)]
+            works += [lambda m=mask, q=q, k=k, v=v: reticle.attention(q, k, v, m) for mask in masks.values()]
+            torch_taken, dense, *sparse = interleaved(works, budget=20)
+            read = limit["read"][1]
+            yield Row("Dense attention", f"decode, {name}", "torch sdpa", dense, torch_taken, 1.0,
+                      2 * 8 * keys * 128 * size / dense / read, "read bandwidth")  # fmt: skip
+            for ((percent, kind, by), mask), taken in zip(masks.items(), sparse, strict=True):
+                distinct = (mask.to_dense()[0, :, 0].reshape(8, 4, keys) > 0).any(1).sum()
+                share = float(2 * distinct * 128 * size / taken / read)
+                reach = (0.75 if percent == 10 else 0.6) / (percent / 100)
+                workload = f"{name}, {percent} %, {kind} by {by}"
+                yield Row("Sparse decode", workload, "torch sdpa", taken, torch_taken, reach, share, "read bandwidth")
+                yield Row("Sparse decode", workload, "our dense", taken, dense, reach, share, "read bandwidth")
+            weighted = random_decode_mask(reticle, 32, 32, keys, 0.1, 1, p=0.5)
+            plain = masks[10, "tokens", "head"]
+            both = interleaved([lambda m=m, q=q, k=k, v=v: reticle.attention(q, k, v, m) for m in (weighted, plain)], repeats=15)
+            yield Row("Weighted against unweighted", f"{name}, 10 % tokens", "unweighted", *both, 1 / 1.05)
+
+
+def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
+    """8 heads, 2 KV heads; dense, causal, and masks of blocks and windows against torch's dense attention."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    reticle.set_num_threads(CORES)
+    torch.set_num_threads(CORES)
+    peak = limit["multiply_add"] * CORES
+    for d in (64, 128):
+        for length in (1024, 4096, 16384):
+            heads, kv_heads = (8, 2) if length < 16384 else (2, 1)
+            q, k, v = tensors(heads, kv_heads, length, length, d, torch.float32)
+            for causal in (False, True):
+                ours = lambda q=q, k=k, v=v, c=causal: reticle.attention(q, k, v, causal=c)  # noqa: E731
+                theirs = lambda q=q, k=k, v=v, c=causal: sdpa(q, k, v, is_causal=c, enable_gqa=True)  # noqa: E731
+                agree(ours()[0], theirs(), 1e-4, "prefill")
+                taken, peer = interleaved([ours, theirs])
+                flops = 4 * heads * length * length * d / (2 if causal else 1)
+                yield Row("Dense attention", f"prefill {length}, d {d}{', causal' if causal else ''}", "torch sdpa", taken, peer,
+                          1.0, flops / taken / peak, "multiply-add peak")  # fmt: skip
+    for length in (8192, 16384):
+        q, k, v = tensors(2, 1, length, length, 128, torch.float32)
+        dense_torch = lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True)  # noqa: E731
+        random = np.random.default_rng(3)
+        cases: list[tuple[str, Any, float, Any]] = []
+        for block in (64, 128):
+            for percent in (50, 25, 10):
+                kept = random.random((2, length // block, length // block)) < percent / 100
+                kept[:, :, 0] = True
+                cases.append((f"blocks of {block}, {percent} %", block_mask(reticle, kept, block), float(kept.mean()), (kept, block)))
+        window, sinks = 1024, 64
+        config = {"causal": True, "maskers": [{"type": "sink", "sink_size": sinks}, {"type": "local", "window_size": window}]}
+        sparse = reticle.SparseAttention.from_json(json.dumps(config))
+        local = sparse.mask(q, k, v, reticle.SequenceState())
+        cases.append((f"{sinks} sinks + window of {window}", local, local.density, (sinks, window)))
+        for name, mask, density, rule in cases:
+            flex = flex_attention_for(rule, q, k, v)
+            ours = lambda m=mask, q=q, k=k, v=v: reticle.attention(q, k, v, m)  # noqa: E731
+            works = [ours, dense_torch] + ([flex] if flex else [])
+            if flex:
+                agree(ours()[0], flex(), 1e-4, name)
+            taken, peer, *others = interleaved(works, repeats=3)
+            flops = 4 * mask.nnz * 128
+            share = flops / taken / peak
+            yield Row("Sparse prefill", f"{length}, {name}", "torch sdpa, dense", taken, peer, 0.8 / density, share, "multiply-add peak")
+            for other in others:
+                yield Row("Sparse prefill", f"{length}, {name}", "FlexAttention, compiled", taken, other, 1.2, share, "multiply-add peak")
+
+
+def block_mask(reticle: Any, kept: Any, block: int) -> Any:
+    """A mask of the blocks that `kept` (heads, block rows, block columns) names."""
+    heads, rows, columns = kept.shape
+    of_rows = np.repeat(kept.reshape(heads * rows, columns), block, axis=0)
+    row_ptr = np.concatenate([[0], np.cumsum(of_rows.sum(1))])
+    begins = np.nonzero(of_rows)[1] * block
+    # Neighbouring blocks are two runs here; the mask takes them as they are.
+    return reticle.Mask.runs((1, heads, rows * block, columns * block), row_ptr, np.stack([begins, begins + block], 1))
+
+
+def flex_attention_for(rule: Any, q: Any, k: Any, v: Any) -> Callable[[], Any] | None:
+    """torch's FlexAttention with the same mask, compiled; None where this torch cannot."""
+    import torch
+
+    try:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        length = q.shape[2]
+        if isinstance(rule[0], int):
+            sinks, window = rule
+
+            def mod(b: Any, h: Any, i: Any, j: Any) -> Any:
+                return (j <= i) & ((j < sinks) | (i - j < window))
+
+            block = create_block_mask(mod, 1, 1, length, length, device="cpu")
+        else:
+            kept, size = rule
+            lookup = torch.from_numpy(kept)
+
+            def mod(b: Any, h: Any, i: Any, j: Any) -> Any:
+                return lookup[h, i // size, j // size]
+
+            block = create_block_mask(mod, 1, kept.shape[0], length, length, device="cpu", BLOCK_SIZE=128)
+        torch._dynamo.reset()  # a compiled function for each mask, none of changing sizes
+        compiled = torch.compile(flex_attention, dynamic=False)
+        run = lambda: compiled(q, k, v, block_mask=block, enable_gqa=True)  # noqa: E731
+        run()
+        return run
+    except Exception as error:  # noqa: BLE001: whatever keeps the peer from running is reported, not hidden
+        print(f"FlexAttention left out: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+        return None
+
+
+def never_slower(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
+    """Random tokens at every density against the Full mask: decode of 32 heads, and 256 queries of 4 heads."""
+    import torch
+
+    reticle.set_num_threads(CORES)
+    for keys in (1024, 4096, 32768):
+        for queries, heads in ((1, 32), (256, 4)):
+            q, k, v = tensors(heads, heads // 4, queries, keys, 128, torch.float32)
+            percents = (1, 5, 10, 20, 35, 50, 75, 99)
+            random = np.random.default_rng(5)
+            masks = [reticle.Mask.dense(random.random((1, heads, queries, keys), dtype=np.float32) < percent / 100) for percent in percents]
+            works = [lambda m=m, q=q, k=k, v=v: reticle.attention(q, k, v, m) for m in masks]
+            dense, *sparse = interleaved([lambda q=q, k=k, v=v: reticle.attention(q, k, v), *works], repeats=9)
+            for percent, taken in zip(percents, sparse, strict=True):
+                yield Row("Never slower than dense", f"{queries} queries, {keys} keys, {percent} % tokens", "our dense", taken, dense, 1 / 1.05)
+
+
+# --- whole pipelines --------------------------------------------------------------------------------------------------
+
+
+def pipelines(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
+    """Masks and attention from a config, against the same chain in torch with dense masks. Decoding, the state of the old
+    keys is there and one key is new."""
+    import hub_chains as hub
+    import torch
+
+    reticle.set_num_threads(CORES)
+    torch.set_num_threads(CORES)
+    fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
+    top = {"type": "oracle_top_k", "heavy_size": 0.1}
+    sampling = {"type": "adaptive_sampling", "base_rate_sampling": 0.05, "epsilon": 0.1, "delta": 0.1, "init_offset": 128,
+                "local_offset": 128}  # fmt: skip
+    weights = hat_weights(8, 64)
+    scratch = tempfile.TemporaryDirectory()
+    weights_file = save_hash_weights(Path(scratch.name) / "hash.safetensors", weights)
+    hashing = {"type": "hash_attention_top_k", "heavy_size": 0.1, "hat_bits": 32, "hat_mlp_layers": 1, "hat_weight_file": str(weights_file)}
+    chains = {
+        "sink + local + oracle_top_k 0.1": [top],
+        "... + adaptive_sampling": [top, sampling],
+        "sink + local + hash_attention": [hashing],
+        "sink + local + quest": [{"type": "quest_top_k", "heavy_size": 0.1, "page_size": 16}],
+        "sink + local + magic_pig": [{"type": "magic_pig", "lsh_l": 150, "lsh_k": 10}],
+    }
+    for stage, heads, kv_heads, queries, keys, d in (("decode 32k", 8, 2, 1, 32768, 64), ("prefill 4k", 8, 2, 4096, 4096, 64)):
+        q, k, v = tensors(heads, kv_heads, queries, keys, d, torch.float32)
+        scaling = d**-0.5
+        bias = hub.causal_bias(queries, keys)
+        count = int(0.1 * keys)
+        for name, added in chains.items():
+            if queries > 1 and "magic_pig" in name:
+                continue  # the reference needs 150 comparisons of queries x keys
+            sparse = reticle.SparseAttention.from_json(json.dumps({"causal": True, "maskers": fixed + added}))
+            options = {"stage": "generation" if queries == 1 else "prefill"}
+            hat = hub.HashTopK(*weights)
+            pig = hub.MagicPig()
+
+            def by_torch(name: str = name, hat: Any = hat, pig: Any = pig) -> Any:
+                mask = hub.local(hub.sink(torch.zeros(1, heads, queries, keys), 128), 128)
+                if "oracle" in name or "adaptive" in name:
+                    mask = hub.oracle_top_k(mask, q, k, bias, count)
+                if "adaptive" in name:
+                    mask = hub.adaptive_sampling(mask, q, k, bias, scaling, base=0.05, epsilon=0.1, delta=0.1, start=128, recent=128)
+                if "hash" in name:
+                    if hat.codes is not None and queries == 1:
+                        hat.codes = hat.codes[:, :, : keys - 1]
+                    elif queries > 1:
+                        hat.codes = None
+                    mask = hat(mask, q, k, bias, count)
+                if "quest" in name:
+                    mask = hub.quest(mask, q, k, count, 16)
+                if "magic_pig" in name:
+                    if pig.signatures is not None:
+                        pig.signatures = pig.signatures[:, :, : keys - 1]
+                    mask = pig(mask, q, k)
+                return hub.attention(q, k, v, mask, bias, scaling)
+
+            states = []
+            if queries == 1:
+                # A fresh state that has read all but the last key, for each call: what decoding finds.
+                def prepared(sparse: Any = sparse) -> Any:
+                    state = reticle.SequenceState()
+                    sparse.mask(q, k[:, :, :-1], v[:, :, :-1], state, scaling=scaling, **options)
+                    return state
+
+                states = [prepared() for _ in range(40)]
+
+            def ours(sparse: Any = sparse, states: Any = states, options: Any = options) -> Any:
+                state = states.pop() if states else reticle.SequenceState()
+                return sparse.run(q, k, v, state, scaling=scaling, **options)[0]
+
+            if "adaptive" not in name and "magic" not in name and "hash" not in name:
+                agree(ours(), by_torch(), 2e-2 if "quest" in name else 1e-3, name)
+            taken, peer = interleaved([ours, by_torch], least=0 if queries == 1 else 0.02)
+            yield Row("Whole pipelines", f"{stage}, {name}", "torch, dense masks", taken, peer, 20)
+
+
+def hat_weights(heads: int, d: int) -> list[Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(2)
+    make = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    return [make(heads, d, 32), make(heads, 32), make(heads, d, 32), make(heads, 32)]
+
+
+def save_hash_weights(path: Path, weights: list[Any]) -> Path:
+    """Layer 0 in the form that hash_attention_top_k reads."""
+    names = ["query_matrix.0", "query_bias.0", "key_matrix.0", "key_bias.0"]
+    header: dict[str, Any] = {}
+    at = 0
+    for name, tensor in zip(names, weights, strict=True):
+        size = 4 * tensor.numel()
+        header[f"hat.0.{name}"] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensor.numpy().tobytes() for tensor in weights))
+    return path
+
+
+def scaling(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
+    """All threads against one; and planning against running."""
+    import torch
+
+    if CORES > 1:
+        cases = []
+        q, k, v = tensors(32, 8, 1, 32768, 128, torch.bfloat16)
+        cases.append(("decode 32k, bfloat16, 10 % tokens", q, k, v, random_decode_mask(reticle, 32, 32, 32768, 0.1, 1)))
+        q, k, v = tensors(8, 2, 4096, 4096, 128, torch.float32)
+        cases.append(("prefill 4096, d 128", q, k, v, None))
+        for name, q, k, v, mask in cases:
+
+            def run(threads: int, q: Any = q, k: Any = k, v: Any = v, mask: Any = mask) -> None:
+                reticle.set_num_threads(threads)
+                reticle.attention(q, k, v, mask)
+
+            many, one = interleaved([lambda run=run: run(CORES), lambda run=run: run(1)], least=0)
+            yield Row("Threads", f"{name}, {CORES} threads", "one thread", many, one, 0.9 * CORES)
+        reticle.set_num_threads(CORES)
+    for name, heads, queries, keys, percent in (("decode", 32, 1, 32768, 10), ("decode", 32, 1, 32768, 2), ("prefill", 4, 1024, 4096, 10)):
+        q, k, v = tensors(heads, heads // 4, queries, keys, 128, torch.float32)
+        mask = reticle.Mask.dense(np.random.default_rng(1).random((1, heads, queries, keys), dtype=np.float32) < percent / 100)
+        plan, run_time = interleaved([lambda q=q, k=k, m=mask: reticle.plan(q, k, m), lambda q=q, k=k, v=v, m=mask: reticle.attention(q, k, v, m)])
+        yield Row("Planning", f"{name}, {queries} x {keys}, {percent} % tokens: plan", "the run it serves", plan, run_time, 20)
+
+
+def memory(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
+    """Peak memory beyond the inputs, against 2 x the mask + 256 MB; `ours` and `peer` are bytes here."""
+    import torch
+
+    reticle.set_num_threads(CORES)
+    config = {"causal": True, "maskers": [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128},
+                                           {"type": "oracle_top_k", "heavy_size": 0.02}]}  # fmt: skip
+    for name, queries, keys in (("decode 128k", 1, 131072), ("prefill 32k", 32768, 32768)):
+        q, k, v = tensors(1, 1, queries, keys, 64, torch.float32)
+        sparse = reticle.SparseAttention.from_json(json.dumps(config))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _, mask = sparse.run(q, k, v, reticle.SequenceState(), stage="generation" if queries == 1 else "prefill")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        allowed = 2 * mask.nbytes + (256 << 20)
+        print(f"{name}: peak beyond the inputs {peak / 1e6:.0f} MB, mask {mask.nbytes / 1e6:.1f} MB, allowed {allowed / 1e6:.0f} MB")
+        MEMORY.append(f"| {name}, sink + local + oracle_top_k 2 % | {peak / 1e6:.0f} MB | {mask.nbytes / 1e6:.1f} MB | {allowed / 1e6:.0f} MB |")
+    yield from ()
+
+
+MEMORY: list[str] = []
+SECTIONS: dict[str, Section] = {
+    "memory": memory,  # first: peaks only grow
+    "unions": unions,
+    "selection": selection,
+    "decode": decode,
+    "prefill": prefill,
+    "never_slower": never_slower,
+    "pipelines": pipelines,
+    "scaling": scaling,
+}
+NEEDS = {"unions": "scipy", "decode": "torch", "prefill": "torch", "never_slower": "torch", "pipelines": "torch", "scaling": "torch", "memory": "torch"}
+
+
+def write(path: Path, rows: list[Row], about: str) -> None:
+    """Replaces what stands between the markers."""
+    text = path.read_text()
+    begin, end = "<!-- benchmarks begin -->", "<!-- benchmarks end -->"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    body = f"{about}\n\n![Times as fast as each peer](images/performance.png)\n{table(rows)}"
+    if MEMORY:
+        body += "\n### Memory\n\n| workload | peak beyond the inputs | the mask | 2 x the mask + 256 MB |\n|---|---|---|---|\n"
+        body += "\n".join(MEMORY) + "\n"
+    path.write_text(f"{before}{begin}\n{body}{end}{after}")
+    chart(rows, path.parent / "images" / "performance.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path, help="a build folder with RETICLE_BUILD_PYTHON and RETICLE_BUILD_BENCHMARKS")
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="only this (may be repeated)")
+    parser.add_argument("--write", type=Path, help="the page to put the tables into")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(arguments.build.resolve() / "python"))
+    import reticle
+
+    measured = limits(arguments.build)
+    rows: list[Row] = []
+    for name in arguments.section or SECTIONS:
+        if name in NEEDS and not installed(NEEDS[name]):
+            print(f"{name} left out: {NEEDS[name]} is not installed", flush=True)
+            continue
+        for row in SECTIONS[name](reticle, measured):
+            rows.append(row)
+            print(f"{row.section}: {line(row)}", flush=True)
+    about = machine(measured)
+    print(about)
+    if arguments.write:
+        write(arguments.write, rows, about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+#include <cmath>
+#include <pybind11/stl.h>
+
+#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/ops/select.hpp>
+
+#include "module.hpp"
+#include "tensor.hpp"
+
+namespace reticle::bindings {
+namespace {
+
+/// A call's tensors, borrowed, and the inputs that view them.
+struct Call {
+  Borrowed queries, keys, values;
+  std::optional<Borrowed> attention_mask;
+  AttentionInputs inputs;
+
+  Call(const py::object& q, const py::object& k, const py::object& v, const py::object& mask,
+       std::optional<float> scaling, bool causal)
+      : queries(q, "queries"), keys(k, "keys"), values(v, "values") {
+    inputs.queries = queries.view();
+    inputs.keys = keys.view();
+    inputs.values = values.view();
+    if (!mask.is_none()) inputs.attention_mask = attention_mask.emplace(mask, "attention_mask").view();
+    if (inputs.queries.rank == 4 && inputs.queries.size(3) > 0)
+      inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));
+    inputs.causal = causal;
+  }
+};
+
+py::tuple attend(const py::object& queries, const py::object& keys, const py::object& values, std::optional<Mask> mask,
+                 std::optional<float> scaling, bool causal, const py::object& attention_mask,
+                 std::optional<float> soft_cap) {
+  Call call(queries, keys, values, attention_mask, scaling, causal);
+  AttentionOptions options;
+  options.soft_cap = soft_cap;
+  AttentionResult result;
+  {
+    const py::gil_scoped_release released;
+    call.inputs.validate();
+    result = attention(call.inputs, mask ? *mask : Mask::full(call.inputs.shape()), options);
+  }
+  return py::make_tuple(call.queries.hand_over(std::move(result.output)),
+                        call.queries.hand_over(std::move(result.lse)));
+}
+
+Stage stage_from(const std::string& stage) {
+  if (stage == "prefill") return Stage::prefill;
+  if (stage == "generation") return Stage::generation;
+  throw py::value_error("stage is \"" + stage + "\"; needed is \"prefill\" or \"generation\"");
+}
+
+Mask build_mask(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+                const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+                const py::object& attention_mask, int layer, const std::string& stage) {
+  Call call(queries, keys, values, attention_mask, scaling, causal);
+  call.inputs.stage = stage_from(stage);
+  call.inputs.layer = layer;
+  const py::gil_scoped_release released;
+  return sparse.mask(call.inputs, state);
+}
+
+py::tuple run(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+              const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+              const py::object& attention_mask, int layer, const std::string& stage) {
+  Call call(queries, keys, values, attention_mask, scaling, causal);
+  call.inputs.stage = stage_from(stage);
+  call.inputs.layer = layer;
+  SparseAttentionResult result;
+  {
+    const py::gil_scoped_release released;
+    result = sparse.run(call.inputs, state);
+  }
+  return py::make_tuple(call.queries.hand_over(std::move(result.attention.output)), std::move(result.mask));
+}
+
+}  // namespace
+
+void add_attention(py::module_& module) {
+  module.def("set_num_threads", &set_threads, py::arg("threads"),
+             "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
+  module.def(
+      "get_num_threads", [] { return Context().pool->threads(); }, "How many threads calls use.");
+  module.def("attention", &attend, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
+             py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+             py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none());
+  py::class_<AttentionPlan>(module, "AttentionPlan",
+                            "How attention over a mask is computed, kept for several calls with equal shapes.")
+      .def("__repr__", &AttentionPlan::describe);
+  module.def(
+      "plan",
+      [](const py::object& queries, const py::object& keys, const Mask& mask, bool causal) {
+        const Call call(queries, keys, keys, py::none(), std::nullopt, causal);
+        const py::gil_scoped_release released;
+        return AttentionPlan(call.inputs, mask);
+      },
+      py::arg("queries"), py::arg("keys"), py::arg("mask"), py::kw_only(), py::arg("causal") = false);
+  py::class_<SequenceState>(module, "SequenceState", "What the maskers of every layer keep for one sequence.")
+      .def(py::init<>())
+      .def("reset", &SequenceState::reset, "Forgets everything: the next call starts a new sequence.");
+  py::class_<SparseAttention>(module, "SparseAttention")
+      .def_static(
+          "from_json",
+          [](const std::string& text, const std::string& directory) {
+            return SparseAttention::from_json(text, directory);
+          },
+          py::arg("text"), py::arg("directory") = ".")
+      .def_static(
+          "from_file", [](const std::string& path) { return SparseAttention::from_file(path); }, py::arg("path"))
+      .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
+      .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+           py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+           py::arg("layer") = 0, py::arg("stage") = "prefill", "The mask alone.")
+      .def("run", &run, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+           py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+           py::arg("layer") = 0, py::arg("stage") = "prefill", "(output, mask)");
+  module.def(
+      "top_k",
+      [](const py::array_t<float, py::array::c_style>& scores, Index k) {
+        if (scores.ndim() != 1) throw ShapeError("scores: needed is one row");
+        const std::span<const float> row(scores.data(), static_cast<std::size_t>(scores.size()));
+        std::vector<std::int32_t> selected;
+        {
+          const py::gil_scoped_release released;
+          top_k(row, k, selected);
+        }
+        return py::array_t<std::int32_t>(static_cast<py::ssize_t>(selected.size()), selected.data());
+      },
+      py::arg("scores"), py::arg("k"), "The k columns of the highest scores, ascending.");
+}
+
+}  // namespace reticle::bindings

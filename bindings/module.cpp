@@ -1,0 +1,30 @@
+#include "module.hpp"
+
+#include <reticle/core/base/error.hpp>
+#include <reticle/version.hpp>
+
+namespace reticle::bindings {
+
+/// Every error of the library under its name; the base is reticle.Error, and each is also what Python programs would
+/// catch: a ValueError, or for devices and plugins a RuntimeError.
+void add_errors(pybind11::module_& module) {
+  namespace py = pybind11;
+  static const py::handle base = py::register_exception<Error>(module, "Error", PyExc_Exception).release();
+  const auto bases = [](PyObject* builtin) { return py::make_tuple(base, py::handle(builtin)); };
+  py::register_exception<ConfigError>(module, "ConfigError", bases(PyExc_ValueError));
+  py::register_exception<ShapeError>(module, "ShapeError", bases(PyExc_ValueError));
+  py::register_exception<FormatError>(module, "FormatError", bases(PyExc_ValueError));
+  py::register_exception<ValueError>(module, "ValueError", bases(PyExc_ValueError));
+  py::register_exception<PluginError>(module, "PluginError", bases(PyExc_RuntimeError));
+  py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
+}
+
+}  // namespace reticle::bindings
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Reticle's C++ library. Import reticle instead.";
+  module.attr("__version__") = RETICLE_VERSION;
+  reticle::bindings::add_errors(module);
+  reticle::bindings::add_mask(module);
+  reticle::bindings::add_attention(module);
+}

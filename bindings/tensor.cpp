@@ -1,0 +1,140 @@
+#include "tensor.hpp"
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "dlpack.hpp"
+
+namespace reticle::bindings {
+namespace {
+
+constexpr const char* kUnused = "dltensor";
+constexpr const char* kUsed = "used_dltensor";
+
+DType dtype_from(const DLDataType& type, std::string_view name) {
+  const auto is = [&](std::uint8_t code, int bits) {
+    return type.lanes == 1 && type.code == code && type.bits == bits;
+  };
+  if (is(kDLFloat, 32)) return DType::f32;
+  if (is(kDLFloat, 16)) return DType::f16;
+  if (is(kDLBfloat, 16)) return DType::bf16;
+  if (is(kDLFloat, 64)) return DType::f64;
+  if (is(kDLInt, 64)) return DType::i64;
+  if (is(kDLInt, 32)) return DType::i32;
+  if (is(kDLUInt, 8) || is(kDLBool, 8)) return DType::u8;
+  throw ShapeError(std::string(name) +
+                   ": its dtype cannot be read; needed is float32, float16, bfloat16 or an integer");
+}
+
+DLDataType dtype_to(DType dtype) {
+  const auto bits = static_cast<std::uint8_t>(8 * size_of(dtype));
+  const bool integer = dtype == DType::i64 || dtype == DType::i32;
+  const std::uint8_t code = dtype == DType::bf16 ? kDLBfloat
+                            : dtype == DType::u8 ? kDLUInt
+                            : integer            ? kDLInt
+                                                 : kDLFloat;
+  return {code, bits, 1};
+}
+
+/// A result, and the DLPack record that says where it lies.
+struct Export {
+  Tensor tensor;
+  std::array<std::int64_t, TensorView::kMaxRank> shape;
+  DLManagedTensor managed;
+
+  static py::capsule capsule(Tensor&& result) {
+    auto* self = new Export{std::move(result), {}, {}};
+    const TensorView& view = self->tensor.view();
+    std::copy(view.shape.begin(), view.shape.end(), self->shape.begin());
+    self->managed.dl_tensor = {self->tensor.data(), {kDLCPU, 0}, view.rank, dtype_to(view.dtype),
+                               self->shape.data(),  nullptr,     0};
+    self->managed.manager_ctx = self;
+    self->managed.deleter = [](DLManagedTensor* tensor) { delete static_cast<Export*>(tensor->manager_ctx); };
+    const auto release = [](PyObject* unclaimed) {
+      if (PyCapsule_IsValid(unclaimed, kUnused) == 0) return;
+      auto* tensor = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(unclaimed, kUnused));
+      tensor->deleter(tensor);
+    };
+    return py::capsule(&self->managed, kUnused, release);
+  }
+};
+
+}  // namespace
+
+Borrowed::Borrowed(const py::handle& object, std::string_view name)
+    : object_(py::reinterpret_borrow<py::object>(object)) {
+  if (py::hasattr(object_, "detach")) {
+    is_torch_ = true;
+    object_ = object_.attr("detach")();
+  }
+  if (py::isinstance<py::array>(object_)) {
+    view_array(name);
+  } else if (py::hasattr(object_, "__dlpack__")) {
+    view_dlpack(name);
+  } else {
+    throw py::type_error(std::string(name) + ": a " + std::string(py::str(py::type::of(object_).attr("__name__"))) +
+                         " is no tensor; needed is a torch tensor, a numpy array or an object with __dlpack__");
+  }
+}
+
+void Borrowed::view_dlpack(std::string_view name) {
+  capsule_ = object_.attr("__dlpack__")();
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), kUnused));
+  if (managed == nullptr) throw py::error_already_set();
+  // From here the record is ours: it is released with the new capsule.
+  PyCapsule_SetName(capsule_.ptr(), kUsed);
+  capsule_ = py::capsule(managed, [](void* claimed) {
+    auto* tensor = static_cast<DLManagedTensor*>(claimed);
+    if (tensor->deleter != nullptr) tensor->deleter(tensor);
+  });
+  const DLTensor& tensor = managed->dl_tensor;
+  if (tensor.device.device_type != kDLCPU && tensor.device.device_type != kDLCUDAHost)
+    throw DeviceError(std::string(name) + ": lies on a device; needed is the CPU's memory");
+  if (tensor.ndim > TensorView::kMaxRank)
+    throw ShapeError(std::string(name) + ": has " + std::to_string(tensor.ndim) + " dimensions; at most " +
+                     std::to_string(TensorView::kMaxRank) + " are supported");
+  view_ = TensorView(static_cast<const char*>(tensor.data) + tensor.byte_offset, dtype_from(tensor.dtype, name),
+                     std::span(tensor.shape, static_cast<std::size_t>(tensor.ndim)));
+  if (tensor.strides != nullptr) std::copy_n(tensor.strides, tensor.ndim, view_.strides.begin());
+}
+
+/// Not by DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.
+void Borrowed::view_array(std::string_view name) {
+  const auto array = py::reinterpret_borrow<py::array>(object_);
+  const auto type = std::string(py::str(array.dtype().attr("name")));
+  const std::pair<const char*, DType> known[] = {
+      {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}, {"float64", DType::f64},
+      {"int64", DType::i64},   {"int32", DType::i32},   {"uint8", DType::u8},      {"bool", DType::u8}};
+  const auto* const found =
+      std::find_if(std::begin(known), std::end(known), [&](const auto& entry) { return type == entry.first; });
+  if (found == std::end(known))
+    throw ShapeError(std::string(name) + ": dtype is " + type + "; needed is float32, float16 or bfloat16");
+  if (array.ndim() > TensorView::kMaxRank)
+    throw ShapeError(std::string(name) + ": has " + std::to_string(array.ndim()) + " dimensions; at most " +
+                     std::to_string(TensorView::kMaxRank) + " are supported");
+  const std::vector<Index> shape(array.shape(), array.shape() + array.ndim());
+  view_ = TensorView(array.data(), found->second, shape);
+  for (py::ssize_t dim = 0; dim < array.ndim(); ++dim) {
+    if (array.strides(dim) % array.itemsize() != 0)
+      throw ShapeError(std::string(name) + ": its elements do not lie at multiples of their size");
+    view_.strides[static_cast<std::size_t>(dim)] = array.strides(dim) / array.itemsize();
+  }
+}
+
+py::object Borrowed::hand_over(Tensor&& result) const {
+  const py::capsule capsule = Export::capsule(std::move(result));
+  if (is_torch_) return py::module_::import("torch").attr("from_dlpack")(capsule);
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kUnused));
+  const TensorView& view = static_cast<Export*>(managed->manager_ctx)->tensor.view();
+  const char* const name = view.dtype == DType::f32    ? "float32"
+                           : view.dtype == DType::f16  ? "float16"
+                           : view.dtype == DType::bf16 ? "uint16"
+                                                       : "float64";
+  py::array array(py::dtype(name), std::vector<py::ssize_t>(view.shape.begin(), view.shape.begin() + view.rank),
+                  managed->dl_tensor.data, capsule);
+  if (view.dtype == DType::bf16) return array.attr("view")(py::module_::import("ml_dtypes").attr("bfloat16"));
+  return array;
+}
+
+}  // namespace reticle::bindings

@@ -1,0 +1,50 @@
+// Tensors across the border: callers' arrays as views, without copies, and results in the caller's framework.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <string_view>
+
+#include <reticle/core/tensor/tensor.hpp>
+
+namespace reticle::bindings {
+
+namespace py = pybind11;
+
+/// A caller's tensor (torch, numpy, or anything with DLPack on the CPU) as a view that keeps it alive. No copy is made.
+class Borrowed {
+ public:
+  /// TypeError, naming the argument, when it is no tensor; ShapeError for a dtype or rank that cannot be viewed;
+  /// DeviceError when it is not in the CPU's memory.
+  Borrowed(const py::handle& object, std::string_view name);
+
+  const TensorView& view() const { return view_; }
+  /// A result as what this argument is: a torch tensor, or else a numpy array.
+  py::object hand_over(Tensor&& result) const;
+
+ private:
+  void view_dlpack(std::string_view name);
+  void view_array(std::string_view name);
+
+  py::object object_, capsule_;
+  bool is_torch_ = false;
+  TensorView view_;
+};
+
+/// An array of numbers as numpy's, which then owns it.
+template <class T>
+py::array_t<T> to_numpy(Array<T> array, std::initializer_list<py::ssize_t> shape) {
+  auto* owner = new Array<T>(std::move(array));
+  const py::capsule release(owner, [](void* owned) { delete static_cast<Array<T>*>(owned); });
+  return py::array_t<T>(shape, owner->data(), release);
+}
+
+/// The elements of a one-dimensional integer or float array as T; `name` is for the message.
+template <class T>
+Buffer<T> to_buffer(const py::handle& object, const char* name) {
+  const auto array = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(object);
+  if (!array || array.ndim() != 1) throw py::type_error(std::string(name) + ": needed is a one-dimensional array");
+  return Buffer<T>(Array<T>(array.data(), array.data() + array.size()));
+}
+
+}  // namespace reticle::bindings
