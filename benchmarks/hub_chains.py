@@ -92,7 +92,12 @@ class HashTopK:
     key_bias: torch.Tensor
     codes: torch.Tensor | None = None
 
-    def __call__(self, mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor, count: int) -> torch.Tensor:
+    def forget_after(self, keys: int) -> None:
+        self.codes = None if self.codes is None or keys == 0 else self.codes[:, :, :keys]
+
+    def __call__(
+        self, mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor, count: int
+    ) -> torch.Tensor:
         keys = repeat_kv(k, q.shape[1])
         known = 0 if self.codes is None else self.codes.shape[-2]
         if known < keys.shape[-2]:
@@ -114,6 +119,9 @@ class MagicPig:
     mean: torch.Tensor | None = None
     signatures: torch.Tensor | None = None
 
+    def forget_after(self, keys: int) -> None:
+        self.signatures = None if self.signatures is None or keys == 0 else self.signatures[:, :, :keys]
+
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         signs = (x @ self.planes > 0).view(*x.shape[:-1], self.tables, self.bits)
         return (signs * (1 << torch.arange(self.bits))).sum(-1)
@@ -128,7 +136,9 @@ class MagicPig:
         largest = norms.max()
         keys = torch.cat([keys, (largest**2 - norms**2).clamp_min(0).sqrt()], dim=-1) / largest
         queries = torch.nn.functional.pad(queries / (queries.norm(dim=-1, keepdim=True) + 1e-8), (0, 1))
-        cosine = torch.nn.functional.normalize(queries, dim=-1) @ torch.nn.functional.normalize(keys, dim=-1).transpose(-1, -2)
+        cosine = torch.nn.functional.normalize(queries, dim=-1) @ torch.nn.functional.normalize(keys, dim=-1).transpose(
+            -1, -2
+        )
         p = 1 - (1 - (1 - torch.acos(cosine.clamp(-1, 1)) / math.pi) ** self.bits) ** self.tables
         known = 0 if self.signatures is None else self.signatures.shape[-2]
         if known < keys.shape[-2]:
@@ -142,9 +152,53 @@ class MagicPig:
         return (mask + torch.where(matched, p, 0)).clamp(0, 1)
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor, scaling: float) -> torch.Tensor:
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor, scaling: float
+) -> torch.Tensor:
     keys, values = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     scores = q @ keys.transpose(-1, -2) * scaling + bias
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
     weights = torch.where(mask != 0, weights / (mask + 1e-6), 0)
     return (weights @ values) / weights.sum(-1, keepdim=True)
+
+
+@dataclass
+class Problem:
+    """What one call attends over; `count` is how many keys top-k methods add."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    bias: torch.Tensor
+    scaling: float
+    count: int
+
+
+@dataclass
+class Chain:
+    """Sinks of 128, a window of 128, and what is named; then attention. One key is new to what is kept, if decoding."""
+
+    added: tuple[str, ...]
+    hash_top_k: HashTopK
+    pig: MagicPig = field(default_factory=MagicPig)
+
+    def __call__(self, problem: Problem) -> torch.Tensor:
+        q, k, bias, count = problem.q, problem.k, problem.bias, problem.count
+        queries, keys = q.shape[2], k.shape[2]
+        known = keys - 1 if queries == 1 else 0
+        mask = local(sink(torch.zeros(*q.shape[:3], keys), 128), 128)
+        if "oracle_top_k" in self.added:
+            mask = oracle_top_k(mask, q, k, bias, count)
+        if "adaptive_sampling" in self.added:
+            mask = adaptive_sampling(
+                mask, q, k, bias, problem.scaling, base=0.05, epsilon=0.1, delta=0.1, start=128, recent=128
+            )
+        if "hash_attention" in self.added:
+            self.hash_top_k.forget_after(known)
+            mask = self.hash_top_k(mask, q, k, bias, count)
+        if "quest" in self.added:
+            mask = quest(mask, q, k, count, 16)
+        if "magic_pig" in self.added:
+            self.pig.forget_after(known)
+            mask = self.pig(mask, q, k)
+        return attention(q, k, problem.v, mask, bias, problem.scaling)

@@ -16,11 +16,11 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from harness import Row, chart, interleaved, limits, line, machine, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,9 @@ def agree(ours: Any, peer: Any, tolerance: float, what: str) -> None:
 def random_csr(rows: int, columns: int, density: float, seed: int) -> Any:
     import scipy.sparse as sp
 
-    return sp.random_array((rows, columns), density=density, format="csr", dtype=np.float32, rng=np.random.default_rng(seed))
+    return sp.random_array(
+        (rows, columns), density=density, format="csr", dtype=np.float32, rng=np.random.default_rng(seed)
+    )
 
 
 def as_mask(reticle: Any, csr: Any, *, weighted: bool) -> Any:
@@ -90,18 +92,29 @@ def unions(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
 
                 gb.ss.config["nthreads"] = 1
                 left, right = (gb.io.from_scipy_sparse(sp.csr_array(matrix)) for matrix in (a, b))
-                peers.append(("GraphBLAS eWiseAdd", lambda left=left, right=right: left.ewise_add(right, "max").new(), 8))
+                peers.append(
+                    ("GraphBLAS eWiseAdd", lambda left=left, right=right: left.ewise_add(right, "max").new(), 8)
+                )
             if not weighted and installed("pyroaring"):
                 from pyroaring import BitMap
 
                 def bitmaps(matrix: Any) -> list[Any]:
-                    return [BitMap(matrix.indices[matrix.indptr[i] : matrix.indptr[i + 1]]) for i in range(matrix.shape[0])]
+                    return [
+                        BitMap(matrix.indices[matrix.indptr[i] : matrix.indptr[i + 1]]) for i in range(matrix.shape[0])
+                    ]
 
                 rows_a, rows_b = bitmaps(a), bitmaps(b)
                 peers.append(
-                    ("CRoaring or + to_array", lambda x=rows_a, y=rows_b: [(i | j).to_array() for i, j in zip(x, y, strict=True)], 1)
+                    (
+                        "CRoaring or + to_array",
+                        lambda x=rows_a, y=rows_b: [(i | j).to_array() for i, j in zip(x, y, strict=True)],
+                        1,
+                    )
                 )
-            moved = sum(4 * mask.nnz + 8 * 1025 + (4 * mask.nnz if weighted else 0) for mask in (ours_a, ours_b, ours_a | ours_b))
+            moved = sum(
+                4 * mask.nnz + 8 * 1025 + (4 * mask.nnz if weighted else 0)
+                for mask in (ours_a, ours_b, ours_a | ours_b)
+            )
             works = [lambda x=ours_a, y=ours_b: x | y, *(work for _, work, _ in peers)]
             ours, *others = interleaved(works)
             for (peer, _, reach), taken in zip(peers, others, strict=True):
@@ -142,10 +155,13 @@ def selection(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
             scores = make(n)
             for k in (256, 2048):
                 ours_indices = top_k(scores, k)
-                by_numpy = lambda scores=scores, k=k, n=n: np.sort(np.argpartition(scores, n - k)[n - k :])  # noqa: E731
+                by_numpy = lambda scores=scores, k=k, n=n: np.sort(np.argpartition(scores, n - k)[n - k :])
                 agree(np.sort(scores[ours_indices]), np.sort(scores[by_numpy()]), 0, "top-k scores")
                 assert np.all(np.diff(ours_indices) > 0)
-                works = [lambda scores=scores, k=k: top_k(scores, k), lambda scores=scores, k=k, n=n: np.argpartition(scores, n - k)[n - k :]]
+                works = [
+                    lambda scores=scores, k=k: top_k(scores, k),
+                    lambda scores=scores, k=k, n=n: np.argpartition(scores, n - k)[n - k :],
+                ]
                 if torch is not None:
                     row = torch.from_numpy(scores)
                     works.append(lambda row=row, k=k: torch.topk(row, k, sorted=False))
@@ -163,11 +179,13 @@ def tensors(heads: int, kv_heads: int, queries: int, keys: int, d: int, dtype: A
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    make = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
+    make = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)
     return make(1, heads, queries, d), make(1, kv_heads, keys, d), make(1, kv_heads, keys, d)
 
 
-def random_decode_mask(reticle: Any, heads: int, groups: int, keys: int, density: float, run: int, p: float | None = None) -> Any:
+def random_decode_mask(
+    reticle: Any, heads: int, groups: int, keys: int, density: float, run: int, p: float | None = None
+) -> Any:
     """Random runs of `run` keys; `groups` of heads choose alike."""
     random = np.random.default_rng(7)
     kept = random.random((groups, keys // run)) < density
@@ -187,7 +205,7 @@ def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
             q, k, v = tensors(32, 8, 1, keys, 128, dtype)
             size = 4 if dtype == torch.float32 else 2
             name = f"{keys // 1024}k keys, {str(dtype).removeprefix('torch.')}"
-            by_torch = lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True)  # noqa: E731
+            by_torch = lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True)
             agree(reticle.attention(q, k, v)[0].float(), by_torch().float(), 2e-2 if size == 2 else 1e-5, name)
             masks = {
                 (percent, kind, by): random_decode_mask(reticle, 32, groups, keys, percent / 100, run)
@@ -214,7 +232,9 @@ def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
                 yield Row("Sparse decode", workload, "our dense", taken, dense, reach, share, "read bandwidth")
             weighted = random_decode_mask(reticle, 32, 32, keys, 0.1, 1, p=0.5)
             plain = masks[10, "tokens", "head"]
-            both = interleaved([lambda m=m, q=q, k=k, v=v: reticle.attention(q, k, v, m) for m in (weighted, plain)], repeats=15)
+            both = interleaved(
+                [lambda m=m, q=q, k=k, v=v: reticle.attention(q, k, v, m) for m in (weighted, plain)], repeats=15
+            )
             yield Row("Weighted against unweighted", f"{name}, 10 % tokens", "unweighted", *both, 1 / 1.05)
 
 
@@ -231,8 +251,8 @@ def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
             heads, kv_heads = (8, 2) if length < 16384 else (2, 1)
             q, k, v = tensors(heads, kv_heads, length, length, d, torch.float32)
             for causal in (False, True):
-                ours = lambda q=q, k=k, v=v, c=causal: reticle.attention(q, k, v, causal=c)  # noqa: E731
-                theirs = lambda q=q, k=k, v=v, c=causal: sdpa(q, k, v, is_causal=c, enable_gqa=True)  # noqa: E731
+                ours = lambda q=q, k=k, v=v, c=causal: reticle.attention(q, k, v, causal=c)
+                theirs = lambda q=q, k=k, v=v, c=causal: sdpa(q, k, v, is_causal=c, enable_gqa=True)
                 agree(ours()[0], theirs(), 1e-4, "prefill")
                 taken, peer = interleaved([ours, theirs])
                 flops = 4 * heads * length * length * d / (2 if causal else 1)
@@ -240,31 +260,59 @@ def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
                           1.0, flops / taken / peak, "multiply-add peak")  # fmt: skip
     for length in (8192, 16384):
         q, k, v = tensors(2, 1, length, length, 128, torch.float32)
-        dense_torch = lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True)  # noqa: E731
+        dense_torch = lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True)
         random = np.random.default_rng(3)
         cases: list[tuple[str, Any, float, Any]] = []
         for block in (64, 128):
             for percent in (50, 25, 10):
                 kept = random.random((2, length // block, length // block)) < percent / 100
                 kept[:, :, 0] = True
-                cases.append((f"blocks of {block}, {percent} %", block_mask(reticle, kept, block), float(kept.mean()), (kept, block)))
+                cases.append(
+                    (
+                        f"blocks of {block}, {percent} %",
+                        block_mask(reticle, kept, block),
+                        float(kept.mean()),
+                        (kept, block),
+                    )
+                )
         window, sinks = 1024, 64
-        config = {"causal": True, "maskers": [{"type": "sink", "sink_size": sinks}, {"type": "local", "window_size": window}]}
+        config = {
+            "causal": True,
+            "maskers": [{"type": "sink", "sink_size": sinks}, {"type": "local", "window_size": window}],
+        }
         sparse = reticle.SparseAttention.from_json(json.dumps(config))
         local = sparse.mask(q, k, v, reticle.SequenceState())
         cases.append((f"{sinks} sinks + window of {window}", local, local.density, (sinks, window)))
         for name, mask, density, rule in cases:
             flex = flex_attention_for(rule, q, k, v)
-            ours = lambda m=mask, q=q, k=k, v=v: reticle.attention(q, k, v, m)  # noqa: E731
+            ours = lambda m=mask, q=q, k=k, v=v: reticle.attention(q, k, v, m)
             works = [ours, dense_torch] + ([flex] if flex else [])
             if flex:
                 agree(ours()[0], flex(), 1e-4, name)
             taken, peer, *others = interleaved(works, repeats=3)
             flops = 4 * mask.nnz * 128
             share = flops / taken / peak
-            yield Row("Sparse prefill", f"{length}, {name}", "torch sdpa, dense", taken, peer, 0.8 / density, share, "multiply-add peak")
+            yield Row(
+                "Sparse prefill",
+                f"{length}, {name}",
+                "torch sdpa, dense",
+                taken,
+                peer,
+                0.8 / density,
+                share,
+                "multiply-add peak",
+            )
             for other in others:
-                yield Row("Sparse prefill", f"{length}, {name}", "FlexAttention, compiled", taken, other, 1.2, share, "multiply-add peak")
+                yield Row(
+                    "Sparse prefill",
+                    f"{length}, {name}",
+                    "FlexAttention, compiled",
+                    taken,
+                    other,
+                    1.2,
+                    share,
+                    "multiply-add peak",
+                )
 
 
 def block_mask(reticle: Any, kept: Any, block: int) -> Any:
@@ -302,7 +350,7 @@ def flex_attention_for(rule: Any, q: Any, k: Any, v: Any) -> Callable[[], Any] |
             block = create_block_mask(mod, 1, kept.shape[0], length, length, device="cpu", BLOCK_SIZE=128)
         torch._dynamo.reset()  # a compiled function for each mask, none of changing sizes
         compiled = torch.compile(flex_attention, dynamic=False)
-        run = lambda: compiled(q, k, v, block_mask=block, enable_gqa=True)  # noqa: E731
+        run = lambda: compiled(q, k, v, block_mask=block, enable_gqa=True)
         run()
         return run
     except Exception as error:  # noqa: BLE001: whatever keeps the peer from running is reported, not hidden
@@ -320,11 +368,21 @@ def never_slower(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
             q, k, v = tensors(heads, heads // 4, queries, keys, 128, torch.float32)
             percents = (1, 5, 10, 20, 35, 50, 75, 99)
             random = np.random.default_rng(5)
-            masks = [reticle.Mask.dense(random.random((1, heads, queries, keys), dtype=np.float32) < percent / 100) for percent in percents]
+            masks = [
+                reticle.Mask.dense(random.random((1, heads, queries, keys), dtype=np.float32) < percent / 100)
+                for percent in percents
+            ]
             works = [lambda m=m, q=q, k=k, v=v: reticle.attention(q, k, v, m) for m in masks]
             dense, *sparse = interleaved([lambda q=q, k=k, v=v: reticle.attention(q, k, v), *works], repeats=9)
             for percent, taken in zip(percents, sparse, strict=True):
-                yield Row("Never slower than dense", f"{queries} queries, {keys} keys, {percent} % tokens", "our dense", taken, dense, 1 / 1.05)
+                yield Row(
+                    "Never slower than dense",
+                    f"{queries} queries, {keys} keys, {percent} % tokens",
+                    "our dense",
+                    taken,
+                    dense,
+                    1 / 1.05,
+                )
 
 
 # --- whole pipelines --------------------------------------------------------------------------------------------------
@@ -338,79 +396,84 @@ def pipelines(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
 
     reticle.set_num_threads(CORES)
     torch.set_num_threads(CORES)
-    fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
-    top = {"type": "oracle_top_k", "heavy_size": 0.1}
-    sampling = {"type": "adaptive_sampling", "base_rate_sampling": 0.05, "epsilon": 0.1, "delta": 0.1, "init_offset": 128,
-                "local_offset": 128}  # fmt: skip
     weights = hat_weights(8, 64)
     scratch = tempfile.TemporaryDirectory()
     weights_file = save_hash_weights(Path(scratch.name) / "hash.safetensors", weights)
-    hashing = {"type": "hash_attention_top_k", "heavy_size": 0.1, "hat_bits": 32, "hat_mlp_layers": 1, "hat_weight_file": str(weights_file)}
-    chains = {
-        "sink + local + oracle_top_k 0.1": [top],
-        "... + adaptive_sampling": [top, sampling],
-        "sink + local + hash_attention": [hashing],
-        "sink + local + quest": [{"type": "quest_top_k", "heavy_size": 0.1, "page_size": 16}],
-        "sink + local + magic_pig": [{"type": "magic_pig", "lsh_l": 150, "lsh_k": 10}],
+    fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
+    maskers: dict[str, dict[str, Any]] = {
+        "oracle_top_k": {"type": "oracle_top_k", "heavy_size": 0.1},
+        "adaptive_sampling": {
+            "type": "adaptive_sampling",
+            "base_rate_sampling": 0.05,
+            "epsilon": 0.1,
+            "delta": 0.1,
+            "init_offset": 128,
+            "local_offset": 128,
+        },
+        "hash_attention": {
+            "type": "hash_attention_top_k",
+            "heavy_size": 0.1,
+            "hat_bits": 32,
+            "hat_mlp_layers": 1,
+            "hat_weight_file": str(weights_file),
+        },
+        "quest": {"type": "quest_top_k", "heavy_size": 0.1, "page_size": 16},
+        "magic_pig": {"type": "magic_pig", "lsh_l": 150, "lsh_k": 10},
     }
-    for stage, heads, kv_heads, queries, keys, d in (("decode 32k", 8, 2, 1, 32768, 64), ("prefill 4k", 8, 2, 4096, 4096, 64)):
-        q, k, v = tensors(heads, kv_heads, queries, keys, d, torch.float32)
-        scaling = d**-0.5
-        bias = hub.causal_bias(queries, keys)
-        count = int(0.1 * keys)
-        for name, added in chains.items():
-            if queries > 1 and "magic_pig" in name:
-                continue  # the reference needs 150 comparisons of queries x keys
-            sparse = reticle.SparseAttention.from_json(json.dumps({"causal": True, "maskers": fixed + added}))
-            options = {"stage": "generation" if queries == 1 else "prefill"}
-            hat = hub.HashTopK(*weights)
-            pig = hub.MagicPig()
+    chains = [("oracle_top_k",), ("oracle_top_k", "adaptive_sampling"), ("hash_attention",), ("quest",), ("magic_pig",)]
+    for stage, queries, keys in (("decode", 1, 32768), ("prefill", 4096, 4096)):
+        q, k, v = tensors(8, 2, queries, keys, 64, torch.float32)
+        problem = hub.Problem(q, k, v, hub.causal_bias(queries, keys), 64**-0.5, int(0.1 * keys))
+        for added in chains:
+            if stage == "prefill" and added == ("magic_pig",):
+                continue  # the reference compares queries x keys 150 times
+            config = {"causal": True, "maskers": fixed + [maskers[name] for name in added]}
+            sparse = reticle.SparseAttention.from_json(json.dumps(config))
+            ours = Decoding(reticle, sparse, problem) if stage == "decode" else Prefill(reticle, sparse, problem)
+            chain = hub.Chain(added, hub.HashTopK(*weights))
+            if added == ("oracle_top_k",):  # the others choose by chance, among equals, or other pages
+                agree(ours(), chain(problem), 1e-3, " + ".join(added))
+            taken, peer = interleaved([ours, partial(chain, problem)], least=0 if stage == "decode" else 0.02)
+            workload = f"{stage} {keys // 1024}k, sink + local + {' + '.join(added)}"
+            yield Row("Whole pipelines", workload, "torch, dense masks", taken, peer, 20)
 
-            def by_torch(name: str = name, hat: Any = hat, pig: Any = pig) -> Any:
-                mask = hub.local(hub.sink(torch.zeros(1, heads, queries, keys), 128), 128)
-                if "oracle" in name or "adaptive" in name:
-                    mask = hub.oracle_top_k(mask, q, k, bias, count)
-                if "adaptive" in name:
-                    mask = hub.adaptive_sampling(mask, q, k, bias, scaling, base=0.05, epsilon=0.1, delta=0.1, start=128, recent=128)
-                if "hash" in name:
-                    if hat.codes is not None and queries == 1:
-                        hat.codes = hat.codes[:, :, : keys - 1]
-                    elif queries > 1:
-                        hat.codes = None
-                    mask = hat(mask, q, k, bias, count)
-                if "quest" in name:
-                    mask = hub.quest(mask, q, k, count, 16)
-                if "magic_pig" in name:
-                    if pig.signatures is not None:
-                        pig.signatures = pig.signatures[:, :, : keys - 1]
-                    mask = pig(mask, q, k)
-                return hub.attention(q, k, v, mask, bias, scaling)
 
-            states = []
-            if queries == 1:
-                # A fresh state that has read all but the last key, for each call: what decoding finds.
-                def prepared(sparse: Any = sparse) -> Any:
-                    state = reticle.SequenceState()
-                    sparse.mask(q, k[:, :, :-1], v[:, :, :-1], state, scaling=scaling, **options)
-                    return state
+class Prefill:
+    """One call over a whole prompt."""
 
-                states = [prepared() for _ in range(40)]
+    def __init__(self, reticle: Any, sparse: Any, problem: Any) -> None:
+        self.reticle, self.sparse, self.problem = reticle, sparse, problem
 
-            def ours(sparse: Any = sparse, states: Any = states, options: Any = options) -> Any:
-                state = states.pop() if states else reticle.SequenceState()
-                return sparse.run(q, k, v, state, scaling=scaling, **options)[0]
+    def __call__(self) -> Any:
+        problem = self.problem
+        state = self.reticle.SequenceState()
+        return self.sparse.run(problem.q, problem.k, problem.v, state, scaling=problem.scaling)[0]
 
-            if "adaptive" not in name and "magic" not in name and "hash" not in name:
-                agree(ours(), by_torch(), 2e-2 if "quest" in name else 1e-3, name)
-            taken, peer = interleaved([ours, by_torch], least=0 if queries == 1 else 0.02)
-            yield Row("Whole pipelines", f"{stage}, {name}", "torch, dense masks", taken, peer, 20)
+
+class Decoding:
+    """One decode step after another sequence's: states that have read all but the last key are made beforehand."""
+
+    def __init__(self, reticle: Any, sparse: Any, problem: Any) -> None:
+        self.sparse, self.problem = sparse, problem
+        self.states = []
+        for _ in range(16):
+            state = reticle.SequenceState()
+            old = problem.k[:, :, :-1], problem.v[:, :, :-1]
+            sparse.mask(problem.q, *old, state, scaling=problem.scaling, stage="generation")
+            self.states.append(state)
+
+    def __call__(self) -> Any:
+        problem = self.problem
+        return self.sparse.run(
+            problem.q, problem.k, problem.v, self.states.pop(), scaling=problem.scaling, stage="generation"
+        )[0]
 
 
 def hat_weights(heads: int, d: int) -> list[Any]:
     import torch
 
     generator = torch.Generator().manual_seed(2)
-    make = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    make = lambda *shape: torch.randn(*shape, generator=generator)
     return [make(heads, d, 32), make(heads, 32), make(heads, d, 32), make(heads, 32)]
 
 
@@ -447,11 +510,24 @@ def scaling(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
             many, one = interleaved([lambda run=run: run(CORES), lambda run=run: run(1)], least=0)
             yield Row("Threads", f"{name}, {CORES} threads", "one thread", many, one, 0.9 * CORES)
         reticle.set_num_threads(CORES)
-    for name, heads, queries, keys, percent in (("decode", 32, 1, 32768, 10), ("decode", 32, 1, 32768, 2), ("prefill", 4, 1024, 4096, 10)):
+    for name, heads, queries, keys, percent in (
+        ("decode", 32, 1, 32768, 10),
+        ("decode", 32, 1, 32768, 2),
+        ("prefill", 4, 1024, 4096, 10),
+    ):
         q, k, v = tensors(heads, heads // 4, queries, keys, 128, torch.float32)
-        mask = reticle.Mask.dense(np.random.default_rng(1).random((1, heads, queries, keys), dtype=np.float32) < percent / 100)
-        plan, run_time = interleaved([lambda q=q, k=k, m=mask: reticle.plan(q, k, m), lambda q=q, k=k, v=v, m=mask: reticle.attention(q, k, v, m)])
-        yield Row("Planning", f"{name}, {queries} x {keys}, {percent} % tokens: plan", "the run it serves", plan, run_time, 20)
+        mask = reticle.Mask.dense(
+            np.random.default_rng(1).random((1, heads, queries, keys), dtype=np.float32) < percent / 100
+        )
+        plan, run_time = interleaved(
+            [
+                lambda q=q, k=k, m=mask: reticle.plan(q, k, m),
+                lambda q=q, k=k, v=v, m=mask: reticle.attention(q, k, v, m),
+            ]
+        )
+        yield Row(
+            "Planning", f"{name}, {queries} x {keys}, {percent} % tokens: plan", "the run it serves", plan, run_time, 20
+        )
 
 
 def memory(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
@@ -468,8 +544,12 @@ def memory(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
         _, mask = sparse.run(q, k, v, reticle.SequenceState(), stage="generation" if queries == 1 else "prefill")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
         allowed = 2 * mask.nbytes + (256 << 20)
-        print(f"{name}: peak beyond the inputs {peak / 1e6:.0f} MB, mask {mask.nbytes / 1e6:.1f} MB, allowed {allowed / 1e6:.0f} MB")
-        MEMORY.append(f"| {name}, sink + local + oracle_top_k 2 % | {peak / 1e6:.0f} MB | {mask.nbytes / 1e6:.1f} MB | {allowed / 1e6:.0f} MB |")
+        print(
+            f"{name}: peak beyond the inputs {peak / 1e6:.0f} MB, mask {mask.nbytes / 1e6:.1f} MB, allowed {allowed / 1e6:.0f} MB"
+        )
+        MEMORY.append(
+            f"| {name}, sink + local + oracle_top_k 2 % | {peak / 1e6:.0f} MB | {mask.nbytes / 1e6:.1f} MB | {allowed / 1e6:.0f} MB |"
+        )
     yield from ()
 
 
@@ -484,7 +564,15 @@ SECTIONS: dict[str, Section] = {
     "pipelines": pipelines,
     "scaling": scaling,
 }
-NEEDS = {"unions": "scipy", "decode": "torch", "prefill": "torch", "never_slower": "torch", "pipelines": "torch", "scaling": "torch", "memory": "torch"}
+NEEDS = {
+    "unions": "scipy",
+    "decode": "torch",
+    "prefill": "torch",
+    "never_slower": "torch",
+    "pipelines": "torch",
+    "scaling": "torch",
+    "memory": "torch",
+}
 
 
 def write(path: Path, rows: list[Row], about: str) -> None:
@@ -503,7 +591,9 @@ def write(path: Path, rows: list[Row], about: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build", type=Path, help="a build folder with RETICLE_BUILD_PYTHON and RETICLE_BUILD_BENCHMARKS")
+    parser.add_argument(
+        "build", type=Path, help="a build folder with RETICLE_BUILD_PYTHON and RETICLE_BUILD_BENCHMARKS"
+    )
     parser.add_argument("--section", action="append", choices=SECTIONS, help="only this (may be repeated)")
     parser.add_argument("--write", type=Path, help="the page to put the tables into")
     arguments = parser.parse_args()

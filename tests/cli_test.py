@@ -17,7 +17,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.json"))
 
 def reticle(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(RETICLE), *map(str, arguments)], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        [str(RETICLE), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
 
 

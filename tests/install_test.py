@@ -93,7 +93,9 @@ class Shared(unittest.TestCase):
 
     def test_installed_command_finds_its_library_and_the_bundled_tensors(self) -> None:
         command = self.prefix / "bin/reticle"
-        out = run(command, "run", self.prefix / "share/reticle/configs/sink_local.json", "--json", RETICLE_DATA="/nonexistent")
+        out = run(
+            command, "run", self.prefix / "share/reticle/configs/sink_local.json", "--json", RETICLE_DATA="/nonexistent"
+        )
         self.assertEqual(json.loads(out)["input"], str(self.prefix / "share/reticle/data/attention_4096.safetensors"))
 
     def test_plugin_is_loaded_by_a_config_listed_described_and_run(self) -> None:

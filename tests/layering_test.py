@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"core/base", "core/tensor", "core/mask", "core/config", "core"},
     "maskers": {"core", "core/mask", "core/ops"},
     "attention": {"core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core", "attention"},
+    "bindings": {"core/base", "core/mask", "core/ops", "core/tensor", "attention"},
     "tools": {"core", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
@@ -31,7 +32,7 @@ def room_of(path: str) -> str:
 
 
 def sources() -> list[Path]:
-    rooms = ("core", "maskers", "attention", "tools")
+    rooms = ("core", "maskers", "attention", "bindings", "tools")
     return sorted(p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix in SUFFIXES)
 
 
@@ -71,7 +72,9 @@ class Layering(unittest.TestCase):
     def test_no_device_source_sees_reflection(self) -> None:
         for path in ROOT.rglob("*.cu"):
             for include in INCLUDE.findall(path.read_text()):
-                self.assertFalse(include.startswith(("reticle/core/config", "boost/", "nlohmann/")), f"{path}: {include}")
+                self.assertFalse(
+                    include.startswith(("reticle/core/config", "boost/", "nlohmann/")), f"{path}: {include}"
+                )
 
 
 if __name__ == "__main__":

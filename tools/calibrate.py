@@ -55,7 +55,9 @@ def write_safetensors(path: Path, tensors: dict[str, Array]) -> None:
 
 
 def layers_of(tensors: dict[str, Array]) -> list[int]:
-    return sorted(int(name.split(".")[1]) for name in tensors if name.startswith("layers.") and name.endswith(".queries"))
+    return sorted(
+        int(name.split(".")[1]) for name in tensors if name.startswith("layers.") and name.endswith(".queries")
+    )
 
 
 def principal_components(keys: Array) -> Array:

@@ -51,9 +51,15 @@ def keys(share: float, least: int = 1) -> int:
 METHODS: dict[str, dict[str, tuple[Callable[[float], Config], tuple[float, ...]]]] = {
     "fixed": {
         "sink + local": (lambda s: [SINK_LOCAL[0], {"type": "local", "window_size": s}], SHARES),
-        "local, dilated by 4": (lambda s: [SINK_LOCAL[0], {"type": "local", "window_size": s, "dilation": 4}], SHARES[:3]),
+        "local, dilated by 4": (
+            lambda s: [SINK_LOCAL[0], {"type": "local", "window_size": s, "dilation": 4}],
+            SHARES[:3],
+        ),
         "a_shape": (alone("a_shape", lambda s: {"n_init": keys(s / 2), "n_local": keys(s / 2)}), SHARES),
-        "tri_shape": (alone("tri_shape", lambda s: {"n_init": keys(s / 2), "n_local": keys(s / 2), "n_last": 8}), SHARES),
+        "tri_shape": (
+            alone("tri_shape", lambda s: {"n_init": keys(s / 2), "n_local": keys(s / 2), "n_last": 8}),
+            SHARES,
+        ),
         "strided": (alone("strided", lambda s: {"stride": round(s)}), (256, 64, 16, 8)),
         "strided, fixed": (
             alone("strided", lambda s: {"stride": 128, "pattern": "fixed", "summary_size": round(s)}),
@@ -94,7 +100,13 @@ METHODS: dict[str, dict[str, tuple[Callable[[float], Config], tuple[float, ...]]
         "nsa_top_k": (
             lambda s: [
                 *SINK_LOCAL,
-                {"type": "nsa_top_k", "kernel_size": 16, "kernel_stride": 8, "block_size": 16, "top_k": keys(s / 16, 3)},
+                {
+                    "type": "nsa_top_k",
+                    "kernel_size": 16,
+                    "kernel_stride": 8,
+                    "block_size": 16,
+                    "top_k": keys(s / 16, 3),
+                },
             ],
             SHARES,
         ),
@@ -129,7 +141,10 @@ METHODS: dict[str, dict[str, tuple[Callable[[float], Config], tuple[float, ...]]
         ),
     },
     "prefill patterns and eviction": {
-        "vertical_slash": (alone("vertical_slash", lambda s: {"vertical_size": s / 2, "slash_size": s / 2}), SHARES[1:]),
+        "vertical_slash": (
+            alone("vertical_slash", lambda s: {"vertical_size": s / 2, "slash_size": s / 2}),
+            SHARES[1:],
+        ),
         "adaptive_vertical_slash": (
             alone("adaptive_vertical_slash", lambda s: {"alpha": s, "min_budget": 64}),
             (0.1, 0.3, 0.5, 0.7),
@@ -177,7 +192,9 @@ def main() -> None:
     table = csv.writer(sys.stdout)
     table.writerow(["panel", "method", "parameter", "density", "relative error"])
 
-    def line(panel: str, name: str, method: tuple[Callable[[float], Config], tuple[float, ...]]) -> list[tuple[float, float]]:
+    def line(
+        panel: str, name: str, method: tuple[Callable[[float], Config], tuple[float, ...]]
+    ) -> list[tuple[float, float]]:
         make, numbers = method
         points = []
         for number in numbers:
@@ -197,12 +214,16 @@ def main() -> None:
                 color=plt.get_cmap("tab10")(i % 10),
                 label=name,
             )
-        axis.set(title=panel, xscale="log", yscale="log", xlabel="density of the visible positions", ylabel="relative error")
+        axis.set(
+            title=panel, xscale="log", yscale="log", xlabel="density of the visible positions", ylabel="relative error"
+        )
         axis.grid(visible=True, which="both", alpha=0.2)
         axis.legend(fontsize=8)
         axis.label_outer()
     axes.flat[-1].axis("off")
-    figure.suptitle("Error of sparse attention against what it keeps: 256 generated rows over 4,096 keys, mean of 4 layers")
+    figure.suptitle(
+        "Error of sparse attention against what it keeps: 256 generated rows over 4,096 keys, mean of 4 layers"
+    )
     figure.savefig(options.output, dpi=110)
 
 

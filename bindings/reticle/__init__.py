@@ -11,7 +11,7 @@ from reticle._core import (
     SequenceState,
     ShapeError,
     SparseAttention,
-    ValueError,  # noqa: A004
+    ValueError,
     attention,
     get_num_threads,
     plan,

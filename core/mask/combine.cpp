@@ -118,19 +118,6 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
   return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
 }
 
-/// What a row of p holds.
-MaskCounts count_dense(const float* p, Index keys) {
-  MaskCounts counts;
-  Index below_one = 0;
-  for (Index k = 0; k < keys; ++k) {
-    counts.entries += p[k] > 0 ? 1 : 0;
-    below_one += p[k] > 0 && p[k] < 1 ? 1 : 0;
-    counts.runs += p[k] > 0 && (k == 0 || p[k] != p[k - 1]) ? 1 : 0;
-  }
-  counts.weighted = below_one > 0;
-  return counts;
-}
-
 /// The union of two masks that is weighted and dense: both are written over a row of p. 4 bytes per position, and for
 /// CSR operands a read and a write where an entry falls.
 template <class Op>
@@ -165,10 +152,9 @@ Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const 
               mask->representation());
         }
       }
-      const MaskCounts counts = count_dense(of_row, keys);
+      const RowCounts counts = count_dense(of_row, keys, sum.weighted);
       sum.entries += counts.entries;
       sum.runs += counts.runs;
-      sum.weighted |= counts.weighted;
     }
   });
   MaskCounts counts;

@@ -333,6 +333,28 @@ HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Ind
   hn::StoreU(all, tag, by_all);
 }
 
+RowCounts CountDense(const float* p, Index count, bool* weighted) {
+  RowCounts counts;
+  const auto from = [&](auto tag, Index& k) {
+    const auto lanes = static_cast<Index>(hn::Lanes(tag));
+    const auto zero = hn::Zero(tag), one = hn::Set(tag, 1.0f);
+    for (; k + lanes <= count; k += lanes) {
+      const auto here = hn::LoadU(tag, p + k), before = hn::LoadU(tag, p + k - 1);
+      const auto attended = hn::Gt(here, zero);
+      counts.entries += static_cast<Index>(hn::CountTrue(tag, attended));
+      counts.runs += static_cast<Index>(hn::CountTrue(tag, hn::And(attended, hn::Ne(here, before))));
+      *weighted |= !hn::AllFalse(tag, hn::And(attended, hn::Lt(here, one)));
+    }
+  };
+  if (count == 0) return counts;
+  counts.entries = counts.runs = p[0] > 0 ? 1 : 0;
+  *weighted |= p[0] > 0 && p[0] < 1;
+  Index k = 1;
+  from(hn::ScalableTag<float>(), k);
+  from(hn::CappedTag<float, 1>(), k);
+  return counts;
+}
+
 /// A vector of columns at a time, packed by its bits: the cost is by words, not by entries.
 Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin, std::int32_t* out) {
   const hn::CappedTag<std::int32_t, 16> tag;
@@ -375,6 +397,7 @@ HWY_EXPORT(MergeWeighted);
 HWY_EXPORT(HeldByAtLeast);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
+HWY_EXPORT(CountDense);
 
 RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
   return HWY_DYNAMIC_DISPATCH(CombineWords)(op, a, b, out, count);
@@ -388,6 +411,10 @@ RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const fl
                                  const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                  float* out_p) {
   return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
+}
+
+RowCounts count_dense(const float* p, Index count, bool& weighted) {
+  return HWY_DYNAMIC_DISPATCH(CountDense)(p, count, &weighted);
 }
 
 Index count_bits(const std::uint64_t* words, Index count) { return HWY_DYNAMIC_DISPATCH(CountBits)(words, count); }

@@ -37,6 +37,9 @@ RETICLE_API RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t*
 /// Sets the bits of ascending columns; bit 0 of the first word is column `origin`, a multiple of 64.
 RETICLE_API void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words);
 
+/// What a row of p, 0 where nothing is attended, holds; `weighted` is set when some p is below 1.
+RETICLE_API RowCounts count_dense(const float* p, Index count, bool& weighted);
+
 /// Sets bits [begin, end).
 RETICLE_API void set_bit_range(std::uint64_t* words, Index begin, Index end);
 

@@ -152,6 +152,45 @@ TEST(SetBits, SetsEachColumnsBit) {
   }
 }
 
+TEST(CountDense, CountsEntriesRunsAndWeights) {
+  std::mt19937 random(6);
+  const float values[] = {0, 0, 0.5f, 1, 1};
+  for_each_target([&] {
+    for (const std::size_t count : {0u, 1u, 5u, 16u, 17u, 100u}) {
+      std::vector<float> p(count);
+      for (float& value : p) value = values[random() % 5];
+      RowCounts expected;
+      bool expected_weighted = false, weighted = false;
+      for (std::size_t k = 0; k < count; ++k) {
+        expected.entries += p[k] > 0 ? 1 : 0;
+        expected.runs += p[k] > 0 && (k == 0 || p[k] != p[k - 1]) ? 1 : 0;
+        expected_weighted |= p[k] == 0.5f;
+      }
+      const RowCounts counts = count_dense(p.data(), static_cast<Index>(count), weighted);
+      EXPECT_EQ(counts.entries, expected.entries);
+      EXPECT_EQ(counts.runs, expected.runs);
+      EXPECT_EQ(weighted, expected_weighted);
+    }
+  });
+}
+
+TEST(ColumnsOfBits, ListsSetBitsAndRangesOfThem) {
+  std::mt19937_64 random(7);
+  for_each_target([&] {
+    std::vector<std::uint64_t> words{0, random(), ~std::uint64_t{0}, random() & random() & random(), 0};
+    set_bit_range(words.data(), 250, 259);
+    std::vector<std::int32_t> expected, columns(320 + kSlack);
+    for (std::int32_t bit = 0; bit < 320; ++bit) {
+      if ((words[static_cast<std::size_t>(bit / 64)] >> (bit % 64) & 1) != 0) expected.push_back(640 + bit);
+    }
+    EXPECT_TRUE(std::ranges::includes(expected, std::vector{640 + 250, 640 + 258}));
+    const Index count = columns_of_bits(words.data(), 5, 640, columns.data());
+    EXPECT_EQ(count, count_bits(words.data(), 5));
+    columns.resize(static_cast<std::size_t>(count));
+    EXPECT_EQ(columns, expected);
+  });
+}
+
 TEST(HeldByAtLeast, CountsTheRowsOfEveryColumn) {
   std::mt19937_64 random(5);
   for_each_target([&] {
