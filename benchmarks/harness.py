@@ -105,42 +105,44 @@ def line(row: Row) -> str:
     )
 
 
+def by_section(rows: list[Row]) -> dict[str, list[Row]]:
+    """In the order of their first rows."""
+    sections: dict[str, list[Row]] = {}
+    for row in rows:
+        sections.setdefault(row.section, []).append(row)
+    return sections
+
+
 def table(rows: list[Row]) -> str:
     """Markdown, a table per section."""
     text = []
-    section = None
-    for row in rows:
-        if row.section != section:
-            section = row.section
-            text += ["", f"### {section}", "", "| workload | ours | peer | its time | ratio | aim | limit |"]
-            text += ["|---|---|---|---|---|---|---|"]
-        text.append(line(row))
+    for section, of_section in by_section(rows).items():
+        text += ["", f"### {section}", "", "| workload | ours | peer | its time | ratio | aim | limit |"]
+        text += ["|---|---|---|---|---|---|---|", *map(line, of_section)]
     return "\n".join(text) + "\n"
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """How many times faster, on a logarithmic axis, one bar per row."""
+    """How many times faster, on a logarithmic axis: a line per section and peer, a dot per row, a bar at the median."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sections = list(dict.fromkeys(row.section for row in rows))
-    colours = dict(zip(sections, plt.get_cmap("tab10").colors, strict=False))
-    figure, axes = plt.subplots(figsize=(9, 0.19 * len(rows) + 1))
-    labels = [f"{row.workload} / {row.peer_name}" for row in rows]
-    axes.barh(range(len(rows)), [row.ratio for row in rows], color=[colours[row.section] for row in rows])
-    axes.scatter(
-        [row.reach for row in rows if row.reach > 0],
-        [i for i, row in enumerate(rows) if row.reach > 0],
-        marker="|", color="black", s=40, label="aim", zorder=3,
-    )  # fmt: skip
-    axes.set_yticks(range(len(rows)), labels, fontsize=6)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row.section} / {row.peer_name}", []).append(row)
+    figure, axes = plt.subplots(figsize=(9, 0.28 * len(groups) + 1))
+    for i, of_group in enumerate(groups.values()):
+        reached = [row.ratio >= row.reach for row in of_group]
+        colours = ["tab:green" if yes else "tab:orange" for yes in reached]
+        axes.scatter([row.ratio for row in of_group], [i] * len(of_group), c=colours, s=14, alpha=0.7)
+        axes.scatter(statistics.median(row.ratio for row in of_group), i, marker="|", color="black", s=160)
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("times as fast as the peer")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[section]) for section in sections]
-    axes.legend(handles, sections, fontsize=6, loc="lower right")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("times as fast as the peer; green: the aim is reached; bar: the median")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
