@@ -360,6 +360,7 @@ std::string AttentionPlan::describe() const {
     gathered += static_cast<Index>(tile.rest.size());
     bytes += tile.bytes();
   }
+  const Index entries = attended + gathered;
   const auto percent = [](Index part, Index whole) {
     return whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
   };
@@ -367,8 +368,8 @@ std::string AttentionPlan::describe() const {
   std::snprintf(
       text, sizeof text,
       "%zu tiles; %.1f %% of %lld entries shared by rows (tiles filled to %.1f %%), %.1f %% gathered; %.1f kB",
-      tiles_.size(), percent(attended, attended + gathered), static_cast<long long>(attended + gathered),
-      percent(attended, computed), percent(gathered, attended + gathered), static_cast<double>(bytes) / 1e3);
+      tiles_.size(), percent(attended, entries), static_cast<long long>(entries), percent(attended, computed),
+      percent(gathered, entries), static_cast<double>(bytes) / 1e3);
   return text;
 }
 

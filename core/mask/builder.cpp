@@ -1,4 +1,5 @@
 #include <reticle/core/mask/builder.hpp>
+#include <reticle/core/mask/row_kernels.hpp>
 
 namespace reticle {
 
@@ -192,16 +193,75 @@ Mask Mask::from_selections(const MaskShape& shape, FunctionRef<void(RowId, Selec
       shape, 1, [&](RowId row, std::span<Selection> selections) { rows(row, selections[0]); }, context);
 }
 
+namespace {
+
+/// What a chunk of rows selected, one row after another.
+struct SelectedRows {
+  Selection all;
+  MaskCounts counts;
+  bool valid = true;  // columns ascend strictly within the keys, p are in (0, 1]
+
+  void add(const Selection& row, Index keys) {
+    if (!row.p.empty() && row.p.size() != row.indices.size())
+      throw ShapeError("a selection has " + std::to_string(row.indices.size()) + " columns and " +
+                       std::to_string(row.p.size()) + " p; needed are as many, or no p");
+    if (!row.p.empty() && all.p.empty()) all.p.assign(all.indices.size(), 1.0f);
+    all.indices.insert(all.indices.end(), row.indices.begin(), row.indices.end());
+    if (row.p.empty() && !all.p.empty()) all.p.resize(all.indices.size(), 1.0f);
+    all.p.insert(all.p.end(), row.p.begin(), row.p.end());
+    check(row, keys);
+  }
+
+ private:
+  void check(const Selection& row, Index keys) {
+    const std::vector<std::int32_t>& columns = row.indices;
+    if (columns.empty()) return;
+    bool ascending = columns.front() >= 0 && columns.back() < keys;
+    Index breaks = 0;
+    for (std::size_t i = 1; i < columns.size(); ++i) {
+      ascending &= columns[i - 1] < columns[i];
+      breaks += columns[i] - columns[i - 1] != 1 || (!row.p.empty() && row.p[i] != row.p[i - 1]) ? 1 : 0;
+    }
+    for (const float p : row.p) {
+      ascending &= p > 0 && p <= 1;
+      counts.weighted |= p < 1;
+    }
+    counts.entries += static_cast<Index>(columns.size());
+    counts.runs += 1 + breaks;
+    valid &= ascending;
+  }
+};
+
+/// Rows that stay within what a mask may hold, and are dense enough for bits.
+Mask selected_bits(const MaskShape& shape, std::span<const SelectedRows> of_chunk, Index chunk,
+                   std::span<const Index> row_ptr, const MaskCounts& counts, const Context& context) {
+  const Index per_row = BitDense::words_per_row(shape.keys);
+  Array<std::uint64_t> words(static_cast<std::size_t>(shape.stored_rows() * per_row));
+  context.for_each_chunk(shape.stored_rows(), chunk, [&](Index index, Index begin, Index end) {
+    const std::int32_t* columns = of_chunk[static_cast<std::size_t>(index)].all.indices.data();
+    for (Index row = begin; row < end; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      const Index count = row_ptr[at + 1] - row_ptr[at];
+      std::fill_n(words.data() + row * per_row, per_row, std::uint64_t{0});
+      set_bits(columns, count, 0, words.data() + row * per_row);
+      columns += count;
+    }
+  });
+  return MaskAssembler::make(shape, BitDense{std::move(words)}, counts.entries, false);
+}
+
+}  // namespace
+
 Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(RowId, std::span<Selection>)> rows,
                          const Context& context) {
   shape.validate();
   if (shape.positions() == 0) return Mask::empty(shape);
   const Index count = shape.stored_rows();
   const Index chunk = (rows_per_chunk(count) + group - 1) / group * group;
-  std::vector<Selection> of_chunk(static_cast<std::size_t>((count - 1) / chunk + 1));
+  std::vector<SelectedRows> of_chunk(static_cast<std::size_t>((count - 1) / chunk + 1));
   Array<Index> row_ptr(static_cast<std::size_t>(count) + 1);
   context.for_each_chunk(count, chunk, [&](Index chunk_index, Index begin, Index end) {
-    Selection& all = of_chunk[static_cast<std::size_t>(chunk_index)];
+    SelectedRows& selected = of_chunk[static_cast<std::size_t>(chunk_index)];
     std::vector<Selection> selections(static_cast<std::size_t>(group));
     for (Index row = begin; row < end;) {
       const RowId first = shape.row_of_stored(row);
@@ -211,37 +271,49 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
       for (Selection& one : of_group) one.clear();
       rows(first, of_group);
       for (const Selection& one : of_group) {
-        if (!one.p.empty() && all.p.empty()) all.p.assign(all.indices.size(), 1.0f);
-        all.indices.insert(all.indices.end(), one.indices.begin(), one.indices.end());
-        if (one.p.empty() && !all.p.empty()) all.p.resize(all.indices.size(), 1.0f);
-        all.p.insert(all.p.end(), one.p.begin(), one.p.end());
+        selected.add(one, shape.keys);
         row_ptr[static_cast<std::size_t>(++row)] = static_cast<Index>(one.indices.size());
       }
     }
   });
   row_ptr[0] = 0;
   for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
-  const auto entries = static_cast<std::size_t>(row_ptr.back());
-  const bool weighted =
-      std::any_of(of_chunk.begin(), of_chunk.end(), [](const Selection& part) { return !part.p.empty(); });
-  Array<std::int32_t> indices;
-  Array<float> p;
-  indices.reserve(entries);
-  if (weighted) p.reserve(entries);
-  for (Selection& part : of_chunk) {
-    indices.insert(indices.end(), part.indices.begin(), part.indices.end());
-    if (weighted && part.p.empty()) p.resize(indices.size(), 1.0f);
-    p.insert(p.end(), part.p.begin(), part.p.end());
-    part = {};
+  MaskCounts counts;
+  bool valid = true, with_p = false;
+  for (const SelectedRows& part : of_chunk) {
+    counts.entries += part.counts.entries;
+    counts.runs += part.counts.runs;
+    counts.weighted |= part.counts.weighted;
+    valid &= part.valid;
+    with_p |= !part.all.p.empty();
   }
-  Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));
-  MaskCounts counts{0, static_cast<Index>(entries), mask.weighted()};
-  const auto& rep = std::get<Csr>(mask.representation());
-  for (Index row = 0; row < count; ++row) for_each_run(rep, row, shape.keys, [&](Run) { ++counts.runs; });
-  if (conform(shape, counts) == MaskKind::csr) return mask;
+  const MaskKind kind = conform(shape, counts);
+  if (valid && kind == MaskKind::bits) return selected_bits(shape, of_chunk, chunk, row_ptr, counts, context);
+
+  Array<std::int32_t> indices(static_cast<std::size_t>(row_ptr.back()));
+  Array<float> p(with_p ? indices.size() : 0);
+  context.for_each_chunk(count, chunk, [&](Index index, Index begin, Index) {
+    SelectedRows& part = of_chunk[static_cast<std::size_t>(index)];
+    const Index at = row_ptr[static_cast<std::size_t>(begin)];
+    std::copy(part.all.indices.begin(), part.all.indices.end(), indices.begin() + at);
+    if (part.all.p.empty() && with_p) {
+      std::fill_n(p.begin() + at, part.all.indices.size(), 1.0f);
+    } else {
+      std::copy(part.all.p.begin(), part.all.p.end(), p.begin() + at);
+    }
+    part.all = {};
+  });
+  if (valid && kind == MaskKind::csr) {
+    if (!counts.weighted) p = {};
+    return MaskAssembler::make(shape, Csr{std::move(row_ptr), std::move(indices), std::move(p)}, counts.entries,
+                               counts.weighted);
+  }
+  const Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));  // or its error
   return assemble(
       shape,
-      [&](RowId row, FunctionRef<void(Run)> emit) { for_each_run(rep, shape.stored_row(row), shape.keys, emit); },
+      [&](RowId row, FunctionRef<void(Run)> emit) {
+        for_each_run(std::get<Csr>(mask.representation()), shape.stored_row(row), shape.keys, emit);
+      },
       context);
 }
 

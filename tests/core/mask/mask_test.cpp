@@ -214,6 +214,53 @@ TEST(Mask, DescribesItself) {
   EXPECT_EQ(describe(Mask::full({1, 4, 512, 4096})), "Mask (1, 4, 512, 4096), full, density 100 %, 0.0 kB");
 }
 
+TEST(Mask, SelectionsThatNoMaskMayHoldAreRefused) {
+  const MaskShape shape{1, 1, 2, 10};
+  const auto refusal = [&](const std::vector<std::int32_t>& columns, const std::vector<float>& p = {}) {
+    try {
+      Mask::from_selections(
+          shape,
+          [&](RowId row, Selection& selection) {
+            if (row.query == 0) return;
+            selection.indices = columns;
+            selection.p = p;
+          },
+          Context(1));
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_EQ(refusal({0, 1, 2, 3, 4, 5}), "accepted");
+  EXPECT_EQ(refusal({3, 3}),
+            "mask (1, 1, 2, 10): row 1 has column 3 after 3; needed are strictly ascending columns below 10");
+  EXPECT_EQ(refusal({0, 1, 2, 3, 4, 10}),
+            "mask (1, 1, 2, 10): row 1 has column 10 after 4; needed are strictly ascending columns below 10");
+  EXPECT_EQ(refusal({-1, 3}),
+            "mask (1, 1, 2, 10): row 1 has column -1 after -1; needed are strictly ascending columns below 10");
+  EXPECT_EQ(refusal({1, 2}, {0.5f, 0}), "mask (1, 1, 2, 10): p is 0.000000; needed is a p in (0, 1]");
+  EXPECT_EQ(refusal({1, 2}, {0.5f}), "a selection has 2 columns and 1 p; needed are as many, or no p");
+}
+
+TEST(Mask, SelectionsComeOutAsTheirCountsCallFor) {
+  const MaskShape shape{1, 2, 3, 640};
+  for (const int step : {1, 2, 3, 40}) {
+    for (const float p : {1.0f, 0.5f}) {
+      std::vector<float> dense(static_cast<std::size_t>(shape.positions()), 0.0f);
+      const Mask mask = Mask::from_selections(shape, [&](RowId row, Selection& selection) {
+        for (int key = static_cast<int>(row.query); key < 640; key += step) {
+          selection.indices.push_back(key);
+          if (p < 1) selection.p.push_back(p);
+          dense[static_cast<std::size_t>(((row.head * 3) + row.query) * 640 + key)] = p;
+        }
+      });
+      const Mask expected = Mask::dense(shape, dense);
+      EXPECT_EQ(mask, expected);
+      EXPECT_EQ(mask.kind(), expected.kind()) << "every " << step << ", p " << p;
+    }
+  }
+}
+
 TEST(Mask, SelectionsAreAssembledFromManyThreads) {
   const MaskShape shape{2, 3, 500, 90};
   const auto rows = [](RowId row, Selection& selection) {
