@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include <reticle/attention/plan.hpp>
-#include <reticle/attention/tile_kernel.hpp>
 #include <reticle/core/mask/row_kernels.hpp>
 
 namespace reticle {
@@ -281,10 +280,14 @@ void TilePlanner::place(Index r, Index rows) {
   } else if (mask_.weighted()) {
     place_weighted(row, r, rows);
   } else {
-    const auto width = static_cast<Index>(shared_.size());
     own_.resize(shared_.size());
-    combine_words(BitOp::subtract, words_.data() + r * width, shared_.data(), own_.data(), width);
-    keep_bits(own_, origin_);
+    const std::uint64_t* const words = words_.data() + static_cast<std::size_t>(r) * shared_.size();
+    std::uint64_t any = 0;
+    for (std::size_t w = 0; w < shared_.size(); ++w) {
+      own_[w] = words[w] & ~shared_[w];
+      any |= own_[w];
+    }
+    if (any != 0) keep_bits(own_, origin_);
   }
   plan_.rest_ptr.push_back(static_cast<Index>(plan_.rest.size()));
 }

@@ -13,11 +13,14 @@
 
 namespace reticle {
 
+/// Rows that are taken together at most: what a kernel keeps in the second-level cache, and a word of bits.
+inline constexpr Index kTileRows = 64;
+
 /// Tiles of so few rows go by the row kernel, vectors along the head size; larger ones by the tile kernel, vectors
 /// along the rows.
 inline constexpr Index kRowPathRows = 8;
 
-/// Heads of one KV head at neighbouring queries, at most 64 rows. Row r is head first_head + r % heads at query
+/// Heads of one KV head at neighbouring queries, at most kTileRows rows. Row r is head first_head + r % heads at query
 /// first_query + r / heads.
 struct TileRows {
   Index batch = 0, first_head = 0, heads = 1, first_query = 0, queries = 1;
@@ -96,7 +99,7 @@ class RETICLE_API TilePlanner {
 
   const AttentionInputs& inputs_;
   const Mask& mask_;
-  std::array<RowEntries, 64> entries_;
+  std::array<RowEntries, kTileRows> entries_;
   // Bit k % 64 of word k / 64 is key origin_ + k: of each row, of the shared keys, and of those that all rows share.
   std::int32_t origin_ = 0;
   std::vector<std::uint64_t> words_, shared_, by_all_, own_;

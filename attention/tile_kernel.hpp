@@ -7,11 +7,10 @@
 #include <span>
 #include <vector>
 
-#include <reticle/core/tensor/tensor_view.hpp>
+#include <reticle/attention/plan.hpp>
 
 namespace reticle {
 
-inline constexpr Index kTileRows = 64;
 inline constexpr Index kTileKeys = 128;
 
 /// Keys and values that a tile's rows meet next, and what each row makes of them.
