@@ -54,16 +54,20 @@ inline constexpr bool kFewRegisters = HWY_ARCH_X86 != 0 && HWY_TARGET > HWY_AVX3
 template <std::size_t kVectors, class Scale>
 void MultiplyColumns(Broadcast a, Index rows, Index depth, const float* b, Index stride, float* c, const Scale& scale) {
   constexpr std::size_t kRows = kVectors == 4 ? 6 : kFewRegisters && kVectors == 2 ? 6 : 12;
-  Index m = 0;
   const auto advance = [&](Index by) {
-    m += by;
+    rows -= by;
     a.data += by * a.row_stride;
     c += by * stride;
   };
-  for (; m + static_cast<Index>(kRows) <= rows; advance(kRows))
+  while (rows >= static_cast<Index>(kRows)) {
     MultiplyPanel<kRows, kVectors>(a, depth, b, stride, c, scale);
-  for (; m + 2 <= rows; advance(2)) MultiplyPanel<2, kVectors>(a, depth, b, stride, c, scale);
-  for (; m < rows; advance(1)) MultiplyPanel<1, kVectors>(a, depth, b, stride, c, scale);
+    advance(kRows);
+  }
+  while (rows >= 2) {
+    MultiplyPanel<2, kVectors>(a, depth, b, stride, c, scale);
+    advance(2);
+  }
+  if (rows > 0) MultiplyPanel<1, kVectors>(a, depth, b, stride, c, scale);
 }
 
 /// c = scale(c) + a b, for a (rows, depth), b (depth, columns) and c (rows, columns), whose rows are `stride` apart;
