@@ -21,9 +21,6 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 /// Multiply-adds below which waking threads costs more than they save.
 constexpr double kLeastWorkForThreads = 1e6;
 
-/// Enough for tiles of unequal cost to spread over threads; few enough that a chunk's buffers are nothing.
-constexpr Index kMostChunks = 256;
-
 /// Some of the keys that a tile's rows share.
 struct Step {
   Index first = 0, count = 0;  // the first one's number among all of them
@@ -362,7 +359,7 @@ AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<c
   const Tiling tiling(inputs, mask, options.weights ? Grouping::single_rows : Grouping::tiles);
   const Index tiles = tiling.count();
   const auto work = static_cast<double>(mask.nnz()) * static_cast<double>(inputs.head_dim() + dv);
-  const Index per_chunk = work < kLeastWorkForThreads ? tiles : std::max<Index>(1, tiles / kMostChunks);
+  const Index per_chunk = work < kLeastWorkForThreads ? tiles : tiling.per_task();
   context.for_each_chunk(tiles, per_chunk, [&](Index, Index begin, Index end) {
     TilePlanner planner(inputs, mask);
     TileExecutor executor(inputs, mask, options);

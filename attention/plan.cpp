@@ -338,7 +338,7 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, co
   require_mask_fits(inputs, mask);
   const Tiling tiling(inputs, mask);
   tiles_.resize(static_cast<std::size_t>(tiling.count()));
-  context.for_each_chunk(tiling.count(), 1, [&](Index, Index begin, Index end) {
+  context.for_each_chunk(tiling.count(), tiling.per_task(), [&](Index, Index begin, Index end) {
     TilePlanner planner(inputs, mask);
     for (Index tile = begin; tile < end; ++tile)
       tiles_[static_cast<std::size_t>(tile)] = planner.plan(tiling.rows(tile));

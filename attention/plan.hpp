@@ -1,6 +1,7 @@
 // How attention over a mask is computed: which keys a tile of rows meets together, and which each row gathers alone.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -62,13 +63,16 @@ class RETICLE_API Tiling {
   Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping grouping = Grouping::tiles);
   Index count() const { return batch_ * kv_heads_ * head_tiles_ * query_tiles_; }
   TileRows rows(Index tile) const;
+  /// Tiles that one task takes: few enough for tiles of unequal cost to spread over threads, so many that a task's
+  /// buffers are nothing.
+  Index per_task() const { return std::max<Index>(1, count() / 256); }
 
  private:
   Index batch_, kv_heads_, group_, queries_;
   Index heads_per_tile_ = 1, queries_per_tile_ = 1, head_tiles_ = 1, query_tiles_ = 1;
 };
 
-/// Plans tiles one after another, with buffers made once.
+/// Plans tiles one after another, with buffers made once. What it is made from must outlive it.
 class RETICLE_API TilePlanner {
  public:
   TilePlanner(const AttentionInputs& inputs, const Mask& mask);
@@ -116,7 +120,8 @@ class RETICLE_API AttentionPlan {
 
   const Mask& mask() const { return mask_; }
   std::span<const TilePlan> tiles() const { return tiles_; }
-  /// "64 tiles; 97 % of 4.2 M entries in tiles filled to 93 %, 3 % gathered; 1.2 MB", for messages.
+  /// "64 tiles; 97.0 % of 42000 entries shared by rows (tiles filled to 93.1 %), 3.0 % gathered; 12.1 kB", for
+  /// messages.
   std::string describe() const;
   /// ShapeError unless the plan was made for such extents.
   void require_fits(const AttentionInputs& inputs) const;

@@ -220,7 +220,7 @@ struct SelectedRows {
     Index breaks = 0;
     for (std::size_t i = 1; i < columns.size(); ++i) {
       ascending &= columns[i - 1] < columns[i];
-      breaks += columns[i] - columns[i - 1] != 1 || (!row.p.empty() && row.p[i] != row.p[i - 1]) ? 1 : 0;
+      breaks += Index{columns[i]} - columns[i - 1] != 1 || (!row.p.empty() && row.p[i] != row.p[i - 1]) ? 1 : 0;
     }
     for (const float p : row.p) {
       ascending &= p > 0 && p <= 1;

@@ -166,8 +166,8 @@ Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const 
   return conformed(shape, WeightedDense{std::move(p)}, counts, MaskKind::dense, context);
 }
 
-/// Whether the union of two masks is to be formed as p of every position: one operand is, or both are weighted and so
-/// full that their union, if they are independent, takes fewer bytes that way (4 a position against 8 an entry).
+/// Whether a union is to be formed as p of every position: one operand is stored so, or it is weighted and the operands
+/// so full that, if they are independent, it takes fewer bytes that way (4 a position against 8 an entry).
 bool dense_union(const MaskShape& shape, const Mask& a, const Mask& b) {
   if (shape.positions() == 0) return false;
   if (a.kind() == MaskKind::dense || b.kind() == MaskKind::dense) return true;

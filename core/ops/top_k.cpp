@@ -207,9 +207,12 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   // Fewer than k reach `high`: none does.
   std::uint32_t high = order_key(HWY_DYNAMIC_DISPATCH(Highest)(candidates.scores, candidates.count)) + 1;
   Index at_low = count_from(low), at_high = 0;
-  if (at_low > k && high > low + 1 && count_from(high - 1) >= k) {  // as many as k are the highest
-    low = high - 1;
-    at_low = count_from(low);
+  if (at_low > k) {
+    const Index at_highest = count_from(high - 1);
+    if (at_highest >= k) {  // the k are all equal to the highest
+      low = high - 1;
+      at_low = at_highest;
+    }
   }
   while (at_low > k && high - low > 1) {
     const std::uint32_t middle = low + (high - low) / 2;

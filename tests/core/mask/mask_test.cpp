@@ -238,6 +238,9 @@ TEST(Mask, SelectionsThatNoMaskMayHoldAreRefused) {
             "mask (1, 1, 2, 10): row 1 has column 10 after 4; needed are strictly ascending columns below 10");
   EXPECT_EQ(refusal({-1, 3}),
             "mask (1, 1, 2, 10): row 1 has column -1 after -1; needed are strictly ascending columns below 10");
+  EXPECT_EQ(
+      refusal({INT32_MIN, INT32_MAX}),
+      "mask (1, 1, 2, 10): row 1 has column -2147483648 after -1; needed are strictly ascending columns below 10");
   EXPECT_EQ(refusal({1, 2}, {0.5f, 0}), "mask (1, 1, 2, 10): p is 0.000000; needed is a p in (0, 1]");
   EXPECT_EQ(refusal({1, 2}, {0.5f}), "a selection has 2 columns and 1 p; needed are as many, or no p");
 }
