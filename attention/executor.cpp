@@ -3,12 +3,11 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
-#include <tuple>
 
 #include <reticle/attention/executor.hpp>
 #include <reticle/attention/row_kernel.hpp>
 #include <reticle/attention/state.hpp>
-#include <reticle/attention/tile_kernel.hpp>
+#include <reticle/attention/tile_blocks.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/ops/dot.hpp>
 
@@ -21,60 +20,12 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 /// Multiply-adds below which waking threads costs more than they save.
 constexpr double kLeastWorkForThreads = 1e6;
 
-/// Some of the keys that a tile's rows share.
-struct Step {
-  Index first = 0, count = 0;  // the first one's number among all of them
-  bool partial = false;        // whether some row attends to not all of them
-  std::array<std::int32_t, kKeysPerStep> keys;
-  std::array<std::uint64_t, kKeysPerStep> attended;  // per key, bit r: row r attends
-};
-
-/// Reads the shared keys of a plan in steps.
-class StepReader {
- public:
-  explicit StepReader(const TilePlan& plan) : plan_(plan) {}
-
-  /// Reads the next keys, at most `size`; false when there are none left.
-  bool read(Index size, Step& step) {
-    step.first = read_;
-    step.partial = false;
-    Index count = 0;
-    for (; segment_ < plan_.shared.size() && count < size; ++segment_, offset_ = 0) {
-      const TilePlan::Shared& segment = plan_.shared[segment_];
-      const std::int32_t begin = segment.begin + offset_;
-      const auto taken = static_cast<std::int32_t>(std::min<Index>(segment.end - begin, size - count));
-      const auto at = static_cast<std::size_t>(count);
-      for (std::int32_t i = 0; i < taken; ++i) step.keys[at + static_cast<std::size_t>(i)] = begin + i;
-      if (segment.attended >= 0) {
-        std::copy_n(plan_.attended.data() + segment.attended + offset_, taken, step.attended.data() + at);
-        step.partial = true;
-      } else if (!plan_.attended.empty()) {
-        std::fill_n(step.attended.data() + at, taken, ~std::uint64_t{0});
-      }
-      count += taken;
-      if (begin + taken < segment.end) {
-        offset_ += taken;
-        break;
-      }
-    }
-    step.count = count;
-    read_ += count;
-    return count > 0;
-  }
-
- private:
-  const TilePlan& plan_;
-  std::size_t segment_ = 0;
-  std::int32_t offset_ = 0;
-  Index read_ = 0;
-};
-
 /// Computes a tile of rows: what they share together, and then what each has besides. One per task, so that its buffers
 /// are made once.
 class TileExecutor {
  public:
   TileExecutor(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options)
-      : inputs_(inputs), mask_(mask), options_(options), own_indices_(kKeysPerStep) {
+      : inputs_(inputs), mask_(mask), options_(options), blocks_(options.soft_cap), own_indices_(kKeysPerStep) {
     std::iota(own_indices_.begin(), own_indices_.end(), 0);
   }
 
@@ -126,39 +77,11 @@ class TileExecutor {
 
   void share_in_tile(const TilePlan& plan) {
     const Index rows = rows_.count();
-    if (!tile_) {
-      tile_.emplace(inputs_.head_dim(), value_dim());
-      packed_.resize(static_cast<std::size_t>(kTileKeys * (inputs_.head_dim() + value_dim())));
-    }
+    if (!tile_) tile_.emplace(inputs_.head_dim(), value_dim());
     tile_->reset(rows);
     for (Index r = 0; r < rows; ++r) tile_->set_query(r, {query(r), static_cast<std::size_t>(inputs_.head_dim())});
-    StepReader reader(plan);
-    while (reader.read(kTileKeys, *step_)) {
-      TileBlock block;
-      block.count = step_->count;
-      std::tie(block.keys, block.key_stride) = as_floats(keys_, packed_.data());
-      std::tie(block.values, block.value_stride) = as_floats(values_, packed_.data() + kTileKeys * inputs_.head_dim());
-      if (step_->partial) block.attended = step_->attended.data();
-      block.soft_cap = options_.soft_cap;
-      const auto fill = [&](std::vector<float>& to, auto&& value) {
-        to.resize(static_cast<std::size_t>(kTileKeys * kTileRows));
-        for (Index i = 0; i < block.count; ++i) {
-          for (Index r = 0; r < rows; ++r) to[static_cast<std::size_t>(i * kTileRows + r)] = value(i, r);
-        }
-        return to.data();
-      };
-      if (!plan.inverse_p.empty()) {
-        block.inverse_p = fill(inverse_p_, [&](Index i, Index r) {
-          return plan.inverse_p[static_cast<std::size_t>((step_->first + i) * rows + r)];
-        });
-      }
-      if (inputs_.attention_mask) {
-        block.bias = fill(biases_, [&](Index i, Index r) {
-          return (*bias_[static_cast<std::size_t>(r)])(step_->keys[static_cast<std::size_t>(i)]);
-        });
-      }
-      tile_->fold(block);
-    }
+    blocks_.start(plan, rows, keys_, values_, bias_);
+    for (TileBlock block; blocks_.read(block);) tile_->fold(block);
     for (Index r = 0; r < rows; ++r) {
       state(r).max = tile_->max(r);
       state(r).sum = tile_->sum(r);
@@ -166,22 +89,9 @@ class TileExecutor {
     }
   }
 
-  /// The step's rows of a matrix, where they lie if they lie as the kernel reads them.
-  std::pair<const float*, Index> as_floats(const TensorView& matrix, float* packed) const {
-    const std::int32_t first = step_->keys[0], last = step_->keys[static_cast<std::size_t>(step_->count - 1)];
-    if (last - first != step_->count - 1) {
-      pack_rows(matrix, step_->keys.data(), step_->count, packed);
-    } else if (matrix.dtype == DType::f32 && matrix.stride(1) == 1) {
-      return {matrix.at<float>(first, 0), matrix.stride(0)};
-    } else {
-      pack_rows(matrix.slice(0, first, last + 1), nullptr, step_->count, packed);
-    }
-    return {packed, matrix.size(1)};
-  }
-
   void share_in_rows(const TilePlan& plan) {
     const Index rows = rows_.count();
-    StepReader reader(plan);
+    SharedKeys reader(plan);
     for (bool more = reader.read(kKeysPerStep, *step_); more; step_.swap(next_step_)) {
       more = reader.read(kKeysPerStep, *next_step_);
       const Index count = step_->count;
@@ -243,7 +153,7 @@ class TileExecutor {
     if (values_.stride(1) == 1) {
       fold_keys(scores_.data(), rows, inverse_p, values_, indices, count, &state(first), next);
     } else {
-      packed_.resize(static_cast<std::size_t>(kKeysPerStep * (inputs_.head_dim() + value_dim())));
+      packed_.resize(static_cast<std::size_t>(kKeysPerStep * value_dim()));
       pack_rows(values_, indices, count, packed_.data());
       fold_keys(scores_.data(), rows, inverse_p, {packed_.data(), DType::f32, {count, value_dim()}},
                 own_indices_.data(), count, &state(first), next);
@@ -316,34 +226,22 @@ class TileExecutor {
   const AttentionOptions& options_;
   TileRows rows_;
   TensorView keys_, values_;
-  std::array<std::optional<AttentionMaskRow>, kTileRows> bias_;
+  TileBias bias_;
+  TileBlocks blocks_;
   std::array<RowState, kTileRows> states_;
   std::array<float, kTileRows> lse_{};
   std::array<float, static_cast<std::size_t>(kRowsPerStep* kKeysPerStep)> scores_;
-  std::vector<float> queries_, outputs_, inverse_p_, biases_, packed_;
-  std::unique_ptr<Step> step_ = std::make_unique<Step>(), next_step_ = std::make_unique<Step>();
+  std::vector<float> queries_, outputs_, inverse_p_, packed_;
+  std::unique_ptr<SharedKeys::Step> step_ = std::make_unique<SharedKeys::Step>(),
+                                    next_step_ = std::make_unique<SharedKeys::Step>();
   std::vector<std::int32_t> own_indices_;
   std::optional<TileState> tile_;
 };
 
-void validate(const AttentionInputs& inputs, const AttentionOptions& options) {
-  for (const auto& [width, name] :
-       {std::pair{inputs.head_dim(), "queries"}, std::pair{inputs.values.size(3), "values"}}) {
-    if (width > kLargestHeadDim)
-      throw ShapeError(std::string(name) + ": head size is " + std::to_string(width) + "; at most " +
-                       std::to_string(kLargestHeadDim) + " is supported");
-  }
-  if (!options.sink_logits.empty() && static_cast<Index>(options.sink_logits.size()) != inputs.heads())
-    throw ShapeError("sink_logits: has " + std::to_string(options.sink_logits.size()) +
-                     " entries; needed is one for each of " + std::to_string(inputs.heads()) + " heads");
-  if (options.soft_cap && !(*options.soft_cap > 0 && *options.soft_cap < kInfinity))
-    throw ValueError("soft_cap is " + std::to_string(*options.soft_cap) + "; needed is a finite number > 0");
-}
-
 /// `ready`: the tiles' plans; none: each is made when its turn comes.
 AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<const TilePlan> ready,
                     const AttentionOptions& options, const Context& context) {
-  validate(inputs, options);
+  options.validate(inputs);
   const MaskShape shape = inputs.shape();
   const Index dv = inputs.values.size(3);
   AttentionResult result{Tensor(inputs.queries.dtype, {shape.batch, shape.heads, shape.queries, dv}),
@@ -383,6 +281,20 @@ AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<c
 }
 
 }  // namespace
+
+void AttentionOptions::validate(const AttentionInputs& inputs) const {
+  for (const auto& [width, name] :
+       {std::pair{inputs.head_dim(), "queries"}, std::pair{inputs.values.size(3), "values"}}) {
+    if (width > kLargestHeadDim)
+      throw ShapeError(std::string(name) + ": head size is " + std::to_string(width) + "; at most " +
+                       std::to_string(kLargestHeadDim) + " is supported");
+  }
+  if (!sink_logits.empty() && static_cast<Index>(sink_logits.size()) != inputs.heads())
+    throw ShapeError("sink_logits: has " + std::to_string(sink_logits.size()) + " entries; needed is one for each of " +
+                     std::to_string(inputs.heads()) + " heads");
+  if (soft_cap && !(*soft_cap > 0 && *soft_cap < kInfinity))
+    throw ValueError("soft_cap is " + std::to_string(*soft_cap) + "; needed is a finite number > 0");
+}
 
 AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
                           const Context& context) {

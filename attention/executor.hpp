@@ -12,7 +12,7 @@
 
 namespace reticle {
 
-struct AttentionOptions {
+struct RETICLE_API AttentionOptions {
   /// Scores become cap * tanh(score / cap) before the attention mask is added (Gemma 2).
   std::optional<float> soft_cap;
   /// One logit per query head that takes part in the softmax with a value of zero (gpt-oss). It counts into the LSE: of
@@ -22,6 +22,9 @@ struct AttentionOptions {
   bool weights = false;
   /// Let NaN and infinity through instead of throwing ValueError.
   bool allow_non_finite = false;
+
+  /// ShapeError or ValueError unless these options, and head sizes, are ones that can be computed.
+  void validate(const AttentionInputs& inputs) const;
 };
 
 /// Weights aligned with to_csr(mask): rows over the logical shape.

@@ -286,6 +286,21 @@ SparseAttention SparseAttention::from_file(const std::filesystem::path& path) {
   }
 }
 
+SparseAttention SparseAttention::by_stage(const SparseAttention& prefill, const SparseAttention& generation) {
+  const attention_config::PipelineOptions &first = prefill.config_->options, &second = generation.config_->options;
+  if (first.seed != second.seed || first.merge != second.merge)
+    throw ConfigError("a prefill and a generation config that go together need the same \"seed\" and \"merge\"");
+  auto config = std::make_shared<Config>(*prefill.config_);
+  config->by_stage = true;
+  config->options.causal = first.causal || second.causal;
+  for (const std::filesystem::path& plugin : second.plugins) {
+    if (std::find(first.plugins.begin(), first.plugins.end(), plugin) == first.plugins.end())
+      config->options.plugins.push_back(plugin);
+  }
+  config->stages[1] = generation.config_->stages[1];
+  return SparseAttention(std::move(config));
+}
+
 std::string SparseAttention::to_json() const {
   Json document = reticle::to_json(*type_of<attention_config::PipelineOptions>(), &config_->options);
   if (!config_->by_stage) {

@@ -72,6 +72,9 @@ class RETICLE_API SparseAttention {
   /// PluginError say where and what.
   static SparseAttention from_json(std::string_view text, const std::filesystem::path& directory = ".");
   static SparseAttention from_file(const std::filesystem::path& path);
+  /// The prefill stage of one, the generation stage of another. ConfigError when they differ in seed or merge rule;
+  /// causal when either is.
+  static SparseAttention by_stage(const SparseAttention& prefill, const SparseAttention& generation);
 
   /// The config with every default filled in.
   std::string to_json() const;

@@ -14,6 +14,7 @@
 #include <reticle/core/ops/exp-inl.hpp>
 #include <reticle/core/ops/load-inl.hpp>
 #include <reticle/core/ops/matmul-inl.hpp>
+#include <reticle/core/ops/soft_cap-inl.hpp>
 
 #if !defined(RETICLE_TILE_ARRAYS)
 #define RETICLE_TILE_ARRAYS
@@ -31,16 +32,6 @@ struct TileArrays {
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-/// tanh by exp: exact to a few units in the last place of `cap`, which is what scores are measured by.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V SoftCap(D tag, V scores, float cap) {
-  const V one = hn::Set(tag, 1.0f), zero = hn::Zero(tag);
-  const V twice = hn::Mul(hn::Abs(scores), hn::Set(tag, 2.0f / cap));
-  const V e = SoftmaxExp(tag, hn::Sub(zero, twice));  // in (0, 1]
-  const V tanh = hn::Div(hn::Sub(one, e), hn::Add(one, e));
-  return hn::CopySign(hn::Mul(tanh, hn::Set(tag, cap)), scores);
-}
 
 /// Scores of `count` keys become weights, for one vector of rows; returns what the rows' outputs are to be multiplied
 /// by. A NaN or +infinite score makes its row's sum NaN.

@@ -1,0 +1,86 @@
+// The keys and values of one sequence, for every layer of a model.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <reticle/core/mask/mask.hpp>
+#include <reticle/core/tensor/tensor.hpp>
+
+namespace reticle {
+
+struct KvCacheShape {
+  int layers = 1;
+  Index kv_heads = 1, head_dim = 64, value_dim = 64;
+  Index capacity = 4096;     // keys per layer
+  DType dtype = DType::f32;  // of storage: F32, F16 or BF16
+};
+
+/// What happened to a cache since it was made. Tokens of the sequence, but `evicted`, which counts keys of all layers.
+struct KvCacheCounters {
+  Index appended = 0, truncated = 0, evicted = 0;
+  /// Of prompts that were looked up: tokens whose keys were there, and that were not.
+  Index hits = 0, misses = 0;
+};
+
+/// Allocated once, for `capacity` keys. A batch is a vector of these: sequences of uneven lengths waste nothing. Moves;
+/// copying is spelled `fork`. Not thread-safe.
+class RETICLE_API KvCache {
+ public:
+  /// ShapeError for sizes that are not positive or too large.
+  explicit KvCache(const KvCacheShape& shape);
+
+  const KvCacheShape& shape() const { return shape_; }
+  /// Tokens of the sequence so far, evicted ones included: the position of the next token.
+  Index length() const { return static_cast<Index>(tokens_.size()); }
+  std::span<const std::int32_t> tokens() const { return tokens_; }
+  /// Keys that a layer holds.
+  Index stored(int layer) const;
+  /// Where in the sequence they stand, ascending.
+  std::span<const Index> positions(int layer) const;
+
+  /// Room for tokens, whose keys `append` then brings layer by layer. ValueError, changing nothing, when a layer has
+  /// none left: it says how much there is and what to do.
+  void extend(std::span<const std::int32_t> tokens);
+  /// The keys and values (n, kv_heads, d) F32 of the tokens that the last `extend` announced. ShapeError when they are
+  /// others.
+  void append(int layer, const TensorView& keys, const TensorView& values);
+  /// (1, kv_heads, stored, d), in place.
+  TensorView keys(int layer) const;
+  TensorView values(int layer) const;
+
+  /// Drops the newest tokens, so that `length` are left. ShapeError when there are fewer.
+  void truncate(Index length);
+  /// Drops the keys of a layer that no row of `kept` (1, heads, queries, stored) attends to, and returns how many: what
+  /// rules that never look back need not store. ShapeError when the mask has other extents.
+  Index evict(int layer, const Mask& kept);
+  /// How many leading tokens of a prompt are here; the others of the sequence are dropped. Counts hits and misses. A
+  /// cache that evicted reuses nothing.
+  Index reuse(std::span<const std::int32_t> prompt);
+  void reset() { truncate(0); }
+  /// A copy that goes its own way.
+  KvCache fork() const;
+
+  /// Bytes that are allocated, and of those that hold keys and values.
+  Index bytes() const;
+  Index bytes_used() const;
+  const KvCacheCounters& counters() const { return counters_; }
+
+ private:
+  struct Layer {
+    Tensor keys, values;  // (kv_heads, capacity, d)
+    std::vector<Index> positions;
+  };
+  const Layer& at(int layer) const;
+  Layer& at(int layer) { return const_cast<Layer&>(std::as_const(*this).at(layer)); }
+  TensorView stored_view(const Tensor& tensor, Index stored) const;
+
+  KvCacheShape shape_;
+  std::vector<Layer> layers_;
+  std::vector<std::int32_t> tokens_;
+  Index announced_ = 0;  // tokens of the last extend
+  KvCacheCounters counters_;
+};
+
+}  // namespace reticle

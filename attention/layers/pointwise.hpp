@@ -1,0 +1,16 @@
+// What a decoder layer does to each token apart from products: RMSNorm, SwiGLU's gate, residual sums.
+#pragma once
+
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/tensor/tensor.hpp>
+
+namespace reticle {
+
+/// weight * x / sqrt(mean(x^2) + epsilon) of each row of x (n, width) F32 (Zhang and Sennrich 2019); weight (width).
+RETICLE_API Tensor rms_norm(const TensorView& x, const TensorView& weight, float epsilon, const Context& context = {});
+/// gate = silu(gate) * up, element by element (Shazeer 2020).
+RETICLE_API void swiglu(std::span<float> gate, std::span<const float> up, const Context& context = {});
+/// x += y.
+RETICLE_API void add(std::span<float> x, std::span<const float> y);
+
+}  // namespace reticle

@@ -1,0 +1,53 @@
+// Rotary position embeddings (Su et al. 2021) in the half-split layout of Llama: pairs are (x[i], x[i + d/2]).
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <reticle/core/base/export.hpp>
+#include <reticle/core/base/types.hpp>
+
+namespace reticle {
+
+/// How frequencies are stretched for contexts longer than a model was first trained on.
+struct RopeScaling {
+  enum class Type : std::uint8_t { linear, llama3 };
+  Type type = Type::llama3;
+  double factor = 8, low_freq_factor = 1, high_freq_factor = 4;  // the last two of llama3
+  Index original_max_position_embeddings = 8192;                 // of llama3
+};
+
+/// Cosines and sines of some positions, to be applied to any number of tensors.
+class RETICLE_API RopeTable {
+ public:
+  RopeTable(std::span<const float> inverse_frequencies, std::span<const Index> positions);
+  Index rows() const { return rows_; }
+  Index half() const { return half_; }
+  /// (rows, head_dim / 2)
+  std::span<const float> cosines() const { return cosines_; }
+  std::span<const float> sines() const { return sines_; }
+  /// Rotates x (rows, heads, head_dim) in place, row i by position i. ValueError when the size does not fit.
+  void rotate(std::span<float> x) const { apply(x, 1); }
+  /// The gradient of rotate: the rotation back.
+  void rotate_back(std::span<float> x) const { apply(x, -1); }
+
+ private:
+  void apply(std::span<float> x, float direction) const;
+  Index rows_, half_;
+  std::vector<float> cosines_, sines_;
+};
+
+class RETICLE_API Rope {
+ public:
+  /// ValueError unless head_dim is even and positive, and theta and the scaling are positive and finite.
+  Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scaling);
+  /// (head_dim / 2), as float: angles are products of floats, as those that models were trained with.
+  std::span<const float> inverse_frequencies() const { return inverse_frequencies_; }
+  RopeTable at(std::span<const Index> positions) const { return {inverse_frequencies_, positions}; }
+
+ private:
+  std::vector<float> inverse_frequencies_;
+};
+
+}  // namespace reticle

@@ -1,0 +1,72 @@
+// A Llama-architecture decoder on the CPU: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU (Touvron et al.
+// 2023), with any sparse pattern for the prompt and another for what is generated.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <reticle/attention/inference_handler.hpp>
+#include <reticle/attention/kv_cache.hpp>
+#include <reticle/attention/llama/config.hpp>
+#include <reticle/attention/llama/weights.hpp>
+#include <reticle/attention/nsa/cache.hpp>
+
+namespace reticle {
+
+/// One sequence on its way through a decoder. Moves.
+struct DecoderState {
+  KvCache cache;
+  std::vector<NsaCache> nsa;  // per layer, of models with Native Sparse Attention
+  InferenceState attention;
+
+  Index length() const { return cache.length(); }
+  /// Back to an empty sequence, with the same memory.
+  void reset();
+};
+
+enum class Logits : std::uint8_t { all, last };
+
+struct ForwardOptions {
+  /// Which tokens' logits to return: of all, or of each sequence's last.
+  Logits logits = Logits::all;
+  /// Which pipeline of the handler the tokens go through; default: prefill for a sequence's first tokens, generation
+  /// for later ones.
+  std::optional<Stage> stage;
+  /// Chooses the keys of every layer; null: all, as the model was trained. Not for models with Native Sparse Attention.
+  const InferenceHandler* handler = nullptr;
+};
+
+/// Immutable, and cheap to copy: copies share the weights. May be used from many threads, each with its own states.
+class RETICLE_API Decoder {
+ public:
+  /// From a folder as Hugging Face lays it out: config.json and *.safetensors. ConfigError and FormatError say what is
+  /// missing, misshapen or not built.
+  static Decoder load(const std::filesystem::path& folder);
+  Decoder(const DecoderConfig& config, const Weights& weights);
+
+  const DecoderConfig& config() const;
+  /// Bytes of the weights.
+  Index bytes() const;
+
+  /// An empty sequence with room for `capacity` tokens; keys and values are stored as `dtype`.
+  DecoderState start(Index capacity, DType dtype = DType::f32) const;
+
+  /// Appends tokens [cu_seqlens[i], cu_seqlens[i + 1]) to sequence i and returns logits F32: (tokens, vocab_size), or
+  /// (sequences, vocab_size) of the last ones. ValueError, changing nothing, for tokens outside the vocabulary, a
+  /// sequence longer than max_position_embeddings or its cache, and, of last logits, for a sequence without new tokens.
+  Tensor forward(std::span<const std::int32_t> tokens, std::span<const Index> cu_seqlens,
+                 std::span<DecoderState* const> states, const ForwardOptions& options = {},
+                 const Context& context = {}) const;
+  /// Of one sequence.
+  Tensor forward(std::span<const std::int32_t> tokens, DecoderState& state, const ForwardOptions& options = {},
+                 const Context& context = {}) const;
+
+ private:
+  struct Model;
+  std::shared_ptr<const Model> model_;
+};
+
+}  // namespace reticle

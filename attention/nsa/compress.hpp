@@ -1,0 +1,47 @@
+// Windows of keys or values into compressed ones: the first branch of Native Sparse Attention.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <reticle/attention/nsa/config.hpp>
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/tensor/tensor.hpp>
+
+namespace reticle {
+
+/// What compression learns; F32.
+struct CompressionWeights {
+  /// None for avgpool; (heads, kernel_size) for weightedpool; (heads, kernel_size * head_dim, head_dim) for linear, row
+  /// k * head_dim + i for element i of the window's token k.
+  std::optional<TensorView> weight;
+  /// Added to the tokens of every window: (heads, kernel_size, head_dim).
+  std::optional<TensorView> position_embedding;
+};
+
+/// Tokens of several sequences one after another.
+struct Packed {
+  Tensor data;                    // (tokens, heads, head_dim)
+  std::vector<Index> cu_seqlens;  // (sequences + 1)
+};
+
+/// Compressed token i of a sequence, from its tokens x[i * kernel_stride + k], k < kernel_size, to which the position
+/// embedding is added: their mean, weighted sum, or linear map. x (tokens, heads, head_dim) F32. A trailing partial
+/// window is dropped, so sequences shorter than kernel_size give nothing. ShapeError, naming the tensor.
+RETICLE_API Packed compress(const TensorView& x, std::span<const Index> cu_seqlens, const CompressionWeights& weights,
+                            const NsaConfig& config, const Context& context = {});
+
+struct CompressionGradients {
+  Tensor x;
+  std::optional<Tensor> weight, position_embedding;  // where there are such weights
+};
+/// Of compress, for dy (compressed tokens, heads, head_dim) F32.
+RETICLE_API CompressionGradients compress_backward(const TensorView& x, std::span<const Index> cu_seqlens,
+                                                   const CompressionWeights& weights, const NsaConfig& config,
+                                                   const TensorView& dy, const Context& context = {});
+
+/// ShapeError unless cu_seqlens are ascending offsets from 0 to `tokens`.
+RETICLE_API void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name);
+
+}  // namespace reticle

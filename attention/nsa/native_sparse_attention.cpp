@@ -1,0 +1,359 @@
+#include <algorithm>
+#include <cmath>
+
+#include <reticle/attention/backward.hpp>
+#include <reticle/attention/layers/heads.hpp>
+#include <reticle/attention/layers/linear.hpp>
+#include <reticle/attention/layers/pointwise.hpp>
+#include <reticle/attention/nsa/native_sparse_attention.hpp>
+
+namespace reticle {
+namespace {
+
+float scaling_of(Index head_dim) { return 1 / std::sqrt(static_cast<float>(head_dim)); }
+
+/// (rows, heads * d) seen as (rows, heads, d).
+TensorView by_heads(const Tensor& packed, Index begin, Index end, Index head_dim) {
+  const TensorView rows = packed.view().slice(0, begin, end);
+  return {rows.data, rows.dtype, {rows.size(0), rows.size(1) / head_dim, head_dim}};
+}
+TensorView by_heads(const Tensor& packed, Index head_dim) {
+  return by_heads(packed, 0, packed.view().size(0), head_dim);
+}
+
+/// The queries of one KV head, and its keys and values.
+AttentionInputs of_kv_head(const TensorView& queries, const TensorView& keys, const TensorView& values, Index kv_head) {
+  const Index group = queries.size(1) / keys.size(1);
+  AttentionInputs inputs;
+  inputs.queries = queries.slice(1, kv_head * group, (kv_head + 1) * group);
+  inputs.keys = keys.slice(1, kv_head, kv_head + 1);
+  inputs.values = values.slice(1, kv_head, kv_head + 1);
+  inputs.scaling = scaling_of(queries.size(3));
+  return inputs;
+}
+
+std::vector<Index> positions(std::span<const Index> cu_seqlens, Index stride) {
+  std::vector<Index> positions;
+  for (std::size_t i = 1; i < cu_seqlens.size(); ++i) {
+    for (Index t = 0; t < cu_seqlens[i] - cu_seqlens[i - 1]; ++t) positions.push_back(t * stride);
+  }
+  return positions;
+}
+
+}  // namespace
+
+NsaWeights read_nsa_weights(WeightReader& reader, const std::string& prefix, const NsaShape& shape) {
+  const Index queries = shape.heads * shape.head_dim, keys = shape.kv_heads * shape.head_dim;
+  const Index hidden = shape.hidden_size, kernel = shape.config.kernel_size, d = shape.head_dim;
+  NsaWeights weights;
+  weights.proj_q = reader.take(prefix + "proj_q.weight", {queries, hidden});
+  weights.proj_k = reader.take(prefix + "proj_k.weight", {keys, hidden});
+  weights.proj_v = reader.take(prefix + "proj_v.weight", {keys, hidden});
+  weights.proj_o = reader.take(prefix + "proj_o.weight", {hidden, queries});
+  weights.gate = reader.take(prefix + "gate.0.weight", {3 * shape.heads, hidden});
+  weights.intra_block_pe = reader.take(prefix + "intra_block_pe", {shape.kv_heads, kernel, d});
+  const auto compression = [&](const std::string& name) -> std::optional<TensorView> {
+    switch (shape.config.compress_type) {
+      case Compression::avgpool:
+        return std::nullopt;
+      case Compression::weightedpool:
+        return reader.take(prefix + name, {shape.kv_heads, kernel});
+      default:
+        return reader.take(prefix + name, {shape.kv_heads, kernel * d, d});
+    }
+  };
+  weights.compress_key = compression("compress_key");
+  weights.compress_value = compression("compress_value");
+  return weights;
+}
+
+NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, const TensorView& values,
+                         const TensorView& compressed_keys, const TensorView& compressed_values, Index first_query,
+                         const NsaConfig& config, const Context& context) {
+  const Index n = queries.size(0), heads = queries.size(1), d = queries.size(2), length = keys.size(2);
+  NsaBranches branches{
+      compressed_attention(queries, compressed_keys, compressed_values, first_query, scaling_of(d), config, context),
+      Tensor(DType::f32, {n, heads, d}), Tensor(DType::f32, {heads, n}), Tensor(DType::f32, {n, heads, d}),
+      Tensor(DType::f32, {heads, n})};
+  const TensorView by_head = heads_first(queries);
+  const Index kv_heads = keys.size(1), group = heads / kv_heads;
+  for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
+    const AttentionInputs inputs = of_kv_head(by_head, keys, values, kv_head);
+    const Mask mask =
+        selected_mask(branches.compressed.blocks, kv_head, group, length, first_query, config.block_size, context);
+    const AttentionResult result = attention(inputs, mask, {}, context);
+    copy_tokens_first(result.output, branches.selected.span<float>().data() + kv_head * group * d, heads * d);
+    const auto lse = result.lse.span<float>();
+    std::copy(lse.begin(), lse.end(), branches.selected_lse.span<float>().begin() + kv_head * group * n);
+  }
+  AttentionInputs inputs;
+  inputs.queries = by_head;
+  inputs.keys = keys;
+  inputs.values = values;
+  inputs.scaling = scaling_of(d);
+  AttentionResult window =
+      attention(inputs, window_mask(heads, n, length, first_query, config.window_size, context), {}, context);
+  copy_tokens_first(window.output, branches.window.span<float>().data());
+  const auto lse = window.lse.span<float>();
+  std::copy(lse.begin(), lse.end(), branches.window_lse.span<float>().begin());
+  return branches;
+}
+
+void mix_branches(const NsaBranches& branches, std::span<const float> gates, std::span<float> mixed) {
+  const TensorView& shape = branches.window.view();
+  const auto rows = static_cast<std::size_t>(shape.size(0) * shape.size(1)),
+             d = static_cast<std::size_t>(shape.size(2));
+  if (gates.size() != rows * 3 || mixed.size() != rows * d)
+    throw ShapeError("NSA: " + std::to_string(gates.size()) + " gates and " + std::to_string(mixed.size()) +
+                     " outputs do not fit branches " + shape.describe());
+  const auto compressed = branches.compressed.output.span<float>(), selected = branches.selected.span<float>(),
+             window = branches.window.span<float>();
+  for (std::size_t row = 0; row < rows; ++row) {
+    const float* g = gates.data() + row * 3;
+    for (std::size_t i = row * d; i < (row + 1) * d; ++i)
+      mixed[i] = g[0] * compressed[i] + g[1] * selected[i] + g[2] * window[i];
+  }
+}
+
+NativeSparseAttention::NativeSparseAttention(const NsaShape& shape, const Rope& rope, const NsaWeights& weights)
+    : shape_(shape), rope_(rope), weights_(weights) {
+  shape.config.validate();
+  if (shape.kv_heads < 1 || shape.heads % shape.kv_heads != 0)
+    throw ShapeError("NSA: " + std::to_string(shape.heads) + " query heads are no multiple of " +
+                     std::to_string(shape.kv_heads) + " KV heads");
+  if (static_cast<Index>(rope.inverse_frequencies().size()) * 2 != shape.head_dim)
+    throw ShapeError("NSA: the rotary embedding is not for head_dim " + std::to_string(shape.head_dim));
+  position_embedding_ = Tensor::copy(weights.intra_block_pe, DType::f32);
+  if (weights.compress_key) compress_key_ = Tensor::copy(*weights.compress_key, DType::f32);
+  if (weights.compress_value) compress_value_ = Tensor::copy(*weights.compress_value, DType::f32);
+}
+
+CompressionWeights NativeSparseAttention::key_compression() const {
+  return {weights_.compress_key ? std::optional(compress_key_.view()) : std::nullopt, position_embedding_.view()};
+}
+CompressionWeights NativeSparseAttention::value_compression() const {
+  return {weights_.compress_value ? std::optional(compress_value_.view()) : std::nullopt, std::nullopt};
+}
+
+Tensor NativeSparseAttention::gates(const TensorView& x, const Context& context) const {
+  Tensor gates = linear(x, weights_.gate, context);
+  for (float& gate : gates.span<float>()) gate = 1 / (1 + std::exp(-gate));
+  return gates;
+}
+
+Tensor NativeSparseAttention::extend(const TensorView& x, std::span<const Index> cu_seqlens,
+                                     std::span<const NsaSequence> sequences, const Context& context) const {
+  require_offsets(cu_seqlens, x.size(0), "NSA: cu_seqlens");
+  const Index d = shape_.head_dim;
+  Tensor queries = linear(x, weights_.proj_q, context), keys = linear(x, weights_.proj_k, context);
+  const Tensor values = linear(x, weights_.proj_v, context), gate = gates(x, context);
+  Tensor mixed(DType::f32, {x.size(0), shape_.heads * d});
+  const auto part = [&](auto data, std::size_t i, Index width) {
+    return data.subspan(static_cast<std::size_t>(cu_seqlens[i] * width),
+                        static_cast<std::size_t>((cu_seqlens[i + 1] - cu_seqlens[i]) * width));
+  };
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const Index begin = cu_seqlens[i], end = cu_seqlens[i + 1];
+    if (begin == end) continue;
+    const NsaSequence& sequence = sequences[i];
+    const Index first = sequence.cache->length() - (end - begin);
+    const TensorView new_keys = by_heads(keys, begin, end, d), new_values = by_heads(values, begin, end, d);
+    sequence.compressed->append(new_keys, new_values, key_compression(), value_compression(), rope_, context);
+    std::vector<Index> at;
+    for (Index position = first; position < first + end - begin; ++position) at.push_back(position);
+    const RopeTable table = rope_.at(at);
+    table.rotate(part(queries.span<float>(), i, shape_.heads * d));
+    table.rotate(part(keys.span<float>(), i, shape_.kv_heads * d));
+    sequence.cache->append(sequence.layer, new_keys, new_values);
+    const NsaBranches branches =
+        nsa_branches(by_heads(queries, begin, end, d), sequence.cache->keys(sequence.layer),
+                     sequence.cache->values(sequence.layer), sequence.compressed->compressed_keys(),
+                     sequence.compressed->compressed_values(), first, shape_.config, context);
+    mix_branches(branches, part(gate.span<float>(), i, shape_.heads * 3),
+                 part(mixed.span<float>(), i, shape_.heads * d));
+  }
+  return linear(mixed, weights_.proj_o, context);
+}
+
+NsaTape NativeSparseAttention::forward(const TensorView& x, std::span<const Index> cu_seqlens,
+                                       const Context& context) const {
+  require_rank(x, 2, "NSA: x");
+  require_offsets(cu_seqlens, x.size(0), "NSA: cu_seqlens");
+  const Index d = shape_.head_dim;
+  NsaTape tape;
+  tape.x = Tensor::copy(x, DType::f32);
+  tape.cu_seqlens.assign(cu_seqlens.begin(), cu_seqlens.end());
+  tape.queries = linear(tape.x, weights_.proj_q, context);
+  tape.raw_keys = linear(tape.x, weights_.proj_k, context);
+  tape.values = linear(tape.x, weights_.proj_v, context);
+  tape.gates = gates(tape.x, context);
+  tape.keys = Tensor::copy(tape.raw_keys, DType::f32);
+  tape.compressed_keys = compress(by_heads(tape.raw_keys, d), cu_seqlens, key_compression(), shape_.config, context);
+  tape.compressed_values = compress(by_heads(tape.values, d), cu_seqlens, value_compression(), shape_.config, context);
+  const RopeTable table = rope_.at(positions(cu_seqlens, 1));
+  table.rotate(tape.queries.span<float>());
+  table.rotate(tape.keys.span<float>());
+  const std::vector<Index>& windows = tape.compressed_keys.cu_seqlens;
+  rope_.at(positions(windows, shape_.config.kernel_stride)).rotate(tape.compressed_keys.data.span<float>());
+  tape.mixed = Tensor(DType::f32, {x.size(0), shape_.heads * d});
+  for (std::size_t i = 0; i + 1 < cu_seqlens.size(); ++i) {
+    const Index begin = cu_seqlens[i], end = cu_seqlens[i + 1];
+    tape.branches.push_back(nsa_branches(
+        by_heads(tape.queries, begin, end, d), heads_first(by_heads(tape.keys, begin, end, d)),
+        heads_first(by_heads(tape.values, begin, end, d)),
+        tape.compressed_keys.data.view().slice(0, windows[i], windows[i + 1]),
+        tape.compressed_values.data.view().slice(0, windows[i], windows[i + 1]), 0, shape_.config, context));
+    const auto part = [&](auto data, Index width) {
+      return data.subspan(static_cast<std::size_t>(begin * width), static_cast<std::size_t>((end - begin) * width));
+    };
+    mix_branches(tape.branches.back(), part(tape.gates.span<float>(), shape_.heads * 3),
+                 part(tape.mixed.span<float>(), shape_.heads * d));
+  }
+  tape.output = linear(tape.mixed, weights_.proj_o, context);
+  return tape;
+}
+
+namespace {
+
+/// A branch's share of the gradient of what was mixed, and the gate's own gradient before its sigmoid.
+Tensor through_gate(const Tensor& branch, std::span<const float> gates, std::size_t which,
+                    std::span<const float> d_mixed, std::span<float> d_gates) {
+  const TensorView& shape = branch.view();
+  const auto rows = static_cast<std::size_t>(shape.size(0) * shape.size(1)),
+             d = static_cast<std::size_t>(shape.size(2));
+  const auto output = branch.span<float>();
+  Tensor gradient(DType::f32, {shape.size(0), shape.size(1), shape.size(2)});
+  float* to = gradient.span<float>().data();
+  for (std::size_t row = 0; row < rows; ++row) {
+    const float gate = gates[row * 3 + which];
+    double dot = 0;
+    for (std::size_t i = row * d; i < (row + 1) * d; ++i) {
+      dot += static_cast<double>(d_mixed[i]) * static_cast<double>(output[i]);
+      to[i] = gate * d_mixed[i];
+    }
+    d_gates[row * 3 + which] = static_cast<float>(dot) * gate * (1 - gate);
+  }
+  return gradient;
+}
+
+/// Adds a (1, heads, n, d) gradient to the tokens of a packed one, whose token `to` begins with.
+void add_heads_first(const Tensor& gradient, float* to, Index stride) {
+  const TensorView& view = gradient.view();
+  for (Index head = 0; head < view.size(1); ++head) {
+    for (Index i = 0; i < view.size(2); ++i) {
+      const float* from = view.at<float>(0, head, i, 0);
+      float* row = to + i * stride + head * view.size(3);
+      for (Index j = 0; j < view.size(3); ++j) row[j] += from[j];
+    }
+  }
+}
+
+/// (heads, n) seen as (1, heads, n).
+TensorView with_batch(const Tensor& lse) {
+  return {lse.view().data, DType::f32, {1, lse.view().size(0), lse.view().size(1)}};
+}
+
+Tensor zeros(const TensorView& like) {
+  Tensor tensor(DType::f32, std::span<const Index>(like.shape.data(), static_cast<std::size_t>(like.rank)));
+  std::fill(tensor.span<float>().begin(), tensor.span<float>().end(), 0.0f);
+  return tensor;
+}
+
+}  // namespace
+
+NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorView& dy, const Context& context) const {
+  const Index d = shape_.head_dim, heads = shape_.heads, kv_heads = shape_.kv_heads, group = heads / kv_heads;
+  const auto as_floats = [](const TensorView& weight) { return Tensor::copy(weight, DType::f32); };
+  NsaGradients gradients;
+  LinearGradients through_o = linear_backward(tape.mixed, as_floats(weights_.proj_o), dy);
+  Tensor d_gates = zeros(tape.gates), d_queries = zeros(tape.queries), d_keys = zeros(tape.keys),
+         d_values = zeros(tape.values), d_compressed_keys = zeros(tape.compressed_keys.data),
+         d_compressed_values = zeros(tape.compressed_values.data);
+  const std::vector<Index>& windows = tape.compressed_keys.cu_seqlens;
+  for (std::size_t i = 0; i < tape.branches.size(); ++i) {
+    const Index begin = tape.cu_seqlens[i], end = tape.cu_seqlens[i + 1];
+    const NsaBranches& branches = tape.branches[i];
+    const auto part = [&](auto data, Index width) {
+      return data.subspan(static_cast<std::size_t>(begin * width), static_cast<std::size_t>((end - begin) * width));
+    };
+    const auto at = [&](Tensor& tensor, Index width, Index row) { return tensor.span<float>().data() + row * width; };
+    const std::span<const float> gates = part(tape.gates.span<float>(), heads * 3);
+    const std::span<const float> d_mixed = part(through_o.x.span<float>(), heads * d);
+    const auto own_d_gates = part(d_gates.span<float>(), heads * 3);
+    const TensorView queries = heads_first(by_heads(tape.queries, begin, end, d)),
+                     keys = heads_first(by_heads(tape.keys, begin, end, d)),
+                     values = heads_first(by_heads(tape.values, begin, end, d));
+    const TensorView compressed_keys =
+                         heads_first(tape.compressed_keys.data.view().slice(0, windows[i], windows[i + 1])),
+                     compressed_values =
+                         heads_first(tape.compressed_values.data.view().slice(0, windows[i], windows[i + 1]));
+    float *to_queries = at(d_queries, heads * d, begin), *to_keys = at(d_keys, kv_heads * d, begin),
+          *to_values = at(d_values, kv_heads * d, begin);
+
+    const Tensor d_compressed = through_gate(branches.compressed.output, gates, 0, d_mixed, own_d_gates);
+    AttentionInputs all{queries, compressed_keys, compressed_values};
+    all.scaling = scaling_of(d);
+    const AttentionGradients compressed =
+        attention_backward(all, compressed_mask(heads, end - begin, windows[i + 1] - windows[i], 0, shape_.config),
+                           heads_first(branches.compressed.output), with_batch(branches.compressed.lse),
+                           heads_first(d_compressed), {}, context);
+    add_heads_first(compressed.queries, to_queries, heads * d);
+    add_heads_first(compressed.keys, at(d_compressed_keys, kv_heads * d, windows[i]), kv_heads * d);
+    add_heads_first(compressed.values, at(d_compressed_values, kv_heads * d, windows[i]), kv_heads * d);
+
+    const Tensor d_selected = through_gate(branches.selected, gates, 1, d_mixed, own_d_gates);
+    for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
+      const Index first = kv_head * group, last = first + group;
+      const Mask mask =
+          selected_mask(branches.compressed.blocks, kv_head, group, end - begin, 0, shape_.config.block_size, context);
+      const AttentionGradients selected = attention_backward(
+          of_kv_head(queries, keys, values, kv_head), mask, heads_first(branches.selected).slice(1, first, last),
+          with_batch(branches.selected_lse).slice(1, first, last), heads_first(d_selected).slice(1, first, last), {},
+          context);
+      add_heads_first(selected.queries, to_queries + first * d, heads * d);
+      add_heads_first(selected.keys, to_keys + kv_head * d, kv_heads * d);
+      add_heads_first(selected.values, to_values + kv_head * d, kv_heads * d);
+    }
+
+    const Tensor d_window = through_gate(branches.window, gates, 2, d_mixed, own_d_gates);
+    all.keys = keys;
+    all.values = values;
+    const AttentionGradients window = attention_backward(
+        all, window_mask(heads, end - begin, end - begin, 0, shape_.config.window_size, context),
+        heads_first(branches.window), with_batch(branches.window_lse), heads_first(d_window), {}, context);
+    add_heads_first(window.queries, to_queries, heads * d);
+    add_heads_first(window.keys, to_keys, kv_heads * d);
+    add_heads_first(window.values, to_values, kv_heads * d);
+  }
+  const RopeTable table = rope_.at(positions(tape.cu_seqlens, 1));
+  table.rotate_back(d_queries.span<float>());
+  table.rotate_back(d_keys.span<float>());
+  rope_.at(positions(windows, shape_.config.kernel_stride)).rotate_back(d_compressed_keys.span<float>());
+
+  const auto through_compression = [&](const Tensor& x, const CompressionWeights& weights, const Tensor& dy_compressed,
+                                       const std::string& name, Tensor& to) {
+    CompressionGradients compression =
+        compress_backward(by_heads(x, d), tape.cu_seqlens, weights, shape_.config, dy_compressed, context);
+    add(to.span<float>(), compression.x.span<float>());
+    if (compression.weight) gradients.weights.emplace(name, std::move(*compression.weight));
+    if (compression.position_embedding)
+      gradients.weights.emplace("intra_block_pe", std::move(*compression.position_embedding));
+  };
+  through_compression(tape.raw_keys, key_compression(), d_compressed_keys, "compress_key", d_keys);
+  through_compression(tape.values, value_compression(), d_compressed_values, "compress_value", d_values);
+
+  gradients.x = zeros(tape.x);
+  gradients.weights.emplace("proj_o.weight", std::move(through_o.weight));
+  const auto through_projection = [&](const TensorView& weight, const Tensor& d_projected, const std::string& name) {
+    LinearGradients projection = linear_backward(tape.x, as_floats(weight), d_projected);
+    add(gradients.x.span<float>(), projection.x.span<float>());
+    gradients.weights.emplace(name, std::move(projection.weight));
+  };
+  through_projection(weights_.proj_q, d_queries, "proj_q.weight");
+  through_projection(weights_.proj_k, d_keys, "proj_k.weight");
+  through_projection(weights_.proj_v, d_values, "proj_v.weight");
+  through_projection(weights_.gate, d_gates, "gate.0.weight");
+  return gradients;
+}
+
+}  // namespace reticle

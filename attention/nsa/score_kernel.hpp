@@ -1,0 +1,37 @@
+// Attention over compressed keys, and the importance of blocks that follows from it. Internal to compressed_attention.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include <reticle/attention/plan.hpp>
+
+namespace reticle {
+
+/// How much of each of the compressed tokens around a block counts for it: block j gets sum over o of overlap[o] *
+/// probability of compressed token j * per_block - lead + o.
+struct BlockOverlap {
+  Index per_block = 1, lead = 0;
+  std::vector<float> overlap;
+};
+
+/// Up to kTileRows rows, of which `heads` neighbouring ones each are the heads of one query.
+struct ScoreTile {
+  Index rows = 0, heads = 1, head_dim = 0, value_dim = 0;
+  const float* queries = nullptr;  // (head_dim, kTileRows), scaled
+  const float* keys = nullptr;     // (count, head_dim)
+  Index key_stride = 0;
+  const float* values = nullptr;  // (count, value_dim)
+  Index value_stride = 0;
+  Index count = 0;
+  const std::int32_t* visible = nullptr;  // (kTileRows): row r sees keys [0, visible[r]); at most `count`
+  float* weights = nullptr;               // (count, kTileRows), workspace
+  float* output = nullptr;                // (value_dim, kTileRows)
+  float* lse = nullptr;                   // (kTileRows)
+};
+
+/// Softmax attention of a tile; then, for each query q of the tile and each block j < blocks, the probabilities of its
+/// heads added to scores[q * stride + j] as `overlap` says. blocks = 0: attention only.
+void attend_and_score(const ScoreTile& tile, const BlockOverlap& overlap, Index blocks, float* scores, Index stride);
+
+}  // namespace reticle

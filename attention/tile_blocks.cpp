@@ -1,0 +1,86 @@
+#include <algorithm>
+#include <tuple>
+
+#include <reticle/attention/tile_blocks.hpp>
+
+namespace reticle {
+
+bool SharedKeys::read(Index size, Step& step) {
+  step.first = read_;
+  step.partial = false;
+  Index count = 0;
+  for (; segment_ < plan_->shared.size() && count < size; ++segment_, offset_ = 0) {
+    const TilePlan::Shared& segment = plan_->shared[segment_];
+    const std::int32_t begin = segment.begin + offset_;
+    const auto taken = static_cast<std::int32_t>(std::min<Index>(segment.end - begin, size - count));
+    const auto at = static_cast<std::size_t>(count);
+    for (std::int32_t i = 0; i < taken; ++i) step.keys[at + static_cast<std::size_t>(i)] = begin + i;
+    if (segment.attended >= 0) {
+      std::copy_n(plan_->attended.data() + segment.attended + offset_, taken, step.attended.data() + at);
+      step.partial = true;
+    } else if (!plan_->attended.empty()) {
+      std::fill_n(step.attended.data() + at, taken, ~std::uint64_t{0});
+    }
+    count += taken;
+    if (begin + taken < segment.end) {
+      offset_ += taken;
+      break;
+    }
+  }
+  step.count = count;
+  read_ += count;
+  return count > 0;
+}
+
+void TileBlocks::start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values,
+                       const TileBias& bias) {
+  plan_ = &plan;
+  rows_ = rows;
+  keys_ = &keys;
+  values_ = &values;
+  bias_ = &bias;
+  reader_.emplace(plan);
+}
+
+bool TileBlocks::read(TileBlock& block) {
+  if (!reader_->read(kTileKeys, step_)) return false;
+  block = {};
+  block.count = step_.count;
+  std::tie(block.keys, block.key_stride) = as_floats(*keys_, packed_keys_);
+  std::tie(block.values, block.value_stride) = as_floats(*values_, packed_values_);
+  if (step_.partial) block.attended = step_.attended.data();
+  block.soft_cap = soft_cap_;
+  const auto fill = [&](std::vector<float>& to, auto&& value) {
+    to.resize(static_cast<std::size_t>(kTileKeys * kTileRows));
+    for (Index i = 0; i < block.count; ++i) {
+      for (Index r = 0; r < rows_; ++r) to[static_cast<std::size_t>(i * kTileRows + r)] = value(i, r);
+    }
+    return to.data();
+  };
+  if (!plan_->inverse_p.empty()) {
+    block.inverse_p = fill(inverse_p_, [&](Index i, Index r) {
+      return plan_->inverse_p[static_cast<std::size_t>((step_.first + i) * rows_ + r)];
+    });
+  }
+  if ((*bias_)[0]) {
+    block.bias = fill(biases_, [&](Index i, Index r) {
+      return (*(*bias_)[static_cast<std::size_t>(r)])(step_.keys[static_cast<std::size_t>(i)]);
+    });
+  }
+  return true;
+}
+
+std::pair<const float*, Index> TileBlocks::as_floats(const TensorView& matrix, std::vector<float>& packed) const {
+  const std::int32_t first = step_.keys[0], last = step_.keys[static_cast<std::size_t>(step_.count - 1)];
+  const bool run = last - first == step_.count - 1;
+  if (run && matrix.dtype == DType::f32 && matrix.stride(1) == 1) return {matrix.at<float>(first, 0), matrix.stride(0)};
+  packed.resize(static_cast<std::size_t>(kTileKeys * matrix.size(1)));
+  if (run) {
+    pack_rows(matrix.slice(0, first, last + 1), nullptr, step_.count, packed.data());
+  } else {
+    pack_rows(matrix, step_.keys.data(), step_.count, packed.data());
+  }
+  return {packed.data(), matrix.size(1)};
+}
+
+}  // namespace reticle
