@@ -77,7 +77,9 @@ int verify(const std::filesystem::path& directory, bool known_only) {
     Report report;
     try {
       const CaseFile file(manifest);
-      report = file.json().contains("pattern") ? replay_pattern(file) : replay_hub(file);
+      report = file.json().contains("pattern")               ? replay_pattern(file)
+               : file.json().contains("suggested_tolerance") ? replay_nsa(file)
+                                                             : replay_hub(file);
     } catch (const std::exception& error) {
       report.fail(error.what());
     }

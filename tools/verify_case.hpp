@@ -76,5 +76,7 @@ class CaseFile {
 Report replay_hub(const CaseFile& file);
 /// A case of a pattern: a manifest with a "family" and a "pattern".
 Report replay_pattern(const CaseFile& file);
+/// A case of native-sparse-attention-triton: a manifest with an "op" and a "suggested_tolerance".
+Report replay_nsa(const CaseFile& file);
 
 }  // namespace reticle::tools

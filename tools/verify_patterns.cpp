@@ -7,6 +7,8 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/attention/llama/evaluate.hpp>
+#include <reticle/attention/llama/self_attention.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
@@ -219,6 +221,8 @@ class PatternCase {
     if (pattern == "LSH batch_retrieve") return retrieval(), report_;
     if (pattern == "sampling probability") return probabilities(), report_;
     if (pattern == "InferenceHandler") return handler(), report_;
+    if (pattern == "llama_attention_forward") return llama_layer(), report_;
+    if (pattern == "model_forward loss") return loss(), report_;
     std::string key = json_.at("family").get<std::string>() + "/" + pattern;
     // Compressions are named with their layer.
     if (const std::size_t layer = key.find("_l"); key.find("pyramidkv") != std::string::npos && layer != key.npos)
@@ -389,11 +393,9 @@ class PatternCase {
       const Json& of_stage = p.at(stage);
       return patterns().at("nano/" + of_stage.at("name").get<std::string>())(of_stage, 0);
     };
-    Json config;
-    config["prefill"]["maskers"] = one("prefill");
-    config["generation"]["maskers"] = one("generation");
-    config["causal"] = true;
-    const SparseAttention sparse = SparseAttention::from_json(config.dump());
+    const SparseAttention sparse = by_stage(one("prefill"), one("generation"));
+    const InferenceHandler inference(sparse);
+    InferenceState inference_state;
     const Index layers = p.at("num_layer_calls").get<Index>(), length = file_.tensor("queries").size(3);
     const Index prompt = length - p.at("output_length").get<Index>();
     SequenceState state;
@@ -414,7 +416,8 @@ class PatternCase {
                        static_cast<std::size_t>(mask.shape().positions()));
       report_.difference("mask_dense", largest_difference(to_dense(mask), std::vector<float>(kept.begin(), kept.end())),
                          0);
-      const AttentionResult result = attention(all.inputs(0, length, Stage::prefill, index), mask);
+      const AttentionResult result = inference.forward(all.inputs(0, length, Stage::prefill, index),
+                                                       p.at("output_length").get<Index>(), inference_state);
       const auto size = static_cast<std::size_t>(result.output.view().elements());
       report_.difference(
           "output",
@@ -424,6 +427,83 @@ class PatternCase {
       compare_recorded_sparsity("prefill_sparsity_list", layer, prefilled);
       compare_recorded_sparsity("generation_sparsity_list", layer, generated);
     }
+    const Json& expected = json_.at("expected");
+    for (const auto& [name, record] : {std::pair{"prefill_sparsity_avg", &inference_state.prefill},
+                                       std::pair{"generation_sparsity_avg", &inference_state.generation}})
+      report_.difference(name, std::abs(record->mean_sparsity() - expected.at(name).get<double>()),
+                         file_.tolerance("sparsity_atol", 1e-6));
+  }
+
+  static SparseAttention by_stage(Json prefill, Json generation) {
+    Json config;
+    config["prefill"]["maskers"] = std::move(prefill);
+    config["generation"]["maskers"] = std::move(generation);
+    config["causal"] = true;
+    return SparseAttention::from_json(config.dump());
+  }
+
+  /// One layer, prompt and output through its cache.
+  void llama_layer() {
+    const Json& p = parameters();
+    const auto handler_name = p.at("handler").get<std::string>();
+    const std::size_t to = handler_name.find("_to_");
+    InferenceHandler inference(by_stage(patterns().at("nano/" + handler_name.substr(0, to))(p.at("prefill"), 0),
+                                        patterns().at("nano/" + handler_name.substr(to + 4))(p.at("generation"), 0)));
+    inference.keep_masks(true);
+    const Index d = p.at("head_dim"), kv_heads = p.at("num_kv_heads"), output = p.at("output_length");
+    const Rope rope(d, p.at("rope_theta").get<double>(), std::nullopt);
+    const SelfAttention layer(d, rope,
+                              {file_.tensor("wq"), file_.tensor("wk"), file_.tensor("wv"), file_.tensor("wo")});
+    const TensorView& x = file_.tensor("hidden_states");
+    const Index length = x.size(1), prompt = length - output;
+    KvCache cache({1, kv_heads, d, d, length, DType::f32});
+    InferenceState state;
+    std::vector<float> ours;
+    const auto extend = [&](Index from, Index until, Stage stage) {
+      cache.extend(std::vector<std::int32_t>(static_cast<std::size_t>(until - from)));
+      const AttendedSequence sequence{&cache, 0, stage, &state};
+      const Index cu_seqlens[] = {0, until - from};
+      const TensorView rows(x.at<float>(0, from, 0), DType::f32, {until - from, x.size(2)});
+      const Tensor y = layer.extend(rows, cu_seqlens, {&sequence, 1}, &inference);
+      ours.insert(ours.end(), y.span<float>().begin(), y.span<float>().end());
+    };
+    extend(0, prompt, Stage::prefill);
+    extend(prompt, length, Stage::generation);
+    compare_values("output", ours);
+    for (const auto& [name, record] :
+         {std::pair{"prefill", &state.prefill}, std::pair{"generation", &state.generation}}) {
+      report_.difference(
+          name,
+          std::abs(record->mean_sparsity() - json_.at("expected").at(std::string(name) + "_sparsity").get<double>()),
+          1e-6);
+      const std::string mask_name = std::string(name) + "_mask_b0h0";
+      report_.difference(
+          mask_name, largest_difference(slice(record->masks.at(0).mask, Dim::heads, 0, 1), file_.mask_of(mask_name)),
+          0);
+    }
+  }
+
+  void loss() {
+    const Json& expected = json_.at("expected");
+    const double tolerance = file_.tolerance("loss_atol", 1e-5);
+    double sum = 0;
+    Index example = 0;
+    for (const Json& of_example : parameters().at("examples")) {
+      const std::string number = std::to_string(example);
+      const auto ids = file_.values<std::int64_t>("input_ids_" + number);
+      const TensorView& logits = file_.tensor("logits_" + number);
+      const double own =
+          loss_of_last({logits.data, logits.dtype, {logits.size(1), logits.size(2)}},
+                       std::vector<std::int32_t>(ids.begin(), ids.end()), of_example.at("output_length"));
+      report_.difference(
+          "per_example_loss",
+          std::abs(own - expected.at("per_example_loss").at(static_cast<std::size_t>(example)).get<double>()),
+          tolerance);
+      sum += own;
+      ++example;
+    }
+    report_.difference("loss", std::abs(sum / static_cast<double>(example) - expected.at("loss").get<double>()),
+                       tolerance);
   }
 
   void compare_recorded_sparsity(const char* name, Index layer, const Mask& mask) {

@@ -16,26 +16,32 @@ Rope::Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scali
   if (head_dim <= 0 || head_dim % 2 != 0)
     throw ValueError("rope: head_dim is " + std::to_string(head_dim) + "; needed is an even number > 0");
   positive(theta, "theta");
+  // In float, operation by operation, as models were trained: at position 100 000 a frequency that is rounded another
+  // way turns by 0.01 more.
+  const auto base = static_cast<float>(theta), width = static_cast<float>(head_dim);
   for (Index i = 0; i < head_dim / 2; ++i)
-    inverse_frequencies_.push_back(
-        static_cast<float>(std::pow(theta, -2 * static_cast<double>(i) / static_cast<double>(head_dim))));
+    inverse_frequencies_.push_back(1.0f / std::pow(base, static_cast<float>(2 * i) / width));
   if (!scaling) return;
   positive(scaling->factor, "scaling factor");
-  for (float& stored : inverse_frequencies_) {
-    const auto frequency = static_cast<double>(stored);
-    double scaled = frequency / scaling->factor;
-    if (scaling->type == RopeScaling::Type::llama3) {
-      const double low = scaling->low_freq_factor, high = scaling->high_freq_factor;
-      positive(low, "low_freq_factor");
-      if (!(high > low)) throw ValueError("rope: high_freq_factor must be above low_freq_factor");
-      const auto original = static_cast<double>(scaling->original_max_position_embeddings);
-      positive(original, "original_max_position_embeddings");
-      // Short waves stay, long ones are stretched, those between go from one to the other.
-      const double turns = original * frequency / (2 * std::numbers::pi);
-      const double smooth = std::clamp((turns - low) / (high - low), 0.0, 1.0);
-      scaled = (1 - smooth) * scaled + smooth * frequency;
+  const auto factor = static_cast<float>(scaling->factor), low = static_cast<float>(scaling->low_freq_factor),
+             high = static_cast<float>(scaling->high_freq_factor),
+             original = static_cast<float>(scaling->original_max_position_embeddings);
+  if (scaling->type == RopeScaling::Type::linear) {
+    for (float& frequency : inverse_frequencies_) frequency /= factor;
+    return;
+  }
+  positive(scaling->low_freq_factor, "low_freq_factor");
+  positive(static_cast<double>(original), "original_max_position_embeddings");
+  if (!(high > low)) throw ValueError("rope: high_freq_factor must be above low_freq_factor");
+  for (float& frequency : inverse_frequencies_) {
+    // Short waves stay, long ones are stretched, those between go from one to the other.
+    const float wavelength = 2 * std::numbers::pi_v<float> / frequency;
+    if (wavelength > original / low) {
+      frequency /= factor;
+    } else if (wavelength >= original / high) {
+      const float smooth = (original / wavelength - low) / (high - low);
+      frequency = (1 - smooth) * frequency / factor + smooth * frequency;
     }
-    stored = static_cast<float>(scaled);
   }
 }
 
@@ -50,6 +56,21 @@ RopeTable::RopeTable(std::span<const float> inverse_frequencies, std::span<const
       sines_.push_back(std::sin(angle));
     }
   }
+}
+
+void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name) {
+  if (cu_seqlens.empty() || cu_seqlens.front() != 0 || cu_seqlens.back() != tokens ||
+      !std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()))
+    throw ShapeError(std::string(name) + ": needed are ascending offsets from 0 to the number of tokens, " +
+                     std::to_string(tokens));
+}
+
+std::vector<Index> packed_positions(std::span<const Index> cu_seqlens, Index stride) {
+  std::vector<Index> positions;
+  for (std::size_t i = 1; i < cu_seqlens.size(); ++i) {
+    for (Index t = 0; t < cu_seqlens[i] - cu_seqlens[i - 1]; ++t) positions.push_back(t * stride);
+  }
+  return positions;
 }
 
 void RopeTable::apply(std::span<float> x, float direction) const {

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include <reticle/core/base/export.hpp>
@@ -49,5 +50,10 @@ class RETICLE_API Rope {
  private:
   std::vector<float> inverse_frequencies_;
 };
+
+/// ShapeError unless `cu_seqlens`, where packed sequences begin and the last ends, ascend from 0 to `tokens`.
+RETICLE_API void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name);
+/// 0, stride, 2 * stride, ... of each packed sequence.
+RETICLE_API std::vector<Index> packed_positions(std::span<const Index> cu_seqlens, Index stride = 1);
 
 }  // namespace reticle

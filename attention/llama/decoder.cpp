@@ -1,40 +1,51 @@
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <variant>
 
-#include <reticle/attention/layers/heads.hpp>
 #include <reticle/attention/layers/linear.hpp>
 #include <reticle/attention/layers/pointwise.hpp>
 #include <reticle/attention/llama/decoder.hpp>
+#include <reticle/attention/llama/self_attention.hpp>
 #include <reticle/attention/nsa/native_sparse_attention.hpp>
 
 namespace reticle {
 namespace {
 
-struct SelfAttention {
-  TensorView q_proj, k_proj, v_proj, o_proj;
-};
-
 struct Layer {
   TensorView attention_norm, feed_forward_norm, gate_proj, up_proj, down_proj;
-  std::variant<SelfAttention, NativeSparseAttention> attention;
+  std::optional<std::variant<SelfAttention, NativeSparseAttention>> attention;
 };
 
 /// What tensors are called.
 struct Names {
-  const char *embedding, *layer, *attention_norm, *attention, *feed_forward_norm, *feed_forward, *norm, *projection;
+  const char *embedding, *layer, *attention_norm, *feed_forward_norm, *feed_forward, *norm;
+  const char *q_proj, *k_proj, *v_proj, *o_proj;  // of self attention
 };
 
-constexpr Names kHuggingFace{"model.embed_tokens.weight", "model.layers.", "input_layernorm",   "self_attn.",
-                             "post_attention_layernorm",  "mlp.",          "model.norm.weight", ""};
-constexpr Names kToy{"embedding.weight", "layers.", "attn_norm",   "self_attn.",
-                     "ffn_norm",         "ffn.",    "norm.weight", "proj_"};
-
-std::string with_head_dim(const Names& names, const std::string& prefix, char which) {
-  const bool hugging_face = names.projection[0] == '\0';
-  return prefix + (hugging_face ? std::string(1, which) + "_proj.weight" : std::string("proj_") + which + ".weight");
-}
+constexpr Names kHuggingFace{
+    .embedding = "model.embed_tokens.weight",
+    .layer = "model.layers.",
+    .attention_norm = "input_layernorm.weight",
+    .feed_forward_norm = "post_attention_layernorm.weight",
+    .feed_forward = "mlp.",
+    .norm = "model.norm.weight",
+    .q_proj = "q_proj.weight",
+    .k_proj = "k_proj.weight",
+    .v_proj = "v_proj.weight",
+    .o_proj = "o_proj.weight",
+};
+constexpr Names kToy{
+    .embedding = "embedding.weight",
+    .layer = "layers.",
+    .attention_norm = "attn_norm.weight",
+    .feed_forward_norm = "ffn_norm.weight",
+    .feed_forward = "ffn.",
+    .norm = "norm.weight",
+    .q_proj = "proj_q.weight",
+    .k_proj = "proj_k.weight",
+    .v_proj = "proj_v.weight",
+    .o_proj = "proj_o.weight",
+};
 
 }  // namespace
 
@@ -49,6 +60,8 @@ struct Decoder::Model {
       : config(given), weights(from), rope(given.head_dim, given.rope_theta, given.rope_scaling) {
     config.validate();
     WeightReader reader(weights);
+    std::vector<SelfAttentionWeights> self_weights;
+    std::vector<NsaWeights> nsa_weights;
     const Names& names = config.family == DecoderFamily::llama ? kHuggingFace : kToy;
     const Index hidden = config.hidden_size, wide = config.intermediate_size;
     const Index queries = config.num_attention_heads * config.head_dim,
@@ -56,20 +69,20 @@ struct Decoder::Model {
     embedding = reader.take(names.embedding, {config.vocab_size, hidden});
     for (Index i = 0; i < config.num_hidden_layers; ++i) {
       const std::string prefix = names.layer + std::to_string(i) + ".";
-      const std::string attention = prefix + names.attention, feed_forward = prefix + names.feed_forward;
+      const std::string attention = prefix + "self_attn.", feed_forward = prefix + names.feed_forward;
       Layer layer;
-      layer.attention_norm = reader.take(prefix + names.attention_norm + ".weight", {hidden});
-      layer.feed_forward_norm = reader.take(prefix + names.feed_forward_norm + ".weight", {hidden});
+      layer.attention_norm = reader.take(prefix + names.attention_norm, {hidden});
+      layer.feed_forward_norm = reader.take(prefix + names.feed_forward_norm, {hidden});
       layer.gate_proj = reader.take(feed_forward + "gate_proj.weight", {wide, hidden});
       layer.up_proj = reader.take(feed_forward + "up_proj.weight", {wide, hidden});
       layer.down_proj = reader.take(feed_forward + "down_proj.weight", {hidden, wide});
       if (config.nsa) {
-        nsa.push_back(read_nsa_weights(reader, prefix + "nsa.", nsa_shape()));
+        nsa_weights.push_back(read_nsa_weights(reader, prefix + "nsa.", nsa_shape()));
       } else {
-        layer.attention = SelfAttention{reader.take(with_head_dim(names, attention, 'q'), {queries, hidden}),
-                                        reader.take(with_head_dim(names, attention, 'k'), {keys, hidden}),
-                                        reader.take(with_head_dim(names, attention, 'v'), {keys, hidden}),
-                                        reader.take(with_head_dim(names, attention, 'o'), {hidden, queries})};
+        self_weights.push_back({reader.take(attention + names.q_proj, {queries, hidden}),
+                                reader.take(attention + names.k_proj, {keys, hidden}),
+                                reader.take(attention + names.v_proj, {keys, hidden}),
+                                reader.take(attention + names.o_proj, {hidden, queries})});
         // Older files have the frequencies, which the config gives.
         reader.pass_over(attention + "rotary_emb.inv_freq");
       }
@@ -83,7 +96,13 @@ struct Decoder::Model {
       head = reader.take("lm_head.weight", {config.vocab_size, hidden});
     }
     reader.finish();
-    for (std::size_t i = 0; i < nsa.size(); ++i) layers[i].attention = NativeSparseAttention(nsa_shape(), rope, nsa[i]);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (config.nsa) {
+        layers[i].attention.emplace(NativeSparseAttention(nsa_shape(), rope, nsa_weights[i]));
+      } else {
+        layers[i].attention.emplace(SelfAttention(config.head_dim, rope, self_weights[i]));
+      }
+    }
   }
 
   NsaShape nsa_shape() const {
@@ -121,7 +140,6 @@ struct Decoder::Model {
   Rope rope;
   TensorView embedding, norm, head;
   std::vector<Layer> layers;
-  std::vector<NsaWeights> nsa;
 };
 
 Decoder::Decoder(const DecoderConfig& config, const Weights& weights)
@@ -150,82 +168,6 @@ DecoderState Decoder::start(Index capacity, DType dtype) const {
 
 namespace {
 
-/// The packed tokens of some sequences, layer by layer.
-class Pass {
- public:
-  Pass(const DecoderConfig& config, const Rope& rope, std::span<const Index> cu_seqlens,
-       std::span<DecoderState* const> states, const ForwardOptions& options, const Context& context)
-      : config_(config),
-        cu_seqlens_(cu_seqlens),
-        states_(states),
-        options_(options),
-        context_(context),
-        rope_(rope.at(positions(cu_seqlens, states))) {
-    for (DecoderState* state : states_)
-      stages_.push_back(options.stage.value_or(state->length() == 0 ? Stage::prefill : Stage::generation));
-  }
-
-  /// Attention of normalised x (tokens, hidden).
-  Tensor attend(const SelfAttention& weights, int layer, const Tensor& x) {
-    Tensor queries = linear(x, weights.q_proj, context_), keys = linear(x, weights.k_proj, context_);
-    const Tensor values = linear(x, weights.v_proj, context_);
-    rope_.rotate(queries.span<float>());
-    rope_.rotate(keys.span<float>());
-    Tensor mixed(DType::f32, {queries.view().size(0), queries.view().size(1)});
-    for (std::size_t i = 0; i < states_.size(); ++i) {
-      if (count(i) == 0) continue;
-      DecoderState& state = *states_[i];
-      state.cache.append(layer, tokens_of(keys, i), tokens_of(values, i));
-      AttentionInputs inputs;
-      inputs.queries = heads_first(tokens_of(queries, i));
-      inputs.keys = state.cache.keys(layer);
-      inputs.values = state.cache.values(layer);
-      inputs.scaling = 1 / std::sqrt(static_cast<float>(config_.head_dim));
-      inputs.causal = true;
-      inputs.layer = layer;
-      inputs.stage = stages_[i];
-      const AttentionResult result = options_.handler != nullptr
-                                         ? options_.handler->attend(inputs, state.attention, {}, context_)
-                                         : attention(inputs, Mask::full(inputs.shape()), {}, context_);
-      copy_tokens_first(result.output, mixed.span<float>().data() + cu_seqlens_[i] * mixed.view().size(1));
-    }
-    return linear(mixed, weights.o_proj, context_);
-  }
-
-  Tensor attend(const NativeSparseAttention& attention, int layer, const Tensor& x) {
-    std::vector<NsaSequence> sequences;
-    for (DecoderState* state : states_)
-      sequences.push_back({&state->cache, layer, &state->nsa[static_cast<std::size_t>(layer)]});
-    return attention.extend(x, cu_seqlens_, sequences, context_);
-  }
-
- private:
-  static std::vector<Index> positions(std::span<const Index> cu_seqlens, std::span<DecoderState* const> states) {
-    std::vector<Index> positions;
-    for (std::size_t i = 0; i < states.size(); ++i) {
-      for (Index t = cu_seqlens[i]; t < cu_seqlens[i + 1]; ++t)
-        positions.push_back(states[i]->length() + t - cu_seqlens[i]);
-    }
-    return positions;
-  }
-
-  Index count(std::size_t i) const { return cu_seqlens_[i + 1] - cu_seqlens_[i]; }
-
-  /// (tokens of sequence i, heads, head_dim) of (tokens, heads * head_dim).
-  TensorView tokens_of(const Tensor& packed, std::size_t i) const {
-    const TensorView rows = packed.view().slice(0, cu_seqlens_[i], cu_seqlens_[i + 1]);
-    return {rows.data, rows.dtype, {rows.size(0), rows.size(1) / config_.head_dim, config_.head_dim}};
-  }
-
-  const DecoderConfig& config_;
-  std::span<const Index> cu_seqlens_;
-  std::span<DecoderState* const> states_;
-  const ForwardOptions& options_;
-  const Context& context_;
-  RopeTable rope_;
-  std::vector<Stage> stages_;
-};
-
 /// Rows of a matrix as floats.
 Tensor gather_rows(const TensorView& matrix, std::span<const std::int32_t> rows) {
   Tensor gathered(DType::f32, {static_cast<Index>(rows.size()), matrix.size(1)});
@@ -235,6 +177,21 @@ Tensor gather_rows(const TensorView& matrix, std::span<const std::int32_t> rows)
   return gathered;
 }
 
+Tensor attend(const std::variant<SelfAttention, NativeSparseAttention>& attention, int layer, const Tensor& x,
+              std::span<const Index> cu_seqlens, std::span<DecoderState* const> states, std::span<const Stage> stages,
+              const InferenceHandler* handler, const Context& context) {
+  if (const auto* self = std::get_if<SelfAttention>(&attention)) {
+    std::vector<AttendedSequence> sequences;
+    for (std::size_t i = 0; i < states.size(); ++i)
+      sequences.push_back({&states[i]->cache, layer, stages[i], &states[i]->attention});
+    return self->extend(x, cu_seqlens, sequences, handler, context);
+  }
+  std::vector<NsaSequence> sequences;
+  for (DecoderState* state : states)
+    sequences.push_back({&state->cache, layer, &state->nsa[static_cast<std::size_t>(layer)]});
+  return std::get<NativeSparseAttention>(attention).extend(x, cu_seqlens, sequences, context);
+}
+
 }  // namespace
 
 Tensor Decoder::forward(std::span<const std::int32_t> tokens, std::span<const Index> cu_seqlens,
@@ -242,7 +199,9 @@ Tensor Decoder::forward(std::span<const std::int32_t> tokens, std::span<const In
                         const Context& context) const {
   const Model& model = *model_;
   model.require_fits(tokens, cu_seqlens, states, options);
-  Pass pass(model.config, model.rope, cu_seqlens, states, options, context);
+  std::vector<Stage> stages;
+  for (const DecoderState* state : states)
+    stages.push_back(options.stage.value_or(state->length() == 0 ? Stage::prefill : Stage::generation));
   for (std::size_t i = 0; i < states.size(); ++i) {
     try {
       states[i]->cache.extend(tokens.subspan(static_cast<std::size_t>(cu_seqlens[i]),
@@ -259,8 +218,7 @@ Tensor Decoder::forward(std::span<const std::int32_t> tokens, std::span<const In
     const Layer& layer = model.layers[i];
     const Tensor normalised = rms_norm(x, layer.attention_norm, epsilon, context);
     const Tensor attended =
-        std::visit([&](const auto& attention) { return pass.attend(attention, static_cast<int>(i), normalised); },
-                   layer.attention);
+        attend(*layer.attention, static_cast<int>(i), normalised, cu_seqlens, states, stages, options.handler, context);
     add(x.span<float>(), attended.span<float>());
     const Tensor again = rms_norm(x, layer.feed_forward_norm, epsilon, context);
     Tensor gate = linear(again, layer.gate_proj, context);

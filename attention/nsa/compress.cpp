@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <string>
 
+#include <reticle/attention/layers/heads.hpp>
 #include <reticle/attention/layers/linear.hpp>
+#include <reticle/attention/layers/rope.hpp>
 #include <reticle/attention/nsa/compress.hpp>
 
 namespace reticle {
@@ -95,13 +97,6 @@ Tensor transposed(const TensorView& weight, Index head) {
 
 }  // namespace
 
-void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name) {
-  if (cu_seqlens.empty() || cu_seqlens.front() != 0 || cu_seqlens.back() != tokens ||
-      !std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()))
-    throw ShapeError(std::string(name) + ": needed are ascending offsets from 0 to the number of tokens, " +
-                     std::to_string(tokens));
-}
-
 Packed compress(const TensorView& x, std::span<const Index> cu_seqlens, const CompressionWeights& weights,
                 const NsaConfig& config, const Context& context) {
   const Windows windows(x, cu_seqlens, weights, config);
@@ -140,14 +135,9 @@ CompressionGradients compress_backward(const TensorView& x, std::span<const Inde
   const TensorView wanted(nullptr, DType::f32, {windows.count(), heads, d});
   if (dy.dtype != DType::f32 || dy.rank != 3 || dy.shape != wanted.shape || !dy.contiguous())
     throw ShapeError("compress_backward: dy is " + dy.describe() + "; needed is contiguous " + wanted.describe());
-  const auto zeros = [](const TensorView& like) {
-    Tensor tensor(DType::f32, std::span<const Index>(like.shape.data(), static_cast<std::size_t>(like.rank)));
-    std::fill(tensor.span<float>().begin(), tensor.span<float>().end(), 0.0f);
-    return tensor;
-  };
-  CompressionGradients gradients{zeros(x), std::nullopt, std::nullopt};
-  if (weights.weight) gradients.weight = zeros(*weights.weight);
-  if (weights.position_embedding) gradients.position_embedding = zeros(*weights.position_embedding);
+  CompressionGradients gradients{zeros_like(x), std::nullopt, std::nullopt};
+  if (weights.weight) gradients.weight = zeros_like(*weights.weight);
+  if (weights.position_embedding) gradients.position_embedding = zeros_like(*weights.position_embedding);
   float* const dx = gradients.x.span<float>().data();
   // Heads share nothing, and each adds up in the order of its windows.
   context.for_each_chunk(heads, 1, [&](Index, Index head, Index) {

@@ -41,7 +41,4 @@ RETICLE_API CompressionGradients compress_backward(const TensorView& x, std::spa
                                                    const CompressionWeights& weights, const NsaConfig& config,
                                                    const TensorView& dy, const Context& context = {});
 
-/// ShapeError unless cu_seqlens are ascending offsets from 0 to `tokens`.
-RETICLE_API void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name);
-
 }  // namespace reticle

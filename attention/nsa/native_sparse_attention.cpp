@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/layers/heads.hpp>
@@ -12,15 +13,6 @@ namespace {
 
 float scaling_of(Index head_dim) { return 1 / std::sqrt(static_cast<float>(head_dim)); }
 
-/// (rows, heads * d) seen as (rows, heads, d).
-TensorView by_heads(const Tensor& packed, Index begin, Index end, Index head_dim) {
-  const TensorView rows = packed.view().slice(0, begin, end);
-  return {rows.data, rows.dtype, {rows.size(0), rows.size(1) / head_dim, head_dim}};
-}
-TensorView by_heads(const Tensor& packed, Index head_dim) {
-  return by_heads(packed, 0, packed.view().size(0), head_dim);
-}
-
 /// The queries of one KV head, and its keys and values.
 AttentionInputs of_kv_head(const TensorView& queries, const TensorView& keys, const TensorView& values, Index kv_head) {
   const Index group = queries.size(1) / keys.size(1);
@@ -30,14 +22,6 @@ AttentionInputs of_kv_head(const TensorView& queries, const TensorView& keys, co
   inputs.values = values.slice(1, kv_head, kv_head + 1);
   inputs.scaling = scaling_of(queries.size(3));
   return inputs;
-}
-
-std::vector<Index> positions(std::span<const Index> cu_seqlens, Index stride) {
-  std::vector<Index> positions;
-  for (std::size_t i = 1; i < cu_seqlens.size(); ++i) {
-    for (Index t = 0; t < cu_seqlens[i] - cu_seqlens[i - 1]; ++t) positions.push_back(t * stride);
-  }
-  return positions;
 }
 
 }  // namespace
@@ -93,7 +77,7 @@ NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, cons
   inputs.scaling = scaling_of(d);
   AttentionResult window =
       attention(inputs, window_mask(heads, n, length, first_query, config.window_size, context), {}, context);
-  copy_tokens_first(window.output, branches.window.span<float>().data());
+  copy_tokens_first(window.output, branches.window.span<float>().data(), heads * d);
   const auto lse = window.lse.span<float>();
   std::copy(lse.begin(), lse.end(), branches.window_lse.span<float>().begin());
   return branches;
@@ -128,11 +112,12 @@ NativeSparseAttention::NativeSparseAttention(const NsaShape& shape, const Rope& 
   if (weights.compress_value) compress_value_ = Tensor::copy(*weights.compress_value, DType::f32);
 }
 
-CompressionWeights NativeSparseAttention::key_compression() const {
-  return {weights_.compress_key ? std::optional(compress_key_.view()) : std::nullopt, position_embedding_.view()};
-}
-CompressionWeights NativeSparseAttention::value_compression() const {
-  return {weights_.compress_value ? std::optional(compress_value_.view()) : std::nullopt, std::nullopt};
+NsaCompression NativeSparseAttention::compression() const {
+  const auto if_there = [](const std::optional<TensorView>& given, const Tensor& as_floats) {
+    return given ? std::optional(as_floats.view()) : std::nullopt;
+  };
+  return {{if_there(weights_.compress_key, compress_key_), position_embedding_.view()},
+          {if_there(weights_.compress_value, compress_value_), std::nullopt}};
 }
 
 Tensor NativeSparseAttention::gates(const TensorView& x, const Context& context) const {
@@ -141,36 +126,43 @@ Tensor NativeSparseAttention::gates(const TensorView& x, const Context& context)
   return gates;
 }
 
+Tensor nsa_extend(const TensorView& queries, const TensorView& keys, const TensorView& values,
+                  std::span<const float> gates, const NsaSequence& sequence, const NsaCompression& compression,
+                  const Rope& rope, const NsaConfig& config, const Context& context) {
+  for (const TensorView* view : {&queries, &keys, &values}) require_rank(*view, 3, "NSA: queries, keys and values");
+  const Index count = queries.size(0), first = sequence.cache->length() - count;
+  sequence.compressed->append(keys, values, compression.keys, compression.values, rope, context);
+  std::vector<Index> positions(static_cast<std::size_t>(count));
+  std::iota(positions.begin(), positions.end(), first);
+  const RopeTable table = rope.at(positions);
+  Tensor rotated_queries = Tensor::copy(queries, DType::f32), rotated_keys = Tensor::copy(keys, DType::f32);
+  table.rotate(rotated_queries.span<float>());
+  table.rotate(rotated_keys.span<float>());
+  sequence.cache->append(sequence.layer, rotated_keys, values);
+  const NsaBranches branches = nsa_branches(
+      rotated_queries, sequence.cache->keys(sequence.layer), sequence.cache->values(sequence.layer),
+      sequence.compressed->compressed_keys(), sequence.compressed->compressed_values(), first, config, context);
+  Tensor mixed(DType::f32, {count, queries.size(1), values.size(2)});
+  mix_branches(branches, gates, mixed.span<float>());
+  return mixed;
+}
+
 Tensor NativeSparseAttention::extend(const TensorView& x, std::span<const Index> cu_seqlens,
                                      std::span<const NsaSequence> sequences, const Context& context) const {
   require_offsets(cu_seqlens, x.size(0), "NSA: cu_seqlens");
   const Index d = shape_.head_dim;
-  Tensor queries = linear(x, weights_.proj_q, context), keys = linear(x, weights_.proj_k, context);
-  const Tensor values = linear(x, weights_.proj_v, context), gate = gates(x, context);
+  const Tensor queries = linear(x, weights_.proj_q, context), keys = linear(x, weights_.proj_k, context),
+               values = linear(x, weights_.proj_v, context), gate = gates(x, context);
   Tensor mixed(DType::f32, {x.size(0), shape_.heads * d});
-  const auto part = [&](auto data, std::size_t i, Index width) {
-    return data.subspan(static_cast<std::size_t>(cu_seqlens[i] * width),
-                        static_cast<std::size_t>((cu_seqlens[i + 1] - cu_seqlens[i]) * width));
-  };
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     const Index begin = cu_seqlens[i], end = cu_seqlens[i + 1];
     if (begin == end) continue;
-    const NsaSequence& sequence = sequences[i];
-    const Index first = sequence.cache->length() - (end - begin);
-    const TensorView new_keys = by_heads(keys, begin, end, d), new_values = by_heads(values, begin, end, d);
-    sequence.compressed->append(new_keys, new_values, key_compression(), value_compression(), rope_, context);
-    std::vector<Index> at;
-    for (Index position = first; position < first + end - begin; ++position) at.push_back(position);
-    const RopeTable table = rope_.at(at);
-    table.rotate(part(queries.span<float>(), i, shape_.heads * d));
-    table.rotate(part(keys.span<float>(), i, shape_.kv_heads * d));
-    sequence.cache->append(sequence.layer, new_keys, new_values);
-    const NsaBranches branches =
-        nsa_branches(by_heads(queries, begin, end, d), sequence.cache->keys(sequence.layer),
-                     sequence.cache->values(sequence.layer), sequence.compressed->compressed_keys(),
-                     sequence.compressed->compressed_values(), first, shape_.config, context);
-    mix_branches(branches, part(gate.span<float>(), i, shape_.heads * 3),
-                 part(mixed.span<float>(), i, shape_.heads * d));
+    const Tensor part =
+        nsa_extend(by_heads(queries, begin, end, d), by_heads(keys, begin, end, d), by_heads(values, begin, end, d),
+                   rows_of(gate.span<float>(), begin, end, shape_.heads * 3), sequences[i], compression(), rope_,
+                   shape_.config, context);
+    const auto from = part.span<float>();
+    std::copy(from.begin(), from.end(), rows_of(mixed.span<float>(), begin, end, shape_.heads * d).begin());
   }
   return linear(mixed, weights_.proj_o, context);
 }
@@ -188,13 +180,13 @@ NsaTape NativeSparseAttention::forward(const TensorView& x, std::span<const Inde
   tape.values = linear(tape.x, weights_.proj_v, context);
   tape.gates = gates(tape.x, context);
   tape.keys = Tensor::copy(tape.raw_keys, DType::f32);
-  tape.compressed_keys = compress(by_heads(tape.raw_keys, d), cu_seqlens, key_compression(), shape_.config, context);
-  tape.compressed_values = compress(by_heads(tape.values, d), cu_seqlens, value_compression(), shape_.config, context);
-  const RopeTable table = rope_.at(positions(cu_seqlens, 1));
+  tape.compressed_keys = compress(by_heads(tape.raw_keys, d), cu_seqlens, compression().keys, shape_.config, context);
+  tape.compressed_values = compress(by_heads(tape.values, d), cu_seqlens, compression().values, shape_.config, context);
+  const RopeTable table = rope_.at(packed_positions(cu_seqlens));
   table.rotate(tape.queries.span<float>());
   table.rotate(tape.keys.span<float>());
   const std::vector<Index>& windows = tape.compressed_keys.cu_seqlens;
-  rope_.at(positions(windows, shape_.config.kernel_stride)).rotate(tape.compressed_keys.data.span<float>());
+  rope_.at(packed_positions(windows, shape_.config.kernel_stride)).rotate(tape.compressed_keys.data.span<float>());
   tape.mixed = Tensor(DType::f32, {x.size(0), shape_.heads * d});
   for (std::size_t i = 0; i + 1 < cu_seqlens.size(); ++i) {
     const Index begin = cu_seqlens[i], end = cu_seqlens[i + 1];
@@ -203,11 +195,8 @@ NsaTape NativeSparseAttention::forward(const TensorView& x, std::span<const Inde
         heads_first(by_heads(tape.values, begin, end, d)),
         tape.compressed_keys.data.view().slice(0, windows[i], windows[i + 1]),
         tape.compressed_values.data.view().slice(0, windows[i], windows[i + 1]), 0, shape_.config, context));
-    const auto part = [&](auto data, Index width) {
-      return data.subspan(static_cast<std::size_t>(begin * width), static_cast<std::size_t>((end - begin) * width));
-    };
-    mix_branches(tape.branches.back(), part(tape.gates.span<float>(), shape_.heads * 3),
-                 part(tape.mixed.span<float>(), shape_.heads * d));
+    mix_branches(tape.branches.back(), rows_of(tape.gates.span<float>(), begin, end, shape_.heads * 3),
+                 rows_of(tape.mixed.span<float>(), begin, end, shape_.heads * d));
   }
   tape.output = linear(tape.mixed, weights_.proj_o, context);
   return tape;
@@ -236,27 +225,9 @@ Tensor through_gate(const Tensor& branch, std::span<const float> gates, std::siz
   return gradient;
 }
 
-/// Adds a (1, heads, n, d) gradient to the tokens of a packed one, whose token `to` begins with.
-void add_heads_first(const Tensor& gradient, float* to, Index stride) {
-  const TensorView& view = gradient.view();
-  for (Index head = 0; head < view.size(1); ++head) {
-    for (Index i = 0; i < view.size(2); ++i) {
-      const float* from = view.at<float>(0, head, i, 0);
-      float* row = to + i * stride + head * view.size(3);
-      for (Index j = 0; j < view.size(3); ++j) row[j] += from[j];
-    }
-  }
-}
-
 /// (heads, n) seen as (1, heads, n).
 TensorView with_batch(const Tensor& lse) {
   return {lse.view().data, DType::f32, {1, lse.view().size(0), lse.view().size(1)}};
-}
-
-Tensor zeros(const TensorView& like) {
-  Tensor tensor(DType::f32, std::span<const Index>(like.shape.data(), static_cast<std::size_t>(like.rank)));
-  std::fill(tensor.span<float>().begin(), tensor.span<float>().end(), 0.0f);
-  return tensor;
 }
 
 }  // namespace
@@ -266,20 +237,17 @@ NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorVi
   const auto as_floats = [](const TensorView& weight) { return Tensor::copy(weight, DType::f32); };
   NsaGradients gradients;
   LinearGradients through_o = linear_backward(tape.mixed, as_floats(weights_.proj_o), dy);
-  Tensor d_gates = zeros(tape.gates), d_queries = zeros(tape.queries), d_keys = zeros(tape.keys),
-         d_values = zeros(tape.values), d_compressed_keys = zeros(tape.compressed_keys.data),
-         d_compressed_values = zeros(tape.compressed_values.data);
+  Tensor d_gates = zeros_like(tape.gates), d_queries = zeros_like(tape.queries), d_keys = zeros_like(tape.keys),
+         d_values = zeros_like(tape.values), d_compressed_keys = zeros_like(tape.compressed_keys.data),
+         d_compressed_values = zeros_like(tape.compressed_values.data);
   const std::vector<Index>& windows = tape.compressed_keys.cu_seqlens;
   for (std::size_t i = 0; i < tape.branches.size(); ++i) {
     const Index begin = tape.cu_seqlens[i], end = tape.cu_seqlens[i + 1];
     const NsaBranches& branches = tape.branches[i];
-    const auto part = [&](auto data, Index width) {
-      return data.subspan(static_cast<std::size_t>(begin * width), static_cast<std::size_t>((end - begin) * width));
-    };
     const auto at = [&](Tensor& tensor, Index width, Index row) { return tensor.span<float>().data() + row * width; };
-    const std::span<const float> gates = part(tape.gates.span<float>(), heads * 3);
-    const std::span<const float> d_mixed = part(through_o.x.span<float>(), heads * d);
-    const auto own_d_gates = part(d_gates.span<float>(), heads * 3);
+    const std::span<const float> gates = rows_of(tape.gates.span<float>(), begin, end, heads * 3);
+    const std::span<const float> d_mixed = rows_of(through_o.x.span<float>(), begin, end, heads * d);
+    const auto own_d_gates = rows_of(d_gates.span<float>(), begin, end, heads * 3);
     const TensorView queries = heads_first(by_heads(tape.queries, begin, end, d)),
                      keys = heads_first(by_heads(tape.keys, begin, end, d)),
                      values = heads_first(by_heads(tape.values, begin, end, d));
@@ -297,9 +265,9 @@ NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorVi
         attention_backward(all, compressed_mask(heads, end - begin, windows[i + 1] - windows[i], 0, shape_.config),
                            heads_first(branches.compressed.output), with_batch(branches.compressed.lse),
                            heads_first(d_compressed), {}, context);
-    add_heads_first(compressed.queries, to_queries, heads * d);
-    add_heads_first(compressed.keys, at(d_compressed_keys, kv_heads * d, windows[i]), kv_heads * d);
-    add_heads_first(compressed.values, at(d_compressed_values, kv_heads * d, windows[i]), kv_heads * d);
+    add_tokens_first(compressed.queries, to_queries, heads * d);
+    add_tokens_first(compressed.keys, at(d_compressed_keys, kv_heads * d, windows[i]), kv_heads * d);
+    add_tokens_first(compressed.values, at(d_compressed_values, kv_heads * d, windows[i]), kv_heads * d);
 
     const Tensor d_selected = through_gate(branches.selected, gates, 1, d_mixed, own_d_gates);
     for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
@@ -310,9 +278,9 @@ NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorVi
           of_kv_head(queries, keys, values, kv_head), mask, heads_first(branches.selected).slice(1, first, last),
           with_batch(branches.selected_lse).slice(1, first, last), heads_first(d_selected).slice(1, first, last), {},
           context);
-      add_heads_first(selected.queries, to_queries + first * d, heads * d);
-      add_heads_first(selected.keys, to_keys + kv_head * d, kv_heads * d);
-      add_heads_first(selected.values, to_values + kv_head * d, kv_heads * d);
+      add_tokens_first(selected.queries, to_queries + first * d, heads * d);
+      add_tokens_first(selected.keys, to_keys + kv_head * d, kv_heads * d);
+      add_tokens_first(selected.values, to_values + kv_head * d, kv_heads * d);
     }
 
     const Tensor d_window = through_gate(branches.window, gates, 2, d_mixed, own_d_gates);
@@ -321,14 +289,14 @@ NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorVi
     const AttentionGradients window = attention_backward(
         all, window_mask(heads, end - begin, end - begin, 0, shape_.config.window_size, context),
         heads_first(branches.window), with_batch(branches.window_lse), heads_first(d_window), {}, context);
-    add_heads_first(window.queries, to_queries, heads * d);
-    add_heads_first(window.keys, to_keys, kv_heads * d);
-    add_heads_first(window.values, to_values, kv_heads * d);
+    add_tokens_first(window.queries, to_queries, heads * d);
+    add_tokens_first(window.keys, to_keys, kv_heads * d);
+    add_tokens_first(window.values, to_values, kv_heads * d);
   }
-  const RopeTable table = rope_.at(positions(tape.cu_seqlens, 1));
+  const RopeTable table = rope_.at(packed_positions(tape.cu_seqlens));
   table.rotate_back(d_queries.span<float>());
   table.rotate_back(d_keys.span<float>());
-  rope_.at(positions(windows, shape_.config.kernel_stride)).rotate_back(d_compressed_keys.span<float>());
+  rope_.at(packed_positions(windows, shape_.config.kernel_stride)).rotate_back(d_compressed_keys.span<float>());
 
   const auto through_compression = [&](const Tensor& x, const CompressionWeights& weights, const Tensor& dy_compressed,
                                        const std::string& name, Tensor& to) {
@@ -339,10 +307,10 @@ NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorVi
     if (compression.position_embedding)
       gradients.weights.emplace("intra_block_pe", std::move(*compression.position_embedding));
   };
-  through_compression(tape.raw_keys, key_compression(), d_compressed_keys, "compress_key", d_keys);
-  through_compression(tape.values, value_compression(), d_compressed_values, "compress_value", d_values);
+  through_compression(tape.raw_keys, compression().keys, d_compressed_keys, "compress_key", d_keys);
+  through_compression(tape.values, compression().values, d_compressed_values, "compress_value", d_values);
 
-  gradients.x = zeros(tape.x);
+  gradients.x = zeros_like(tape.x);
   gradients.weights.emplace("proj_o.weight", std::move(through_o.weight));
   const auto through_projection = [&](const TensorView& weight, const Tensor& d_projected, const std::string& name) {
     LinearGradients projection = linear_backward(tape.x, as_floats(weight), d_projected);

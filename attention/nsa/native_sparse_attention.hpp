@@ -55,6 +55,18 @@ struct NsaSequence {
   NsaCache* compressed;
 };
 
+struct NsaCompression {
+  CompressionWeights keys, values;
+};
+
+/// The next tokens of one sequence, from what its projections make of them: queries (n, heads, d), keys and values (n,
+/// kv_heads, d) F32, not rotated, and gates (n, heads, 3). Appends to the caches, of which `cache` must have been
+/// extended by the tokens; returns (n, heads, d).
+RETICLE_API Tensor nsa_extend(const TensorView& queries, const TensorView& keys, const TensorView& values,
+                              std::span<const float> gates, const NsaSequence& sequence,
+                              const NsaCompression& compression, const Rope& rope, const NsaConfig& config,
+                              const Context& context = {});
+
 /// What a forward pass leaves for the backward one.
 struct NsaTape {
   Tensor x, queries, keys, values, raw_keys;  // (tokens, ...); queries and keys rotated, raw_keys not
@@ -89,8 +101,7 @@ class RETICLE_API NativeSparseAttention {
 
  private:
   Tensor gates(const TensorView& x, const Context& context) const;
-  CompressionWeights key_compression() const;
-  CompressionWeights value_compression() const;
+  NsaCompression compression() const;
 
   NsaShape shape_;
   Rope rope_;

@@ -1,0 +1,251 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include <reticle/attention/llama/evaluate.hpp>
+#include <reticle/attention/llama/generate.hpp>
+
+namespace reticle {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+double cross_entropy(std::span<const float> logits, std::int32_t target) {
+  const float max = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - static_cast<double>(max));
+  return static_cast<double>(max) + std::log(sum) - static_cast<double>(logits[static_cast<std::size_t>(target)]);
+}
+
+std::span<const float> row_of(const TensorView& logits, Index row) {
+  return {logits.at<float>(row, 0), static_cast<std::size_t>(logits.size(1))};
+}
+
+/// Tokens [0, prompt) through the prefill pipeline, the others through that of generation: logits of all, one tensor
+/// after the other.
+struct StagedLogits {
+  Tensor prompt, generated;
+  std::span<const float> row(Index i) const {
+    const Index of_prompt = prompt.view().size(0);
+    return i < of_prompt ? row_of(prompt, i) : row_of(generated, i - of_prompt);
+  }
+};
+
+StagedLogits staged_forward(const Decoder& decoder, std::span<const std::int32_t> tokens, Index prompt,
+                            DecoderState& state, const InferenceHandler* handler, const Context& context) {
+  ForwardOptions forward{Logits::all, Stage::prefill, handler};
+  StagedLogits logits;
+  logits.prompt = decoder.forward(tokens.first(static_cast<std::size_t>(prompt)), state, forward, context);
+  if (prompt == static_cast<Index>(tokens.size())) return logits;
+  forward.stage = Stage::generation;
+  logits.generated = decoder.forward(tokens.subspan(static_cast<std::size_t>(prompt)), state, forward, context);
+  return logits;
+}
+
+}  // namespace
+
+double loss_of_last(const TensorView& logits, std::span<const std::int32_t> tokens, Index output_length) {
+  require_rank(logits, 2, "loss: logits");
+  const auto count = static_cast<Index>(tokens.size());
+  if (logits.size(0) != count || logits.dtype != DType::f32 || output_length < 1 || output_length >= count)
+    throw ShapeError("loss: the last " + std::to_string(output_length) + " of " + std::to_string(count) +
+                     " tokens by logits " + logits.describe() +
+                     "; needed are F32 logits of every token, and at least one token before those that count");
+  double sum = 0;
+  for (Index i = count - output_length; i < count; ++i) {
+    const std::int32_t target = tokens[static_cast<std::size_t>(i)];
+    if (target < 0 || target >= logits.size(1))
+      throw ValueError("loss: token " + std::to_string(i) + " is " + std::to_string(target) + "; there are " +
+                       std::to_string(logits.size(1)) + " logits");
+    sum += cross_entropy(row_of(logits, i - 1), target);
+  }
+  return sum / static_cast<double>(output_length);
+}
+
+double LossResult::perplexity() const { return std::exp(loss); }
+
+LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> text, const LossOptions& options,
+                         const Context& context) {
+  const Index window = options.window, counted = options.output_length == 0 ? window : options.output_length;
+  if (window < 1 || counted < 1 || counted > window)
+    throw ValueError("evaluate: a window of " + std::to_string(window) + " tokens with an output of " +
+                     std::to_string(options.output_length) +
+                     "; needed is 0 <= output_length <= window, and window > 0");
+  const Index windows = std::min(options.tokens, static_cast<Index>(text.size()) - 1) / window;
+  if (windows < 1)
+    throw ValueError("evaluate: " + std::to_string(std::min(options.tokens, static_cast<Index>(text.size()))) +
+                     " tokens of text hold no window of " + std::to_string(window) + " and the token after it");
+  const Clock::time_point start = Clock::now();
+  LossResult result;
+  DecoderState state = decoder.start(window);
+  // What is generated begins after the token that predicts the first target that counts.
+  const Index prompt = options.output_length == 0 ? window : window - counted + 1;
+  double sum = 0;
+  for (Index w = 0; w < windows; ++w) {
+    if (options.progress) options.progress(w, windows);
+    state.reset();
+    const auto inputs = text.subspan(static_cast<std::size_t>(w * window), static_cast<std::size_t>(window));
+    const StagedLogits logits = staged_forward(decoder, inputs, prompt, state, options.handler, context);
+    for (Index i = window - counted; i < window; ++i)
+      sum += cross_entropy(logits.row(i), text[static_cast<std::size_t>(w * window + i + 1)]);
+    result.prefill.merge(state.attention.prefill);
+    result.generation.merge(state.attention.generation);
+  }
+  result.tokens = windows * counted;
+  result.loss = sum / static_cast<double>(result.tokens);
+  result.seconds = seconds_since(start);
+  return result;
+}
+
+// --- retrieval ---
+
+std::string_view name_of(RetrievalTask task) {
+  switch (task) {
+    case RetrievalTask::repeated_phrase:
+      return "repeated_phrase";
+    case RetrievalTask::needle:
+      return "needle";
+    case RetrievalTask::multi_needle:
+      return "multi_needle";
+    default:
+      return "variable_tracking";
+  }
+}
+
+namespace {
+
+constexpr std::string_view kNames[] = {"Moab", "Elam", "Edom", "Tyre", "Zidon", "Arpad", "Hamath", "Gozan"};
+constexpr Index kNeedles = 8, kChain = 4;
+
+std::size_t below(Philox& random, std::size_t bound) { return random.below(static_cast<std::uint32_t>(bound)); }
+
+/// A piece of the filler of so many bytes, from a random place, wrapping around.
+std::string piece_of(std::string_view filler, std::size_t length, Philox& random) {
+  std::string piece;
+  std::size_t at = below(random, filler.size());
+  while (piece.size() < length) {
+    const std::string_view part = filler.substr(at, length - piece.size());
+    piece += part;
+    at = 0;
+  }
+  return piece;
+}
+
+/// Sentences hidden at random places, in their order, in a text of so many bytes that ends with a question.
+std::string hide(const std::vector<std::string>& sentences, const std::string& question, Index length,
+                 std::string_view filler, Philox& random) {
+  std::size_t needed = question.size();
+  for (const std::string& sentence : sentences) needed += sentence.size();
+  if (static_cast<std::size_t>(length) < needed)
+    throw ValueError("a prompt of " + std::to_string(length) + " bytes is too short for the task; needed are " +
+                     std::to_string(needed));
+  const std::string hay = piece_of(filler, static_cast<std::size_t>(length) - needed, random);
+  std::vector<std::size_t> places;
+  for (std::size_t i = 0; i < sentences.size(); ++i) places.push_back(below(random, hay.size() + 1));
+  std::sort(places.begin(), places.end());
+  std::string prompt;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < sentences.size(); ++i) {
+    prompt += hay.substr(at, places[i] - at) + sentences[i];
+    at = places[i];
+  }
+  return prompt + hay.substr(at) + question;
+}
+
+std::string number(Philox& random) { return std::to_string(1000 + below(random, 9000)); }
+
+std::string says(std::string_view name, const std::string& value) {
+  return " The number of " + std::string(name) + " is " + value + ".";
+}
+
+/// Words of the filler, about `length` bytes of them.
+std::string word_list(std::string_view filler, std::size_t length, Philox& random) {
+  std::string list;
+  std::string_view rest;
+  while (list.size() < length) {
+    rest = filler.substr(below(random, filler.size()));
+    const std::size_t begin = std::min(rest.find(' '), rest.size() - 1) + 1;
+    const std::size_t end = std::min(rest.find(' ', begin), rest.size());
+    if (begin >= end) continue;
+    list += std::string(rest.substr(begin, end - begin)) + " ";
+  }
+  return list;
+}
+
+}  // namespace
+
+RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler, std::uint64_t seed) {
+  if (filler.find(' ') == std::string_view::npos) throw ValueError("retrieval: the filler text has no words");
+  Philox random(seed, static_cast<std::uint32_t>(task), 0, 0, 0);
+  switch (task) {
+    case RetrievalTask::repeated_phrase: {
+      // The list, text, and the list again, whose first words are the cue.
+      constexpr std::size_t kList = 96, kCue = 16;
+      const std::string list = word_list(filler, kList, random);
+      return {hide({" " + list}, list.substr(0, kCue), length, filler, random), list.substr(kCue)};
+    }
+    case RetrievalTask::needle: {
+      const std::string_view name = kNames[below(random, std::size(kNames))];
+      const std::string value = number(random);
+      return {hide({says(name, value)}, says(name, "").substr(0, says(name, "").size() - 1), length, filler, random),
+              value};
+    }
+    case RetrievalTask::multi_needle: {
+      std::vector<std::string> sentences, values;
+      for (Index i = 0; i < kNeedles; ++i) {
+        values.push_back(number(random));
+        sentences.push_back(says(kNames[i], values.back()));
+      }
+      const std::size_t asked = below(random, kNeedles);
+      const std::string question = says(kNames[asked], "");
+      return {hide(sentences, question.substr(0, question.size() - 1), length, filler, random), values[asked]};
+    }
+    default: {
+      // One value, handed on from name to name.
+      const std::string value = number(random);
+      std::vector<std::string> sentences{says(kNames[0], value)};
+      for (Index i = 1; i < kChain; ++i)
+        sentences.push_back(says(kNames[i], "the number of " + std::string(kNames[i - 1])));
+      const std::string question = says(kNames[kChain - 1], "");
+      return {hide(sentences, question.substr(0, question.size() - 1), length, filler, random), value};
+    }
+  }
+}
+
+RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view filler, const RetrievalOptions& options,
+                                   const Context& context) {
+  if (decoder.config().vocab_size != 256)
+    throw ValueError("retrieval: the model's vocabulary has " + std::to_string(decoder.config().vocab_size) +
+                     " tokens; tasks are made of bytes, for vocabularies of 256");
+  if (options.samples < 1) throw ValueError("retrieval: needed is at least one sample");
+  const Clock::time_point start = Clock::now();
+  RetrievalResult result;
+  Index bytes = 0, right = 0, exact = 0;
+  for (Index sample = 0; sample < options.samples; ++sample) {
+    if (options.progress) options.progress(sample, options.samples);
+    const RetrievalExample example = make_example(options.task, options.length, filler,
+                                                  derive_seed(options.seed, static_cast<std::uint64_t>(sample) + 1));
+    const std::vector<std::int32_t> tokens = bytes_to_tokens(example.prompt + example.answer);
+    const auto prompt = static_cast<Index>(example.prompt.size()), count = static_cast<Index>(tokens.size());
+    DecoderState state = decoder.start(count);
+    const StagedLogits logits =
+        staged_forward(decoder, std::span(tokens).first(tokens.size() - 1), prompt, state, options.handler, context);
+    Index own = 0;
+    for (Index i = prompt; i < count; ++i) {
+      const auto row = logits.row(i - 1);
+      own += std::max_element(row.begin(), row.end()) - row.begin() == tokens[static_cast<std::size_t>(i)] ? 1 : 0;
+    }
+    right += own;
+    bytes += count - prompt;
+    exact += own == count - prompt ? 1 : 0;
+    result.prefill.merge(state.attention.prefill);
+    result.generation.merge(state.attention.generation);
+  }
+  result.accuracy = static_cast<double>(right) / static_cast<double>(bytes);
+  result.exact = static_cast<double>(exact) / static_cast<double>(options.samples);
+  result.seconds = seconds_since(start);
+  return result;
+}
+
+}  // namespace reticle
