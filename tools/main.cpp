@@ -91,6 +91,78 @@ int dispatch(int argc, char** argv) {
   show_command.add_option("--head", show_options.head, "which head to draw")->capture_default_str();
   show_command.add_option("--png", show_options.png, "write a picture instead");
 
+  const auto add_model_options = [](CLI::App& command, ModelOptions& model) {
+    command.add_option("--model", model.model, "folder with config.json and *.safetensors; default: the bundled one")
+        ->check(CLI::ExistingDirectory);
+    command.add_option("--threads", model.threads, "default: all cores")->check(CLI::Range(0, 1024));
+  };
+  GenerateCommand generate_options;
+  CLI::App& generate_command = *app.add_subcommand("generate", "Continue prompts with a model");
+  add_model_options(generate_command, generate_options.model);
+  generate_command.add_option("--prompt", generate_options.prompts, "text; several: a batch");
+  generate_command.add_option("--prompt-file", generate_options.prompt_file, "file with a prompt");
+  generate_command.add_option("--tokens", generate_options.tokens, "a prompt as token ids, for any vocabulary")
+      ->delimiter(',');
+  generate_command.add_option("--config", generate_options.config, "JSON config for both stages; default: dense");
+  generate_command.add_option("--prefill", generate_options.prefill, "JSON config for the prompt");
+  generate_command.add_option("--generation", generate_options.generation, "JSON config for what is generated");
+  generate_command.add_option("--max-new-tokens", generate_options.max_new_tokens)
+      ->check(CLI::Range(Index{0}, Index{1} << 30))
+      ->capture_default_str();
+  generate_command.add_option("--temperature", generate_options.temperature, "0: the most likely token")
+      ->capture_default_str();
+  generate_command.add_option("--top-p", generate_options.top_p, "draw from the likeliest tokens of this mass")
+      ->capture_default_str();
+  generate_command.add_option("--seed", generate_options.seed, "of the draws")->capture_default_str();
+  generate_command.add_option("--stop", generate_options.stops, "a byte that ends a sequence");
+  generate_command.add_option("--cache", generate_options.cache, "how keys and values are stored")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+      ->capture_default_str();
+  generate_command.add_option("--masks", generate_options.masks, "safetensors for what the first prompt attended to");
+  generate_command.add_flag("--stats", generate_options.stats, "times, densities and cache size on stderr");
+  generate_command.add_flag("--json", generate_options.json, "tokens and figures as JSON");
+
+  EvaluateCommand evaluate_options;
+  CLI::App& evaluate_command = *app.add_subcommand("evaluate", "Measure what configs cost in loss and retrieval");
+  evaluate_command.add_option("configs", evaluate_options.configs, "JSON configs; dense attention is always measured");
+  add_model_options(evaluate_command, evaluate_options.model);
+  evaluate_command.add_option("--grid", evaluate_options.grid,
+                              R"(JSON list of {"config": file or object, "name": ..., "grid": {pointer: [values]}})");
+  evaluate_command.add_option("--text", evaluate_options.text, "file; default: the model's held-out text");
+  evaluate_command.add_option("--window", evaluate_options.window, "tokens of a piece of text")
+      ->check(CLI::Range(Index{1}, Index{1} << 30))
+      ->capture_default_str();
+  evaluate_command
+      .add_option("--output-length", evaluate_options.output_length,
+                  "last tokens of a window that are generated, and counted; 0: all are prefilled, and counted")
+      ->check(CLI::Range(Index{0}, Index{1} << 30))
+      ->capture_default_str();
+  evaluate_command.add_option("--max-tokens", evaluate_options.tokens, "of the text, at most")->capture_default_str();
+  evaluate_command
+      .add_option("--tasks", evaluate_options.tasks, "some of repeated_phrase, needle, multi_needle, variable_tracking")
+      ->delimiter(',');
+  evaluate_command.add_option("--lengths", evaluate_options.lengths, "of the tasks' prompts, in bytes")
+      ->delimiter(',')
+      ->capture_default_str();
+  evaluate_command.add_option("--samples", evaluate_options.samples, "of each task and length")->capture_default_str();
+  evaluate_command.add_option("--seed", evaluate_options.seed, "of the tasks")->capture_default_str();
+  evaluate_command.add_option("--output", evaluate_options.output,
+                              "JSON file for results; a later run goes on from it");
+  evaluate_command.add_option("--csv", evaluate_options.csv, "CSV file for the losses");
+  evaluate_command.add_flag("--json", evaluate_options.json, "results as JSON");
+
+  BenchModelCommand bench_options;
+  CLI::App& bench_command = *app.add_subcommand("bench-model", "Time generation, sparse against dense");
+  bench_command.add_option("configs", bench_options.configs, "JSON configs; dense attention is always measured");
+  add_model_options(bench_command, bench_options.model);
+  bench_command.add_option("--text", bench_options.text, "file; default: the model's held-out text");
+  bench_command.add_option("--lengths", bench_options.lengths, "of prompt and output together")
+      ->delimiter(',')
+      ->capture_default_str();
+  bench_command.add_option("--new-tokens", bench_options.new_tokens, "of the output")->capture_default_str();
+  bench_command.add_option("--repeats", bench_options.repeats, "whose median is taken")->capture_default_str();
+  bench_command.add_flag("--json", bench_options.json, "figures as JSON");
+
   std::string patterns;
   int heads = 0;
   CLI::App& import_command =
@@ -128,6 +200,9 @@ int dispatch(int argc, char** argv) {
   }
   if (check_command.parsed()) return check(config, print);
   if (show_command.parsed()) return show(show_options);
+  if (generate_command.parsed()) return generate(generate_options);
+  if (evaluate_command.parsed()) return evaluate(evaluate_options);
+  if (bench_command.parsed()) return bench_model(bench_options);
   if (import_command.parsed()) return import_minference(patterns, heads);
   return verify(directory, known_only);
 }

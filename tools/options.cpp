@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <unistd.h>
+
+#include <fmt/core.h>
 
 namespace reticle::tools {
 
-std::filesystem::path bundled_tensors() {
-  constexpr const char* kFile = "attention_4096.safetensors";
+std::filesystem::path bundled(const std::string& name) {
   std::vector<std::filesystem::path> places;
   if (const char* folder = std::getenv("RETICLE_DATA")) places.emplace_back(folder);
   std::error_code error;
@@ -17,10 +21,9 @@ std::filesystem::path bundled_tensors() {
   if (!error) places.push_back(self.parent_path().parent_path() / "share/reticle/data");
   places.emplace_back(RETICLE_SOURCE_DATA);
   for (const std::filesystem::path& place : places) {
-    if (std::filesystem::exists(place / kFile, error)) return place / kFile;
+    if (std::filesystem::exists(place / name, error)) return place / name;
   }
-  throw Error(std::string("the bundled tensors, ") + kFile +
-              ", were not found; give a file with --input, or their folder " + "in RETICLE_DATA");
+  throw Error("the bundled " + name + " was not found; give your own, or its folder in RETICLE_DATA");
 }
 
 namespace {
@@ -65,7 +68,7 @@ std::vector<int> parse_layers(std::string_view text, const std::vector<int>& kno
 }  // namespace
 
 InputFile::InputFile(const InputOptions& options)
-    : options_(options), file_(options.file.empty() ? bundled_tensors() : std::filesystem::path(options.file)) {
+    : options_(options), file_(options.file.empty() ? bundled(kBundledTensors) : std::filesystem::path(options.file)) {
   std::vector<int> known;
   if (file_.contains("queries")) {
     single_ = true;
@@ -138,6 +141,48 @@ std::string Table::text() const {
     text += line + '\n';
   }
   return text;
+}
+
+Progress::Progress(std::string unit, bool quiet)
+    : unit_(std::move(unit)), shown_(!quiet && isatty(STDERR_FILENO) != 0) {}
+
+Progress::~Progress() {
+  if (shown_) fmt::print(stderr, "\r\033[K");
+}
+
+void Progress::at(Index done, Index total) const {
+  if (!shown_ || total < 2) return;
+  constexpr Index kWidth = 30;
+  const auto filled = static_cast<std::size_t>(done * kWidth / total);
+  fmt::print(stderr, "\r\033[K[{}{}] {}/{} {}", std::string(filled, '#'), std::string(kWidth - filled, '.'), done,
+             total, unit_);
+  std::fflush(stderr);
+}
+
+std::string percent(double share) { return fmt::format("{:.2f} %", 100 * share); }
+std::string milliseconds(double seconds) { return fmt::format("{:.1f} ms", 1000 * seconds); }
+
+std::string bytes(Index count) {
+  if (count < 10'000) return fmt::format("{} B", count);
+  if (count < 10'000'000) return fmt::format("{:.1f} kB", static_cast<double>(count) / 1e3);
+  return fmt::format("{:.1f} MB", static_cast<double>(count) / 1e6);
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::error_code ignored;
+  if (!file || std::filesystem::is_directory(path, ignored)) throw Error(path.string() + ": cannot be read");
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+void write_file(const std::filesystem::path& path, const std::string& text) {
+  const std::filesystem::path partial = path.string() + ".partial";
+  std::ofstream file(partial, std::ios::binary);
+  file << text;
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(partial, path, error);
+  if (!file || error) throw Error(path.string() + ": cannot be written");
 }
 
 void require_writable(const std::filesystem::path& path) {

@@ -6,13 +6,15 @@
 #include <string>
 #include <vector>
 
-#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/attention/llama/decoder.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 
 namespace reticle::tools {
 
-/// The tensors that come with Reticle: in RETICLE_DATA, installed beside the command, or in the source tree.
-std::filesystem::path bundled_tensors();
+/// A file or folder that comes with Reticle: in RETICLE_DATA, installed beside the command, or in the source tree.
+std::filesystem::path bundled(const std::string& name);
+inline constexpr const char* kBundledTensors = "attention_4096.safetensors";
+inline constexpr const char* kBundledModel = "byte-llama-3m";
 
 /// Which tensors of a file to use, and how.
 struct InputOptions {
@@ -54,6 +56,28 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
+/// "[###.......] 2/4 layers", redrawn on stderr when it is a terminal, and cleared at the end.
+class Progress {
+ public:
+  Progress(std::string unit, bool quiet);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  void at(Index done, Index total) const;
+
+ private:
+  std::string unit_;
+  bool shown_;
+};
+
+std::string percent(double share);         // "12.34 %"
+std::string milliseconds(double seconds);  // "12.3 ms"
+std::string bytes(Index count);            // "12.3 kB"
+/// The whole file; Error when it cannot be read.
+std::string read_file(const std::filesystem::path& path);
+/// Beside the file and renamed into place, so that a failed write leaves the old one.
+void write_file(const std::filesystem::path& path, const std::string& text);
+
 /// A writable file name, or Error: checked before the work is done rather than after.
 void require_writable(const std::filesystem::path& path);
 
@@ -80,6 +104,56 @@ struct ShowOptions {
   std::string png;
 };
 int show(const ShowOptions& options);
+
+/// Which model to run, and which patterns it attends by.
+struct ModelOptions {
+  std::string model;  // folder; empty: the bundled one
+  int threads = 0;
+};
+Decoder load_model(const ModelOptions& options);
+/// Threads as asked for; with few, the matrix products' too.
+Context context_for(int threads);
+/// Text as tokens of a byte-level model; Error for another vocabulary.
+std::vector<std::int32_t> text_tokens(const Decoder& decoder, std::string_view text);
+/// --text's bytes, or the model's heldout.safetensors, or the bundled model's.
+std::string held_out_text(const std::string& file, const std::string& model);
+InferenceHandler handler_of(const std::string& prefill, const std::string& generation);
+
+struct GenerateCommand {
+  ModelOptions model;
+  std::vector<std::string> prompts, stops;
+  std::string prompt_file, config, prefill, generation, masks, cache = "f32";
+  std::vector<std::int32_t> tokens;
+  Index max_new_tokens = 128;
+  double temperature = 0, top_p = 1;
+  std::uint64_t seed = 0;
+  bool json = false, stats = false;
+};
+/// Continues prompts.
+int generate(const GenerateCommand& options);
+
+struct EvaluateCommand {
+  ModelOptions model;
+  std::vector<std::string> configs, tasks;
+  std::string grid, text, output, csv;
+  std::vector<Index> lengths{512, 1024, 2048};
+  Index window = 1024, output_length = 0, tokens = 32768, samples = 16;
+  std::uint64_t seed = 0;
+  bool json = false;
+};
+/// Loss and retrieval against density, of configs and of dense attention.
+int evaluate(const EvaluateCommand& options);
+
+struct BenchModelCommand {
+  ModelOptions model;
+  std::vector<std::string> configs;
+  std::string text;
+  std::vector<Index> lengths{1024, 2048, 4096};
+  Index new_tokens = 64, repeats = 3;
+  bool json = false;
+};
+/// Times and memory of generating, of configs and of dense attention.
+int bench_model(const BenchModelCommand& options);
 
 /// Prints a config for MInference's per-head patterns.
 int import_minference(const std::filesystem::path& file, int heads);

@@ -1,6 +1,3 @@
-#include <cstdio>
-#include <unistd.h>
-
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
@@ -10,39 +7,6 @@ namespace reticle::tools {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string percent(double share) { return fmt::format("{:.2f} %", 100 * share); }
-std::string milliseconds(double seconds) { return fmt::format("{:.1f} ms", 1000 * seconds); }
-
-std::string bytes(Index count) {
-  if (count < 10'000) return fmt::format("{} B", count);
-  if (count < 10'000'000) return fmt::format("{:.1f} kB", static_cast<double>(count) / 1e3);
-  return fmt::format("{:.1f} MB", static_cast<double>(count) / 1e6);
-}
-
-/// "[###.......] 2/4 layers", redrawn on stderr when it is a terminal.
-class Progress {
- public:
-  Progress(std::size_t total, bool quiet) : total_(total), shown_(!quiet && total > 1 && isatty(STDERR_FILENO) != 0) {}
-  ~Progress() {
-    if (shown_) fmt::print(stderr, "\r\033[K");
-  }
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-
-  void at(std::size_t done) const {
-    if (!shown_) return;
-    constexpr std::size_t kWidth = 30;
-    const std::size_t filled = done * kWidth / total_;
-    fmt::print(stderr, "\r[{}{}] {}/{} layers", std::string(filled, '#'), std::string(kWidth - filled, '.'), done,
-               total_);
-    std::fflush(stderr);
-  }
-
- private:
-  std::size_t total_;
-  bool shown_;
-};
 
 struct LayerReport {
   int layer = 0;
@@ -157,10 +121,10 @@ int run(const RunOptions& options) {
   std::vector<AttentionResult> results;
   SequenceState state;
   {
-    const Progress progress(file.layers().size(), options.json);
-    std::size_t done = 0;
+    const Progress progress("layers", options.json);
+    Index done = 0;
     for (const int layer : file.layers()) {
-      progress.at(done++);
+      progress.at(done++, static_cast<Index>(file.layers().size()));
       const AttentionInputs inputs = file.inputs(layer);
       const Index queries = inputs.queries_length(), split = queries - options.output_length;
       if (options.output_length != 0 && split < 1)

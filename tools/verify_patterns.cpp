@@ -223,6 +223,7 @@ class PatternCase {
     if (pattern == "InferenceHandler") return handler(), report_;
     if (pattern == "llama_attention_forward") return llama_layer(), report_;
     if (pattern == "model_forward loss") return loss(), report_;
+    if (pattern == "offline pattern search") return search(), report_;
     std::string key = json_.at("family").get<std::string>() + "/" + pattern;
     // Compressions are named with their layer.
     if (const std::size_t layer = key.find("_l"); key.find("pyramidkv") != std::string::npos && layer != key.npos)
@@ -517,6 +518,40 @@ class PatternCase {
     for (const auto& [name, expected] : json_.at("expected").at("sparsity").items())
       report_.difference(name, std::abs(sparsity(file_.mask_of(name)) - expected.get<double>()),
                          file_.tolerance("sparsity_atol", 1e-6));
+  }
+
+  /// MInference's search: which candidate covers the most attention of the later rows.
+  void search() {
+    const Json &p = parameters(), &expected = json_.at("expected");
+    const Sequence all{file_.tensor("queries"), file_.tensor("keys"), file_.tensor("keys")};
+    const AttentionInputs inputs = all.inputs(0, all.queries.size(2), Stage::prefill);
+    const Index from = p.at("eval_rows_from"), block = p.at("search_block");
+    const auto maskers = [&](const std::string& type, Index first, Index second) {
+      if (type == "stream_llm")  // the search's window keeps one distance more than the kernel's
+        return Json::array({masker("sink", {{"sink_size", first}}), masker("local", {{"window_size", second + 1}})});
+      if (type == "vertical_and_slash") return vertical_slash(first, second, p.at("last_q"), 30, 30);
+      const Index blocks = (inputs.keys_length() + block - 1) / block;
+      return Json::array(
+          {masker("block_sparse",
+                  {{"chunk_size", block}, {"top_chunks", std::max<Index>(1, blocks / first)}, {"sink_chunks", 0}})});
+    };
+    const AttentionResult dense = attention(inputs, Mask::full(inputs.shape()));
+    double best = -1;
+    for (const Json& recorded : expected.at("all_scores")) {
+      SequenceState state;
+      const Mask mask = pipeline(maskers(recorded.at(0), recorded.at(1), recorded.at(2))).mask(inputs, state);
+      const AttentionResult sparse = attention(inputs, mask);
+      double mass = 0;
+      for (Index row = from; row < inputs.queries_length(); ++row)
+        mass += std::exp(static_cast<double>(*sparse.lse.view().at<float>(0, 0, row)) -
+                         static_cast<double>(*dense.lse.view().at<float>(0, 0, row)));
+      mass /= static_cast<double>(inputs.queries_length() - from);
+      report_.difference(recorded.at(0).get<std::string>(), std::abs(mass - recorded.at(3).get<double>()),
+                         file_.tolerance("score_atol", 2e-5));
+      best = std::max(best, mass);
+    }
+    report_.difference("best", std::abs(best - expected.at("best").at(3).get<double>()),
+                       file_.tolerance("score_atol", 2e-5));
   }
 
   /// Of any signed integer type.

@@ -26,7 +26,7 @@ struct LossOptions {
   EvaluationProgress progress;
 };
 
-struct LossResult {
+struct RETICLE_API LossResult {
   double loss = 0;   // nats per token
   Index tokens = 0;  // that counted
   double seconds = 0;

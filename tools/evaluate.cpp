@@ -1,0 +1,248 @@
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <set>
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <reticle/attention/llama/evaluate.hpp>
+
+#include "options.hpp"
+
+namespace reticle::tools {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// One pipeline to be evaluated. `config` is empty for dense attention.
+struct Candidate {
+  std::string name;
+  Json parameters = Json::object();  // what a sweep set, by JSON pointer
+  std::optional<SparseAttention> config;
+
+  std::string label() const {
+    std::string label = name;
+    for (const auto& [pointer, value] : parameters.items())
+      label += " " + pointer.substr(pointer.rfind('/') + 1) + "=" + value.dump();
+    return label;
+  }
+};
+
+/// Every combination of a sweep's values, set into its config.
+void add_sweep(const Json& sweep, const std::filesystem::path& directory, std::vector<Candidate>& candidates) {
+  const auto reject = [&](const std::string& what) { throw ConfigError("--grid: " + what + ": " + sweep.dump()); };
+  if (!sweep.is_object() || !sweep.contains("config")) reject(R"(each entry needs a "config", a file or an object)");
+  const Json& given = sweep.at("config");
+  const std::filesystem::path file = given.is_string() ? directory / given.get<std::string>() : std::filesystem::path();
+  const Json base = given.is_string() ? Json::parse(read_file(file), nullptr, true, true) : given;
+  const std::filesystem::path base_directory = given.is_string() ? file.parent_path() : directory;
+  const std::string name = sweep.value("name", given.is_string() ? file.stem().string() : std::string("config"));
+  std::vector<std::pair<Json, Json>> made{{base, Json::object()}};
+  const Json& grid = sweep.contains("grid") ? sweep.at("grid") : Json::object();
+  if (!grid.is_object()) reject(R"("grid" must map JSON pointers into the config to lists of values)");
+  for (const auto& [pointer, values] : grid.items()) {
+    if (!values.is_array()) reject("\"" + pointer + "\" needs a list of values");
+    std::vector<std::pair<Json, Json>> next;
+    for (const auto& [config, parameters] : made) {
+      for (const Json& value : values) {
+        next.emplace_back(config, parameters);
+        try {
+          const Json::json_pointer place(pointer);
+          if (!config.contains(place.parent_pointer())) reject("the config has no place \"" + pointer + "\"");
+          next.back().first[place] = value;
+        } catch (const nlohmann::json::exception&) {
+          reject("\"" + pointer + "\" is no JSON pointer into the config");
+        }
+        next.back().second[pointer] = value;
+      }
+    }
+    made = std::move(next);
+  }
+  for (const auto& [config, parameters] : made) {
+    try {
+      candidates.push_back(
+          {name, parameters, SparseAttention::from_json(config.dump(), base_directory.empty() ? "." : base_directory)});
+    } catch (const ConfigError& error) {
+      throw ConfigError("--grid: " + name + " with " + parameters.dump() + ": " + error.what());
+    }
+  }
+}
+
+std::vector<Candidate> candidates_of(const EvaluateCommand& command) {
+  std::vector<Candidate> candidates{{"dense", Json::object(), std::nullopt}};
+  for (const std::string& file : command.configs)
+    candidates.push_back(
+        {std::filesystem::path(file).stem().string(), Json::object(), SparseAttention::from_file(file)});
+  if (!command.grid.empty()) {
+    Json sweeps;
+    try {
+      sweeps = Json::parse(read_file(command.grid), nullptr, true, true);
+    } catch (const nlohmann::json::exception& error) {
+      throw ConfigError(command.grid + ": is not JSON: " + error.what());
+    }
+    if (!sweeps.is_array())
+      throw ConfigError(command.grid + ": needed is a list of {\"config\": ..., \"grid\": {...}}");
+    for (const Json& sweep : sweeps) add_sweep(sweep, std::filesystem::path(command.grid).parent_path(), candidates);
+  }
+  return candidates;
+}
+
+RetrievalTask task_of(const std::string& name) {
+  for (const RetrievalTask task : {RetrievalTask::repeated_phrase, RetrievalTask::needle, RetrievalTask::multi_needle,
+                                   RetrievalTask::variable_tracking}) {
+    if (name == name_of(task)) return task;
+  }
+  throw Error("--tasks " + name + ": needed are some of repeated_phrase, needle, multi_needle, variable_tracking");
+}
+
+Json json_of(const StageRecord& record) {
+  if (record.sparsity.empty()) return nullptr;
+  return {{"density", record.density()}, {"mean_sparsity", record.mean_sparsity()}};
+}
+
+/// Results as they are made, in a file that a later run goes on from.
+class Results {
+ public:
+  Results(std::string path, Json settings) : path_(std::move(path)), settings_(std::move(settings)) {
+    if (path_.empty() || !std::filesystem::exists(path_)) return;
+    const Json before = Json::parse(read_file(path_), nullptr, false);
+    if (!before.is_object() || !before.contains("settings") || !before.contains("results"))
+      throw Error(path_ + ": exists, and is no file of results; give another --output");
+    if (before["settings"] != settings_)
+      throw Error(path_ + ": holds results of other settings, " + before["settings"].dump() +
+                  "; give these, or another --output");
+    for (const Json& result : before["results"]) known_[key_of(result)] = result;
+  }
+
+  static std::string key_of(const Json& result) { return result.at("name").dump() + result.at("config").dump(); }
+  const Json* find(const Json& candidate) const {
+    const auto found = known_.find(key_of(candidate));
+    return found == known_.end() ? nullptr : &found->second;
+  }
+  void add(Json result) {
+    results_.push_back(std::move(result));
+    if (!path_.empty()) write_file(path_, document().dump(2) + "\n");
+  }
+  Json document() const { return {{"settings", settings_}, {"results", results_}}; }
+  const Json& all() const { return results_; }
+
+ private:
+  std::string path_;
+  Json settings_, results_ = Json::array();
+  std::map<std::string, Json> known_;
+};
+
+std::string density_of(const Json& result, const char* stage) {
+  return result.at(stage).is_null() ? "-" : percent(result.at(stage).at("density").get<double>());
+}
+
+void print_table(const Json& results) {
+  Table table;
+  table.row({"config", "prefill density", "generation density", "loss", "perplexity", "above dense", "time"});
+  const double dense = results.at(0).at("loss");
+  for (const Json& result : results)
+    table.row({result.at("label"), density_of(result, "prefill"), density_of(result, "generation"),
+               fmt::format("{:.5f}", result.at("loss").get<double>()),
+               fmt::format("{:.3f}", result.at("perplexity").get<double>()),
+               fmt::format("{:+.5f}", result.at("loss").get<double>() - dense),
+               fmt::format("{:.1f} s", result.at("seconds").get<double>())});
+  fmt::print("{}", table.text());
+  if (results.at(0).at("retrieval").empty()) return;
+  Table tasks;
+  tasks.row({"config", "task", "length", "accuracy", "exact", "prefill density", "generation density"});
+  for (const Json& result : results) {
+    for (const Json& task : result.at("retrieval"))
+      tasks.row({result.at("label"), task.at("task"), std::to_string(task.at("length").get<Index>()),
+                 percent(task.at("accuracy").get<double>()), percent(task.at("exact").get<double>()),
+                 density_of(task, "prefill"), density_of(task, "generation")});
+  }
+  fmt::print("\naccuracy: bytes of the answers that were the most likely ones; exact: whole answers\n{}", tasks.text());
+}
+
+std::string csv_of(const Json& results) {
+  std::string csv = "config,prefill_density,generation_density,loss,perplexity,seconds\n";
+  const auto number = [](const Json& stage) {
+    return stage.is_null() ? std::string() : fmt::format("{}", stage.at("density").get<double>());
+  };
+  for (const Json& result : results) {
+    std::string label = result.at("label");
+    for (std::size_t at = 0; (at = label.find('"', at)) != std::string::npos; at += 2) label.insert(at, 1, '"');
+    csv += fmt::format("\"{}\",{},{},{},{},{}\n", label, number(result.at("prefill")), number(result.at("generation")),
+                       result.at("loss").get<double>(), result.at("perplexity").get<double>(),
+                       result.at("seconds").get<double>());
+  }
+  return csv;
+}
+
+}  // namespace
+
+int evaluate(const EvaluateCommand& command) {
+  const std::vector<Candidate> candidates = candidates_of(command);
+  std::vector<RetrievalTask> tasks;
+  for (const std::string& name : command.tasks) tasks.push_back(task_of(name));
+  for (const std::string& path : {command.output, command.csv}) {
+    if (!path.empty()) require_writable(path);
+  }
+  const Decoder decoder = load_model(command.model);
+  const std::string text = held_out_text(command.text, command.model.model);
+  const std::vector<std::int32_t> tokens = text_tokens(decoder, text);
+  const Context context = context_for(command.model.threads);
+  const Json settings = {{"model", command.model.model.empty() ? kBundledModel : command.model.model},
+                         {"text", command.text.empty() ? "held out" : command.text},
+                         {"window", command.window},
+                         {"output_length", command.output_length},
+                         {"tokens", command.tokens},
+                         {"tasks", command.tasks},
+                         {"lengths", command.lengths},
+                         {"samples", command.samples},
+                         {"seed", command.seed}};
+  Results results(command.output, settings);
+  for (const Candidate& candidate : candidates) {
+    Json result = {{"name", candidate.name},
+                   {"label", candidate.label()},
+                   {"parameters", candidate.parameters},
+                   {"config", candidate.config ? Json::parse(candidate.config->to_json()) : Json(nullptr)}};
+    if (const Json* before = results.find(result)) {
+      results.add(*before);
+      continue;
+    }
+    const Progress progress(candidate.label(), command.json);
+    const EvaluationProgress show = [&](Index done, Index total) { progress.at(done, total); };
+    // Dense attention goes through a handler, too, so that its density is recorded.
+    const InferenceHandler handler(candidate.config ? *candidate.config
+                                                    : SparseAttention::from_json(R"({"maskers": []})"));
+    const LossResult loss = evaluate_loss(
+        decoder, tokens, {command.window, command.output_length, command.tokens, &handler, show}, context);
+    result["loss"] = loss.loss;
+    result["perplexity"] = loss.perplexity();
+    result["tokens"] = loss.tokens;
+    result["prefill"] = json_of(loss.prefill);
+    result["generation"] = json_of(loss.generation);
+    result["seconds"] = loss.seconds;
+    result["retrieval"] = Json::array();
+    for (const RetrievalTask task : tasks) {
+      for (const Index length : command.lengths) {
+        const RetrievalResult retrieval =
+            evaluate_retrieval(decoder, text, {task, length, command.samples, command.seed, &handler, show}, context);
+        result["retrieval"].push_back({{"task", name_of(task)},
+                                       {"length", length},
+                                       {"accuracy", retrieval.accuracy},
+                                       {"exact", retrieval.exact},
+                                       {"prefill", json_of(retrieval.prefill)},
+                                       {"generation", json_of(retrieval.generation)},
+                                       {"seconds", retrieval.seconds}});
+      }
+    }
+    results.add(std::move(result));
+  }
+  if (command.json) {
+    fmt::print("{}\n", results.document().dump(2));
+  } else {
+    print_table(results.all());
+  }
+  if (!command.csv.empty()) write_file(command.csv, csv_of(results.all()));
+  return 0;
+}
+
+}  // namespace reticle::tools
