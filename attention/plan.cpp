@@ -22,6 +22,15 @@ Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (2 * rows + 14)
 /// one row wants cost less than their bookkeeping.
 constexpr int kWholeWord = 48;
 
+/// What an entry costs in a tile of so many rows, against one of 64: fewer compute slower, but where neighbouring
+/// queries attend to other keys, as those of Native Sparse Attention may, they compute less that nobody attends to.
+/// Measured over blocks of 64 keys that 8 and 16 heads share; with fewer heads to a KV head there is no choice.
+struct TileCost {
+  Index rows;
+  double cost;
+};
+constexpr TileCost kTileCosts[] = {{kTileRows, 1}, {16, 1.15}, {8, 1.5}};
+
 /// The share of all entries below which setting up what a few rows share costs more than it saves.
 constexpr double kLeastSharedOfFew = 0.5;
 
@@ -79,12 +88,45 @@ Tiling::Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping groupin
   if (grouping == Grouping::tiles) {
     // Heads that attend alike share all keys, so few queries by many heads; else neighbouring queries share more.
     const bool heads_alike = mask.shape().shared_heads;
-    queries_per_tile_ =
-        std::clamp<Index>(heads_alike ? kTileRows / group_ : kTileRows, 1, std::max<Index>(1, queries_));
+    const Index most = std::max<Index>(1, queries_);
+    queries_per_tile_ = std::clamp<Index>(heads_alike ? kTileRows / group_ : kTileRows, 1, most);
+    double least_cost = std::numeric_limits<double>::infinity();
+    for (const auto& [rows, cost] : heads_alike&& queries_ > 1 ? std::span(kTileCosts) : std::span<const TileCost>()) {
+      const Index queries = std::clamp<Index>(rows / group_, 1, most);
+      const double own = cost / filled(mask, queries);
+      if (own < least_cost) queries_per_tile_ = queries;
+      least_cost = std::min(least_cost, own);
+      if (queries == 1) break;
+    }
     heads_per_tile_ = std::clamp<Index>(kTileRows / queries_per_tile_, 1, group_);
   }
   head_tiles_ = (group_ + heads_per_tile_ - 1) / heads_per_tile_;
   query_tiles_ = (queries_ + queries_per_tile_ - 1) / queries_per_tile_;
+}
+
+double Tiling::filled(const Mask& mask, Index queries) const {
+  constexpr Index kSamples = 8;
+  const Index tiles = queries_ / queries, step = std::max<Index>(1, tiles / kSamples);
+  double entries = 0, computed = 0;
+  std::vector<Run> row, all, merged;
+  const auto length = [](const std::vector<Run>& runs) {
+    double sum = 0;
+    for (const Run& run : runs) sum += run.end - run.begin;
+    return sum;
+  };
+  for (Index tile = step / 2; tile < tiles; tile += step) {
+    all.clear();
+    for (Index query = tile * queries; query < (tile + 1) * queries; ++query) {
+      row.clear();
+      mask.row({0, 0, query}, row);
+      entries += length(row);
+      merged.clear();
+      combine_rows<row_op::Max>(all, row, [&](const Run& run) { merged.push_back(run); });
+      all.swap(merged);
+    }
+    computed += length(all) * static_cast<double>(queries);
+  }
+  return computed > 0 ? entries / computed : 1;
 }
 
 TileRows Tiling::rows(Index tile) const {

@@ -68,6 +68,9 @@ class RETICLE_API Tiling {
   Index per_task() const { return std::max<Index>(1, count() / 256); }
 
  private:
+  /// Entries over what tiles of so many queries compute together, from a few of the tiles.
+  double filled(const Mask& mask, Index queries) const;
+
   Index batch_, kv_heads_, group_, queries_;
   Index heads_per_tile_ = 1, queries_per_tile_ = 1, head_tiles_ = 1, query_tiles_ = 1;
 };

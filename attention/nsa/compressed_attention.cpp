@@ -71,10 +71,11 @@ class Scoring {
   /// whether scores are wanted.
   void for_each_tile(bool scored, float* output, float* lse, const Context& context,
                      FunctionRef<void(Index, Index, Index, std::span<float>)> use) const {
-    const Index heads_per_tile = std::min(group(), kTileRows), queries_per_tile = kTileRows / heads_per_tile;
+    const Index heads_per_tile = std::min(group(), kTileRows);
+    const Index queries_per_tile = std::clamp<Index>(kTileRows / heads_per_tile, 1, std::max<Index>(1, count()));
     const Index tiles = (count() + queries_per_tile - 1) / queries_per_tile;
-    context.for_each_chunk(kv_heads() * tiles, 4, [&](Index, Index begin, Index end) {
-      Workspace work(*this);
+    context.for_each_chunk(kv_heads() * tiles, tiles == 1 ? 1 : 4, [&](Index, Index begin, Index end) {
+      Workspace work(*this, ScoreTile{.rows = heads_per_tile * queries_per_tile}.stride());
       for (Index tile = begin; tile < end; ++tile) {
         const Index kv_head = tile / tiles, first = tile % tiles * queries_per_tile;
         const Index taken = std::min(queries_per_tile, count() - first);
@@ -89,10 +90,10 @@ class Scoring {
 
  private:
   struct Workspace {
-    explicit Workspace(const Scoring& s)
-        : queries(static_cast<std::size_t>(s.queries_.size(2) * kTileRows)),
-          weights(static_cast<std::size_t>(s.keys_.size(0) * kTileRows)),
-          output(static_cast<std::size_t>(s.value_dim() * kTileRows)) {}
+    Workspace(const Scoring& s, Index stride)
+        : queries(static_cast<std::size_t>(s.queries_.size(2) * stride)),
+          weights(static_cast<std::size_t>(s.keys_.size(0) * stride)),
+          output(static_cast<std::size_t>(s.value_dim() * stride)) {}
     Array<float> queries, weights, output;
     std::vector<float> scores;
   };
@@ -110,7 +111,7 @@ class Scoring {
     for (Index r = 0; r < tile.rows; ++r) {
       const Index query = first + r / heads_taken;
       const float* from = queries_.at<float>(query, first_head + r % heads_taken, 0);
-      for (Index i = 0; i < d; ++i) work.queries[static_cast<std::size_t>(i * kTileRows + r)] = scaling_ * from[i];
+      for (Index i = 0; i < d; ++i) work.queries[static_cast<std::size_t>(i * tile.stride() + r)] = scaling_ * from[i];
       visible[r] = static_cast<std::int32_t>(visible_at(first_query_ + query, keys_.size(0), config_));
     }
     tile.queries = work.queries.data();
@@ -130,7 +131,7 @@ class Scoring {
       float* to = output + (query * heads() + head) * dv;
       bool finite = tile_lse[r] < kInfinity;
       for (Index j = 0; j < dv; ++j) {
-        to[j] = work.output[static_cast<std::size_t>(j * kTileRows + r)];
+        to[j] = work.output[static_cast<std::size_t>(j * tile.stride() + r)];
         finite &= std::abs(to[j]) < kInfinity;
       }
       lse[head * count() + query] = tile_lse[r];

@@ -26,18 +26,19 @@ V SoftmaxColumn(D tag, const ScoreTile& tile, Index column) {
   const V nothing = hn::Set(tag, -std::numeric_limits<float>::infinity()), zero = hn::Zero(tag);
   const auto visible = hn::LoadU(integer, tile.visible + column);
   float* scores = tile.weights + column;
+  const Index stride = tile.stride();
   V max = nothing;
   for (Index i = 0; i < tile.count; ++i) {
     const auto seen = hn::RebindMask(tag, hn::Gt(visible, hn::Set(integer, static_cast<std::int32_t>(i))));
-    const V s = hn::IfThenElse(seen, hn::LoadU(tag, scores + i * kTileRows), nothing);
-    hn::StoreU(s, tag, scores + i * kTileRows);
+    const V s = hn::IfThenElse(seen, hn::LoadU(tag, scores + i * stride), nothing);
+    hn::StoreU(s, tag, scores + i * stride);
     max = hn::Max(max, s);
   }
   const V shift = hn::IfThenElse(hn::Eq(max, nothing), zero, max);
   V sum = zero;
   for (Index i = 0; i < tile.count; ++i) {
-    const V w = SoftmaxExp(tag, hn::Sub(hn::LoadU(tag, scores + i * kTileRows), shift));
-    hn::StoreU(w, tag, scores + i * kTileRows);
+    const V w = SoftmaxExp(tag, hn::Sub(hn::LoadU(tag, scores + i * stride), shift));
+    hn::StoreU(w, tag, scores + i * stride);
     sum = hn::Add(sum, w);
   }
   const auto empty = hn::Eq(sum, zero);
@@ -54,17 +55,17 @@ void AttendAndScore(const ScoreTile& tile, const BlockOverlap& overlap, Index bl
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const Index columns = (tile.rows + lanes - 1) / lanes * lanes;
   const auto from_zero = [&](const float*, Index) { return hn::Zero(tag); };
-  Multiply({tile.keys, tile.key_stride, 1}, tile.count, tile.head_dim, tile.queries, columns, kTileRows, tile.weights,
-           from_zero);
+  Multiply({tile.keys, tile.key_stride, 1}, tile.count, tile.head_dim, tile.queries, columns, tile.stride(),
+           tile.weights, from_zero);
   HWY_ALIGN float inverse[kTileRows];
   for (Index column = 0; column < columns; column += lanes)
     hn::StoreU(SoftmaxColumn(tag, tile, column), tag, inverse + column);
-  Multiply({tile.values, 1, tile.value_stride}, tile.value_dim, tile.count, tile.weights, columns, kTileRows,
+  Multiply({tile.values, 1, tile.value_stride}, tile.value_dim, tile.count, tile.weights, columns, tile.stride(),
            tile.output, from_zero);
   for (Index column = 0; column < columns; column += lanes) {
     const auto factor = hn::LoadU(tag, inverse + column);
     for (Index j = 0; j < tile.value_dim; ++j) {
-      float* at = tile.output + j * kTileRows + column;
+      float* at = tile.output + j * tile.stride() + column;
       hn::StoreU(hn::Mul(hn::LoadU(tag, at), factor), tag, at);
     }
   }
@@ -78,7 +79,7 @@ void AttendAndScore(const ScoreTile& tile, const BlockOverlap& overlap, Index bl
       auto sum = hn::Zero(tag);
       for (Index o = from; o < to; ++o)
         sum = hn::MulAdd(hn::Set(tag, overlap.overlap[static_cast<std::size_t>(o)]),
-                         hn::LoadU(tag, tile.weights + (first + o) * kTileRows + column), sum);
+                         hn::LoadU(tag, tile.weights + (first + o) * tile.stride() + column), sum);
       hn::StoreU(hn::Mul(sum, hn::LoadU(tag, inverse + column)), tag, of_rows + column);
     }
     for (Index query = 0; query < tile.rows / tile.heads; ++query) {

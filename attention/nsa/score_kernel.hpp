@@ -18,16 +18,18 @@ struct BlockOverlap {
 /// Up to kTileRows rows, of which `heads` neighbouring ones each are the heads of one query.
 struct ScoreTile {
   Index rows = 0, heads = 1, head_dim = 0, value_dim = 0;
-  const float* queries = nullptr;  // (head_dim, kTileRows), scaled
+  /// Elements between rows of the arrays below: `rows`, rounded up to the widest vectors.
+  Index stride() const { return (rows + 15) / 16 * 16; }
+  const float* queries = nullptr;  // (head_dim, stride), scaled
   const float* keys = nullptr;     // (count, head_dim)
   Index key_stride = 0;
   const float* values = nullptr;  // (count, value_dim)
   Index value_stride = 0;
   Index count = 0;
-  const std::int32_t* visible = nullptr;  // (kTileRows): row r sees keys [0, visible[r]); at most `count`
-  float* weights = nullptr;               // (count, kTileRows), workspace
-  float* output = nullptr;                // (value_dim, kTileRows)
-  float* lse = nullptr;                   // (kTileRows)
+  const std::int32_t* visible = nullptr;  // (stride): row r sees keys [0, visible[r]); at most `count`
+  float* weights = nullptr;               // (count, stride), workspace
+  float* output = nullptr;                // (value_dim, stride)
+  float* lse = nullptr;                   // (stride)
 };
 
 /// Softmax attention of a tile; then, for each query q of the tile and each block j < blocks, the probabilities of its
