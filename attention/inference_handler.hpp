@@ -29,7 +29,7 @@ struct RETICLE_API StageRecord {
 };
 
 /// One sequence's way through a handler, over all layers.
-struct InferenceState {
+struct RETICLE_API InferenceState {
   SequenceState maskers;
   StageRecord prefill, generation;
 
@@ -55,7 +55,9 @@ class RETICLE_API InferenceHandler {
                          const Context& context = {}) const;
   /// One layer of a whole sequence whose last `output_length` tokens are taken as generated: the others are prefilled,
   /// then these attend, in one call, to all keys up to their own as the generation pipeline chooses. Equals decoding
-  /// them one by one. ShapeError unless output_length is in [0, queries) and queries and keys are as many.
+  /// them one by one with maskers that choose for a query from the keys up to its own and draw nothing at random (page
+  /// rules bound a page by all its keys, those after the query included). ShapeError unless output_length is in [0,
+  /// queries) and queries and keys are as many.
   AttentionResult forward(const AttentionInputs& sequence, Index output_length, InferenceState& state,
                           const AttentionOptions& options = {}, const Context& context = {}) const;
 

@@ -91,7 +91,8 @@ Tiling::Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping groupin
     const Index most = std::max<Index>(1, queries_);
     queries_per_tile_ = std::clamp<Index>(heads_alike ? kTileRows / group_ : kTileRows, 1, most);
     double least_cost = std::numeric_limits<double>::infinity();
-    for (const auto& [rows, cost] : heads_alike&& queries_ > 1 ? std::span(kTileCosts) : std::span<const TileCost>()) {
+    const bool has_choice = heads_alike && group_ >= kTileCosts[2].rows && queries_ > 1 && batch_ > 0;
+    for (const auto& [rows, cost] : has_choice ? std::span(kTileCosts) : std::span<const TileCost>()) {
       const Index queries = std::clamp<Index>(rows / group_, 1, most);
       const double own = cost / filled(mask, queries);
       if (own < least_cost) queries_per_tile_ = queries;

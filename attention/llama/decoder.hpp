@@ -17,7 +17,7 @@
 namespace reticle {
 
 /// One sequence on its way through a decoder. Moves.
-struct DecoderState {
+struct RETICLE_API DecoderState {
   KvCache cache;
   std::vector<NsaCache> nsa;  // per layer, of models with Native Sparse Attention
   InferenceState attention;

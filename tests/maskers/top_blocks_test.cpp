@@ -29,6 +29,7 @@ TEST(NsaTopK, SelectsTheBlocksThatTheReferenceSelects) {
     if (entry.path().extension() != ".json") continue;
     std::ifstream stream(entry.path());
     const nlohmann::json manifest = nlohmann::json::parse(stream);
+    if (manifest.at("op") != "compressed_attention") continue;
     const nlohmann::json& p = manifest.at("params");
     std::filesystem::path path = entry.path();
     const SafeTensors tensors(path.replace_extension(".safetensors"));
