@@ -233,15 +233,154 @@ class Look(unittest.TestCase):
 
     def test_version_and_help_exit_with_success(self) -> None:
         self.assertRegex(reticle("--version").stdout, r"^reticle \d+\.\d+\.\d+\n$")
-        for command in ("run", "list", "describe", "schema", "check", "show", "verify"):
+        for command in ("run", "list", "describe", "schema", "check", "show", "verify", "generate", "evaluate"):
             self.assertEqual(reticle(command, "--help").returncode, 0)
+
+
+class Model(unittest.TestCase):
+    """Generating, evaluating and timing with the bundled model."""
+
+    PROMPT = "And it came to pass"
+    CONTINUATION = ", that the LORD hath sent me the son of Jerusalem, and the sons of Jerusalem, and "
+
+    def test_generate_continues_the_prompt_as_the_model_card_says(self) -> None:
+        result = reticle("generate", "--prompt", self.PROMPT, "--max-new-tokens", len(self.CONTINUATION))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stdout, self.PROMPT + self.CONTINUATION + "\n")
+
+    def test_generate_takes_batches_stages_and_storage(self) -> None:
+        arguments = ["--prompt", self.PROMPT, "--prompt", "In", "--max-new-tokens", 12, "--json"]
+        dense = json.loads(reticle("generate", *arguments).stdout)
+        sparse = json.loads(
+            reticle("generate", *arguments, "--generation", ROOT / "configs/sink_local_oracle_top_k.json").stdout
+        )
+        self.assertEqual(dense["sequences"][0]["text"], self.CONTINUATION[:12])
+        self.assertEqual(sparse["prefill"]["density"], 1)
+        self.assertEqual(len(sparse["sequences"][1]["tokens"]), 12)
+        half = json.loads(reticle("generate", *arguments, "--cache", "bf16").stdout)
+        self.assertEqual(half["cache_bytes"] * 2, dense["cache_bytes"])
+        alone = json.loads(reticle("generate", *arguments[2:]).stdout)
+        self.assertEqual(alone["sequences"][0], dense["sequences"][1])
+
+    def test_generate_draws_by_seed_and_stops_at_bytes(self) -> None:
+        draw = ["generate", "--prompt", self.PROMPT, "--temperature", 1, "--top-p", 0.9, "--max-new-tokens", 40]
+        self.assertEqual(reticle(*draw, "--seed", 1).stdout, reticle(*draw, "--seed", 1).stdout)
+        self.assertNotEqual(reticle(*draw, "--seed", 1).stdout, reticle(*draw, "--seed", 2).stdout)
+        stopped = reticle("generate", "--prompt", self.PROMPT, "--stop", "t").stdout
+        self.assertEqual(stopped, self.PROMPT + ", t\n")
+        tokens = ",".join(str(byte) for byte in self.PROMPT.encode())
+        by_ids = reticle("generate", "--tokens", tokens, "--max-new-tokens", 3).stdout
+        self.assertEqual(bytes(int(token) for token in by_ids.split()).decode(), self.CONTINUATION[:3])
+
+    def test_generate_keeps_masks(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            masks = Path(folder) / "masks.safetensors"
+            result = reticle("generate", "--prompt", self.PROMPT, "--max-new-tokens", 6, "--masks", masks)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            header = read_safetensors_header(masks)
+            self.assertEqual(header["prefill.3"]["shape"], [4, 19, 19])
+            self.assertEqual(header["generation.0"]["shape"], [4, 5, 24])
+
+    def test_dense_loss_is_that_of_the_model_card(self) -> None:
+        for window, loss in ((512, 1.27337), (1024, 1.26639), (2048, 1.26329), (4096, 1.27204)):
+            result = reticle("evaluate", "--window", window, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertAlmostEqual(json.loads(result.stdout)["results"][0]["loss"], loss, delta=2e-4)
+
+    def test_every_config_can_be_evaluated_and_timed(self) -> None:
+        evaluated = reticle("evaluate", *CONFIGS, "--window", 256, "--output-length", 32, "--max-tokens", 257, "--json")
+        self.assertEqual(evaluated.returncode, 0, evaluated.stderr)
+        results = json.loads(evaluated.stdout)["results"]
+        self.assertEqual([result["name"] for result in results], ["dense", *(config.stem for config in CONFIGS)])
+        for result in results:
+            self.assertTrue(0 < result["generation"]["density"] <= 1, result["name"])
+            self.assertTrue(0 < result["loss"] < 8, result["name"])
+        timed = reticle("bench-model", *CONFIGS, "--lengths", 96, "--new-tokens", 4, "--repeats", 1, "--json")
+        self.assertEqual(timed.returncode, 0, timed.stderr)
+        rows = json.loads(timed.stdout)["rows"]
+        self.assertEqual(len(rows), 1 + len(CONFIGS))
+        for row in rows:
+            self.assertGreater(row["first_token_seconds"], 0)
+            self.assertGreater(row["seconds_per_token"], 0)
+
+    def test_evaluations_go_on_from_their_results(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            output, table = Path(folder) / "results.json", Path(folder) / "results.csv"
+            arguments = ["evaluate", "--window", 64, "--max-tokens", 65, "--output", output]
+            arguments += ["--tasks", "needle", "--lengths", 128, "--samples", 1]
+            self.assertEqual(reticle(*arguments, ROOT / "configs/sink_local.json").returncode, 0)
+            first = json.loads(output.read_text())["results"]
+            first[0]["seconds"] = 12345  # what is there is not measured again
+            output.write_text(json.dumps({**json.loads(output.read_text()), "results": first}))
+            both = [ROOT / "configs/sink_local.json", ROOT / "configs/longformer.json"]
+            result = reticle(*arguments, "--csv", table, *both)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            second = json.loads(output.read_text())["results"]
+            self.assertEqual([r["name"] for r in second], ["dense", "sink_local", "longformer"])
+            self.assertEqual(second[0]["seconds"], 12345)
+            self.assertEqual(len(table.read_text().splitlines()), 4)
+            self.assertIn("needle", result.stdout)
+            arguments[2] = 32
+            self.assertIn("holds results of other settings", reticle(*arguments).stderr)
+
+    def test_grids_sweep_values_and_variants(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            grid = Path(folder) / "grid.json"
+            sweep = {
+                "name": "window",
+                "config": {"maskers": [{"type": "sink", "sink_size": 1}, {"type": "local", "window_size": 8}]},
+                "grid": {"/maskers/1/window_size": [8, 16]},
+                "variants": [{"/maskers/0/sink_size": 1}, {"/maskers/0/sink_size": 2}],
+            }
+            grid.write_text(json.dumps([sweep, {"config": str(ROOT / "configs/sink_local.json")}]))
+            result = reticle("evaluate", "--grid", grid, "--window", 64, "--max-tokens", 65, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            labels = [r["label"] for r in json.loads(result.stdout)["results"]]
+            self.assertEqual(len(labels), 6)
+            self.assertEqual(labels[2], "window window_size=8 sink_size=2")
+            for change, message in (
+                ({"grid": {"/maskers/7/x": [1]}}, "has no place"),
+                ({"grid": {"maskers": [1]}}, "no JSON pointer"),
+                ({"grid": {"/maskers/1/window_size": [-1]}}, "window_size"),
+                ({"grid": 3}, '"grid" must map'),
+                ({"variants": {}}, '"variants" must be a list'),
+            ):
+                grid.write_text(json.dumps([{**sweep, **change}]))
+                self.assertIn(message, reticle("evaluate", "--grid", grid).stderr)
+
+    def test_the_users_own_text(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder) / "text"
+            text.write_text("In the beginning God created the heaven and the earth. " * 4)
+            result = reticle("evaluate", "--text", text, "--window", 100, "--json")
+            self.assertEqual(json.loads(result.stdout)["results"][0]["tokens"], 200)
+
+    def test_refusals(self) -> None:
+        refuse = Errors.refuse
+        case = Errors()
+        self.assertIn("--prompt", refuse(case, "generate"))
+        self.assertIn("is empty", refuse(case, "generate", "--prompt", ""))
+        self.assertIn("context of 4096", refuse(case, "generate", "--prompt", "x" * 4000))
+        self.assertIn("top_p", refuse(case, "generate", "--prompt", "x", "--top-p", 0))
+        self.assertIn("single byte", refuse(case, "generate", "--prompt", "x", "--stop", "ab"))
+        refuse(case, "generate", "--prompt", "x", "--model", "/nonexistent")
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertIn("config.json", refuse(case, "generate", "--prompt", "x", "--model", folder))
+        self.assertIn("repeated_phrase", refuse(case, "evaluate", "--tasks", "needles"))
+        self.assertIn("no window", refuse(case, "evaluate", "--window", 100000))
+        self.assertIn("cannot be written", refuse(case, "evaluate", "--output", "/nonexistent/results.json"))
+        self.assertIn("--new-tokens", refuse(case, "bench-model", "--lengths", 8))
 
 
 class Verify(unittest.TestCase):
     GOLDEN = ROOT / "tests/golden/hub"
 
     def test_total_is_on_the_last_line(self) -> None:
-        for golden, deviations in ((self.GOLDEN, 7), (ROOT / "tests/golden/patterns", 0)):
+        for golden, deviations in (
+            (self.GOLDEN, 7),
+            (ROOT / "tests/golden/patterns", 0),
+            (ROOT / "tests/golden/nsa", 0),
+        ):
             result = reticle("verify", golden)
             self.assertEqual(result.returncode, 0, result.stdout)
             cases = len(list(golden.glob("*.json")))

@@ -29,7 +29,7 @@ struct Candidate {
   }
 };
 
-/// Every combination of a sweep's values, set into its config.
+/// Every combination of a sweep's grid, and each of its variants, set into its config.
 void add_sweep(const Json& sweep, const std::filesystem::path& directory, std::vector<Candidate>& candidates) {
   const auto reject = [&](const std::string& what) { throw ConfigError("--grid: " + what + ": " + sweep.dump()); };
   if (!sweep.is_object() || !sweep.contains("config")) reject(R"(each entry needs a "config", a file or an object)");
@@ -39,26 +39,39 @@ void add_sweep(const Json& sweep, const std::filesystem::path& directory, std::v
   const std::filesystem::path base_directory = given.is_string() ? file.parent_path() : directory;
   const std::string name = sweep.value("name", given.is_string() ? file.stem().string() : std::string("config"));
   std::vector<std::pair<Json, Json>> made{{base, Json::object()}};
-  const Json& grid = sweep.contains("grid") ? sweep.at("grid") : Json::object();
+  const auto set = [&](std::pair<Json, Json> candidate, const std::string& pointer, const Json& value) {
+    try {
+      const Json::json_pointer place(pointer);
+      if (!candidate.first.contains(place.parent_pointer())) reject("the config has no place \"" + pointer + "\"");
+      candidate.first[place] = value;
+    } catch (const nlohmann::json::exception&) {
+      reject("\"" + pointer + "\" is no JSON pointer into the config");
+    }
+    candidate.second[pointer] = value;
+    return candidate;
+  };
+  const Json grid = sweep.value("grid", Json::object()),
+             variants = sweep.value("variants", Json::array({Json::object()}));
   if (!grid.is_object()) reject(R"("grid" must map JSON pointers into the config to lists of values)");
+  if (!variants.is_array()) reject(R"("variants" must be a list of maps from JSON pointers into the config to values)");
   for (const auto& [pointer, values] : grid.items()) {
     if (!values.is_array()) reject("\"" + pointer + "\" needs a list of values");
     std::vector<std::pair<Json, Json>> next;
-    for (const auto& [config, parameters] : made) {
-      for (const Json& value : values) {
-        next.emplace_back(config, parameters);
-        try {
-          const Json::json_pointer place(pointer);
-          if (!config.contains(place.parent_pointer())) reject("the config has no place \"" + pointer + "\"");
-          next.back().first[place] = value;
-        } catch (const nlohmann::json::exception&) {
-          reject("\"" + pointer + "\" is no JSON pointer into the config");
-        }
-        next.back().second[pointer] = value;
-      }
+    for (const auto& candidate : made) {
+      for (const Json& value : values) next.push_back(set(candidate, pointer, value));
     }
     made = std::move(next);
   }
+  std::vector<std::pair<Json, Json>> varied;
+  for (const auto& candidate : made) {
+    for (const Json& variant : variants) {
+      if (!variant.is_object())
+        reject(R"("variants" must be a list of maps from JSON pointers into the config to values)");
+      varied.push_back(candidate);
+      for (const auto& [pointer, value] : variant.items()) varied.back() = set(varied.back(), pointer, value);
+    }
+  }
+  made = std::move(varied);
   for (const auto& [config, parameters] : made) {
     try {
       candidates.push_back(
@@ -82,7 +95,7 @@ std::vector<Candidate> candidates_of(const EvaluateCommand& command) {
       throw ConfigError(command.grid + ": is not JSON: " + error.what());
     }
     if (!sweeps.is_array())
-      throw ConfigError(command.grid + ": needed is a list of {\"config\": ..., \"grid\": {...}}");
+      throw ConfigError(command.grid + R"(: needed is a list of {"config": ..., "grid": {...}, "variants": [...]})");
     for (const Json& sweep : sweeps) add_sweep(sweep, std::filesystem::path(command.grid).parent_path(), candidates);
   }
   return candidates;

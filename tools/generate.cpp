@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cstdio>
+#include <map>
+#include <utility>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -83,16 +85,23 @@ int generate(const GenerateCommand& command) {
     options.handler = &*handler;
   }
   const bool stream = prompts.size() == 1 && bytes_in && !command.json;
+  bool started = false;  // not before the first token: what is refused prints nothing
+  const auto start = [&] {
+    if (!std::exchange(started, true)) fmt::print("{}", tokens_to_bytes(prompts[0]));
+  };
   if (stream) {
-    fmt::print("{}", tokens_to_bytes(prompts[0]));
-    options.on_token = [](Index, std::int32_t token) {
+    options.on_token = [&](Index, std::int32_t token) {
+      start();
       fmt::print("{}", tokens_to_bytes({&token, 1}));
       std::fflush(stdout);
       return true;
     };
   }
   const Generation result = generate(decoder, prompts, options, context_for(command.model.threads));
-  if (stream) fmt::print("\n");
+  if (stream) {
+    start();
+    fmt::print("\n");
+  }
 
   StageRecord prefilled, generated;
   Index cache_bytes = 0;

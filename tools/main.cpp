@@ -127,7 +127,8 @@ int dispatch(int argc, char** argv) {
   evaluate_command.add_option("configs", evaluate_options.configs, "JSON configs; dense attention is always measured");
   add_model_options(evaluate_command, evaluate_options.model);
   evaluate_command.add_option("--grid", evaluate_options.grid,
-                              R"(JSON list of {"config": file or object, "name": ..., "grid": {pointer: [values]}})");
+                              R"(JSON list of {"config": file or object, "name": ..., "grid": {pointer: [values]}, )"
+                              R"("variants": [{pointer: value}]})");
   evaluate_command.add_option("--text", evaluate_options.text, "file; default: the model's held-out text");
   evaluate_command.add_option("--window", evaluate_options.window, "tokens of a piece of text")
       ->check(CLI::Range(Index{1}, Index{1} << 30))
