@@ -1,7 +1,8 @@
 #include <cmath>
 #include <pybind11/stl.h>
 
-#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/attention/backward.hpp>
+#include <reticle/attention/inference_handler.hpp>
 #include <reticle/core/ops/select.hpp>
 
 #include "module.hpp"
@@ -45,6 +46,24 @@ py::tuple attend(const py::object& queries, const py::object& keys, const py::ob
                         call.queries.hand_over(std::move(result.lse)));
 }
 
+py::tuple attend_backward(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
+                          const py::object& output, const py::object& lse, const py::object& d_output,
+                          std::optional<float> scaling, bool causal, const py::object& attention_mask,
+                          std::optional<float> soft_cap) {
+  Call call(queries, keys, values, attention_mask, scaling, causal);
+  const Borrowed result(output, "output"), logs(lse, "lse"), upstream(d_output, "d_output");
+  AttentionOptions options;
+  options.soft_cap = soft_cap;
+  AttentionGradients gradients;
+  {
+    const py::gil_scoped_release released;
+    gradients = attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options);
+  }
+  return py::make_tuple(call.queries.hand_over(std::move(gradients.queries)),
+                        call.keys.hand_over(std::move(gradients.keys)),
+                        call.values.hand_over(std::move(gradients.values)));
+}
+
 Stage stage_from(const std::string& stage) {
   if (stage == "prefill") return Stage::prefill;
   if (stage == "generation") return Stage::generation;
@@ -75,6 +94,59 @@ py::tuple run(const SparseAttention& sparse, const py::object& queries, const py
   return py::make_tuple(call.queries.hand_over(std::move(result.attention.output)), std::move(result.mask));
 }
 
+py::tuple handle(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
+                 const py::object& values, InferenceState& state, std::optional<float> scaling,
+                 const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap) {
+  Call call(queries, keys, values, attention_mask, scaling, true);
+  call.inputs.stage = stage_from(stage);
+  call.inputs.layer = layer;
+  AttentionOptions options;
+  options.soft_cap = soft_cap;
+  AttentionResult result;
+  {
+    const py::gil_scoped_release released;
+    result = handler.attend(call.inputs, state, options);
+  }
+  return py::make_tuple(call.queries.hand_over(std::move(result.output)),
+                        call.queries.hand_over(std::move(result.lse)));
+}
+
+void add_handler(py::module_& module) {
+  py::class_<StageRecord>(module, "StageRecord", "What one stage of one sequence attended to, call by call.")
+      .def_readonly("sparsity", &StageRecord::sparsity, "1 - entries / positions that causality leaves, of each call.")
+      .def_property_readonly("mean_sparsity", &StageRecord::mean_sparsity,
+                             "nano-sparse-attention's figure: the mean over the calls; 0 without calls.")
+      .def_property_readonly("density", &StageRecord::density,
+                             "Entries over causal positions of all calls together; 1 without calls.")
+      .def_property_readonly(
+          "masks",
+          [](const StageRecord& record) {
+            py::list masks;
+            for (const StageRecord::SavedMask& saved : record.masks)
+              masks.append(py::make_tuple(saved.layer, saved.mask));
+            return masks;
+          },
+          "(layer, mask) of each call, where the handler keeps them.");
+  py::class_<InferenceState>(module, "InferenceState",
+                             "One sequence's (or batch's) way through a handler, over all layers.")
+      .def(py::init<>())
+      .def_readonly("prefill", &InferenceState::prefill)
+      .def_readonly("generation", &InferenceState::generation)
+      .def("reset", &InferenceState::reset, "Forgets everything: the next call starts a new sequence.");
+  py::class_<InferenceHandler>(module, "InferenceHandler",
+                               "One sparse pattern for the prompt, another for what is generated after it. Immutable.")
+      .def(py::init([](const SparseAttention& prefill, const SparseAttention& generation, bool keep_masks) {
+             InferenceHandler handler(prefill, generation);
+             handler.keep_masks(keep_masks);
+             return handler;
+           }),
+           py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
+      .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+           py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
+           py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(),
+           "(output, lse) of causal attention over the keys that the stage's pipeline chooses.");
+}
+
 }  // namespace
 
 void add_attention(py::module_& module) {
@@ -85,6 +157,11 @@ void add_attention(py::module_& module) {
   module.def("attention", &attend, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
              py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
              py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none());
+  module.def("attention_backward", &attend_backward, py::arg("queries"), py::arg("keys"), py::arg("values"),
+             py::arg("mask"), py::arg("output"), py::arg("lse"), py::arg("d_output"), py::kw_only(),
+             py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+             py::arg("soft_cap") = py::none(),
+             "Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given.");
   py::class_<AttentionPlan>(module, "AttentionPlan",
                             "How attention over a mask is computed, kept for several calls with equal shapes.")
       .def("__repr__", &AttentionPlan::describe);
@@ -115,6 +192,7 @@ void add_attention(py::module_& module) {
       .def("run", &run, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
            py::arg("layer") = 0, py::arg("stage") = "prefill", "(output, mask)");
+  add_handler(module);
   module.def(
       "top_k",
       [](const py::array_t<float, py::array::c_style>& scores, Index k) {

@@ -160,7 +160,9 @@ def draw_masks(command: Command) -> None:
             kept = masks_of("generation", maskers).astype(int)
             kept[:, PROMPT_BYTES:] *= 2
             axis.imshow(kept, cmap=colours, interpolation="nearest", vmin=0, vmax=2, aspect="auto")
-            axis.set_title(f"{name}: pruned, kept of the prompt (yellow), kept of the output (red)", color="white", fontsize=10)
+            axis.set_title(
+                f"{name}: pruned, kept of the prompt (yellow), kept of the output (red)", color="white", fontsize=10
+            )
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_ylabel("steps", color="white")

@@ -1,23 +1,35 @@
 """Mask algebra and sparse attention: masks as values, attention over just their entries."""
 
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+import reticle._core as _core
 from reticle._core import (
     AttentionPlan,
     ConfigError,
     DeviceError,
     Error,
     FormatError,
+    InferenceHandler,
+    InferenceState,
     Mask,
     PluginError,
     SequenceState,
     ShapeError,
     SparseAttention,
+    StageRecord,
     ValueError,
-    attention,
+    attention_backward,
     get_num_threads,
     plan,
     set_num_threads,
 )
 from reticle._core import __version__ as __version__
+
+# A torch tensor, a numpy array, or anything with DLPack on the CPU; results come back as what the queries are.
+Array = TypeVar("Array")
 
 __all__ = [
     "AttentionPlan",
@@ -25,14 +37,81 @@ __all__ = [
     "DeviceError",
     "Error",
     "FormatError",
+    "InferenceHandler",
+    "InferenceState",
     "Mask",
     "PluginError",
     "SequenceState",
     "ShapeError",
     "SparseAttention",
+    "StageRecord",
     "ValueError",
     "attention",
+    "attention_backward",
     "get_num_threads",
     "plan",
     "set_num_threads",
 ]
+
+
+def attention(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    mask: Mask | None = None,
+    *,
+    scaling: float | None = None,
+    causal: bool = False,
+    attention_mask: Array | None = None,
+    soft_cap: float | None = None,
+) -> tuple[Array, Array]:
+    """Attention over the entries of a mask: (output, lse).
+
+    Args:
+        queries: (batch, heads, queries, head_dim) float32, float16 or bfloat16, any strides.
+        keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads.
+        values: (batch, kv_heads, keys, value_dim).
+        mask: which keys each query attends to; None: all.
+        scaling: of queries . keys; default 1 / sqrt(head_dim).
+        causal: forbid keys after each query's own position; the last query is aligned with the last key.
+        attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys).
+        soft_cap: scores become soft_cap * tanh(scores / soft_cap) first.
+
+    Returns:
+        output (batch, heads, queries, value_dim) of the queries' dtype and framework, and the natural log of the sum of
+        exp(score) / p over the entries, (batch, heads, queries) float32. A row without entries gives 0 and -inf.
+
+    Torch tensors that require gradients get them (the mask and the LSE do not).
+
+    Raises:
+        ShapeError: when tensors and mask do not fit together; ValueError: when a result would not be finite.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(queries, torch.Tensor):
+        inputs: tuple[Any, ...] = (queries, keys, values)
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if wanted or torch.compiler.is_compiling():
+            import reticle.torch
+
+            differentiable: Any = reticle.torch.attention
+            result: tuple[Array, Array] = differentiable(
+                queries,
+                keys,
+                values,
+                mask,
+                scaling=scaling,
+                causal=causal,
+                attention_mask=attention_mask,
+                soft_cap=soft_cap,
+            )
+            return result
+    return _core.attention(
+        queries,
+        keys,
+        values,
+        mask,
+        scaling=scaling,
+        causal=causal,
+        attention_mask=attention_mask,
+        soft_cap=soft_cap,
+    )

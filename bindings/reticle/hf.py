@@ -1,0 +1,168 @@
+"""Sparse attention in Hugging Face models, through transformers' attention interface.
+
+    with reticle.hf.attach(model, generation="configs/sink_local_oracle_top_k.json") as attached:
+        model.generate(**inputs, max_new_tokens=100)
+    print(attached.generation.density)
+
+A model qualifies when its attention layers call transformers' attention interface and know their layer: Llama,
+Mistral, Qwen and most others since transformers 4.48. To add one that does not, let its attention forward call
+`ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation](self, query, key, value, attention_mask, scaling=...)`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
+
+import reticle._core as _core
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeAlias
+
+    from transformers import PreTrainedModel
+
+    from reticle import InferenceState, SparseAttention, StageRecord
+
+    Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | None
+
+NAME = "reticle"
+
+
+def pipeline_of(config: Config) -> SparseAttention:
+    """A pipeline from itself, a JSON file, a config as a dict, or None for dense attention."""
+    if config is None:
+        return _core.SparseAttention.from_json('{"maskers": []}')
+    if isinstance(config, _core.SparseAttention):
+        return config
+    if isinstance(config, (str, Path)):
+        return _core.SparseAttention.from_file(str(config))
+    return _core.SparseAttention.from_json(json.dumps(config))
+
+
+class Attachment:
+    """A model's attention as Reticle computes it, until `detach()`."""
+
+    def __init__(self, model: PreTrainedModel, prefill: Config, generation: Config, keep_masks: bool) -> None:
+        self._handler = _core.InferenceHandler(pipeline_of(prefill), pipeline_of(generation), keep_masks=keep_masks)
+        self.state: InferenceState = _core.InferenceState()
+        self._layers: list[Any] = [
+            module for module in model.modules() if isinstance(getattr(module, "layer_idx", None), int)
+        ]
+        if not self._layers:
+            raise ValueError(f"{type(model).__name__}: none of its modules has a layer_idx; see reticle.hf")
+        for layer in self._layers:
+            if getattr(layer, "_reticle", None) is not None:
+                raise ValueError(f"{type(model).__name__}: is attached already; detach it first")
+        self._model = model
+        self._before = model.config._attn_implementation
+        for layer in self._layers:
+            layer._reticle = self
+        model.set_attn_implementation(NAME)
+
+    @property
+    def prefill(self) -> StageRecord:
+        """What the prompts of the last sequences attended to."""
+        return self.state.prefill
+
+    @property
+    def generation(self) -> StageRecord:
+        """What was generated after them attended to."""
+        return self.state.generation
+
+    def detach(self) -> None:
+        """Gives the model its own attention back. Records stay."""
+        for layer in self._layers:
+            layer._reticle = None
+        self._layers = []
+        self._model.set_attn_implementation(self._before)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def attend(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        padding: torch.Tensor | None,
+        scaling: float | None,
+        soft_cap: float | None,
+    ) -> torch.Tensor:
+        """(batch, queries, heads, head_dim), as transformers wants it."""
+        prompt = queries.shape[2] == keys.shape[2]
+        if prompt and layer == min(module.layer_idx for module in self._layers):
+            self.state.reset()  # new sequences begin
+        mask = None
+        if padding is not None:
+            # Additive, and as long as the keys: (batch, 1, 1, keys).
+            kept = padding[:, -keys.shape[2] :].to(torch.bool)
+            mask = torch.zeros(kept.shape, dtype=torch.float32).masked_fill(~kept, -torch.inf)[:, None, None]
+        output, _ = self._handler.attend(
+            queries,
+            keys,
+            values,
+            self.state,
+            scaling=scaling,
+            attention_mask=mask,
+            layer=layer,
+            stage="prefill" if prompt else "generation",
+            soft_cap=soft_cap,
+        )
+        return output.transpose(1, 2)
+
+
+def _forward(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    attached: Attachment | None = getattr(module, "_reticle", None)
+    if attached is None:
+        raise RuntimeError('this model\'s attention is "reticle", but nothing is attached; call reticle.hf.attach')
+    if dropout:
+        raise NotImplementedError("attention dropout is not built; set attention_dropout to 0")
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise NotImplementedError("attached models generate; for gradients use reticle.attention, or torch.no_grad()")
+    if sliding_window is not None and key.shape[2] > sliding_window:
+        raise NotImplementedError(
+            f"{key.shape[2]} keys in a layer with a sliding window of {sliding_window}: not built; keep to fewer keys"
+        )
+    output = attached.attend(module.layer_idx, query, key, value, attention_mask, scaling, softcap)
+    return output, None
+
+
+# Masks stay (batch, keys): causality is the handler's, and nothing of size queries x keys is made.
+AttentionInterface.register(NAME, _forward)
+AttentionMaskInterface.register(NAME, flash_attention_mask)
+
+
+def attach(
+    model: PreTrainedModel, *, prefill: Config = None, generation: Config = None, keep_masks: bool = False
+) -> Attachment:
+    """Computes a model's attention by Reticle: prompts by `prefill`, what is generated after them by `generation`.
+
+    Each is a SparseAttention, a JSON file, a config as a dict, or None for dense attention. Works with `generate`,
+    dynamic caches, grouped queries, and batches padded on the left. What maskers keep starts anew with every prompt,
+    and one prompt (or batch) runs at a time. `keep_masks` records every call's mask, for pictures. CPU only.
+    """
+    return Attachment(model, prefill, generation, keep_masks)

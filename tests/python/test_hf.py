@@ -1,0 +1,102 @@
+"""Hugging Face models with Reticle's attention."""
+
+import numpy as np
+import pytest
+import reticle
+
+torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed; ./bootstrap test --torch does"
+)
+hf = pytest.importorskip("reticle.hf")
+
+ARCHITECTURES = ["Llama", "Mistral", "Qwen2", "Qwen3"]
+LOCAL = {"maskers": [{"type": "local", "window_size": 6}]}
+
+
+def tiny(architecture="Llama"):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+
+
+def padded_batch():
+    ids = torch.randint(1, 100, (2, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    ids[1, :7] = mask[1, :7] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model, batch, **options):
+    with torch.no_grad():
+        return model.generate(**batch, max_new_tokens=12, do_sample=False, **options)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dense_output_is_the_models_own_token_for_token(architecture):
+    model, batch = tiny(architecture), padded_batch()
+    own = generate(model, batch)
+    with hf.attach(model) as attached:
+        assert torch.equal(generate(model, batch), own)
+    assert attached.prefill.density == attached.generation.density == 1
+    assert len(attached.generation.sparsity) == 11 * 3
+    assert torch.equal(generate(model, batch), own), "detached, it is as it was"
+
+
+def test_a_full_mask_by_maskers_is_dense_too():
+    model, batch = tiny(), padded_batch()
+    everything = {"maskers": [{"type": "local", "window_size": 1.0}]}
+    own = generate(model, batch)
+    with hf.attach(model, prefill=everything, generation=everything):
+        assert torch.equal(generate(model, batch), own)
+
+
+def test_sparse_generation_sees_what_its_pattern_keeps():
+    model, batch = tiny(), padded_batch()
+    with hf.attach(model, generation=LOCAL, keep_masks=True) as attached:
+        generate(model, batch)
+    assert attached.prefill.density == 1
+    assert attached.generation.density == pytest.approx(6 * 11 / sum(range(21, 32)))
+    layer, mask = attached.generation.masks[0]
+    assert (layer, mask.shape) == (0, (2, 4, 1, 21))
+
+
+def test_every_prompt_starts_anew():
+    model, batch = tiny(), padded_batch()
+    tova = {"maskers": [{"type": "tova", "token_capacity": 8}]}
+    with hf.attach(model, generation=tova):
+        first = generate(model, batch)
+        generate(model, {"input_ids": batch["input_ids"][:1, :11]})
+        assert torch.equal(generate(model, batch), first)
+
+
+def test_padding_changes_nothing_for_the_padded_sequence():
+    model, batch = tiny(), padded_batch()
+    alone = {"input_ids": batch["input_ids"][1:, 7:]}
+    with hf.attach(model, generation=LOCAL):
+        np.testing.assert_array_equal(generate(model, batch)[1, 20:], generate(model, alone)[0, 13:])
+
+
+def test_what_it_cannot_do_it_says():
+    model, batch = tiny(), padded_batch()
+    with hf.attach(model):
+        with pytest.raises(ValueError, match="attached already"):
+            hf.attach(model)
+        with pytest.raises(NotImplementedError, match="for gradients"):
+            model(**batch)
+    with pytest.raises(ValueError, match="layer_idx"):
+        hf.attach(torch.nn.Linear(2, 2))
+    with pytest.raises(reticle.ConfigError, match="sinc"):
+        hf.attach(model, generation={"maskers": [{"type": "sinc"}]})
+    assert model.config._attn_implementation != "reticle"
