@@ -1,7 +1,12 @@
+#include <algorithm>
 #include <pybind11/stl.h>
 
+#include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
+#include <reticle/core/mask/io.hpp>
+#include <reticle/core/mask/picture.hpp>
+#include <reticle/core/mask/reshape.hpp>
 
 #include "module.hpp"
 #include "tensor.hpp"
@@ -43,16 +48,19 @@ Mask from_runs(const std::array<Index, 4>& shape, const py::handle& row_ptr, con
   return Mask::runs(shape_from(shape), std::move(pointers), std::move(ends), std::move(weights));
 }
 
+template <class T>
+py::array_t<T> copied(const Buffer<T>& buffer) {
+  return to_numpy(Array<T>(buffer.span().begin(), buffer.span().end()), {buffer.size()});
+}
+
 py::tuple as_csr(const Mask& mask) {
   Csr csr;
   {
     const py::gil_scoped_release released;
     csr = to_csr(mask);
   }
-  const auto copy = []<class T>(const Buffer<T>& buffer) {
-    return to_numpy(Array<T>(buffer.span().begin(), buffer.span().end()), {buffer.size()});
-  };
-  return py::make_tuple(copy(csr.row_ptr), copy(csr.indices), csr.p.empty() ? py::object(py::none()) : copy(csr.p));
+  return py::make_tuple(copied(csr.row_ptr), copied(csr.indices),
+                        csr.p.empty() ? py::object(py::none()) : copied(csr.p));
 }
 
 py::array_t<float> as_dense(const Mask& mask) {
@@ -63,6 +71,170 @@ py::array_t<float> as_dense(const Mask& mask) {
     dense = to_dense(mask);
   }
   return to_numpy(std::move(dense), {shape.batch, shape.heads, shape.queries, shape.keys});
+}
+
+Mask from_rows(const std::array<Index, 4>& shape, const py::handle& columns, const py::object& p) {
+  constexpr int kFlags = py::array::c_style | py::array::forcecast;
+  const auto indices = py::array_t<Index, kFlags>::ensure(columns);
+  if (!indices || indices.ndim() < 1) throw ShapeError("indices: needed is an array (..., width) of key columns");
+  const Index width = indices.shape(indices.ndim() - 1);
+  const auto weights = p.is_none() ? py::array_t<float, kFlags>() : py::array_t<float, kFlags>::ensure(p);
+  const std::span<const Index> all(indices.data(), static_cast<std::size_t>(indices.size()));
+  const std::span<const float> of_all(weights.data(), p.is_none() ? 0 : static_cast<std::size_t>(weights.size()));
+  const py::gil_scoped_release released;
+  return Mask::from_row_indices(shape_from(shape), width, all, of_all);
+}
+
+py::tuple as_flat(const Mask& mask) {
+  FlatCsr flat;
+  {
+    const py::gil_scoped_release released;
+    flat = to_flat_csr(mask);
+  }
+  const auto length = [](const auto& array) { return static_cast<py::ssize_t>(array.size()); };
+  const py::ssize_t rows = length(flat.ptr), entries = length(flat.indices), weights = length(flat.data);
+  return py::make_tuple(to_numpy(std::move(flat.ptr), {rows}), to_numpy(std::move(flat.indices), {entries}),
+                        to_numpy(std::move(flat.data), {weights}));
+}
+
+Mask from_flat(const std::array<Index, 4>& shape, const py::handle& ptr, const py::handle& indices,
+               const py::object& data) {
+  const auto pointers = to_buffer<Index>(ptr, "ptr"), columns = to_buffer<Index>(indices, "indices");
+  const auto weights = data.is_none() ? Buffer<float>() : to_buffer<float>(data, "data");
+  const py::gil_scoped_release released;
+  return from_flat_csr(shape_from(shape), pointers.span(), columns.span(), weights.span());
+}
+
+py::tuple as_blocks(const Mask& mask, Index block_q, Index block_k) {
+  BlockLists blocks;
+  {
+    const py::gil_scoped_release released;
+    blocks = to_blocks(unshare(mask), block_q, block_k);
+  }
+  return py::make_tuple(copied(blocks.row_ptr), copied(blocks.indices), copied(blocks.full).attr("astype")("bool"));
+}
+
+/// numpy's basic slicing, with steps of 1; an integer keeps its dimension, as every mask has four.
+Mask sliced(Mask mask, const py::object& index) {
+  const py::tuple items = py::isinstance<py::tuple>(index) ? py::tuple(index) : py::make_tuple(index);
+  const MaskShape shape = mask.shape();
+  const Index extents[] = {shape.batch, shape.heads, shape.queries, shape.keys};
+  const auto ellipses =
+      std::count_if(items.begin(), items.end(), [](const py::handle& item) { return item.is(py::ellipsis()); });
+  if (ellipses > 1 || items.size() - static_cast<std::size_t>(ellipses) > 4)
+    throw py::index_error("a mask has four dimensions: batch, heads, queries, keys");
+  std::size_t dim = 0;
+  for (const py::handle& item : items) {
+    if (item.is(py::ellipsis())) {
+      dim += 4 - (items.size() - 1);
+      continue;
+    }
+    Index begin = 0, end = extents[dim];
+    if (py::isinstance<py::slice>(item)) {
+      py::ssize_t start = 0, stop = 0, step = 0, length = 0;
+      if (!py::reinterpret_borrow<py::slice>(item).compute(extents[dim], &start, &stop, &step, &length))
+        throw py::error_already_set();
+      if (step != 1) throw py::index_error("masks are sliced in steps of 1");
+      begin = start;
+      end = start + length;
+    } else {
+      begin = item.cast<Index>();
+      if (begin < -extents[dim] || begin >= extents[dim])
+        throw py::index_error("index " + std::to_string(begin) + " is out of range for dimension " +
+                              std::to_string(dim) + " of size " + std::to_string(extents[dim]));
+      begin += begin < 0 ? extents[dim] : 0;
+      end = begin + 1;
+    }
+    mask = slice(mask, static_cast<Dim>(dim), begin, end);
+    ++dim;
+  }
+  return mask;
+}
+
+py::array_t<float> applied(const Mask& mask, const py::handle& x,
+                           Array<float> (*function)(const Mask&, std::span<const float>, const Context&)) {
+  const auto values = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(x);
+  const MaskShape& shape = mask.shape();
+  if (!values || values.size() != shape.positions())
+    throw ShapeError("x: needed is an array of the mask's shape, " + shape.describe());
+  const std::span<const float> all(values.data(), static_cast<std::size_t>(values.size()));
+  Array<float> result;
+  {
+    const py::gil_scoped_release released;
+    result = function(mask, all, {});
+  }
+  return to_numpy(std::move(result), {shape.batch, shape.heads, shape.queries, shape.keys});
+}
+
+py::array_t<float> pictured(const Mask& mask, Index batch, Index head, Index width, Index height) {
+  const Picture picture = reticle::picture(mask, batch, head, width, height);
+  return to_numpy(Array<float>(picture.cells.begin(), picture.cells.end()), {picture.height, picture.width});
+}
+
+MergeRule rule_from(const std::string& rule) {
+  if (rule == "add") return MergeRule::add;
+  if (rule == "max") return MergeRule::max;
+  if (rule == "independent") return MergeRule::independent;
+  throw py::value_error("rule is \"" + rule + R"("; needed is "add", "max" or "independent")");
+}
+
+/// What a mask is made of again: extents and sharing, kind, and the stored arrays.
+py::tuple pickled(const Mask& mask) {
+  const MaskShape& s = mask.shape();
+  const py::tuple shape =
+      py::make_tuple(s.batch, s.heads, s.queries, s.keys, s.shared_batch, s.shared_heads, s.shared_queries);
+  const auto with = [&](auto&&... arrays) -> py::tuple {
+    return py::make_tuple(shape, static_cast<int>(mask.kind()), py::make_tuple(arrays...));
+  };
+  return std::visit(
+      [&]<class R>(const R& rep) -> py::tuple {
+        if constexpr (std::is_same_v<R, BitDense>) {
+          return with(copied(rep.words));
+        } else if constexpr (std::is_same_v<R, WeightedDense>) {
+          return with(copied(rep.p));
+        } else if constexpr (std::is_same_v<R, Csr>) {
+          return with(copied(rep.row_ptr), copied(rep.indices), copied(rep.p));
+        } else if constexpr (std::is_same_v<R, Runs>) {
+          Array<std::int32_t> ends;
+          for (const Interval& interval : rep.intervals.span()) {
+            ends.push_back(interval.begin);
+            ends.push_back(interval.end);
+          }
+          const auto count = static_cast<py::ssize_t>(ends.size());
+          return with(copied(rep.row_ptr), to_numpy(std::move(ends), {count}), copied(rep.p));
+        } else {
+          return with();
+        }
+      },
+      mask.representation());
+}
+
+Mask unpickled(const py::tuple& state) {
+  const auto e = state[0].cast<std::tuple<Index, Index, Index, Index, bool, bool, bool>>();
+  const MaskShape shape{std::get<0>(e), std::get<1>(e), std::get<2>(e), std::get<3>(e),
+                        std::get<4>(e), std::get<5>(e), std::get<6>(e)};
+  const auto arrays = state[2].cast<py::tuple>();
+  switch (static_cast<MaskKind>(state[1].cast<int>())) {
+    case MaskKind::empty:
+      return Mask::empty(shape);
+    case MaskKind::full:
+      return Mask::full(shape);
+    case MaskKind::bits:
+      return Mask::bits(shape, to_buffer<std::uint64_t>(arrays[0], "words"));
+    case MaskKind::dense:
+      return Mask::dense(shape, to_buffer<float>(arrays[0], "p").span());
+    case MaskKind::csr:
+      return Mask::csr(shape, to_buffer<Index>(arrays[0], "row_ptr"), to_buffer<std::int32_t>(arrays[1], "indices"),
+                       to_buffer<float>(arrays[2], "p"));
+    default: {
+      const auto ends = to_buffer<std::int32_t>(arrays[1], "intervals");
+      Array<Interval> intervals(static_cast<std::size_t>(ends.size() / 2));
+      for (std::size_t i = 0; i < intervals.size(); ++i)
+        intervals[i] = {ends[static_cast<Index>(2 * i)], ends[static_cast<Index>(2 * i + 1)]};
+      return Mask::runs(shape, to_buffer<Index>(arrays[0], "row_ptr"), std::move(intervals),
+                        to_buffer<float>(arrays[2], "p"));
+    }
+  }
 }
 
 }  // namespace
@@ -114,6 +286,51 @@ void add_mask(py::module_& module) {
       .def_property_readonly("weighted", &Mask::weighted, "Whether some p is below 1.")
       .def_property_readonly("nbytes", &Mask::bytes, "Bytes of the storage, which copies share.")
       .def("to_dense", &as_dense, "p of every position as a float32 array (batch, heads, queries, keys).")
+      .def_static("from_row_indices", &from_rows, py::arg("shape"), py::arg("indices"), py::arg("p") = py::none(),
+                  "From (batch, heads, queries, width) key columns in any order; -1 is padding. p is aligned or None.")
+      .def_static("from_flat_indices", &from_flat, py::arg("shape"), py::arg("ptr"), py::arg("indices"),
+                  py::arg("data") = py::none(),
+                  "From CSR whose indices count over the whole tensor, row * keys + key: sparse-attention-hub's form.")
+      .def("to_flat_indices", &as_flat, "(ptr, indices, data): sparse-attention-hub's form; data is p.")
+      .def("to_blocks", &as_blocks, py::arg("block_q"), py::arg("block_k"),
+           "(row_ptr, indices, full) over batch * heads * ceil(queries / block_q) block rows: the blocks that hold any "
+           "entry, and whether every position of each is attended with p = 1.")
+      .def("__getitem__", &sliced, py::arg("index"))
+      .def(
+          "merge", [](const Mask& a, const Mask& b, const std::string& rule) { return merge(a, b, rule_from(rule)); },
+          py::arg("other"), py::arg("rule") = "add",
+          "The union; p of positions in both is min(1, a + b), max(a, b) or 1 - (1-a)(1-b): add, max, independent.")
+      .def(
+          "restrict_causal", [](const Mask& mask) { return restrict_causal(mask); }, Released(),
+          "What lies at or before each query's own position; the last query is aligned with the last key.")
+      .def(
+          "transpose", [](const Mask& mask) { return transpose(mask); }, Released(),
+          "(batch, heads, keys, queries): for each key the queries that attend to it.")
+      .def(
+          "append_keys", [](const Mask& mask, Index count) { return append_keys(mask, count); }, py::arg("count"),
+          Released(), "More keys at the end, attended by none.")
+      .def(
+          "append_queries", [](const Mask& mask, const Mask& rows) { return append_queries(mask, rows); },
+          py::arg("rows"), Released(), "The queries of this mask, then those of another.")
+      .def(
+          "broadcast_to",
+          [](const Mask& mask, const std::array<Index, 4>& shape) { return broadcast_to(mask, shape_from(shape)); },
+          py::arg("shape"), "numpy's rule, at no cost in storage.")
+      .def(
+          "apply", [](const Mask& mask, const py::object& x) { return applied(mask, x, &apply); }, py::arg("x"),
+          "x * p, of an array of the mask's shape.")
+      .def(
+          "apply_inverse", [](const Mask& mask, const py::object& x) { return applied(mask, x, &apply_inverse); },
+          py::arg("x"), "x / p where attended, else 0: the Horvitz-Thompson weighting.")
+      .def("picture", &pictured, py::arg("batch") = 0, py::arg("head") = 0, py::arg("width") = 512,
+           py::arg("height") = 512, "One head averaged into at most height x width cells, in [0, 1].")
+      .def(
+          "save", [](const Mask& mask, const std::string& path) { save(mask, path); }, py::arg("path"), Released(),
+          "Writes a safetensors file.")
+      .def_static(
+          "load", [](const std::string& path) { return load_mask(path); }, py::arg("path"), Released(),
+          "Reads a file that save wrote.")
+      .def(py::pickle(&pickled, &unpickled))
       .def("to_csr", &as_csr, "(row_ptr, indices, p) over batch * heads * queries rows; p is None when all are 1.");
 }
 

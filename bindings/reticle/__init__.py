@@ -6,6 +6,7 @@ import sys
 from typing import Any, TypeVar
 
 import reticle._core as _core
+import reticle._mask  # noqa: F401 - gives Mask its methods that speak to other packages
 from reticle._core import (
     AttentionPlan,
     ConfigError,
