@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <iterator>
@@ -9,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/base/stopwatch.hpp>
 #include <reticle/core/config/config.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
@@ -122,9 +122,6 @@ Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
   });
 }
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 std::vector<MaskerEntry> maskers_from(const Json& list, const JsonPlace& place) {
   if (!list.is_array()) place.fail(std::string("needed is a list of maskers, got ") + list.type_name());
   std::vector<MaskerEntry> entries;
@@ -178,9 +175,9 @@ Comparison compare_with_dense(const AttentionInputs& inputs, const Mask& mask, c
   Comparison comparison;
   AttentionOptions plain = options;
   plain.weights = false;
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   const AttentionResult dense = attention(inputs, Mask::full(inputs.shape()), plain, context);
-  comparison.dense_seconds = seconds_since(start);
+  comparison.dense_seconds = watch.seconds();
 
   const auto heads = static_cast<std::size_t>(inputs.batch() * inputs.heads());
   const auto rows = static_cast<std::size_t>(inputs.queries_length());
@@ -336,7 +333,7 @@ Context SparseAttention::configured(const Context& context) const {
 
 Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
                             const Context& context, Metrics& metrics) const {
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   LayerState& layer_state = state.layer(inputs.layer);
   if (inputs.stage == Stage::prefill) {
     for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(Stage::generation)]) {
@@ -364,7 +361,7 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
       metrics.maskers.push_back({entries[i].type->name});
       continue;
     }
-    const Clock::time_point masker_start = Clock::now();
+    const Stopwatch masker_watch;
     own.seed = derive_seed(context.seed, i);
     const Index before = count(mask);
     for (std::size_t head = 0; head < wanted.size(); ++head)
@@ -376,10 +373,10 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
                        "; needed is " + inputs.shape().describe());
     if (!entries[i].heads.all()) added = intersect(added, rows_of_heads(wanted, inputs.shape()), context);
     mask = merge(mask, added, config_->options.merge, context);
-    metrics.maskers.push_back({entries[i].type->name, count(mask) - before, seconds_since(masker_start)});
+    metrics.maskers.push_back({entries[i].type->name, count(mask) - before, masker_watch.seconds()});
   }
   if (inputs.causal) mask = restrict_causal(mask, context);
-  metrics.mask_seconds = seconds_since(start);
+  metrics.mask_seconds = watch.seconds();
   return mask;
 }
 
@@ -395,9 +392,9 @@ SparseAttentionResult SparseAttention::run(const AttentionInputs& given, Sequenc
   SparseAttentionResult result;
   Metrics& metrics = result.metrics;
   result.mask = build(inputs, std::nullopt, state, configured(context), metrics);
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   result.attention = attention(inputs, result.mask, options, context);
-  metrics.attention_seconds = seconds_since(start);
+  metrics.attention_seconds = watch.seconds();
 
   const auto share = [](Index part, Index whole) {
     return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);

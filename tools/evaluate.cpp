@@ -163,14 +163,18 @@ void print_table(const Json& results) {
   fmt::print("{}", table.text());
   if (results.at(0).at("retrieval").empty()) return;
   Table tasks;
-  tasks.row({"config", "task", "length", "accuracy", "exact", "prefill density", "generation density"});
+  tasks.row({"config", "task", "length", "accuracy", "unaided", "exact", "prefill density", "generation density"});
   for (const Json& result : results) {
     for (const Json& task : result.at("retrieval"))
       tasks.row({result.at("label"), task.at("task"), std::to_string(task.at("length").get<Index>()),
-                 percent(task.at("accuracy").get<double>()), percent(task.at("exact").get<double>()),
-                 density_of(task, "prefill"), density_of(task, "generation")});
+                 percent(task.at("accuracy").get<double>()),
+                 task.contains("unaided_accuracy") ? percent(task.at("unaided_accuracy").get<double>()) : "",
+                 percent(task.at("exact").get<double>()), density_of(task, "prefill"), density_of(task, "generation")});
   }
-  fmt::print("\naccuracy: bytes of the answers that were the most likely ones; exact: whole answers\n{}", tasks.text());
+  fmt::print(
+      "\naccuracy: bytes of the answers that were the most likely ones; unaided: with nothing to be found; exact: "
+      "whole answers\n{}",
+      tasks.text());
 }
 
 std::string csv_of(const Json& results) {
@@ -236,8 +240,8 @@ int evaluate(const EvaluateCommand& command) {
     result["retrieval"] = Json::array();
     for (const RetrievalTask task : tasks) {
       for (const Index length : command.lengths) {
-        const RetrievalResult retrieval =
-            evaluate_retrieval(decoder, text, {task, length, command.samples, command.seed, &handler, show}, context);
+        RetrievalOptions options{task, length, command.samples, command.seed, false, &handler, show};
+        const RetrievalResult retrieval = evaluate_retrieval(decoder, text, options, context);
         result["retrieval"].push_back({{"task", name_of(task)},
                                        {"length", length},
                                        {"accuracy", retrieval.accuracy},
@@ -245,6 +249,10 @@ int evaluate(const EvaluateCommand& command) {
                                        {"prefill", json_of(retrieval.prefill)},
                                        {"generation", json_of(retrieval.generation)},
                                        {"seconds", retrieval.seconds}});
+        if (candidate.config) continue;
+        // What language and chance alone give: how far the model can do the task at all.
+        options.unaided = true;
+        result["retrieval"].back()["unaided_accuracy"] = evaluate_retrieval(decoder, text, options, context).accuracy;
       }
     }
     results.add(std::move(result));

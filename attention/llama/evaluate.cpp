@@ -1,15 +1,12 @@
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include <reticle/attention/llama/evaluate.hpp>
 #include <reticle/attention/llama/generate.hpp>
+#include <reticle/core/base/stopwatch.hpp>
 
 namespace reticle {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 double cross_entropy(std::span<const float> logits, std::int32_t target) {
   const float max = *std::max_element(logits.begin(), logits.end());
@@ -76,7 +73,7 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
   if (windows < 1)
     throw ValueError("evaluate: " + std::to_string(std::min(options.tokens, static_cast<Index>(text.size()))) +
                      " tokens of text hold no window of " + std::to_string(window) + " and the token after it");
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   LossResult result;
   DecoderState state = decoder.start(window);
   // What is generated begins after the token that predicts the first target that counts.
@@ -94,7 +91,7 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
   }
   result.tokens = windows * counted;
   result.loss = sum / static_cast<double>(result.tokens);
-  result.seconds = seconds_since(start);
+  result.seconds = watch.seconds();
   return result;
 }
 
@@ -133,14 +130,16 @@ std::string piece_of(std::string_view filler, std::size_t length, Philox& random
 }
 
 /// Sentences hidden at random places, in their order, in a text of so many bytes that ends with a question.
-std::string hide(const std::vector<std::string>& sentences, const std::string& question, Index length,
-                 std::string_view filler, Philox& random) {
+RetrievalExample hide(const std::vector<std::string>& sentences, const std::string& question, std::string answer,
+                      Index length, std::string_view filler, Philox& random) {
   std::size_t needed = question.size();
   for (const std::string& sentence : sentences) needed += sentence.size();
   if (static_cast<std::size_t>(length) < needed)
     throw ValueError("a prompt of " + std::to_string(length) + " bytes is too short for the task; needed are " +
                      std::to_string(needed));
-  const std::string hay = piece_of(filler, static_cast<std::size_t>(length) - needed, random);
+  // What stands for the sentences where there is nothing to be found comes last, so that the rest is the same.
+  const std::size_t hidden = needed - question.size(), around = static_cast<std::size_t>(length) - needed;
+  const std::string unaided = piece_of(filler, around + hidden, random), hay = unaided.substr(0, around);
   std::vector<std::size_t> places;
   for (std::size_t i = 0; i < sentences.size(); ++i) places.push_back(below(random, hay.size() + 1));
   std::sort(places.begin(), places.end());
@@ -150,14 +149,13 @@ std::string hide(const std::vector<std::string>& sentences, const std::string& q
     prompt += hay.substr(at, places[i] - at) + sentences[i];
     at = places[i];
   }
-  return prompt + hay.substr(at) + question;
+  return {prompt + hay.substr(at) + question, std::move(answer), unaided + question};
 }
 
 std::string number(Philox& random) { return std::to_string(1000 + below(random, 9000)); }
 
-std::string says(std::string_view name, const std::string& value) {
-  return " The number of " + std::string(name) + " is " + value + ".";
-}
+std::string asks(std::string_view name) { return " The number of " + std::string(name) + " is "; }
+std::string says(std::string_view name, const std::string& value) { return asks(name) + value + "."; }
 
 /// Words of the filler, about `length` bytes of them.
 std::string word_list(std::string_view filler, std::size_t length, Philox& random) {
@@ -183,13 +181,12 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
       // The list, text, and the list again, whose first words are the cue.
       constexpr std::size_t kList = 96, kCue = 16;
       const std::string list = word_list(filler, kList, random);
-      return {hide({" " + list}, list.substr(0, kCue), length, filler, random), list.substr(kCue)};
+      return hide({" " + list}, list.substr(0, kCue), list.substr(kCue), length, filler, random);
     }
     case RetrievalTask::needle: {
       const std::string_view name = kNames[below(random, std::size(kNames))];
       const std::string value = number(random);
-      return {hide({says(name, value)}, says(name, "").substr(0, says(name, "").size() - 1), length, filler, random),
-              value};
+      return hide({says(name, value)}, asks(name), value, length, filler, random);
     }
     case RetrievalTask::multi_needle: {
       std::vector<std::string> sentences, values;
@@ -198,8 +195,7 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
         sentences.push_back(says(kNames[i], values.back()));
       }
       const std::size_t asked = below(random, kNeedles);
-      const std::string question = says(kNames[asked], "");
-      return {hide(sentences, question.substr(0, question.size() - 1), length, filler, random), values[asked]};
+      return hide(sentences, asks(kNames[asked]), values[asked], length, filler, random);
     }
     default: {
       // One value, handed on from name to name.
@@ -207,8 +203,7 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
       std::vector<std::string> sentences{says(kNames[0], value)};
       for (Index i = 1; i < kChain; ++i)
         sentences.push_back(says(kNames[i], "the number of " + std::string(kNames[i - 1])));
-      const std::string question = says(kNames[kChain - 1], "");
-      return {hide(sentences, question.substr(0, question.size() - 1), length, filler, random), value};
+      return hide(sentences, asks(kNames[kChain - 1]), value, length, filler, random);
     }
   }
 }
@@ -219,15 +214,16 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
     throw ValueError("retrieval: the model's vocabulary has " + std::to_string(decoder.config().vocab_size) +
                      " tokens; tasks are made of bytes, for vocabularies of 256");
   if (options.samples < 1) throw ValueError("retrieval: needed is at least one sample");
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   RetrievalResult result;
   Index bytes = 0, right = 0, exact = 0;
   for (Index sample = 0; sample < options.samples; ++sample) {
     if (options.progress) options.progress(sample, options.samples);
     const RetrievalExample example = make_example(options.task, options.length, filler,
                                                   derive_seed(options.seed, static_cast<std::uint64_t>(sample) + 1));
-    const std::vector<std::int32_t> tokens = bytes_to_tokens(example.prompt + example.answer);
-    const auto prompt = static_cast<Index>(example.prompt.size()), count = static_cast<Index>(tokens.size());
+    const std::string& asked = options.unaided ? example.unaided : example.prompt;
+    const std::vector<std::int32_t> tokens = bytes_to_tokens(asked + example.answer);
+    const auto prompt = static_cast<Index>(asked.size()), count = static_cast<Index>(tokens.size());
     DecoderState state = decoder.start(count);
     const StagedLogits logits =
         staged_forward(decoder, std::span(tokens).first(tokens.size() - 1), prompt, state, options.handler, context);
@@ -244,7 +240,7 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
   }
   result.accuracy = static_cast<double>(right) / static_cast<double>(bytes);
   result.exact = static_cast<double>(exact) / static_cast<double>(options.samples);
-  result.seconds = seconds_since(start);
+  result.seconds = watch.seconds();
   return result;
 }
 

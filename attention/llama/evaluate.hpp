@@ -51,9 +51,10 @@ RETICLE_API std::string_view name_of(RetrievalTask task);
 
 struct RetrievalExample {
   std::string prompt, answer;
+  std::string unaided;  // as long, with the same question and filler, but nothing to be found
 };
 /// A prompt of `length` bytes, with its answer, by a seed: filled with pieces of `filler`. ValueError when the length
-/// is too short for the task, or the filler empty.
+/// is too short for the task, or the filler has no words.
 RETICLE_API RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler,
                                           std::uint64_t seed);
 
@@ -62,6 +63,8 @@ struct RetrievalOptions {
   Index length = 1024;  // of a prompt, in bytes
   Index samples = 16;
   std::uint64_t seed = 0;
+  /// Ask with nothing to be found in the prompt: what language and chance alone give.
+  bool unaided = false;
   const InferenceHandler* handler = nullptr;
   EvaluationProgress progress;
 };

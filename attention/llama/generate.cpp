@@ -1,15 +1,12 @@
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include <reticle/attention/llama/generate.hpp>
+#include <reticle/core/base/stopwatch.hpp>
 #include <reticle/core/ops/select.hpp>
 
 namespace reticle {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void validate(const GenerateOptions& options) {
   if (options.max_new_tokens < 0)
@@ -81,7 +78,7 @@ Generation generate(const Decoder& decoder, std::span<const std::vector<std::int
   for (std::size_t i = 0; i < live.size(); ++i) live[i] = static_cast<Index>(i);
 
   ForwardOptions forward{Logits::last, Stage::prefill, options.handler};
-  const Clock::time_point start = Clock::now();
+  const Stopwatch watch;
   while (!states.empty()) {
     const Tensor logits = decoder.forward(tokens, cu_seqlens, states, forward, context);
     const auto width = static_cast<std::size_t>(config.vocab_size);
@@ -104,7 +101,7 @@ Generation generate(const Decoder& decoder, std::span<const std::vector<std::int
       still_live.push_back(live[i]);
     }
     if (forward.stage == Stage::prefill) {
-      generation.prefill_seconds = seconds_since(start);
+      generation.prefill_seconds = watch.seconds();
       forward.stage = Stage::generation;
     } else {
       ++generation.steps;
@@ -112,7 +109,7 @@ Generation generate(const Decoder& decoder, std::span<const std::vector<std::int
     states.swap(unfinished);
     live.swap(still_live);
   }
-  generation.decode_seconds = seconds_since(start) - generation.prefill_seconds;
+  generation.decode_seconds = watch.seconds() - generation.prefill_seconds;
   return generation;
 }
 

@@ -87,6 +87,12 @@ def attention(
     Raises:
         ShapeError: when tensors and mask do not fit together; ValueError: when a result would not be finite.
     """
+    options: Any = {
+        "scaling": scaling,
+        "causal": causal,
+        "attention_mask": attention_mask,
+        "soft_cap": soft_cap,
+    }
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(queries, torch.Tensor):
         inputs: tuple[Any, ...] = (queries, keys, values)
@@ -95,24 +101,6 @@ def attention(
             import reticle.torch
 
             differentiable: Any = reticle.torch.attention
-            result: tuple[Array, Array] = differentiable(
-                queries,
-                keys,
-                values,
-                mask,
-                scaling=scaling,
-                causal=causal,
-                attention_mask=attention_mask,
-                soft_cap=soft_cap,
-            )
+            result: tuple[Array, Array] = differentiable(queries, keys, values, mask, **options)
             return result
-    return _core.attention(
-        queries,
-        keys,
-        values,
-        mask,
-        scaling=scaling,
-        causal=causal,
-        attention_mask=attention_mask,
-        soft_cap=soft_cap,
-    )
+    return _core.attention(queries, keys, values, mask, **options)
