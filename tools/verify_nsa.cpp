@@ -85,9 +85,16 @@ class NsaCase {
 
   Rope rope() const {
     std::optional<RopeScaling> scaling;
-    if (const Json& given = parameters_.at("rope_scaling"); !given.is_null()) {
-      scaling = RopeScaling{RopeScaling::Type::llama3, given.at("factor"), given.at("low_freq_factor"),
-                            given.at("high_freq_factor"), given.at("original_max_position_embeddings")};
+    const Json given = parameters_.value("rope_scaling", Json());
+    const std::string type = given.is_null() ? "default" : given.value("rope_type", given.value("type", "default"));
+    if (type != "default") {
+      scaling.emplace();
+      scaling->type = type == "linear" ? RopeScaling::Type::linear : RopeScaling::Type::llama3;
+      scaling->factor = given.at("factor");
+      scaling->low_freq_factor = given.value("low_freq_factor", scaling->low_freq_factor);
+      scaling->high_freq_factor = given.value("high_freq_factor", scaling->high_freq_factor);
+      scaling->original_max_position_embeddings =
+          given.value("original_max_position_embeddings", scaling->original_max_position_embeddings);
     }
     return {number("head_dim"), parameters_.at("rope_theta").get<double>(), scaling};
   }
