@@ -4,6 +4,7 @@
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/inference_handler.hpp>
 #include <reticle/core/ops/select.hpp>
+#include <reticle/core/registry.hpp>
 
 #include "module.hpp"
 #include "tensor.hpp"
@@ -193,6 +194,20 @@ void add_attention(py::module_& module) {
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
            py::arg("layer") = 0, py::arg("stage") = "prefill", "(output, mask)");
   add_handler(module);
+  module.def(
+      "masker_types",
+      [] {
+        std::vector<std::string> types;
+        for (const MaskerType* type : Registry::global().list()) types.push_back(type->name);
+        return types;
+      },
+      "The registered maskers, sorted.");
+  module.def(
+      "schema", [](const std::string& type) { return schema(type); }, py::arg("type") = "",
+      "JSON Schema of a masker's config, or of a whole config.");
+  module.def(
+      "describe_masker", [](const std::string& type) { return describe_masker(type); }, py::arg("type"),
+      "A masker's source, rule, parameters and cost, as Markdown.");
   module.def(
       "top_k",
       [](const py::array_t<float, py::array::c_style>& scores, Index k) {

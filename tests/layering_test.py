@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"core/base", "core/tensor", "core/mask", "core/config", "core"},
     "maskers": {"core", "core/mask", "core/ops"},
     "attention": {"core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core", "attention"},
-    "bindings": {"core/base", "core/mask", "core/ops", "core/tensor", "attention"},
+    "bindings": {"core", "core/base", "core/mask", "core/ops", "core/tensor", "attention"},
     "tools": {"core", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)

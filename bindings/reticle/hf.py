@@ -12,6 +12,7 @@ Mistral, Qwen and most others since transformers 4.48. To add one that does not,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,29 +22,34 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 import reticle._core as _core
+import reticle.maskers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from typing import TypeAlias
 
     from transformers import PreTrainedModel
 
     from reticle import InferenceState, SparseAttention, StageRecord
 
-    Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | None
+    from reticle.maskers import MaskerConfig
+
+    Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | Sequence[MaskerConfig] | None
 
 NAME = "reticle"
 
 
 def pipeline_of(config: Config) -> SparseAttention:
-    """A pipeline from itself, a JSON file, a config as a dict, or None for dense attention."""
+    """A pipeline from itself, a JSON file, a config as a dict, a list of masker configs, or None for dense attention."""
     if config is None:
         return _core.SparseAttention.from_json('{"maskers": []}')
     if isinstance(config, _core.SparseAttention):
         return config
     if isinstance(config, (str, Path)):
         return _core.SparseAttention.from_file(str(config))
-    return _core.SparseAttention.from_json(json.dumps(config))
+    if isinstance(config, Mapping):
+        return _core.SparseAttention.from_json(json.dumps(dict(config)))
+    return reticle.maskers.pipeline(config)
 
 
 class Attachment:
@@ -161,7 +167,8 @@ def attach(
 ) -> Attachment:
     """Computes a model's attention by Reticle: prompts by `prefill`, what is generated after them by `generation`.
 
-    Each is a SparseAttention, a JSON file, a config as a dict, or None for dense attention. Works with `generate`,
+    Each is a SparseAttention, a JSON file, a config as a dict, a list of reticle.maskers' configs, or None for dense
+    attention. Works with `generate`,
     dynamic caches, grouped queries, and batches padded on the left. What maskers keep starts anew with every prompt,
     and one prompt (or batch) runs at a time. `keep_masks` records every call's mask, for pictures. CPU only.
     """

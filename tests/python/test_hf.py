@@ -100,3 +100,13 @@ def test_what_it_cannot_do_it_says():
     with pytest.raises(reticle.ConfigError, match="sinc"):
         hf.attach(model, generation={"maskers": [{"type": "sinc"}]})
     assert model.config._attn_implementation != "reticle"
+
+
+def test_patterns_may_be_lists_of_masker_configs():
+    from reticle.maskers import LocalConfig
+
+    model, batch = tiny(), padded_batch()
+    with hf.attach(model, generation=LOCAL):
+        by_dict = generate(model, batch)
+    with hf.attach(model, generation=[LocalConfig(window_size=6)]):
+        assert torch.equal(generate(model, batch), by_dict)

@@ -1,0 +1,162 @@
+"""A dataclass for the config of every masker, made from the registry: LocalConfig, OracleTopKConfig, ...
+
+    from reticle.maskers import LocalConfig, OracleTopKConfig, SinkConfig, pipeline
+
+    sparse = pipeline([SinkConfig(sink_size=128), LocalConfig(window_size=128), OracleTopKConfig(heavy_size=0.1)])
+
+Fields, defaults and documentation are the maskers' own. Sizes are counts (an int) or fractions of the keys (a float).
+Every class also takes `layers` and `heads`, which say where it serves. Plugins loaded later get theirs by
+`config_class`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import reticle._core as _core
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reticle import SparseAttention
+
+
+class MaskerConfig:
+    """What all config classes share. Values are checked when a pipeline is made of them."""
+
+    type: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a JSON config; what is None is left out."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"type": self.type, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def class_name(masker: str) -> str:
+    """oracle_top_k -> OracleTopKConfig."""
+    return "".join(word.capitalize() for word in masker.split("_")) + "Config"
+
+
+def _annotation(schema: Mapping[str, Any]) -> str:
+    """A field's type, as Python writes it."""
+    if "enum" in schema:
+        return "Literal[" + ", ".join(json.dumps(value) for value in schema["enum"]) + "]"
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(_annotation(choice) for choice in schema["anyOf"]))
+    if schema["type"] == "array":
+        return f"Sequence[{_annotation(schema['items'])}]"
+    return {"integer": "int", "number": "float", "boolean": "bool", "string": "str", "null": "None"}[schema["type"]]
+
+
+def _fields(masker: str) -> list[tuple[str, str, Any]]:
+    """(name, annotation, default) of a masker's parameters; the required ones have no default."""
+    schema = json.loads(_core.schema(masker))
+    required = set(schema["required"])
+    fields: list[tuple[str, str, Any]] = []
+    for name, entry in schema["properties"].items():
+        if name == "type":
+            continue
+        annotation = _annotation(entry)
+        if name in required:
+            fields.append((name, annotation, dataclasses.MISSING))
+        elif name in ("layers", "heads"):
+            fields.append((name, f"{annotation} | None", None))
+        else:
+            fields.append((name, annotation, entry.get("default")))
+    return fields
+
+
+def config_class(masker: str) -> type[MaskerConfig]:
+    """The dataclass of a masker's config; ConfigError, with the nearest name, for one that is not known."""
+    entries = []
+    for name, annotation, default in _fields(masker):
+        if default is dataclasses.MISSING:
+            entries.append((name, annotation, dataclasses.field()))
+        elif isinstance(default, list):
+            entries.append((name, annotation, dataclasses.field(default_factory=functools.partial(list, default))))
+        else:
+            entries.append((name, annotation, dataclasses.field(default=default)))
+    made: type[MaskerConfig] = dataclasses.make_dataclass(
+        class_name(masker), entries, bases=(MaskerConfig,), namespace={"type": masker}, frozen=True, kw_only=True
+    )
+    made.__doc__ = _core.describe_masker(masker)
+    made.__module__ = __name__
+    return made
+
+
+_classes = {masker: config_class(masker) for masker in _core.masker_types()}
+globals().update({made.__name__: made for made in _classes.values()})
+
+
+def from_dict(config: Mapping[str, Any]) -> MaskerConfig:
+    """The config object of one entry of a JSON config's "maskers"."""
+    parameters = dict(config)
+    masker = parameters.pop("type", None)
+    if masker not in _classes:
+        _core.schema(str(masker))  # says what is wrong with the name
+        _classes[masker] = config_class(masker)
+    return _classes[masker](**parameters)
+
+
+def pipeline(
+    maskers: Sequence[MaskerConfig] | None = None,
+    *,
+    prefill: Sequence[MaskerConfig] = (),
+    generation: Sequence[MaskerConfig] = (),
+    causal: bool = False,
+    seed: int = 0,
+    merge: str = "add",
+) -> SparseAttention:
+    """A pipeline of maskers for both stages, or of other ones for each.
+
+    Raises:
+        ConfigError: with the place, the value and what was expected.
+    """
+    options: dict[str, Any] = {"causal": causal, "seed": seed, "merge": merge}
+    listed = lambda configs: [config.to_dict() for config in configs]
+    if maskers is not None:
+        return _core.SparseAttention.from_json(json.dumps({**options, "maskers": listed(maskers)}))
+    stages = {"prefill": {"maskers": listed(prefill)}, "generation": {"maskers": listed(generation)}}
+    return _core.SparseAttention.from_json(json.dumps({**options, **stages}))
+
+
+def stub() -> str:
+    """What type checkers read: maskers.pyi, written by tools/update_docs."""
+    lines = [
+        '"""Written by tools/update_docs from the maskers\' own fields."""',
+        "",
+        "from collections.abc import Mapping, Sequence",
+        "from dataclasses import dataclass",
+        "from typing import Any, ClassVar, Literal",
+        "",
+        "from reticle import SparseAttention",
+        "",
+        "class MaskerConfig:",
+        "    type: ClassVar[str]",
+        "    def to_dict(self) -> dict[str, Any]: ...",
+        "",
+        "def class_name(masker: str) -> str: ...",
+        "def config_class(masker: str) -> type[MaskerConfig]: ...",
+        "def from_dict(config: Mapping[str, Any]) -> MaskerConfig: ...",
+        "def pipeline(",
+        "    maskers: Sequence[MaskerConfig] | None = None,",
+        "    *,",
+        "    prefill: Sequence[MaskerConfig] = (),",
+        "    generation: Sequence[MaskerConfig] = (),",
+        "    causal: bool = False,",
+        "    seed: int = 0,",
+        '    merge: str = "add",',
+        ") -> SparseAttention: ...",
+        "def stub() -> str: ...",
+    ]
+    for masker, made in _classes.items():
+        lines += ["", "@dataclass(frozen=True, kw_only=True)", f"class {made.__name__}(MaskerConfig):"]
+        for name, annotation, default in _fields(masker):
+            value = (
+                "" if default is dataclasses.MISSING else f" = {'...' if isinstance(default, list) else repr(default)}"
+            )
+            lines.append(f"    {name}: {annotation}{value}")
+    return "\n".join(lines) + "\n"
