@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reticle import InferenceState, SparseAttention, StageRecord
-
     from reticle.maskers import MaskerConfig
 
     Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | Sequence[MaskerConfig] | None

@@ -108,7 +108,7 @@ class DoubleSparsityTopKConfig(MaskerConfig):
     sorted_channel_file: str
     group_factor: int = 16
     label_bits: int = 4
-    channel_selection: Literal["qk_proj", "q_proj", "k_proj"] = "qk_proj"
+    channel_selection: Literal["qk_proj", "q_proj", "k_proj"] = 'qk_proj'
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
 
@@ -142,7 +142,7 @@ class HashAttentionTopKConfig(MaskerConfig):
     hat_bits: int = 32
     hat_mlp_layers: int = 3
     hat_mlp_hidden_size: int = 128
-    hat_mlp_activation: Literal["relu", "silu", "gelu", "tanh"] = "silu"
+    hat_mlp_activation: Literal["relu", "silu", "gelu", "tanh"] = 'silu'
     hat_weight_file: str
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
@@ -178,7 +178,7 @@ class MagicPigConfig(MaskerConfig):
     lsh_l: int = 75
     lsh_k: int = 8
     center: bool = True
-    packing: Literal["int64", "float32"] = "int64"
+    packing: Literal["int64", "float32"] = 'int64'
     seed: int = 42
     min_collisions: int = 1
     lift: bool = True
@@ -225,7 +225,7 @@ class PqCacheConfig(MaskerConfig):
     pq_bits: int = 6
     kmeans_iter: int = 10
     init_offset: int = 0
-    metric: Literal["euclidean", "ip"] = "euclidean"
+    metric: Literal["euclidean", "ip"] = 'euclidean'
     seed: int = 0
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
@@ -236,7 +236,7 @@ class PyramidKvConfig(MaskerConfig):
     token_capacity: int = 4096
     approximation_window: int = 32
     kernel_size: int = 5
-    pooling: Literal["avg", "max"] = "avg"
+    pooling: Literal["avg", "max"] = 'avg'
     beta: int = 20
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
@@ -270,7 +270,7 @@ class SnapKvConfig(MaskerConfig):
     token_capacity: int = 1024
     approximation_window: int = 64
     kernel_size: int = 7
-    pooling: Literal["avg", "max"] = "avg"
+    pooling: Literal["avg", "max"] = 'avg'
     local_window: int | None = None
     prefix_tokens: int = 0
     pool_window: bool = True
@@ -291,7 +291,7 @@ class SocketConfig(MaskerConfig):
 @dataclass(frozen=True, kw_only=True)
 class StridedConfig(MaskerConfig):
     stride: int = 128
-    pattern: Literal["strided", "fixed"] = "strided"
+    pattern: Literal["strided", "fixed"] = 'strided'
     summary_size: int = 8
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
@@ -299,7 +299,7 @@ class StridedConfig(MaskerConfig):
 @dataclass(frozen=True, kw_only=True)
 class TopKConfig(MaskerConfig):
     heavy_size: int | float = 0.1
-    scorer: Literal["exact", "value_aware", "page_bounds", "page_means", "key_norm"] = "exact"
+    scorer: Literal["exact", "value_aware", "page_bounds", "page_means", "key_norm"] = 'exact'
     page_size: int = 16
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
@@ -307,7 +307,7 @@ class TopKConfig(MaskerConfig):
 @dataclass(frozen=True, kw_only=True)
 class TopPConfig(MaskerConfig):
     top_p: float = 0.9
-    scorer: Literal["exact", "value_aware", "page_bounds", "page_means", "key_norm"] = "exact"
+    scorer: Literal["exact", "value_aware", "page_bounds", "page_means", "key_norm"] = 'exact'
     page_size: int = 16
     layers: Sequence[int | str] | None = None
     heads: Sequence[int | str] | None = None
