@@ -197,6 +197,7 @@ std::string csv_of(const Json& results) {
 int evaluate(const EvaluateCommand& command) {
   const std::vector<Candidate> candidates = candidates_of(command);
   std::vector<RetrievalTask> tasks;
+  tasks.reserve(command.tasks.size());
   for (const std::string& name : command.tasks) tasks.push_back(task_of(name));
   for (const std::string& path : {command.output, command.csv}) {
     if (!path.empty()) require_writable(path);

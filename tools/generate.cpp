@@ -59,6 +59,7 @@ int generate(const GenerateCommand& command) {
   const Decoder decoder = load_model(command.model);
   const bool bytes_in = command.tokens.empty();
   std::vector<std::vector<std::int32_t>> prompts;
+  prompts.reserve(command.prompts.size() + 2);
   for (const std::string& prompt : command.prompts) prompts.push_back(text_tokens(decoder, prompt));
   if (!command.prompt_file.empty()) prompts.push_back(text_tokens(decoder, read_file(command.prompt_file)));
   if (!bytes_in) prompts.push_back(command.tokens);

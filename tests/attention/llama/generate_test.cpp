@@ -183,7 +183,7 @@ TEST(RetrievalTasks, HideTheirAnswerInAPromptOfTheLengthAskedFor) {
       EXPECT_NE(example.prompt.find(example.answer), std::string::npos);
       EXPECT_FALSE(example.answer.empty());
       EXPECT_EQ(example.unaided.size(), 700);
-      EXPECT_EQ(example.unaided.substr(680), example.prompt.substr(680)) << "the same question";
+      EXPECT_EQ(example.unaided.substr(684), example.prompt.substr(684)) << "the same question";
       EXPECT_NE(example.unaided, example.prompt);
       EXPECT_EQ(example.prompt, make_example(task, 700, filler, seed).prompt);
       prompts.insert(example.prompt);
