@@ -317,6 +317,12 @@ AttentionResult merge(const AttentionResult& a, const AttentionResult& b) {
   if (left.shape != right.shape || left.dtype != right.dtype)
     throw ShapeError("merge: attention results " + left.describe() + " and " + right.describe() +
                      "; needed is one shape and dtype");
+  require_rank(left, 4, "merge: output");
+  for (const AttentionResult* given : {&a, &b}) {
+    const TensorView& lse = given->lse.view();
+    if (lse.rank != 3 || !std::equal(lse.shape.begin(), lse.shape.begin() + 3, left.shape.begin()))
+      throw ShapeError("merge: lse " + lse.describe() + " is not of output " + left.describe());
+  }
   AttentionResult result{Tensor(left.dtype, {left.size(0), left.size(1), left.size(2), left.size(3)}),
                          Tensor(DType::f32, {left.size(0), left.size(1), left.size(2)}), std::nullopt};
   const auto lse_a = a.lse.span<float>(), lse_b = b.lse.span<float>();

@@ -195,6 +195,23 @@ void add_attention(py::module_& module) {
            py::arg("layer") = 0, py::arg("stage") = "prefill", "(output, mask)");
   add_handler(module);
   module.def(
+      "merge_states",
+      [](const py::object& output_a, const py::object& lse_a, const py::object& output_b, const py::object& lse_b) {
+        const Borrowed borrowed[] = {
+            {output_a, "output_a"}, {lse_a, "lse_a"}, {output_b, "output_b"}, {lse_b, "lse_b"}};
+        const auto copy = [](const Borrowed& from) { return Tensor::copy(from.view(), from.view().dtype); };
+        AttentionResult merged;
+        {
+          const py::gil_scoped_release released;
+          merged = merge({copy(borrowed[0]), copy(borrowed[1]), std::nullopt},
+                         {copy(borrowed[2]), copy(borrowed[3]), std::nullopt});
+        }
+        return py::make_tuple(borrowed[0].hand_over(std::move(merged.output)),
+                              borrowed[0].hand_over(std::move(merged.lse)));
+      },
+      py::arg("output_a"), py::arg("lse_a"), py::arg("output_b"), py::arg("lse_b"),
+      "(output, lse) of the union of two disjoint sets of keys, from those of each.");
+  module.def(
       "masker_types",
       [] {
         std::vector<std::string> types;

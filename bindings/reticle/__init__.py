@@ -24,6 +24,7 @@ from reticle._core import (
     ValueError,
     attention_backward,
     get_num_threads,
+    merge_states,
     plan,
     set_num_threads,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "attention",
     "attention_backward",
     "get_num_threads",
+    "merge_states",
     "plan",
     "set_num_threads",
 ]
