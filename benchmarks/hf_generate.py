@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""A Hugging Face model's own attention (sdpa) against Reticle's, decoding after a long prompt, on the CPU.
+
+    PYTHONPATH=build/python python benchmarks/hf_generate.py [--keys 8192]
+
+A randomly initialised Llama of a real model's attention shape (32 query heads, 8 KV heads of 128) with small
+feed-forward layers, so that attention is what is timed. One prefill by the model's own attention; then every pattern
+continues from a copy of its cache, interleaved, and medians of the time per token are compared. Dense output of Reticle
+is compared with sdpa's before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from reticle import hf
+from reticle.maskers import LocalConfig, OracleTopKConfig, QuestTopKConfig, SinkConfig
+from transformers import LlamaConfig, LlamaForCausalLM
+
+WINDOW = [SinkConfig(sink_size=16), LocalConfig(window_size=64)]
+
+
+def patterns(share: float) -> dict[str, object]:
+    return {
+        "reticle, dense": None,
+        "sinks + window": [WINDOW[0], LocalConfig(window_size=share)],
+        "quest_top_k": [*WINDOW, QuestTopKConfig(heavy_size=share)],
+        "oracle_top_k": [*WINDOW, OracleTopKConfig(heavy_size=share)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keys", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=12, help="per repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--share", type=float, default=0.1, help="of the keys that patterns keep")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=512,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=2 * arguments.keys,
+    )
+    model = LlamaForCausalLM(config).eval()
+    prompt = torch.randint(1, 1000, (1, arguments.keys))
+
+    @torch.no_grad()
+    def decode(cache: object, token: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Seconds per token, the first left out (page bounds and the like are made then), and the last logits."""
+        start = 0.0
+        for i in range(arguments.tokens + 1):
+            if i == 1:
+                start = time.perf_counter()
+            out = model(token, past_key_values=cache, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+        return (time.perf_counter() - start) / arguments.tokens, out.logits
+
+    with torch.no_grad():
+        prefilled = model(prompt, use_cache=True)
+    token = prefilled.logits[:, -1:].argmax(-1)
+    _, own = decode(copy.deepcopy(prefilled.past_key_values), token)
+    with hf.attach(model):
+        _, ours = decode(copy.deepcopy(prefilled.past_key_values), token)
+    torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-3)
+
+    times: dict[str, list[float]] = {"sdpa": []}
+    density = {"sdpa": 1.0}
+    for _ in range(arguments.repeats):
+        times["sdpa"].append(decode(copy.deepcopy(prefilled.past_key_values), token)[0])
+        for name, pattern in patterns(arguments.share).items():
+            with hf.attach(model, generation=pattern) as attached:
+                times.setdefault(name, []).append(decode(copy.deepcopy(prefilled.past_key_values), token)[0])
+            density[name] = attached.generation.density
+    sdpa = statistics.median(times["sdpa"])
+    print(f"{arguments.keys} keys, {torch.get_num_threads()} threads of torch; medians of {arguments.repeats}")
+    for name, seconds in times.items():
+        own_time = statistics.median(seconds)
+        print(
+            f"{name:16} {1e3 * own_time:8.2f} ms per token, {sdpa / own_time:5.2f} x sdpa, density {density[name]:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
