@@ -177,6 +177,25 @@ Tensor gather_rows(const TensorView& matrix, std::span<const std::int32_t> rows)
   return gathered;
 }
 
+/// Takes back what caches were extended by, unless told to keep it.
+class Extension {
+ public:
+  explicit Extension(std::span<DecoderState* const> states) : states_(states) {
+    for (const DecoderState* state : states) lengths_.push_back(state->length());
+  }
+  ~Extension() {
+    for (std::size_t i = 0; !kept_ && i < states_.size(); ++i) states_[i]->cache.truncate(lengths_[i]);
+  }
+  Extension(const Extension&) = delete;
+  Extension& operator=(const Extension&) = delete;
+  void keep() { kept_ = true; }
+
+ private:
+  std::span<DecoderState* const> states_;
+  std::vector<Index> lengths_;
+  bool kept_ = false;
+};
+
 Tensor attend(const std::variant<SelfAttention, NativeSparseAttention>& attention, int layer, const Tensor& x,
               std::span<const Index> cu_seqlens, std::span<DecoderState* const> states, std::span<const Stage> stages,
               const InferenceHandler* handler, const Context& context) {
@@ -202,16 +221,10 @@ Tensor Decoder::forward(std::span<const std::int32_t> tokens, std::span<const In
   std::vector<Stage> stages;
   for (const DecoderState* state : states)
     stages.push_back(options.stage.value_or(state->length() == 0 ? Stage::prefill : Stage::generation));
-  for (std::size_t i = 0; i < states.size(); ++i) {
-    try {
-      states[i]->cache.extend(tokens.subspan(static_cast<std::size_t>(cu_seqlens[i]),
-                                             static_cast<std::size_t>(cu_seqlens[i + 1] - cu_seqlens[i])));
-    } catch (const Error&) {
-      for (std::size_t j = 0; j < i; ++j)
-        states[j]->cache.truncate(states[j]->length() - (cu_seqlens[j + 1] - cu_seqlens[j]));
-      throw;
-    }
-  }
+  Extension extension(states);
+  for (std::size_t i = 0; i < states.size(); ++i)
+    states[i]->cache.extend(tokens.subspan(static_cast<std::size_t>(cu_seqlens[i]),
+                                           static_cast<std::size_t>(cu_seqlens[i + 1] - cu_seqlens[i])));
   Tensor x = gather_rows(model.embedding, tokens);
   const float epsilon = model.config.rms_norm_eps;
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
@@ -225,6 +238,7 @@ Tensor Decoder::forward(std::span<const std::int32_t> tokens, std::span<const In
     swiglu(gate.span<float>(), linear(again, layer.up_proj, context).span<float>(), context);
     add(x.span<float>(), linear(gate, layer.down_proj, context).span<float>());
   }
+  extension.keep();
   if (options.logits == Logits::last) {
     std::vector<std::int32_t> last;
     for (std::size_t i = 1; i < cu_seqlens.size(); ++i) last.push_back(static_cast<std::int32_t>(cu_seqlens[i] - 1));

@@ -203,6 +203,22 @@ TEST(Decoder, WhatIsRefusedChangesNothing) {
   EXPECT_EQ(small.length(), 3);
 }
 
+TEST(Decoder, AFailureWithinALayerLeavesTheCacheAsItWas) {
+  const Decoder decoder = small_model();
+  // TOVA generates only after it has seen a prompt, which it has not of layer 1.
+  const InferenceHandler handler(
+      pipeline_of(""),
+      pipeline_of(R"({"type": "local", "window_size": 4}, {"type": "tova", "token_capacity": 4, "layers": [1]})"));
+  DecoderState state = decoder.start(10), fresh = decoder.start(10);
+  decoder.forward(random_tokens(3, 1), state);
+  decoder.forward(random_tokens(3, 1), fresh);
+  EXPECT_THROW(decoder.forward(random_tokens(1, 2), state, {.handler = &handler}), ValueError);
+  EXPECT_EQ(state.length(), 3);
+  EXPECT_EQ(state.cache.stored(0), 3);
+  const std::vector<std::int32_t> next = random_tokens(2, 3);
+  expect_near(decoder.forward(next, state).span<float>(), decoder.forward(next, fresh).span<float>(), 0);
+}
+
 TEST(Decoder, AHandlerThatKeepsEverythingChangesNothing) {
   const Decoder decoder = small_model();
   const std::vector<std::int32_t> tokens = random_tokens(30, 8);
