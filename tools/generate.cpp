@@ -102,6 +102,7 @@ int generate(const GenerateCommand& command) {
   if (stream) {
     start();
     fmt::print("\n");
+    std::fflush(stdout);
   }
 
   StageRecord prefilled, generated;

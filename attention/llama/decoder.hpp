@@ -57,8 +57,8 @@ class RETICLE_API Decoder {
   /// Appends tokens [cu_seqlens[i], cu_seqlens[i + 1]) to sequence i and returns logits F32: (tokens, vocab_size), or
   /// (sequences, vocab_size) of the last ones. ValueError, changing nothing, for tokens outside the vocabulary, a
   /// sequence longer than max_position_embeddings or its cache, and, of last logits, for a sequence without new tokens.
-  /// Where attention itself fails (NaN, a masker's error), caches are as before; what maskers keep, and compressed keys,
-  /// may not be: reset the state.
+  /// Where attention itself fails (NaN, a masker's error), caches are as before; what maskers keep, and compressed
+  /// keys, may not be: reset the state.
   Tensor forward(std::span<const std::int32_t> tokens, std::span<const Index> cu_seqlens,
                  std::span<DecoderState* const> states, const ForwardOptions& options = {},
                  const Context& context = {}) const;
