@@ -61,7 +61,7 @@ NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, cons
       Tensor(DType::f32, {heads, n})};
   const TensorView by_head = heads_first(queries);
   const Index kv_heads = keys.size(1), group = heads / kv_heads;
-  for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
+  const auto attend_selected = [&](Index kv_head) {
     const AttentionInputs inputs = of_kv_head(by_head, keys, values, kv_head);
     const Mask mask =
         selected_mask(branches.compressed.blocks, kv_head, group, length, first_query, config.block_size, context);
@@ -69,17 +69,32 @@ NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, cons
     copy_tokens_first(result.output, branches.selected.span<float>().data() + kv_head * group * d, heads * d);
     const auto lse = result.lse.span<float>();
     std::copy(lse.begin(), lse.end(), branches.selected_lse.span<float>().begin() + kv_head * group * n);
+  };
+  const auto attend_window = [&] {
+    AttentionInputs inputs;
+    inputs.queries = by_head;
+    inputs.keys = keys;
+    inputs.values = values;
+    inputs.scaling = scaling_of(d);
+    const AttentionResult window =
+        attention(inputs, window_mask(heads, n, length, first_query, config.window_size, context), {}, context);
+    copy_tokens_first(window.output, branches.window.span<float>().data(), heads * d);
+    const auto lse = window.lse.span<float>();
+    std::copy(lse.begin(), lse.end(), branches.window_lse.span<float>().begin());
+  };
+  if (n == 1) {
+    // A decode step is too small to be split within a branch: KV heads and the window go beside each other.
+    context.for_each_chunk(kv_heads + 1, 1, [&](Index, Index task, Index) {
+      if (task < kv_heads) {
+        attend_selected(task);
+      } else {
+        attend_window();
+      }
+    });
+  } else {
+    for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) attend_selected(kv_head);
+    attend_window();
   }
-  AttentionInputs inputs;
-  inputs.queries = by_head;
-  inputs.keys = keys;
-  inputs.values = values;
-  inputs.scaling = scaling_of(d);
-  AttentionResult window =
-      attention(inputs, window_mask(heads, n, length, first_query, config.window_size, context), {}, context);
-  copy_tokens_first(window.output, branches.window.span<float>().data(), heads * d);
-  const auto lse = window.lse.span<float>();
-  std::copy(lse.begin(), lse.end(), branches.window_lse.span<float>().begin());
   return branches;
 }
 
