@@ -45,6 +45,14 @@ class Layering(unittest.TestCase):
                     continue
                 self.assertIn(room_of(include.removeprefix("reticle/")), ALLOWED[room], f"{path} includes {include}")
 
+    def test_models_stand_on_the_executor(self) -> None:
+        floors = ["attention/layers", "attention/nsa", "attention/llama"]
+        for path in sorted((ROOT / "attention").rglob("*.[ch]pp")):
+            room = str(path.parent.relative_to(ROOT))
+            for above in floors[floors.index(room) + 1 :] if room in floors else floors:
+                for include in INCLUDE.findall(path.read_text()):
+                    self.assertFalse(include.startswith(f"reticle/{above}/"), f"{path} includes {include}")
+
     def test_core_and_attention_name_no_masker(self) -> None:
         names = {p.stem for p in (ROOT / "maskers").rglob("*.cpp")} - {"local", "causal"}
         for path in sources():

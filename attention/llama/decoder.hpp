@@ -10,8 +10,8 @@
 
 #include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/kv_cache.hpp>
+#include <reticle/attention/layers/weights.hpp>
 #include <reticle/attention/llama/config.hpp>
-#include <reticle/attention/llama/weights.hpp>
 #include <reticle/attention/nsa/cache.hpp>
 
 namespace reticle {

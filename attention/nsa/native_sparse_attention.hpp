@@ -9,7 +9,7 @@
 #include <vector>
 
 #include <reticle/attention/kv_cache.hpp>
-#include <reticle/attention/llama/weights.hpp>
+#include <reticle/attention/layers/weights.hpp>
 #include <reticle/attention/nsa/cache.hpp>
 #include <reticle/attention/nsa/compressed_attention.hpp>
 

@@ -14,7 +14,7 @@ ARCHITECTURES = ["Llama", "Mistral", "Qwen2", "Qwen3"]
 LOCAL = {"maskers": [{"type": "local", "window_size": 6}]}
 
 
-def tiny(architecture="Llama"):
+def tiny(architecture="Llama", **options):
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(
         vocab_size=100,
@@ -27,6 +27,7 @@ def tiny(architecture="Llama"):
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=None,
+        **options,
     )
     return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
 
@@ -95,6 +96,12 @@ def test_what_it_cannot_do_it_says():
             hf.attach(model)
         with pytest.raises(NotImplementedError, match="for gradients"):
             model(**batch)
+    windowed = tiny("Mistral", sliding_window=8)
+    with hf.attach(windowed), pytest.raises(NotImplementedError, match="20 keys in a layer with a sliding window of 8"):
+        generate(windowed, batch)
+    dropped = tiny(attention_dropout=0.5).train()
+    with hf.attach(dropped), torch.no_grad(), pytest.raises(NotImplementedError, match="attention_dropout"):
+        dropped(**batch)
     with pytest.raises(ValueError, match="layer_idx"):
         hf.attach(torch.nn.Linear(2, 2))
     with pytest.raises(reticle.ConfigError, match="sinc"):

@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <reticle/attention/llama/weights.hpp>
+#include <reticle/attention/layers/weights.hpp>
 #include <reticle/core/base/nearest.hpp>
 
 namespace reticle {
