@@ -1,4 +1,3 @@
-#include <cmath>
 #include <pybind11/stl.h>
 
 #include <reticle/attention/backward.hpp>
@@ -6,30 +5,11 @@
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/registry.hpp>
 
+#include "call.hpp"
 #include "module.hpp"
-#include "tensor.hpp"
 
 namespace reticle::bindings {
 namespace {
-
-/// A call's tensors, borrowed, and the inputs that view them.
-struct Call {
-  Borrowed queries, keys, values;
-  std::optional<Borrowed> attention_mask;
-  AttentionInputs inputs;
-
-  Call(const py::object& q, const py::object& k, const py::object& v, const py::object& mask,
-       std::optional<float> scaling, bool causal)
-      : queries(q, "queries"), keys(k, "keys"), values(v, "values") {
-    inputs.queries = queries.view();
-    inputs.keys = keys.view();
-    inputs.values = values.view();
-    if (!mask.is_none()) inputs.attention_mask = attention_mask.emplace(mask, "attention_mask").view();
-    if (inputs.queries.rank == 4 && inputs.queries.size(3) > 0)
-      inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));
-    inputs.causal = causal;
-  }
-};
 
 py::tuple attend(const py::object& queries, const py::object& keys, const py::object& values, std::optional<Mask> mask,
                  std::optional<float> scaling, bool causal, const py::object& attention_mask,
@@ -37,12 +17,10 @@ py::tuple attend(const py::object& queries, const py::object& keys, const py::ob
   Call call(queries, keys, values, attention_mask, scaling, causal);
   AttentionOptions options;
   options.soft_cap = soft_cap;
-  AttentionResult result;
-  {
-    const py::gil_scoped_release released;
+  AttentionResult result = run_released([&](const Context& context) {
     call.inputs.validate();
-    result = attention(call.inputs, mask ? *mask : Mask::full(call.inputs.shape()), options);
-  }
+    return attention(call.inputs, mask ? *mask : Mask::full(call.inputs.shape()), options, context);
+  });
   return py::make_tuple(call.queries.hand_over(std::move(result.output)),
                         call.queries.hand_over(std::move(result.lse)));
 }
@@ -55,11 +33,9 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
   const Borrowed result(output, "output"), logs(lse, "lse"), upstream(d_output, "d_output");
   AttentionOptions options;
   options.soft_cap = soft_cap;
-  AttentionGradients gradients;
-  {
-    const py::gil_scoped_release released;
-    gradients = attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options);
-  }
+  AttentionGradients gradients = run_released([&](const Context& context) {
+    return attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options, context);
+  });
   return py::make_tuple(call.queries.hand_over(std::move(gradients.queries)),
                         call.keys.hand_over(std::move(gradients.keys)),
                         call.values.hand_over(std::move(gradients.values)));
@@ -73,41 +49,35 @@ Stage stage_from(const std::string& stage) {
 
 Mask build_mask(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
                 const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
-                const py::object& attention_mask, int layer, const std::string& stage) {
-  Call call(queries, keys, values, attention_mask, scaling, causal);
+                const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
+  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  const py::gil_scoped_release released;
-  return sparse.mask(call.inputs, state);
+  return run_released([&](const Context& context) { return sparse.mask(call.inputs, state, context); });
 }
 
 py::tuple run(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
               const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
-              const py::object& attention_mask, int layer, const std::string& stage) {
-  Call call(queries, keys, values, attention_mask, scaling, causal);
+              const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
+  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  SparseAttentionResult result;
-  {
-    const py::gil_scoped_release released;
-    result = sparse.run(call.inputs, state);
-  }
+  SparseAttentionResult result = run_released(
+      [&](const Context& context) { return sparse.run(call.inputs, state, /*compare=*/false, {}, context); });
   return py::make_tuple(call.queries.hand_over(std::move(result.attention.output)), std::move(result.mask));
 }
 
 py::tuple handle(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
                  const py::object& values, InferenceState& state, std::optional<float> scaling,
-                 const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap) {
-  Call call(queries, keys, values, attention_mask, scaling, true);
+                 const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap,
+                 const py::object& extras) {
+  Call call(queries, keys, values, attention_mask, scaling, true, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
   AttentionOptions options;
   options.soft_cap = soft_cap;
-  AttentionResult result;
-  {
-    const py::gil_scoped_release released;
-    result = handler.attend(call.inputs, state, options);
-  }
+  AttentionResult result =
+      run_released([&](const Context& context) { return handler.attend(call.inputs, state, options, context); });
   return py::make_tuple(call.queries.hand_over(std::move(result.output)),
                         call.queries.hand_over(std::move(result.lse)));
 }
@@ -144,7 +114,7 @@ void add_handler(py::module_& module) {
            py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
       .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
-           py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(),
+           py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("extras") = py::none(),
            "(output, lse) of causal attention over the keys that the stage's pipeline chooses.");
 }
 
@@ -189,10 +159,10 @@ void add_attention(py::module_& module) {
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
       .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-           py::arg("layer") = 0, py::arg("stage") = "prefill", "The mask alone.")
+           py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "The mask alone.")
       .def("run", &run, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-           py::arg("layer") = 0, py::arg("stage") = "prefill", "(output, mask)");
+           py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "(output, mask)");
   add_handler(module);
   module.def(
       "merge_states",
@@ -200,12 +170,10 @@ void add_attention(py::module_& module) {
         const Borrowed borrowed[] = {
             {output_a, "output_a"}, {lse_a, "lse_a"}, {output_b, "output_b"}, {lse_b, "lse_b"}};
         const auto copy = [](const Borrowed& from) { return Tensor::copy(from.view(), from.view().dtype); };
-        AttentionResult merged;
-        {
-          const py::gil_scoped_release released;
-          merged = merge({copy(borrowed[0]), copy(borrowed[1]), std::nullopt},
-                         {copy(borrowed[2]), copy(borrowed[3]), std::nullopt});
-        }
+        AttentionResult merged = run_released([&](const Context&) {
+          return merge({copy(borrowed[0]), copy(borrowed[1]), std::nullopt},
+                       {copy(borrowed[2]), copy(borrowed[3]), std::nullopt});
+        });
         return py::make_tuple(borrowed[0].hand_over(std::move(merged.output)),
                               borrowed[0].hand_over(std::move(merged.lse)));
       },

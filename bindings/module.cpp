@@ -27,4 +27,5 @@ PYBIND11_MODULE(_core, module) {
   reticle::bindings::add_errors(module);
   reticle::bindings::add_mask(module);
   reticle::bindings::add_attention(module);
+  reticle::bindings::add_masker(module);
 }

@@ -8,5 +8,6 @@ namespace reticle::bindings {
 void add_errors(pybind11::module_& module);
 void add_mask(pybind11::module_& module);
 void add_attention(pybind11::module_& module);
+void add_masker(pybind11::module_& module);
 
 }  // namespace reticle::bindings

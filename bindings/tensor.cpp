@@ -37,20 +37,27 @@ DLDataType dtype_to(DType dtype) {
   return {code, bits, 1};
 }
 
-/// A result, and the DLPack record that says where it lies.
+/// A tensor on its way to torch: what owns its memory, and the DLPack record that says where it lies.
+template <class Owner>
 struct Export {
-  Tensor tensor;
-  std::array<std::int64_t, TensorView::kMaxRank> shape;
+  Owner owner;
+  TensorView view;
   DLManagedTensor managed;
 
-  static py::capsule capsule(Tensor&& result) {
-    auto* self = new Export{std::move(result), {}, {}};
-    const TensorView& view = self->tensor.view();
-    std::copy(view.shape.begin(), view.shape.end(), self->shape.begin());
-    self->managed.dl_tensor = {self->tensor.data(), {kDLCPU, 0}, view.rank, dtype_to(view.dtype),
-                               self->shape.data(),  nullptr,     0};
+  static py::capsule capsule(Owner owner, const TensorView& view) {
+    auto* self = new Export{std::move(owner), view, {}};
+    self->managed.dl_tensor = {const_cast<void*>(view.data),
+                               {kDLCPU, 0},
+                               view.rank,
+                               dtype_to(view.dtype),
+                               self->view.shape.data(),
+                               self->view.strides.data(),
+                               0};
     self->managed.manager_ctx = self;
-    self->managed.deleter = [](DLManagedTensor* tensor) { delete static_cast<Export*>(tensor->manager_ctx); };
+    self->managed.deleter = [](DLManagedTensor* tensor) {
+      const py::gil_scoped_acquire held;  // torch releases storage wherever it happens to be
+      delete static_cast<Export*>(tensor->manager_ctx);
+    };
     const auto release = [](PyObject* unclaimed) {
       if (PyCapsule_IsValid(unclaimed, kUnused) == 0) return;
       auto* tensor = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(unclaimed, kUnused));
@@ -59,6 +66,27 @@ struct Export {
     return py::capsule(&self->managed, kUnused, release);
   }
 };
+
+template <class Owner>
+py::object to_torch(Owner owner, const TensorView& view) {
+  return py::module_::import("torch").attr("from_dlpack")(Export<Owner>::capsule(std::move(owner), view));
+}
+
+py::array to_array(const TensorView& view, const py::object& owner) {
+  const char* const name = view.dtype == DType::f32    ? "float32"
+                           : view.dtype == DType::f16  ? "float16"
+                           : view.dtype == DType::bf16 ? "uint16"
+                           : view.dtype == DType::f64  ? "float64"
+                           : view.dtype == DType::i64  ? "int64"
+                           : view.dtype == DType::i32  ? "int32"
+                                                       : "uint8";
+  std::vector<py::ssize_t> shape(view.shape.begin(), view.shape.begin() + view.rank), strides;
+  for (int dim = 0; dim < view.rank; ++dim)
+    strides.push_back(view.stride(dim) * static_cast<py::ssize_t>(size_of(view.dtype)));
+  const py::array array(py::dtype(name), std::move(shape), std::move(strides), view.data, owner);
+  if (view.dtype == DType::bf16) return array.attr("view")(py::module_::import("ml_dtypes").attr("bfloat16"));
+  return array;
+}
 
 }  // namespace
 
@@ -122,19 +150,20 @@ void Borrowed::view_array(std::string_view name) {
   }
 }
 
-py::object Borrowed::hand_over(Tensor&& result) const {
-  const py::capsule capsule = Export::capsule(std::move(result));
-  if (is_torch_) return py::module_::import("torch").attr("from_dlpack")(capsule);
-  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kUnused));
-  const TensorView& view = static_cast<Export*>(managed->manager_ctx)->tensor.view();
-  const char* const name = view.dtype == DType::f32    ? "float32"
-                           : view.dtype == DType::f16  ? "float16"
-                           : view.dtype == DType::bf16 ? "uint16"
-                                                       : "float64";
-  py::array array(py::dtype(name), std::vector<py::ssize_t>(view.shape.begin(), view.shape.begin() + view.rank),
-                  managed->dl_tensor.data, capsule);
-  if (view.dtype == DType::bf16) return array.attr("view")(py::module_::import("ml_dtypes").attr("bfloat16"));
+py::object to_python(Tensor&& tensor, bool as_torch) {
+  const TensorView view = tensor.view();
+  if (as_torch) return to_torch(std::move(tensor), view);
+  auto* owned = new Tensor(std::move(tensor));
+  return to_array(view, py::capsule(owned, [](void* owner) { delete static_cast<Tensor*>(owner); }));
+}
+
+py::object to_python(const TensorView& view, const py::object& owner, bool as_torch) {
+  if (as_torch) return to_torch(owner, view);
+  py::array array = to_array(view, owner);
+  array.attr("setflags")(py::arg("write") = false);
   return array;
 }
+
+py::object Borrowed::hand_over(Tensor&& result) const { return to_python(std::move(result), is_torch_); }
 
 }  // namespace reticle::bindings

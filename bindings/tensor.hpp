@@ -19,6 +19,8 @@ class Borrowed {
   Borrowed(const py::handle& object, std::string_view name);
 
   const TensorView& view() const { return view_; }
+  /// What holds the memory that is viewed.
+  const py::object& object() const { return object_; }
   /// A result as what this argument is: a torch tensor, or else a numpy array.
   py::object hand_over(Tensor&& result) const;
 
@@ -30,6 +32,11 @@ class Borrowed {
   bool is_torch_ = false;
   TensorView view_;
 };
+
+/// A tensor as torch's or numpy's, which then owns it.
+py::object to_python(Tensor&& tensor, bool as_torch);
+/// A view as a tensor of torch's or a read-only array of numpy's that keeps `owner` alive; no copy.
+py::object to_python(const TensorView& view, const py::object& owner, bool as_torch);
 
 /// An array of numbers as numpy's, which then owns it.
 template <class T>

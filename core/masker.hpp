@@ -11,6 +11,7 @@
 #pragma once
 
 #include <any>
+#include <functional>
 #include <map>
 #include <memory>
 
@@ -90,30 +91,15 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 2;
+inline constexpr std::uint64_t kInterface = 3;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;
-  for (const std::uint64_t part : {sizeof(Mask),
-                                   sizeof(MaskShape),
-                                   sizeof(Run),
-                                   sizeof(Selection),
-                                   sizeof(TensorView),
-                                   sizeof(AttentionInputs),
-                                   sizeof(NamedTensor),
-                                   sizeof(Context),
-                                   sizeof(LayerState),
-                                   sizeof(Masker),
-                                   sizeof(FieldType),
-                                   sizeof(Field),
-                                   sizeof(Scalar),
-                                   sizeof(Size),
-                                   sizeof(MaskerDocs),
-                                   offsetof(AttentionInputs, scaling),
-                                   offsetof(AttentionInputs, extras),
-                                   offsetof(AttentionInputs, wanted_heads),
-                                   offsetof(FieldType, validate),
-                                   offsetof(Field, in)})
+  for (const std::uint64_t part :
+       {sizeof(Mask), sizeof(MaskShape), sizeof(Run), sizeof(Selection), sizeof(TensorView), sizeof(AttentionInputs),
+        sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(FieldType), sizeof(Field),
+        sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
+        offsetof(AttentionInputs, extras), offsetof(AttentionInputs, wanted_heads)})
     hash = derive_seed(hash ^ part, 1);
   return hash;
 }
@@ -161,8 +147,8 @@ consteval AbiStamp abi_stamp() {
 /// Makes, reads and describes the config of one masker, without knowing its type.
 struct MaskerFactory {
   const FieldType* config_type;
-  std::shared_ptr<void> (*default_config)();
-  std::unique_ptr<const Masker> (*make)(const void* config);
+  std::function<std::shared_ptr<void>()> default_config;
+  std::function<std::unique_ptr<const Masker>(const void* config)> make;
 };
 
 template <class M, class Config>

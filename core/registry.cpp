@@ -3,6 +3,7 @@
 #include <map>
 #include <mutex>
 #include <system_error>
+#include <utility>
 
 #include <reticle/core/base/nearest.hpp>
 #include <reticle/core/plugin.hpp>
@@ -19,6 +20,7 @@ struct Registry::State {
   mutable std::recursive_mutex mutex;
   std::map<std::string, std::unique_ptr<const MaskerType>, std::less<>> types;
   std::map<std::filesystem::path, std::vector<const MaskerType*>> plugins;  // by canonical path
+  std::vector<std::unique_ptr<const MaskerType>> replaced;                  // pipelines may point to them
   std::string problem;                                                      // of a built-in registration
   // While a plugin is being loaded its registrations are gathered here; they come in on the loading thread.
   std::vector<MaskerType>* batch = nullptr;
@@ -66,6 +68,14 @@ void Registry::add(MaskerType type) {
   state_->insert(std::move(type));
 }
 
+void Registry::add_or_replace(MaskerType type) {
+  const std::lock_guard lock(state_->mutex);
+  if (const std::string problem = problem_with(type); !problem.empty()) throw ConfigError(problem);
+  const auto found = state_->types.find(type.name);
+  if (found == state_->types.end() || found->second->origin != type.origin) return add(std::move(type));
+  state_->replaced.push_back(std::exchange(found->second, std::make_unique<const MaskerType>(std::move(type))));
+}
+
 const MaskerType& Registry::at(std::string_view name) const {
   const std::lock_guard lock(state_->mutex);
   state_->throw_problem();
@@ -97,7 +107,7 @@ MaskerRegistration::MaskerRegistration(std::string_view name, MaskerFactory fact
   (void)stamp;  // referred to, so that it stays in the file
   Registry::State& state = *Registry::global().state_;
   const std::lock_guard lock(state.mutex);
-  MaskerType type{std::string(name), docs, std::string(kBuiltIn), factory};
+  MaskerType type{std::string(name), docs, std::string(kBuiltIn), std::move(factory)};
   if (state.batch != nullptr) {
     state.batch->push_back(std::move(type));
     return;

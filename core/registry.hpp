@@ -25,6 +25,9 @@ class RETICLE_API Registry {
 
   /// ConfigError on a bad or duplicate name.
   void add(MaskerType type);
+  /// As add, but a masker of that name and the same origin gives way: a notebook's cell runs again. Pipelines made with
+  /// the old one keep it.
+  void add_or_replace(MaskerType type);
   /// ConfigError that names the nearest known masker.
   const MaskerType& at(std::string_view name) const;
   bool contains(std::string_view name) const;

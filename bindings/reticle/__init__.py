@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import reticle._core as _core
 import reticle._mask  # noqa: F401 - gives Mask its methods that speak to other packages
 from reticle._core import (
+    AttentionInputs,
     AttentionPlan,
     ConfigError,
     DeviceError,
@@ -29,11 +30,13 @@ from reticle._core import (
     set_num_threads,
 )
 from reticle._core import __version__ as __version__
+from reticle._masker import Masker, register
 
 # A torch tensor, a numpy array, or anything with DLPack on the CPU; results come back as what the queries are.
 Array = TypeVar("Array")
 
 __all__ = [
+    "AttentionInputs",
     "AttentionPlan",
     "ConfigError",
     "DeviceError",
@@ -42,6 +45,7 @@ __all__ = [
     "InferenceHandler",
     "InferenceState",
     "Mask",
+    "Masker",
     "PluginError",
     "SequenceState",
     "ShapeError",
@@ -53,6 +57,7 @@ __all__ = [
     "get_num_threads",
     "merge_states",
     "plan",
+    "register",
     "set_num_threads",
 ]
 

@@ -1,6 +1,6 @@
 """The C++ library. Import reticle instead."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, Literal, TypeVar
 
@@ -113,6 +113,7 @@ class SparseAttention:
         attention_mask: _Array | None = None,
         layer: int = 0,
         stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
     ) -> Mask: ...
     def run(
         self,
@@ -126,6 +127,7 @@ class SparseAttention:
         attention_mask: _Array | None = None,
         layer: int = 0,
         stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
     ) -> tuple[_Array, Mask]: ...
 
 class StageRecord:
@@ -160,8 +162,39 @@ class InferenceHandler:
         layer: int = 0,
         stage: _Stage = "prefill",
         soft_cap: float | None = None,
+        extras: Mapping[str, Any] | None = None,
     ) -> tuple[_Array, _Array]: ...
 
+class AttentionInputs:
+    @property
+    def queries(self) -> Any: ...
+    @property
+    def keys(self) -> Any: ...
+    @property
+    def values(self) -> Any: ...
+    @property
+    def attention_mask(self) -> Any: ...
+    @property
+    def extras(self) -> dict[str, Any]: ...
+    @property
+    def scaling(self) -> float: ...
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def stage(self) -> _Stage: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def kv_heads(self) -> int: ...
+    def position(self, query: int) -> int: ...
+
+def register_masker(
+    name: str, cls: type, fields: list[tuple[Any, ...]], docs: tuple[str, str, str, str], as_torch: bool
+) -> None: ...
 def attention(
     queries: _Array,
     keys: _Array,

@@ -5,8 +5,8 @@
     sparse = pipeline([SinkConfig(sink_size=128), LocalConfig(window_size=128), OracleTopKConfig(heavy_size=0.1)])
 
 Fields, defaults and documentation are the maskers' own. Sizes are counts (an int) or fractions of the keys (a float).
-Every class also takes `layers` and `heads`, which say where it serves. Plugins loaded later get theirs by
-`config_class`.
+Every class also takes `layers` and `heads`, which say where it serves. Maskers registered later, by plugins or in Python,
+get theirs when asked for.
 """
 
 from __future__ import annotations
@@ -14,25 +14,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import reticle._core as _core
+from reticle._masker import MaskerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reticle import SparseAttention
-
-
-class MaskerConfig:
-    """What all config classes share. Values are checked when a pipeline is made of them."""
-
-    type: ClassVar[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in a JSON config; what is None is left out."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"type": self.type, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def class_name(masker: str) -> str:
@@ -91,14 +81,19 @@ _classes = {masker: config_class(masker) for masker in _core.masker_types()}
 globals().update({made.__name__: made for made in _classes.values()})
 
 
+def __getattr__(name: str) -> type[MaskerConfig]:
+    for masker in _core.masker_types():
+        if class_name(masker) == name:
+            return config_class(masker)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; known maskers: {_core.masker_types()}")
+
+
 def from_dict(config: Mapping[str, Any]) -> MaskerConfig:
     """The config object of one entry of a JSON config's "maskers"."""
     parameters = dict(config)
     masker = parameters.pop("type", None)
-    if masker not in _classes:
-        _core.schema(str(masker))  # says what is wrong with the name
-        _classes[masker] = config_class(masker)
-    return _classes[masker](**parameters)
+    made: type[MaskerConfig] = _classes.get(masker) or config_class(str(masker))
+    return made(**parameters)
 
 
 def pipeline(
@@ -130,13 +125,10 @@ def stub() -> str:
         "",
         "from collections.abc import Mapping, Sequence",
         "from dataclasses import dataclass",
-        "from typing import Any, ClassVar, Literal",
+        "from typing import Any, Literal",
         "",
         "from reticle import SparseAttention",
-        "",
-        "class MaskerConfig:",
-        "    type: ClassVar[str]",
-        "    def to_dict(self) -> dict[str, Any]: ...",
+        "from reticle._masker import MaskerConfig as MaskerConfig",
         "",
         "def class_name(masker: str) -> str: ...",
         "def config_class(masker: str) -> type[MaskerConfig]: ...",
@@ -151,6 +143,7 @@ def stub() -> str:
         '    merge: str = "add",',
         ") -> SparseAttention: ...",
         "def stub() -> str: ...",
+        "def __getattr__(name: str) -> type[MaskerConfig]: ...",
     ]
     for masker, made in _classes.items():
         lines += ["", "@dataclass(frozen=True, kw_only=True)", f"class {made.__name__}(MaskerConfig):"]

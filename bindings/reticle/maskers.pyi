@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from reticle import SparseAttention
-
-class MaskerConfig:
-    type: ClassVar[str]
-    def to_dict(self) -> dict[str, Any]: ...
+from reticle._masker import MaskerConfig as MaskerConfig
 
 def class_name(masker: str) -> str: ...
 def config_class(masker: str) -> type[MaskerConfig]: ...
@@ -23,6 +20,7 @@ def pipeline(
     merge: str = "add",
 ) -> SparseAttention: ...
 def stub() -> str: ...
+def __getattr__(name: str) -> type[MaskerConfig]: ...
 
 @dataclass(frozen=True, kw_only=True)
 class AShapeConfig(MaskerConfig):

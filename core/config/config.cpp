@@ -185,7 +185,7 @@ void from_json(const FieldType& type, void* config, const Json& value, const Jso
           place.fail("\"" + std::string(field.name) + "\" is missing: " + std::string(field.doc));
         }
       }
-      if (type.validate == nullptr) return;
+      if (!type.validate) return;
       try {
         type.validate(config);
       } catch (const InvalidField& error) {

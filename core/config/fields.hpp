@@ -14,6 +14,7 @@
 
 #include <concepts>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -32,7 +33,8 @@ struct Field;
 /// A JSON scalar on its way into or out of a field.
 using Scalar = std::variant<bool, Index, double, std::string>;
 
-/// How one C++ type is read, written and described. Made by type_of<T>(), never by hand.
+/// How one type is read, written and described. Made by type_of<T>() for C++ types; scripting languages make their own
+/// objects, whose fields are only known at run time, of the types that type_of<T>() gives.
 struct FieldType {
   enum class Kind : std::uint8_t { boolean, integer, real, text, path, size, choice, optional, list, object };
   Kind kind;
@@ -50,15 +52,15 @@ struct FieldType {
   Index (*count)(const void* container) = nullptr;
   const void* (*at)(const void* container, Index i) = nullptr;
   // object
-  std::span<const Field> (*fields)() = nullptr;
-  void (*validate)(const void* config) = nullptr;
+  std::function<std::span<const Field>()> fields;
+  std::function<void(const void* config)> validate;
 };
 
 struct Field {
   std::string_view name, doc;
   bool required = false;
   const FieldType* type = nullptr;
-  void* (*in)(void* config) = nullptr;
+  std::function<void*(void* config)> in;
 };
 
 /// What a config's validate() throws; the reader puts the JSON pointer and the value in front.

@@ -1,0 +1,108 @@
+#include "call.hpp"
+
+#include <atomic>
+#include <cmath>
+#include <csignal>
+
+namespace reticle::bindings {
+namespace {
+
+// What the signal handler may touch: requesting a stop that nobody has callbacks on is a few lock-free atomics.
+std::atomic<std::stop_source*> running{nullptr};
+struct sigaction pythons;
+
+void stop_and_hand_on(int signal) {
+  if (std::stop_source* source = running.load(); source != nullptr) source->request_stop();
+  if (pythons.sa_handler != SIG_DFL && pythons.sa_handler != SIG_IGN) pythons.sa_handler(signal);
+}
+
+bool on_main_thread() {
+  static const auto main =
+      py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
+  return PyThread_get_thread_ident() == main;
+}
+
+}  // namespace
+
+Interruptible::Interruptible() {
+  if (!on_main_thread()) return;
+  if (const std::stop_source* outer = running.load(); outer != nullptr) {  // a masker in Python calls the library
+    context_.stop = outer->get_token();
+    return;
+  }
+  context_.stop = source_.get_token();
+  struct sigaction ours = {};
+  ours.sa_handler = &stop_and_hand_on;
+  ours.sa_flags = SA_ONSTACK;
+  sigemptyset(&ours.sa_mask);
+  running.store(&source_);
+  installed_ = sigaction(SIGINT, &ours, &pythons) == 0;
+}
+
+Interruptible::~Interruptible() {
+  if (!installed_) return;
+  sigaction(SIGINT, &pythons, nullptr);
+  running.store(nullptr);
+}
+
+namespace {
+
+thread_local const Call* innermost = nullptr;
+
+/// Whether `inner` lies in the memory of `outer`.
+bool contains(const TensorView& outer, const TensorView& inner) {
+  const auto extent = [](const TensorView& view) {
+    const auto first = reinterpret_cast<std::uintptr_t>(view.data);
+    std::pair<std::uintptr_t, std::uintptr_t> range{first, first};
+    for (int dim = 0; dim < view.rank; ++dim) {
+      if (view.size(dim) == 0) return std::pair{first, first};
+      const Index reach = (view.size(dim) - 1) * view.stride(dim) * static_cast<Index>(size_of(view.dtype));
+      (reach < 0 ? range.first : range.second) += static_cast<std::uintptr_t>(reach);
+    }
+    range.second += size_of(view.dtype);
+    return range;
+  };
+  const auto [begin, end] = extent(inner);
+  const auto [first, last] = extent(outer);
+  return first <= begin && begin < end && end <= last;
+}
+
+}  // namespace
+
+Call::Call(const py::object& q, const py::object& k, const py::object& v, const py::object& attention_mask,
+           std::optional<float> scaling, bool causal, const py::object& extras)
+    : queries(q, "queries"), keys(k, "keys"), values(v, "values"), outer_(innermost) {
+  inputs.queries = queries.view();
+  inputs.keys = keys.view();
+  inputs.values = values.view();
+  if (!attention_mask.is_none())
+    inputs.attention_mask = attention_mask_.emplace(attention_mask, "attention_mask").view();
+  if (inputs.queries.rank == 4 && inputs.queries.size(3) > 0)
+    inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));
+  inputs.causal = causal;
+  if (!extras.is_none()) {
+    for (const auto& [key, tensor] : extras.cast<py::dict>()) {
+      const auto name = key.cast<std::string>();
+      named_.push_back({name, extras_.emplace_back(tensor, name).view()});
+    }
+    inputs.extras = named_;
+  }
+  innermost = this;
+}
+
+Call::~Call() { innermost = outer_; }
+
+py::object Call::owner_of(const TensorView& view) {
+  for (const Call* call = innermost; call != nullptr; call = call->outer_) {
+    for (const Borrowed* tensor : {&call->queries, &call->keys, &call->values}) {
+      if (contains(tensor->view(), view)) return tensor->object();
+    }
+    if (call->attention_mask_ && contains(call->attention_mask_->view(), view)) return call->attention_mask_->object();
+    for (const Borrowed& extra : call->extras_) {
+      if (contains(extra.view(), view)) return extra.object();
+    }
+  }
+  return py::none();
+}
+
+}  // namespace reticle::bindings

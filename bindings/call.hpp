@@ -1,0 +1,71 @@
+// One call from Python into the library: its tensors, and the way to stop it.
+#pragma once
+
+#include <optional>
+#include <pybind11/pybind11.h>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/base/context.hpp>
+#include <reticle/core/base/error.hpp>
+
+#include "tensor.hpp"
+
+namespace reticle::bindings {
+
+/// While one lives on Python's main thread, SIGINT also stops the calls that run with its context. Elsewhere it does
+/// nothing: Python raises KeyboardInterrupt on the main thread only.
+class Interruptible {
+ public:
+  Interruptible();
+  ~Interruptible();
+  Interruptible(const Interruptible&) = delete;
+  Interruptible& operator=(const Interruptible&) = delete;
+
+  const Context& context() const { return context_; }
+
+ private:
+  Context context_;
+  std::stop_source source_;
+  bool installed_ = false;
+};
+
+/// body(context) without the GIL; KeyboardInterrupt when SIGINT stopped it.
+template <class Body>
+auto run_released(Body&& body) {
+  const Interruptible call;
+  try {
+    const py::gil_scoped_release released;
+    return std::forward<Body>(body)(call.context());
+  } catch (const Cancelled&) {
+    if (PyErr_CheckSignals() == 0) PyErr_SetNone(PyExc_KeyboardInterrupt);
+    throw py::error_already_set();
+  }
+}
+
+/// A call's tensors, borrowed, and the inputs that view them.
+class Call {
+ public:
+  Call(const py::object& queries, const py::object& keys, const py::object& values, const py::object& attention_mask,
+       std::optional<float> scaling, bool causal, const py::object& extras = py::none());
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  /// The caller's object that holds the memory of a view, on this thread's innermost call; none when there is none, as
+  /// for tensors that the library made.
+  static py::object owner_of(const TensorView& view);
+
+  Borrowed queries, keys, values;
+  AttentionInputs inputs;
+
+ private:
+  std::optional<Borrowed> attention_mask_;
+  std::vector<Borrowed> extras_;
+  std::vector<NamedTensor> named_;
+  const Call* outer_;
+};
+
+}  // namespace reticle::bindings

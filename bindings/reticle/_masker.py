@@ -1,0 +1,143 @@
+"""Maskers written in Python: reticle.Masker and reticle.register."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import os
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+
+import reticle._core as _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reticle import AttentionInputs, Mask
+
+_Class = TypeVar("_Class", bound="type[Masker]")
+
+
+class MaskerConfig:
+    """What all config classes share. Values are checked when a pipeline is made of them."""
+
+    type: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a JSON config; what is None is left out."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        plain = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in fields.items()}
+        return {"type": self.type, **{name: value for name, value in plain.items() if value is not None}}
+
+
+class Masker(MaskerConfig):
+    """One selection rule written in Python: a dataclass whose fields are its config.
+
+        @reticle.register("every_nth")
+        @dataclass(frozen=True)
+        class EveryNth(reticle.Masker):
+            \"\"\"Every n-th key.\"\"\"
+
+            n: Annotated[int, "distance between the keys kept"] = 4
+
+            def select(self, inputs, previous, state):
+                kept = np.arange(0, inputs.shape[3], self.n)
+                return Mask.from_row_indices((1, 1, 1, inputs.shape[3]), kept[None]).broadcast_to(inputs.shape)
+
+    From then on it is a masker like any other: in JSON configs, beside C++ ones, in `reticle.maskers.pipeline`, with a
+    schema and documentation. Fields may be bool, int, float, str, Path, Literal["a", "b"], `int | float` (a size: a count
+    or a fraction of the keys), lists of int, float, str or Path, and `| None` of these but sizes and literals. A ValueError
+    of `__post_init__` that begins with a field's name is reported at that field.
+    """
+
+    framework: ClassVar[Literal["numpy", "torch"]] = "numpy"
+    """What the tensors of `inputs` are: read-only numpy arrays (ml_dtypes' bfloat16 included) or torch tensors."""
+
+    def select(self, inputs: AttentionInputs, previous: Mask, state: dict[str, Any]) -> Mask:
+        """The keys that this masker adds: a mask of inputs.shape.
+
+        Args:
+            inputs: tensors and settings of this call. Tensors belong to the caller and are not copied.
+            previous: what the maskers before this one chose. The pipeline merges the result into it.
+            state: what this masker keeps for this layer of this sequence, across decode steps; empty at the start.
+        """
+        raise NotImplementedError
+
+    def observe(self, inputs: AttentionInputs, state: dict[str, Any]) -> None:
+        """Shown every prompt before anything is selected, when the masker serves generation."""
+
+
+_SCALARS = {bool: "boolean", int: "integer", float: "real", str: "text", Path: "path"}
+
+
+def _kind_of(annotation: Any) -> tuple[str, str, list[str]]:
+    """(kind, container, choices) of a field, as _core.register_masker reads them; TypeError when there is none."""
+    container = ""
+    options = (
+        typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    )
+    if type(None) in options:
+        container = "optional"
+        options = tuple(option for option in options if option is not type(None))
+    if set(options) == {int, float} and not container:
+        return "size", "", []
+    if len(options) == 1:
+        origin, arguments = typing.get_origin(options[0]), typing.get_args(options[0])
+        if origin is Literal and not container and all(isinstance(choice, str) for choice in arguments):
+            return "choice", "", list(arguments)
+        element = options[0]
+        if origin in (list, collections.abc.Sequence, tuple) and set(arguments[1:]) <= {...}:
+            container = f"{container} list".strip()
+            element = arguments[0]
+        if element in _SCALARS and not ("list" in container and element is bool):
+            return _SCALARS[element], container, []
+    raise TypeError(f"a masker's config cannot hold {annotation}; see reticle.Masker for what it can")
+
+
+def _fields_of(cls: type) -> list[tuple[Any, ...]]:
+    """A dataclass's fields as _core.register_masker reads them."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields: list[tuple[Any, ...]] = []
+    for field in dataclasses.fields(cls):
+        annotation, doc = hints[field.name], field.metadata.get("doc", "")
+        if typing.get_origin(annotation) is Annotated:
+            annotation, *notes = typing.get_args(annotation)
+            doc = doc or next((note for note in notes if isinstance(note, str)), "")
+        try:
+            entry: tuple[Any, ...] = (field.name, doc, *_kind_of(annotation))
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
+        if field.default is not dataclasses.MISSING:
+            entry += (field.default,)
+        elif field.default_factory is not dataclasses.MISSING:
+            entry += (field.default_factory(),)
+        fields.append(entry)
+    return fields
+
+
+def register(name: str, *, source: str = "", rule: str = "", cost: str = "") -> Callable[[_Class], _Class]:
+    """Makes a dataclass that derives from reticle.Masker the masker `name` of configs.
+
+    Its docstring's first line is its summary; `source` (a paper), `rule` (what it selects) and `cost` are for its
+    documentation. Registering a name again replaces the class for pipelines made later, so that a notebook's cell can
+    run twice.
+
+    Raises:
+        ConfigError: when a masker of C++ has the name, or it is not made of a-z, 0-9 and _.
+        TypeError: when the class is no such dataclass, has no `select`, or a field of a type that configs do not hold.
+    """
+
+    def add(cls: _Class) -> _Class:
+        if not (isinstance(cls, type) and issubclass(cls, Masker) and dataclasses.is_dataclass(cls)):
+            raise TypeError(f"{cls!r} is no masker; needed is a dataclass that derives from reticle.Masker")
+        if cls.select is Masker.select:
+            raise TypeError(f"{cls.__name__} has no select(inputs, previous, state)")
+        summary = (cls.__doc__ or "").strip().split("\n")[0]
+        docs = (summary, source or f"{cls.__module__}.{cls.__qualname__}", rule or summary, cost)
+        _core.register_masker(name, cls, _fields_of(cls), docs, cls.framework == "torch")
+        cls.type = name
+        return cls
+
+    return add
