@@ -11,18 +11,35 @@
 namespace reticle::bindings {
 namespace {
 
-py::tuple attend(const py::object& queries, const py::object& keys, const py::object& values, std::optional<Mask> mask,
-                 std::optional<float> scaling, bool causal, const py::object& attention_mask,
-                 std::optional<float> soft_cap) {
-  Call call(queries, keys, values, attention_mask, scaling, causal);
+using SinkLogits = std::vector<float>;
+
+/// The options view the logits.
+AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& sink_logits) {
   AttentionOptions options;
   options.soft_cap = soft_cap;
+  options.sink_logits = sink_logits;
+  return options;
+}
+
+template <bool with_weights>
+py::tuple attend(const py::object& queries, const py::object& keys, const py::object& values, std::optional<Mask> mask,
+                 std::optional<float> scaling, bool causal, const py::object& attention_mask,
+                 std::optional<float> soft_cap, const SinkLogits& sink_logits) {
+  Call call(queries, keys, values, attention_mask, scaling, causal);
+  AttentionOptions options = options_from(soft_cap, sink_logits);
+  options.weights = with_weights;
   AttentionResult result = run_released([&](const Context& context) {
     call.inputs.validate();
     return attention(call.inputs, mask ? *mask : Mask::full(call.inputs.shape()), options, context);
   });
-  return py::make_tuple(call.queries.hand_over(std::move(result.output)),
-                        call.queries.hand_over(std::move(result.lse)));
+  py::object output = call.queries.hand_over(std::move(result.output));
+  py::object lse = call.queries.hand_over(std::move(result.lse));
+  if constexpr (!with_weights) return py::make_tuple(std::move(output), std::move(lse));
+  AttentionWeights& weights = *result.weights;
+  const auto entries = static_cast<py::ssize_t>(weights.values.size());
+  return py::make_tuple(std::move(output), std::move(lse),
+                        py::make_tuple(copied(weights.row_ptr), copied(weights.indices),
+                                       to_numpy(std::move(weights.values), {entries})));
 }
 
 py::tuple attend_backward(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
@@ -31,8 +48,7 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
                           std::optional<float> soft_cap) {
   Call call(queries, keys, values, attention_mask, scaling, causal);
   const Borrowed result(output, "output"), logs(lse, "lse"), upstream(d_output, "d_output");
-  AttentionOptions options;
-  options.soft_cap = soft_cap;
+  const AttentionOptions options = options_from(soft_cap, {});
   AttentionGradients gradients = run_released([&](const Context& context) {
     return attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options, context);
   });
@@ -56,28 +72,78 @@ Mask build_mask(const SparseAttention& sparse, const py::object& queries, const 
   return run_released([&](const Context& context) { return sparse.mask(call.inputs, state, context); });
 }
 
-py::tuple run(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-              const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
-              const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
+py::dict dict_of(const Metrics& metrics) {
+  py::dict dict;
+  dict["density"] = metrics.density;
+  dict["visible_density"] = metrics.visible_density;
+  dict["head_density"] = metrics.head_density;
+  dict["entries"] = metrics.entries;
+  dict["mask_bytes"] = metrics.mask_bytes;
+  dict["mask_seconds"] = metrics.mask_seconds;
+  dict["attention_seconds"] = metrics.attention_seconds;
+  py::list maskers;
+  for (const MaskerMetrics& masker : metrics.maskers) {
+    py::dict entry;
+    entry["type"] = masker.type;
+    entry["added"] = masker.added;
+    entry["seconds"] = masker.seconds;
+    maskers.append(entry);
+  }
+  dict["maskers"] = maskers;
+  if (!metrics.comparison) return dict;
+  const Comparison& comparison = *metrics.comparison;
+  dict["relative_error"] = comparison.relative_error;
+  dict["head_relative_error"] = comparison.head_relative_error;
+  dict["mean_mass"] = comparison.mean_mass;
+  dict["least_mass"] = comparison.least_mass;
+  dict["head_mean_mass"] = comparison.head_mean_mass;
+  dict["dense_seconds"] = comparison.dense_seconds;
+  return dict;
+}
+
+/// (output, mask), or (output, mask, metrics).
+py::tuple run_pipeline(bool measured, bool compare, const SparseAttention& sparse, const py::object& queries,
+                       const py::object& keys, const py::object& values, SequenceState& state,
+                       std::optional<float> scaling, bool causal, const py::object& attention_mask, int layer,
+                       const std::string& stage, const py::object& extras, std::optional<float> soft_cap,
+                       const SinkLogits& sink_logits) {
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  SparseAttentionResult result = run_released(
-      [&](const Context& context) { return sparse.run(call.inputs, state, /*compare=*/false, {}, context); });
-  return py::make_tuple(call.queries.hand_over(std::move(result.attention.output)), std::move(result.mask));
+  SparseAttentionResult result = run_released([&](const Context& context) {
+    return sparse.run(call.inputs, state, compare, options_from(soft_cap, sink_logits), context);
+  });
+  py::object output = call.queries.hand_over(std::move(result.attention.output));
+  if (!measured) return py::make_tuple(std::move(output), std::move(result.mask));
+  return py::make_tuple(std::move(output), std::move(result.mask), dict_of(result.metrics));
+}
+
+py::tuple run(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+              const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+              const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras,
+              std::optional<float> soft_cap, const SinkLogits& sink_logits) {
+  return run_pipeline(false, false, sparse, queries, keys, values, state, scaling, causal, attention_mask, layer, stage,
+                      extras, soft_cap, sink_logits);
+}
+
+py::tuple measure(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+                  const py::object& values, SequenceState& state, bool compare, std::optional<float> scaling,
+                  bool causal, const py::object& attention_mask, int layer, const std::string& stage,
+                  const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
+  return run_pipeline(true, compare, sparse, queries, keys, values, state, scaling, causal, attention_mask, layer,
+                      stage, extras, soft_cap, sink_logits);
 }
 
 py::tuple handle(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
                  const py::object& values, InferenceState& state, std::optional<float> scaling,
                  const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap,
-                 const py::object& extras) {
+                 const SinkLogits& sink_logits, const py::object& extras) {
   Call call(queries, keys, values, attention_mask, scaling, true, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  AttentionOptions options;
-  options.soft_cap = soft_cap;
-  AttentionResult result =
-      run_released([&](const Context& context) { return handler.attend(call.inputs, state, options, context); });
+  AttentionResult result = run_released([&](const Context& context) {
+    return handler.attend(call.inputs, state, options_from(soft_cap, sink_logits), context);
+  });
   return py::make_tuple(call.queries.hand_over(std::move(result.output)),
                         call.queries.hand_over(std::move(result.lse)));
 }
@@ -114,7 +180,8 @@ void add_handler(py::module_& module) {
            py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
       .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
-           py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("extras") = py::none(),
+           py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
+           py::arg("extras") = py::none(),
            "(output, lse) of causal attention over the keys that the stage's pipeline chooses.");
 }
 
@@ -125,9 +192,15 @@ void add_attention(py::module_& module) {
              "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
   module.def(
       "get_num_threads", [] { return Context().pool->threads(); }, "How many threads calls use.");
-  module.def("attention", &attend, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
-             py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-             py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none());
+  const auto define_attention = [&](const char* name, auto* function, const char* doc) {
+    module.def(name, function, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
+               py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+               py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none(),
+               py::arg("sink_logits") = SinkLogits(), doc);
+  };
+  define_attention("attention", &attend<false>, "(output, lse)");
+  define_attention("attention_weights", &attend<true>,
+                   "(output, lse, (row_ptr, indices, weights)): attention, and the normalised weight of every entry.");
   module.def("attention_backward", &attend_backward, py::arg("queries"), py::arg("keys"), py::arg("values"),
              py::arg("mask"), py::arg("output"), py::arg("lse"), py::arg("d_output"), py::kw_only(),
              py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
@@ -162,7 +235,14 @@ void add_attention(py::module_& module) {
            py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "The mask alone.")
       .def("run", &run, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-           py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "(output, mask)");
+           py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(),
+           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(), "(output, mask)")
+      .def("measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+           py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,
+           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
+           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
+           "(output, mask, metrics): what was kept and what it cost, and with compare, how far the output is from dense "
+           "attention, which is run as well.");
   add_handler(module);
   module.def(
       "merge_states",

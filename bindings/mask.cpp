@@ -48,11 +48,6 @@ Mask from_runs(const std::array<Index, 4>& shape, const py::handle& row_ptr, con
   return Mask::runs(shape_from(shape), std::move(pointers), std::move(ends), std::move(weights));
 }
 
-template <class T>
-py::array_t<T> copied(const Buffer<T>& buffer) {
-  return to_numpy(Array<T>(buffer.span().begin(), buffer.span().end()), {buffer.size()});
-}
-
 py::tuple as_csr(const Mask& mask) {
   Csr csr;
   {

@@ -46,6 +46,11 @@ py::array_t<T> to_numpy(Array<T> array, std::initializer_list<py::ssize_t> shape
   return py::array_t<T>(shape, owner->data(), release);
 }
 
+template <class T>
+py::array_t<T> copied(const Buffer<T>& buffer) {
+  return to_numpy(Array<T>(buffer.span().begin(), buffer.span().end()), {buffer.size()});
+}
+
 /// The elements of a one-dimensional integer or float array as T; `name` is for the message.
 template <class T>
 Buffer<T> to_buffer(const py::handle& object, const char* name) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import reticle._core as _core
@@ -24,6 +25,7 @@ from reticle._core import (
     StageRecord,
     ValueError,
     attention_backward,
+    attention_weights,
     get_num_threads,
     merge_states,
     plan,
@@ -54,6 +56,7 @@ __all__ = [
     "ValueError",
     "attention",
     "attention_backward",
+    "attention_weights",
     "get_num_threads",
     "merge_states",
     "plan",
@@ -72,6 +75,7 @@ def attention(
     causal: bool = False,
     attention_mask: Array | None = None,
     soft_cap: float | None = None,
+    sink_logits: Sequence[float] = (),
 ) -> tuple[Array, Array]:
     """Attention over the entries of a mask: (output, lse).
 
@@ -84,6 +88,7 @@ def attention(
         causal: forbid keys after each query's own position; the last query is aligned with the last key.
         attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys).
         soft_cap: scores become soft_cap * tanh(scores / soft_cap) first.
+        sink_logits: one per query head, which takes part in the softmax with a value of zero (gpt-oss). No gradients.
 
     Returns:
         output (batch, heads, queries, value_dim) of the queries' dtype and framework, and the natural log of the sum of
@@ -105,9 +110,11 @@ def attention(
         inputs: tuple[Any, ...] = (queries, keys, values)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         if wanted or torch.compiler.is_compiling():
+            if len(sink_logits):
+                raise NotImplementedError("gradients with sink_logits are not built")
             import reticle.torch
 
             differentiable: Any = reticle.torch.attention
             result: tuple[Array, Array] = differentiable(queries, keys, values, mask, **options)
             return result
-    return _core.attention(queries, keys, values, mask, **options)
+    return _core.attention(queries, keys, values, mask, sink_logits=sink_logits, **options)

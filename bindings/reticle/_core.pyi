@@ -128,7 +128,26 @@ class SparseAttention:
         layer: int = 0,
         stage: _Stage = "prefill",
         extras: Mapping[str, Any] | None = None,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
     ) -> tuple[_Array, Mask]: ...
+    def measure(
+        self,
+        queries: _Array,
+        keys: _Array,
+        values: _Array,
+        state: SequenceState,
+        *,
+        compare: bool = True,
+        scaling: float | None = None,
+        causal: bool = False,
+        attention_mask: _Array | None = None,
+        layer: int = 0,
+        stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
+    ) -> tuple[_Array, Mask, dict[str, Any]]: ...
 
 class StageRecord:
     @property
@@ -162,6 +181,7 @@ class InferenceHandler:
         layer: int = 0,
         stage: _Stage = "prefill",
         soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
         extras: Mapping[str, Any] | None = None,
     ) -> tuple[_Array, _Array]: ...
 
@@ -205,7 +225,20 @@ def attention(
     causal: bool = False,
     attention_mask: Any = None,
     soft_cap: float | None = None,
+    sink_logits: Sequence[float] = ...,
 ) -> tuple[_Array, _Array]: ...
+def attention_weights(
+    queries: _Array,
+    keys: _Array,
+    values: _Array,
+    mask: Mask | None = None,
+    *,
+    scaling: float | None = None,
+    causal: bool = False,
+    attention_mask: Any = None,
+    soft_cap: float | None = None,
+    sink_logits: Sequence[float] = ...,
+) -> tuple[_Array, _Array, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]: ...
 def attention_backward(
     queries: _Array,
     keys: _Array,

@@ -23,6 +23,7 @@ from transformers.masking_utils import flash_attention_mask
 
 import reticle._core as _core
 import reticle.maskers
+from reticle.metrics import DENSITY, OUTPUT_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from reticle import InferenceState, SparseAttention, StageRecord
     from reticle.maskers import MaskerConfig
+    from reticle.metrics import MetricLogger
 
     Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | Sequence[MaskerConfig] | None
 
@@ -54,7 +56,15 @@ def pipeline_of(config: Config) -> SparseAttention:
 class Attachment:
     """A model's attention as Reticle computes it, until `detach()`."""
 
-    def __init__(self, model: PreTrainedModel, prefill: Config, generation: Config, keep_masks: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefill: Config,
+        generation: Config,
+        keep_masks: bool,
+        metrics: MetricLogger | None,
+    ) -> None:
+        self._metrics = metrics
         self._handler = _core.InferenceHandler(pipeline_of(prefill), pipeline_of(generation), keep_masks=keep_masks)
         self.state: InferenceState = _core.InferenceState()
         self._layers: list[Any] = [
@@ -105,6 +115,7 @@ class Attachment:
         padding: torch.Tensor | None,
         scaling: float | None,
         soft_cap: float | None,
+        sink_logits: Sequence[float],
     ) -> torch.Tensor:
         """(batch, queries, heads, head_dim), as transformers wants it."""
         prompt = queries.shape[2] == keys.shape[2]
@@ -115,17 +126,23 @@ class Attachment:
             # Additive, and as long as the keys: (batch, 1, 1, keys).
             kept = padding[:, -keys.shape[2] :].to(torch.bool)
             mask = torch.zeros(kept.shape, dtype=torch.float32).masked_fill(~kept, -torch.inf)[:, None, None]
-        output, _ = self._handler.attend(
-            queries,
-            keys,
-            values,
-            self.state,
-            scaling=scaling,
-            attention_mask=mask,
-            layer=layer,
-            stage="prefill" if prompt else "generation",
-            soft_cap=soft_cap,
-        )
+        call: dict[str, Any] = {
+            "scaling": scaling,
+            "attention_mask": mask,
+            "soft_cap": soft_cap,
+            "sink_logits": sink_logits,
+        }
+        stage: Any = "prefill" if prompt else "generation"
+        output, _ = self._handler.attend(queries, keys, values, self.state, layer=layer, stage=stage, **call)
+        if self._metrics is not None:
+            where = {"layer": layer, "stage": stage, "keys": keys.shape[2]}
+            if self._metrics.wants(DENSITY):
+                record = self.prefill if prompt else self.generation
+                self._metrics.log(DENSITY, 1 - record.sparsity[-1], **where)
+            if self._metrics.wants(OUTPUT_ERROR):
+                dense, _ = _core.attention(queries, keys, values, causal=True, **call)
+                error = (dense.double() - output.double()).norm() / dense.double().norm().clamp_min(1e-300)
+                self._metrics.log(OUTPUT_ERROR, error.item(), **where)
         return output.transpose(1, 2)
 
 
@@ -139,6 +156,7 @@ def _forward(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     attached: Attachment | None = getattr(module, "_reticle", None)
@@ -152,7 +170,8 @@ def _forward(
         raise NotImplementedError(
             f"{key.shape[2]} keys in a layer with a sliding window of {sliding_window}: not built; keep to fewer keys"
         )
-    output = attached.attend(module.layer_idx, query, key, value, attention_mask, scaling, softcap)
+    sinks = () if s_aux is None else s_aux.tolist()
+    output = attached.attend(module.layer_idx, query, key, value, attention_mask, scaling, softcap, sinks)
     return output, None
 
 
@@ -162,13 +181,19 @@ AttentionMaskInterface.register(NAME, flash_attention_mask)
 
 
 def attach(
-    model: PreTrainedModel, *, prefill: Config = None, generation: Config = None, keep_masks: bool = False
+    model: PreTrainedModel,
+    *,
+    prefill: Config = None,
+    generation: Config = None,
+    keep_masks: bool = False,
+    metrics: MetricLogger | None = None,
 ) -> Attachment:
     """Computes a model's attention by Reticle: prompts by `prefill`, what is generated after them by `generation`.
 
     Each is a SparseAttention, a JSON file, a config as a dict, a list of reticle.maskers' configs, or None for dense
     attention. Works with `generate`,
     dynamic caches, grouped queries, and batches padded on the left. What maskers keep starts anew with every prompt,
-    and one prompt (or batch) runs at a time. `keep_masks` records every call's mask, for pictures. CPU only.
+    and one prompt (or batch) runs at a time. `keep_masks` records every call's mask, for pictures; `metrics` gets the
+    density and output error of every call. CPU only.
     """
-    return Attachment(model, prefill, generation, keep_masks)
+    return Attachment(model, prefill, generation, keep_masks, metrics)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reticle
+from reticle import metrics
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 transformers = pytest.importorskip(
@@ -71,6 +72,31 @@ def test_sparse_generation_sees_what_its_pattern_keeps():
     assert attached.generation.density == pytest.approx(6 * 11 / sum(range(21, 32)))
     layer, mask = attached.generation.masks[0]
     assert (layer, mask.shape) == (0, (2, 4, 1, 21))
+
+
+def test_metrics_are_logged_per_layer_and_stage(tmp_path):
+    model, batch = tiny(), padded_batch()
+    with metrics.MetricLogger(tmp_path / "log.jsonl") as logger, hf.attach(model, generation=LOCAL, metrics=logger):
+        generate(model, batch)
+    logged = metrics.records(tmp_path / "log.jsonl")
+    assert len(logged) == 2 * 12 * 3
+    prompt = [line["value"] for line in logged if line["metadata"]["stage"] == "prefill"]
+    assert sorted(prompt) == pytest.approx([0] * 3 + [1] * 3, abs=1e-6)
+    first = [line for line in logged if line["metadata"] == {"layer": 0, "stage": "generation", "keys": 21}]
+    assert [line["metric"] for line in first] == ["density", "output_error"]
+    assert first[0]["value"] == pytest.approx(6 / 21) and 0 < first[1]["value"] < 2
+
+
+def test_sink_logits_of_gpt_oss_take_part():
+    if not hasattr(transformers, "GptOssConfig"):
+        pytest.skip("this transformers has no gpt-oss")
+    model = tiny("GptOss", head_dim=16, num_local_experts=2, num_experts_per_tok=1, rope_parameters=None)
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.sinks, std=2.0)
+    batch = padded_batch()
+    own = generate(model, batch)
+    with hf.attach(model):
+        assert torch.equal(generate(model, batch), own)
 
 
 def test_every_prompt_starts_anew():

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ class AllKinds(reticle.Masker):
     counts: list[int] = field(default_factory=lambda: [1, 2])
     names: tuple[str, ...] | None = ("p", "q")
 
-    seen = []
+    seen: ClassVar[list] = []
 
     def select(self, inputs, previous, state):
         AllKinds.seen.append(self)
@@ -142,7 +142,7 @@ def test_fields_of_every_kind_cross_both_ways():
 class Probe(reticle.Masker):
     """Keeps what it is shown."""
 
-    calls = []
+    calls: ClassVar[list] = []
 
     def select(self, inputs, previous, state):
         state["steps"] = state.get("steps", 0) + 1

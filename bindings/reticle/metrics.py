@@ -1,0 +1,93 @@
+"""What sparse attention kept and how far it was from dense attention, layer by layer, as JSON lines.
+
+    with reticle.metrics.MetricLogger("run/metrics.jsonl") as metrics, reticle.hf.attach(model, generation=config, metrics=metrics):
+        model.generate(**inputs)
+    reticle.metrics.summary("run/metrics.jsonl")  # {"density": 0.12, "output_error": 0.03}
+
+A line is {"timestamp", "metric", "value", "metadata"}, as sparse-attention-hub's micro_metrics.jsonl has them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import TextIO
+
+DENSITY = "density"
+OUTPUT_ERROR = "output_error"
+
+
+class MetricLogger:
+    """Appends to a file, one line per value; closed with the `with` block or `close`."""
+
+    def __init__(
+        self, path: str | Path, metrics: Sequence[str] = (DENSITY, OUTPUT_ERROR), *, sampling: float = 1.0
+    ) -> None:
+        """Logs `metrics` to `path`, whose folder is made.
+
+        Args:
+            metrics: "density" (keys attended over keys there are) and "output_error" (||dense - sparse|| / ||dense||
+                of the whole output, for which dense attention runs as well).
+            sampling: share of the calls that are logged, in [0, 1].
+        """
+        unknown = set(metrics) - {DENSITY, OUTPUT_ERROR}
+        if unknown:
+            raise ValueError(f"metrics {sorted(unknown)} are not known; there are {DENSITY!r} and {OUTPUT_ERROR!r}")
+        if not 0 <= sampling <= 1:
+            raise ValueError(f"sampling is {sampling}; needed is a share in [0, 1]")
+        self.metrics = tuple(metrics)
+        self._sampling = sampling
+        self._random = random.Random(0)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = Path(path).open("a", buffering=1, encoding="utf-8")  # a line is written when it is whole
+
+    def wants(self, metric: str) -> bool:
+        """Whether to compute and log this metric for the call at hand."""
+        return metric in self.metrics and self._random.random() < self._sampling
+
+    def log(self, metric: str, value: float, **metadata: Any) -> None:
+        """Writes one value."""
+        now = datetime.now(timezone.utc).isoformat()
+        line = {"timestamp": now, "metric": metric, "value": float(value), "metadata": metadata}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Closes the file; logging afterwards is an error."""
+        self._file.close()
+
+    def __enter__(self) -> MetricLogger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def records(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a log, as dicts: pandas.json_normalize makes a table of them."""
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def summary(path: str | Path, by: str | None = None) -> dict[Any, Any]:
+    """Means over a log: {metric: mean}, or with `by` (a metadata key, as "layer") {metric: {value of the key: mean}}."""
+    values: dict[Any, list[float]] = defaultdict(list)
+    for record in records(path):
+        values[record["metric"], record["metadata"].get(by) if by else None].append(record["value"])
+    means: dict[Any, Any] = {}
+    for (metric, key), logged in values.items():
+        mean = sum(logged) / len(logged)
+        if by:
+            means.setdefault(metric, {})[key] = mean
+        else:
+            means[metric] = mean
+    return means
