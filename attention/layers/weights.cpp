@@ -65,6 +65,13 @@ Weights Weights::from_file(const SafeTensors& file, std::string_view prefix) {
   return weights;
 }
 
+Weights Weights::from_views(std::string source, std::map<std::string, TensorView, std::less<>> tensors) {
+  Weights weights;
+  weights.source_ = std::move(source);
+  weights.tensors_ = std::move(tensors);
+  return weights;
+}
+
 Index Weights::bytes() const {
   Index sum = 0;
   for (const auto& [name, view] : tensors_) sum += view.elements() * size_of(view.dtype);
@@ -99,7 +106,7 @@ void WeightReader::finish() const {
   }
   if (complaints.empty()) return;
   constexpr std::size_t kShown = 5;
-  std::string message = weights_.source() + ": the tensors do not make the model of its config.json:";
+  std::string message = weights_.source() + ": the tensors are not those of the config:";
   for (std::size_t i = 0; i < std::min(kShown, complaints.size()); ++i) message += "\n  " + complaints[i];
   if (complaints.size() > kShown) message += "\n  and " + std::to_string(complaints.size() - kShown) + " more";
   throw FormatError(message);

@@ -19,6 +19,8 @@ class RETICLE_API Weights {
   static Weights from_folder(const std::filesystem::path& folder);
   /// The tensors of a file whose names start with `prefix`, without it.
   static Weights from_file(const SafeTensors& file, std::string_view prefix = "");
+  /// Tensors that somebody else keeps alive.
+  static Weights from_views(std::string source, std::map<std::string, TensorView, std::less<>> tensors);
 
   /// Where they come from, for messages.
   const std::string& source() const { return source_; }

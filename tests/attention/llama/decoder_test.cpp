@@ -67,7 +67,7 @@ TEST(DecoderLoading, NamesEveryTensorThatIsWrong) {
   Tensor integers(DType::i32, {24});
   files.tensors.insert_or_assign("model.norm.weight", std::move(integers));
   const std::string message = refusal(files);
-  EXPECT_SAYS(message, "M: the tensors do not make the model of its config.json:");
+  EXPECT_SAYS(message, "M: the tensors are not those of the config:");
   EXPECT_SAYS(message, "\"model.layers.1.mlp.up_proj.weight\" is missing");
   EXPECT_SAYS(message,
               "\"model.layers.0.self_attn.k_proj.weight\" is F32 (32, 24); needed is F32, F16 or BF16 (16, 24)");

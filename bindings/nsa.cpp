@@ -1,0 +1,254 @@
+// Native Sparse Attention: the module's forward and backward pass, its caches, and its operations.
+#include <map>
+#include <pybind11/stl.h>
+
+#include <reticle/attention/nsa/native_sparse_attention.hpp>
+
+#include "call.hpp"
+#include "module.hpp"
+
+namespace reticle::bindings {
+namespace {
+
+using Offsets = std::vector<Index>;
+
+Compression compression_from(const std::string& type) {
+  if (type == "avgpool") return Compression::avgpool;
+  if (type == "weightedpool") return Compression::weightedpool;
+  if (type == "linear") return Compression::linear;
+  throw py::value_error("compress_type is \"" + type + "\"; needed is \"avgpool\", \"weightedpool\" or \"linear\"");
+}
+
+NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index kernel_stride, Index block_size,
+                      Index topk, Index init_blocks, Index local_blocks, Index window_size) {
+  const NsaConfig config{
+      compression_from(compress_type), kernel_size, kernel_stride, block_size, topk, init_blocks, local_blocks,
+      window_size};
+  config.validate();
+  return config;
+}
+
+Rope rope_from(Index head_dim, double theta, const py::object& scaling) {
+  std::optional<RopeScaling> own;
+  if (!scaling.is_none()) {
+    const auto get = [&](const char* key, double fallback) {
+      return scaling.contains(key) ? scaling[key].cast<double>() : fallback;
+    };
+    const auto type = scaling[scaling.contains("rope_type") ? "rope_type" : "type"].cast<std::string>();
+    if (type != "llama3" && type != "linear" && type != "default")
+      throw py::value_error("rope_scaling has type \"" + type + "\"; known are llama3, linear and default");
+    if (type != "default") {
+      own.emplace();
+      own->type = type == "llama3" ? RopeScaling::Type::llama3 : RopeScaling::Type::linear;
+      own->factor = get("factor", own->factor);
+      own->low_freq_factor = get("low_freq_factor", own->low_freq_factor);
+      own->high_freq_factor = get("high_freq_factor", own->high_freq_factor);
+      own->original_max_position_embeddings = static_cast<Index>(
+          get("original_max_position_embeddings", static_cast<double>(own->original_max_position_embeddings)));
+    }
+  }
+  return {head_dim, theta, own};
+}
+
+/// Keys, values and compressed keys of a batch of sequences.
+struct NsaState {
+  NsaState() = default;
+  NsaState(NsaState&&) = default;
+  NsaState(const NsaState&) = delete;  // pybind11 would take vectors of what only moves for copyable
+  NsaState& operator=(const NsaState&) = delete;
+
+  std::vector<KvCache> caches;
+  std::vector<NsaCache> compressed;
+  Index sequences() const { return static_cast<Index>(caches.size()); }
+};
+
+/// The module over a caller's parameters, which it keeps alive.
+class Module {
+ public:
+  Module(const NsaConfig& config, Index hidden_size, Index heads, Index kv_heads, const Rope& rope,
+         const py::dict& parameters)
+      : shape_{config, hidden_size, heads, kv_heads, 2 * static_cast<Index>(rope.inverse_frequencies().size())} {
+    std::map<std::string, TensorView, std::less<>> views;
+    for (const auto& [name, tensor] : parameters) {
+      const auto key = name.cast<std::string>();
+      views[key] = parameters_.emplace_back(tensor, key).view();
+    }
+    const Weights weights = Weights::from_views("parameters", std::move(views));
+    WeightReader reader(weights);
+    const NsaWeights own = read_nsa_weights(reader, "", shape_);
+    reader.finish();
+    module_.emplace(shape_, rope, own);
+  }
+
+  py::tuple forward(const py::object& x, const Offsets& cu_seqlens) const {
+    const Borrowed input(x, "x");
+    auto tape = std::make_unique<NsaTape>(
+        run_released([&](const Context& context) { return module_->forward(input.view(), cu_seqlens, context); }));
+    py::object output = input.hand_over(Tensor::copy(tape->output.view(), DType::f32));
+    return py::make_tuple(std::move(output), std::move(tape));
+  }
+
+  py::tuple backward(const NsaTape& tape, const py::object& dy) const {
+    const Borrowed upstream(dy, "dy");
+    NsaGradients gradients =
+        run_released([&](const Context& context) { return module_->backward(tape, upstream.view(), context); });
+    py::dict weights;
+    for (auto& [name, gradient] : gradients.weights) weights[py::str(name)] = upstream.hand_over(std::move(gradient));
+    return py::make_tuple(upstream.hand_over(std::move(gradients.x)), std::move(weights));
+  }
+
+  NsaState start(Index sequences, Index capacity) const {
+    NsaState state;
+    for (Index i = 0; i < sequences; ++i) {
+      state.caches.emplace_back(KvCacheShape{1, shape_.kv_heads, shape_.head_dim, shape_.head_dim, capacity, DType::f32});
+      state.compressed.emplace_back(shape_.config, shape_.kv_heads, shape_.head_dim);
+    }
+    return state;
+  }
+
+  py::object extend(const py::object& x, const Offsets& cu_seqlens, NsaState& state) const {
+    const Borrowed input(x, "x");
+    require_offsets(cu_seqlens, input.view().rank > 0 ? input.view().size(0) : 0, "cu_seqlens");
+    if (static_cast<Index>(cu_seqlens.size()) != state.sequences() + 1)
+      throw ShapeError("cu_seqlens: has " + std::to_string(cu_seqlens.size()) + " entries; needed are " +
+                       std::to_string(state.sequences() + 1) + ", for the sequences of the state");
+    std::vector<NsaSequence> sequences;
+    std::vector<Index> before;
+    for (std::size_t i = 0; i < state.caches.size(); ++i) {
+      before.push_back(state.caches[i].length());
+      sequences.push_back({&state.caches[i], 0, &state.compressed[i]});
+    }
+    try {
+      return input.hand_over(run_released([&](const Context& context) {
+        for (std::size_t i = 0; i < state.caches.size(); ++i) {
+          const std::vector<std::int32_t> unnamed(static_cast<std::size_t>(cu_seqlens[i + 1] - cu_seqlens[i]), 0);
+          state.caches[i].extend(unnamed);
+        }
+        return module_->extend(input.view(), cu_seqlens, sequences, context);
+      }));
+    } catch (...) {
+      for (std::size_t i = 0; i < state.caches.size(); ++i) state.caches[i].truncate(before[i]);
+      throw;
+    }
+  }
+
+ private:
+  NsaShape shape_;
+  std::vector<Borrowed> parameters_;
+  std::optional<NativeSparseAttention> module_;
+};
+
+CompressionWeights weights_from(const std::optional<Borrowed>& weight, const std::optional<Borrowed>& pe) {
+  CompressionWeights weights;
+  if (weight) weights.weight = weight->view();
+  if (pe) weights.position_embedding = pe->view();
+  return weights;
+}
+
+std::optional<Borrowed> borrow_optional(const py::object& object, const char* name) {
+  if (object.is_none()) return std::nullopt;
+  return Borrowed(object, name);
+}
+
+void add_operations(py::module_& module) {
+  module.def(
+      "nsa_compress",
+      [](const py::object& x, const Offsets& cu_seqlens, const py::object& weight, const py::object& pe,
+         const NsaConfig& config) {
+        const Borrowed input(x, "x");
+        const auto own_weight = borrow_optional(weight, "weight"), own_pe = borrow_optional(pe, "pe");
+        Packed packed = run_released([&](const Context& context) {
+          return compress(input.view(), cu_seqlens, weights_from(own_weight, own_pe), config, context);
+        });
+        return py::make_tuple(input.hand_over(std::move(packed.data)), std::move(packed.cu_seqlens));
+      },
+      py::arg("x"), py::arg("cu_seqlens"), py::arg("weight"), py::arg("pe"), py::arg("config"));
+  module.def(
+      "nsa_compress_backward",
+      [](const py::object& x, const Offsets& cu_seqlens, const py::object& weight, const py::object& pe,
+         const NsaConfig& config, const py::object& dy) {
+        const Borrowed input(x, "x"), upstream(dy, "dy");
+        const auto own_weight = borrow_optional(weight, "weight"), own_pe = borrow_optional(pe, "pe");
+        CompressionGradients gradients = run_released([&](const Context& context) {
+          return compress_backward(input.view(), cu_seqlens, weights_from(own_weight, own_pe), config, upstream.view(),
+                                   context);
+        });
+        const auto given = [&](std::optional<Tensor>& gradient) -> py::object {
+          return gradient ? input.hand_over(std::move(*gradient)) : py::none();
+        };
+        return py::make_tuple(input.hand_over(std::move(gradients.x)), given(gradients.weight),
+                              given(gradients.position_embedding));
+      },
+      py::arg("x"), py::arg("cu_seqlens"), py::arg("weight"), py::arg("pe"), py::arg("config"), py::arg("dy"));
+  module.def(
+      "nsa_compressed_attention",
+      [](const py::object& queries, const py::object& keys, const py::object& values, Index first_query,
+         std::optional<float> scaling, const NsaConfig& config) {
+        const Borrowed q(queries, "queries"), k(keys, "keys"), v(values, "values");
+        require_rank(q.view(), 3, "queries");
+        const float factor = scaling.value_or(1 / std::sqrt(static_cast<float>(std::max<Index>(1, q.view().size(2)))));
+        CompressedAttention result = run_released([&](const Context& context) {
+          return compressed_attention(q.view(), k.view(), v.view(), first_query, factor, config, context);
+        });
+        const py::ssize_t extents[] = {result.blocks.kv_heads, result.blocks.queries, result.blocks.width};
+        py::object blocks =
+            to_numpy(std::move(result.blocks.indices), {extents[0], extents[1], extents[2]});
+        return py::make_tuple(q.hand_over(std::move(result.output)), q.hand_over(std::move(result.lse)), blocks);
+      },
+      py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("first_query"), py::arg("scaling"),
+      py::arg("config"), "(output, lse, blocks) of one sequence; blocks (kv_heads, n, width) int32, -1 on the right.");
+  module.def("nsa_compressed_mask", &compressed_mask, py::arg("heads"), py::arg("queries"), py::arg("compressed"),
+             py::arg("first_query"), py::arg("config"));
+  module.def(
+      "nsa_selected_mask",
+      [](const py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>& blocks, Index kv_head, Index heads,
+         Index keys, Index first_query, Index block_size) {
+        if (blocks.ndim() != 3) throw ShapeError("blocks: needed is an array (kv_heads, queries, width)");
+        const SelectedBlocks lists = SelectedBlocks::from_lists(
+            blocks.shape(0), blocks.shape(1), blocks.shape(2),
+            std::span<const std::int32_t>(blocks.data(), static_cast<std::size_t>(blocks.size())));
+        if (kv_head < 0 || kv_head >= lists.kv_heads)
+          throw ShapeError("kv_head is " + std::to_string(kv_head) + "; there are " + std::to_string(lists.kv_heads));
+        return selected_mask(lists, kv_head, heads, keys, first_query, block_size);
+      },
+      py::arg("blocks"), py::arg("kv_head"), py::arg("heads"), py::arg("keys"), py::arg("first_query"),
+      py::arg("block_size"));
+  module.def(
+      "nsa_window_mask",
+      [](Index heads, Index queries, Index keys, Index first_query, Index window_size) {
+        return window_mask(heads, queries, keys, first_query, window_size);
+      },
+      py::arg("heads"), py::arg("queries"), py::arg("keys"), py::arg("first_query"), py::arg("window_size"));
+}
+
+}  // namespace
+
+void add_nsa(py::module_& module) {
+  const NsaConfig defaults;
+  py::class_<NsaConfig>(module, "NsaConfig", "How much the three branches of Native Sparse Attention see.")
+      .def(py::init(&config_from), py::kw_only(), py::arg("compress_type") = "weightedpool",
+           py::arg("kernel_size") = defaults.kernel_size, py::arg("kernel_stride") = defaults.kernel_stride,
+           py::arg("block_size") = defaults.block_size, py::arg("topk") = defaults.topk,
+           py::arg("init_blocks") = defaults.init_blocks, py::arg("local_blocks") = defaults.local_blocks,
+           py::arg("window_size") = defaults.window_size)
+      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"));
+  py::class_<Rope>(module, "Rope", "Rotary position embeddings.")
+      .def(py::init(&rope_from), py::arg("head_dim"), py::arg("theta"), py::arg("scaling") = py::none());
+  py::class_<NsaTape>(module, "NsaTape", "What a forward pass leaves for the backward one.");
+  py::class_<NsaState>(module, "NsaState", "What decoding keeps of a batch of sequences.")
+      .def_property_readonly("lengths", [](const NsaState& state) {
+        Offsets lengths;
+        for (const KvCache& cache : state.caches) lengths.push_back(cache.length());
+        return lengths;
+      });
+  py::class_<Module>(module, "NsaModule", "Native Sparse Attention over a caller's parameters.")
+      .def(py::init<const NsaConfig&, Index, Index, Index, const Rope&, const py::dict&>(), py::arg("config"),
+           py::arg("hidden_size"), py::arg("heads"), py::arg("kv_heads"), py::arg("rope"), py::arg("parameters"))
+      .def("forward", &Module::forward, py::arg("x"), py::arg("cu_seqlens"), "(output, tape)")
+      .def("backward", &Module::backward, py::arg("tape"), py::arg("dy"), "(dx, {parameter: gradient})")
+      .def("start", &Module::start, py::arg("sequences"), py::arg("capacity"))
+      .def("extend", &Module::extend, py::arg("x"), py::arg("cu_seqlens"), py::arg("state"));
+  add_operations(module);
+}
+
+}  // namespace reticle::bindings
