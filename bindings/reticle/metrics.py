@@ -47,7 +47,7 @@ class MetricLogger:
         self._sampling = sampling
         self._random = random.Random(0)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = Path(path).open("a", buffering=1, encoding="utf-8")  # a line is written when it is whole
+        self._file: TextIO = Path(path).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open until close()
 
     def wants(self, metric: str) -> bool:
         """Whether to compute and log this metric for the call at hand."""

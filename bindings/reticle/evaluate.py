@@ -1,0 +1,309 @@
+"""What sparse patterns cost a Hugging Face model: answers to long-context questions, and loss.
+
+    samples = reticle.benchmarks.generate("niah_multikey", tokenizer, length=8192, samples=50)
+    result = reticle.evaluate.answer(
+        model, tokenizer, samples, benchmark="ruler", generation="configs/quest.json", output_dir="results/quest"
+    )
+    print(result.overall_score, result.task_scores)
+
+The context is prefilled by `prefill` (dense by default), the question and the answer are computed by `generation`, as
+sparse-attention-hub does. Results are files: raw_results.csv, a row per sample as soon as it is there, so that a run that
+was stopped goes on where it was; metrics.json; config.json; micro_metrics.jsonl (density and error, if asked for).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from reticle import benchmarks
+from reticle.hf import attach, pipeline_of
+from reticle.metrics import MetricLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from transformers import PreTrainedModel
+
+    from reticle.benchmarks import Sample, Tokenizer
+    from reticle.hf import Config
+
+_SEPARATOR = "\x1e reticle: the context ends here \x1e"
+_COLUMNS = ("index", "task", "question", "answers", "predicted_answer", "score", "context_tokens", "density", "seconds")
+
+
+class ByteTokenizer:
+    """Bytes as tokens, for models of bytes such as the bundled one."""
+
+    eos_token_id: int | None = None
+    chat_template: str | None = None
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """UTF-8."""
+        return list(text.encode())
+
+    def decode(self, token_ids: Iterable[int], /) -> str:
+        """What is not UTF-8 shows as a replacement character."""
+        return bytes(int(token) for token in token_ids).decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores are means in [0, 100]; None where nothing could be scored."""
+
+    overall_score: float | None
+    task_scores: dict[str, float | None]
+    samples: int
+    density: float
+    """Keys that questions and answers attended to, over those that causality left."""
+
+
+def _progress(samples: Sequence[Any], shown: bool, label: str) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    bar: Iterable[Any] = tqdm(samples, desc=label, disable=not shown)
+    return bar
+
+
+def _encode(tokenizer: Any, sample: Sample, chat_template: bool) -> tuple[list[int], list[int]]:
+    """Tokens of the context and of what follows it. Special tokens stand at the beginning only."""
+    before, after = sample.context, sample.question
+    special = True
+    if chat_template:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("chat_template was asked for, and the tokenizer has none")
+        turn = [{"role": "user", "content": before + _SEPARATOR + after}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, after = text.split(_SEPARATOR)
+        special = False  # the template wrote them
+    context = tokenizer.encode(before, add_special_tokens=special)
+    return context, tokenizer.encode(after + sample.answer_prefix, add_special_tokens=False)
+
+
+def _shortened(tokens: list[int], longest: int | None, truncation: str) -> list[int]:
+    if longest is None or len(tokens) <= longest:
+        return tokens
+    if truncation == "first":
+        return tokens[:longest]
+    return tokens[: (longest + 1) // 2] + tokens[len(tokens) - longest // 2 :]
+
+
+@torch.no_grad()
+def _continue(model: Any, context: list[int], rest: list[int], count: int, stops: set[int]) -> list[int]:
+    """Greedy tokens after a context, which is one forward pass, and the rest, which is another. The first token may be
+    the last."""
+    cache = DynamicCache()
+
+    def step(tokens: list[int]) -> torch.Tensor:
+        found = model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = found.logits[0, -1]
+        return logits
+
+    logits = step(context) if context else None
+    if rest:
+        logits = step(rest)
+    generated: list[int] = []
+    while logits is not None and len(generated) < count:
+        token = int(logits.argmax())
+        if token in stops:
+            break
+        generated.append(token)
+        if len(generated) < count:
+            logits = step([token])
+    return generated
+
+
+def _stops(model: Any, tokenizer: Any) -> set[int]:
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), tokenizer):
+        token = getattr(holder, "eos_token_id", None)
+        found |= set(token) if isinstance(token, (list, tuple)) else {token} if token is not None else set()
+    return found
+
+
+class _Results:
+    """raw_results.csv of a run, and the settings that it is of."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "config.json"
+        if config.exists():
+            before = json.loads(config.read_text())
+            changed = [key for key in settings if before.get(key) != settings[key]]
+            if changed:
+                raise ValueError(
+                    f"{folder}: holds results of other settings ({', '.join(changed)}); choose another output_dir"
+                )
+        config.write_text(json.dumps(dict(settings), indent=1))
+        self._path = folder / "raw_results.csv"
+        self.rows: dict[int, dict[str, str]] = {}
+        if self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                # A row that was cut short when the run was stopped is done again.
+                whole = [row for row in csv.DictReader(file) if row["seconds"]]
+            self.rows = {int(row["index"]): row for row in whole}
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, _COLUMNS).writerow(row)
+        self.rows[int(row["index"])] = {key: str(value) for key, value in row.items()}
+
+
+def _summary(rows: Mapping[int, Mapping[str, Any]]) -> Result:
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for row in rows.values():
+        by_task[row["task"]] += [float(row["score"])] if row["score"] not in ("", None) else []
+    means = {task: 100 * sum(scores) / len(scores) if scores else None for task, scores in by_task.items()}
+    known = [mean for mean in means.values() if mean is not None]
+    densities = [float(row["density"]) for row in rows.values()]
+    return Result(sum(known) / len(known) if known else None, means, len(rows), sum(densities) / max(1, len(densities)))
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    *,
+    benchmark: str = "ruler",
+    prefill: Config = None,
+    generation: Config = None,
+    output_dir: str | Path | None = None,
+    max_context_length: int | None = None,
+    truncation: str = "first",
+    chat_template: bool = False,
+    metrics: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Answers every sample greedily and scores the answers.
+
+    Args:
+        samples: of reticle.benchmarks, or your own.
+        benchmark: whose scores to use, a key of reticle.benchmarks.BENCHMARKS.
+        prefill, generation: as in reticle.hf.attach: of the context, and of the question and the answer.
+        output_dir: where results are written and a run that was stopped is taken up; None: nowhere.
+        max_context_length: tokens of the context that are kept; None: all.
+        truncation: which: the "first", or the first and the last ("middle" is dropped).
+        chat_template: put context and question into the tokenizer's chat template.
+        metrics: also write micro_metrics.jsonl, for which dense attention runs as well. Needs output_dir.
+
+    Raises:
+        ValueError: for unknown settings, or an output_dir with results of other ones.
+    """
+    if benchmark not in benchmarks.BENCHMARKS:
+        raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
+    if truncation not in ("first", "middle"):
+        raise ValueError(f'truncation is {truncation!r}; needed is "first" or "middle"')
+    if metrics and output_dir is None:
+        raise ValueError("metrics need an output_dir to be written to")
+    stages: dict[str, Any] = {"prefill": pipeline_of(prefill), "generation": pipeline_of(generation)}
+    results = None
+    if output_dir is not None:
+        settings = {
+            "benchmark": benchmark,
+            "max_context_length": max_context_length,
+            "truncation": truncation,
+            "chat_template": chat_template,
+            "samples": len(samples),
+            **{stage: json.loads(pipeline.to_json()) for stage, pipeline in stages.items()},
+        }
+        results = _Results(Path(output_dir), settings)
+    rows: dict[int, Mapping[str, Any]] = dict(results.rows) if results else {}
+    stops = _stops(model, tokenizer)
+    logger: Any = MetricLogger(Path(output_dir) / "micro_metrics.jsonl") if metrics and output_dir else nullcontext()
+    with logger as log:
+        for index, sample in enumerate(_progress(samples, progress, benchmark)):
+            if index in rows:
+                continue
+            began = time.perf_counter()
+            context, rest = _encode(tokenizer, sample, chat_template)
+            context = _shortened(context, max_context_length, truncation)
+            with attach(model, **stages, metrics=log) as attached:
+                tokens = _continue(model, context, rest, sample.max_new_tokens, stops)
+            prediction = str(tokenizer.decode(tokens))
+            score = benchmarks.score(benchmark, prediction, sample)
+            row = {
+                "index": index,
+                "task": sample.task,
+                "question": sample.question,
+                "answers": json.dumps(sample.answers),
+                "predicted_answer": prediction,
+                "score": "" if score is None else score,
+                "context_tokens": len(context),
+                "density": attached.generation.density,
+                "seconds": round(time.perf_counter() - began, 3),
+            }
+            rows[index] = row
+            if results:
+                results.add(row)
+    result = _summary(rows)
+    if output_dir is not None:
+        Path(output_dir, "metrics.json").write_text(json.dumps(result.__dict__, indent=1))
+    return result
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Means over the examples, as nano-sparse-attention reports them."""
+
+    loss: float
+    """Cross entropy of the last output_length tokens, nats."""
+    prefill_sparsity: float
+    generation_sparsity: float
+    examples: int
+
+
+@torch.no_grad()
+def loss(
+    model: Any,
+    dataset: Iterable[Mapping[str, Any]],
+    *,
+    prefill: Config = None,
+    generation: Config = None,
+    progress: bool = True,
+) -> Loss:
+    """Loss of the last tokens of each example, which see what `generation` keeps of the others; those see each other
+    through `prefill`.
+
+    Args:
+        dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of them
+            count (a left-padded example is cut to those that do), and how many at the end are generated.
+
+    Raises:
+        ValueError: when an output_length leaves no prompt or no token.
+    """
+    import torch.nn.functional as functional
+
+    found: list[tuple[float, float, float]] = []
+    for example in _progress(list(dataset), progress, "loss"):
+        ids = torch.as_tensor(example["input_ids"]).reshape(1, -1)
+        if example.get("attention_mask") is not None:
+            ids = ids[:, torch.as_tensor(example["attention_mask"]).reshape(-1).bool()]
+        output = int(example["output_length"])
+        prompt = ids.shape[1] - output
+        if prompt < 1 or output < 1:
+            raise ValueError(f"example {len(found)}: output_length is {output} of {ids.shape[1]} tokens")
+        cache = DynamicCache()
+        with attach(model, prefill=prefill, generation=generation) as attached:
+            first = model(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:]
+            logits = [first]
+            if output > 1:
+                logits.append(model(ids[:, prompt:-1], past_key_values=cache, use_cache=True).logits)
+        nats = functional.cross_entropy(torch.cat(logits, 1)[0].float(), ids[0, prompt:]).item()
+        found.append((nats, attached.prefill.mean_sparsity, attached.generation.mean_sparsity))
+    if not found:
+        raise ValueError("the data set has no examples")
+    nats, before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
+    return Loss(nats, before, after, len(found))
