@@ -2,8 +2,10 @@
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/inference_handler.hpp>
+#include <reticle/attention/objective.hpp>
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/registry.hpp>
+#include <reticle/core/tensor/safetensors.hpp>
 
 #include "call.hpp"
 #include "module.hpp"
@@ -259,6 +261,20 @@ void add_attention(py::module_& module) {
       },
       py::arg("output_a"), py::arg("lse_a"), py::arg("output_b"), py::arg("lse_b"),
       "(output, lse) of the union of two disjoint sets of keys, from those of each.");
+  module.def(
+      "load_tensors",
+      [](const std::string& path) {
+        const SafeTensors file{path};
+        py::dict tensors;
+        for (const auto& [name, view] : file.tensors()) {
+          const bool narrow = view.dtype == DType::f16 || view.dtype == DType::bf16;
+          tensors[py::str(name)] = to_python(Tensor::copy(view, narrow ? DType::f32 : view.dtype), /*as_torch=*/false);
+        }
+        return tensors;
+      },
+      py::arg("path"), "The tensors of a safetensors file by name; F16 and BF16 as float32.");
+  module.def("objective_at_density", &objective_at_density, py::arg("error"), py::arg("density"), py::arg("percent"));
+  module.def("balanced_objective", &balanced_objective, py::arg("error"), py::arg("density"));
   module.def(
       "masker_types",
       [] {

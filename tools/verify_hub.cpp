@@ -7,6 +7,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/attention/objective.hpp>
 #include <reticle/core/config/field_names.hpp>
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
@@ -50,7 +51,8 @@ class Case {
                                                   {"mask_full_empty", &Case::mask_full_empty},
                                                   {"config_errors", &Case::config_errors},
                                                   {"effective_size", &Case::effective_size},
-                                                  {"normal_quantile", &Case::quantile}};
+                                                  {"normal_quantile", &Case::quantile},
+                                                  {"objective", &Case::objective}};
     const auto found = kinds.find(kind);
     if (found == kinds.end()) return unknown("\"" + kind + "\" is not built yet");
     for (const Json& masker : json_.value("maskers", Json::array())) {
@@ -332,6 +334,15 @@ class Case {
       const double ours = normal_quantile(1 - entry.at("delta").get<double>());
       report_.difference("quantile", std::abs(ours - entry.at("ppf_of_1_minus_delta").get<double>()),
                          tolerance("abs", 1e-8));
+    }
+  }
+
+  void objective() {
+    for (const Json& entry : json_.at("cases")) {
+      const auto percent = entry.at("objective").get<double>();
+      const auto error = entry.at("error").get<double>(), density = entry.at("density").get<double>();
+      const double ours = percent < 0 ? balanced_objective(error, density) : objective_at_density(error, density, percent);
+      report_.difference("score", std::abs(ours - entry.at("score").get<double>()), tolerance("abs", 1e-12));
     }
   }
 

@@ -1,0 +1,177 @@
+"""Published HashAttention weights, .pt or .pkl, as the safetensors file that hash_attention_top_k reads.
+
+    reticle convert-hat weights.pkl hat.safetensors
+
+Two forms are known: sparse-attention-hub's, {layer: {query_matrix, query_bias, key_matrix, key_bias}} with a list over
+the linear maps in each, and the training code's state dict, whose keys are
+"<layer>.learning_to_hash_transformation_<q|k>.<head>.<0|2|4>.weight" and ".bias". Pickles are read by a list of the few
+types that hold numbers; whatever else they name is refused, and nothing of them is executed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reticle import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Weights = dict[str, torch.Tensor]
+
+
+def _tensors_from(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch.storage", "_load_from_bytes"): _tensors_from,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        # Where numpy 1 or 2 wrote them, and where they are in the one that is here.
+        if re.fullmatch(r"numpy\.(_core|core)\.multiarray", module) and name in ("_reconstruct", "scalar"):
+            return np.ndarray.__reduce__(np.empty(0))[0] if name == "_reconstruct" else np.float64(0).__reduce__()[0]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"names {module}.{name}, which is no number; refused, and nothing was executed")
+
+
+def read(path: str | Path) -> Any:
+    """The object of a .pt or .pkl file that holds nothing but containers, numbers, tensors and arrays.
+
+    Raises:
+        FormatError: naming the file, for anything else.
+    """
+    data = Path(path).read_bytes()
+    try:
+        # torch.save's files, old and new, are for torch, which has an allow-list of its own.
+        zipped = data[:4] == b"PK\x03\x04"
+        content = None if zipped else _Unpickler(io.BytesIO(data)).load()
+        return _tensors_from(data) if zipped or content == torch.serialization.MAGIC_NUMBER else content
+    except Exception as error:  # of a damaged file, unpicklers raise whatever they stumble over
+        reason = str(error).strip().split("\n")[0]
+        raise FormatError(f"{path}: {reason or type(error).__name__}") from None
+
+
+def _number(tensor: Any, name: str) -> torch.Tensor:
+    try:
+        return torch.as_tensor(tensor).detach().float().contiguous()
+    except (TypeError, ValueError, RuntimeError):
+        raise FormatError(f"{name}: is a {type(tensor).__name__}; needed are numbers") from None
+
+
+def _from_hub(layers: Mapping[Any, Any]) -> Weights:
+    weights: Weights = {}
+    for layer, sides in layers.items():
+        for side in ("query", "key"):
+            for kind in ("matrix", "bias"):
+                if f"{side}_{kind}" not in sides:
+                    raise FormatError(f"layer {layer}: has no {side}_{kind}")
+                for i, tensor in enumerate(sides[f"{side}_{kind}"]):
+                    name = f"hat.{int(layer)}.{side}_{kind}.{i}"
+                    weights[name] = _number(tensor, name)
+    return weights
+
+
+_STATE = re.compile(r"(?:.*\.)?(\d+)\.learning_to_hash_transformation_([qk])\.(\d+)\.(\d+)\.(weight|bias)")
+
+
+def _from_state(state: Mapping[str, Any]) -> Weights:
+    found: dict[tuple[int, str], dict[int, dict[int, dict[str, torch.Tensor]]]] = {}
+    for key, tensor in state.items():
+        match = _STATE.fullmatch(key)
+        if match is None:
+            continue
+        layer, side, head, place, kind = match.groups()
+        heads = found.setdefault((int(layer), "query" if side == "q" else "key"), {})
+        heads.setdefault(int(head), {}).setdefault(int(place), {})[kind] = _number(tensor, key)
+    weights: Weights = {}
+    for (layer, side), heads in found.items():
+        if sorted(heads) != list(range(len(heads))):
+            raise FormatError(f"layer {layer}: the {side} side has heads {sorted(heads)}; needed are 0, 1, ...")
+        places = [sorted(maps) for maps in heads.values()]
+        if any(each != places[0] for each in places):
+            raise FormatError(f"layer {layer}: heads of the {side} side have other linear maps than head 0")
+        for i, place in enumerate(places[0]):
+            maps = [heads[head][place] for head in range(len(heads))]
+            if any("weight" not in each for each in maps):
+                raise FormatError(f"layer {layer}: linear map {place} of the {side} side has a bias and no weight")
+            weights[f"hat.{layer}.{side}_matrix.{i}"] = torch.stack([each["weight"].T for each in maps]).contiguous()
+            biases = [each.get("bias", torch.zeros(each["weight"].shape[0])) for each in maps]
+            weights[f"hat.{layer}.{side}_bias.{i}"] = torch.stack(biases)
+    return weights
+
+
+def tensors_of(content: Any) -> Weights:
+    """The tensors of either form, by the names that hash_attention_top_k looks for: hat.<layer>.<query|key>_matrix.<i>
+    (heads, in, out) and hat.<layer>.<query|key>_bias.<i> (heads, out), float32.
+
+    Raises:
+        FormatError: when it is neither form, or parts are missing or of other extents than the rest.
+    """
+    weights: Weights = {}
+    if isinstance(content, dict) and content and all(isinstance(sides, dict) for sides in content.values()):
+        weights = _from_hub(content)
+    elif isinstance(content, dict):
+        weights = _from_state(content)
+    if not weights:
+        raise FormatError("holds no HashAttention weights in a form that is known; see reticle.hat")
+    for name, matrix in weights.items():
+        if "_matrix." not in name:
+            continue
+        layer, side, i = name.split(".")[1], name.split(".")[2].split("_")[0], int(name.rpartition(".")[2])
+        bias = weights.get(name.replace("_matrix.", "_bias."))
+        if matrix.ndim != 3 or bias is None or bias.shape != (matrix.shape[0], matrix.shape[2]):
+            given = None if bias is None else tuple(bias.shape)
+            raise FormatError(
+                f"{name}: is {tuple(matrix.shape)} with a bias {given}; needed are (heads, in, out) and (heads, out)"
+            )
+        before = weights.get(f"hat.{layer}.{side}_matrix.{i - 1}")
+        if before is not None and before.shape[2] != matrix.shape[1]:
+            raise FormatError(
+                f"{name}: takes {matrix.shape[1]} numbers; the linear map before it gives {before.shape[2]}"
+            )
+    return weights
+
+
+def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
+    """Writes `source`'s weights to `target`, and returns the config that uses them.
+
+    Raises:
+        FormatError: naming the file and what is wrong with it; nothing is written.
+    """
+    from safetensors.torch import save_file
+
+    content = read(source)
+    try:
+        weights = tensors_of(content)
+    except FormatError as error:
+        raise FormatError(f"{source}: {error}") from None
+    save_file(weights, str(target))
+    layer = next(iter(weights)).split(".")[1]
+    maps = [
+        weights[f"hat.{layer}.query_matrix.{i}"] for i in range(sum(f"hat.{layer}.query_matrix." in n for n in weights))
+    ]
+    return {
+        "type": "hash_attention_top_k",
+        "hat_bits": maps[-1].shape[2],
+        "hat_mlp_layers": len(maps),
+        "hat_mlp_hidden_size": maps[0].shape[2],
+        "hat_weight_file": str(target),
+    }
