@@ -1,4 +1,5 @@
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/inference_handler.hpp>
@@ -225,12 +226,12 @@ void add_attention(py::module_& module) {
   py::class_<SparseAttention>(module, "SparseAttention")
       .def_static(
           "from_json",
-          [](const std::string& text, const std::string& directory) {
+          [](const std::string& text, const std::filesystem::path& directory) {
             return SparseAttention::from_json(text, directory);
           },
           py::arg("text"), py::arg("directory") = ".")
       .def_static(
-          "from_file", [](const std::string& path) { return SparseAttention::from_file(path); }, py::arg("path"))
+          "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); }, py::arg("path"))
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
       .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
@@ -263,7 +264,7 @@ void add_attention(py::module_& module) {
       "(output, lse) of the union of two disjoint sets of keys, from those of each.");
   module.def(
       "load_tensors",
-      [](const std::string& path) {
+      [](const std::filesystem::path& path) {
         const SafeTensors file{path};
         py::dict tensors;
         for (const auto& [name, view] : file.tensors()) {

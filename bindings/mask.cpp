@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
@@ -320,10 +321,10 @@ void add_mask(py::module_& module) {
       .def("picture", &pictured, py::arg("batch") = 0, py::arg("head") = 0, py::arg("width") = 512,
            py::arg("height") = 512, "One head averaged into at most height x width cells, in [0, 1].")
       .def(
-          "save", [](const Mask& mask, const std::string& path) { save(mask, path); }, py::arg("path"), Released(),
+          "save", [](const Mask& mask, const std::filesystem::path& path) { save(mask, path); }, py::arg("path"), Released(),
           "Writes a safetensors file.")
       .def_static(
-          "load", [](const std::string& path) { return load_mask(path); }, py::arg("path"), Released(),
+          "load", [](const std::filesystem::path& path) { return load_mask(path); }, py::arg("path"), Released(),
           "Reads a file that save wrote.")
       .def(py::pickle(&pickled, &unpickled))
       .def("to_csr", &as_csr, "(row_ptr, indices, p) over batch * heads * queries rows; p is None when all are 1.");

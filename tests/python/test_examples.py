@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(os.environ["RETICLE_SOURCE_DIR"])
 
 
@@ -15,3 +17,42 @@ def test_the_quick_start_runs_and_is_what_the_readme_shows():
         [sys.executable, "examples/quickstart.py"], cwd=SOURCE, capture_output=True, text=True, check=True
     )
     assert printed.stdout.startswith("Mask (1, 8, 1, 4096)")
+
+
+def run(name, *arguments):
+    """What an example of examples/ prints."""
+    done = subprocess.run(
+        [sys.executable, SOURCE / "examples" / f"{name}.py", *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_own_masker():
+    lines = run("own_masker").splitlines()
+    errors = [float(line.rpartition(" ")[2]) for line in lines]
+    assert len(errors) == 3 and errors[0] > errors[1] > errors[2]
+
+
+def test_research_attention():
+    pytest.importorskip("torch")
+    lines = run("research_attention").splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["oracle top-k", "oracle top-p", "vAttention", "MagicPIG"]
+    assert all(0 < float(line.rpartition(" ")[2]) < 1 for line in lines)
+
+
+def test_mask_gallery_and_quality_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "written" in run("mask_gallery", "--output", tmp_path / "gallery.png")
+    pytest.importorskip("pandas")
+    assert run("quality_curves", "--queries", 2, "--output", tmp_path / "curves.png").count("error") == 3
+    for name in ("gallery.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_hf_model_and_sparse_decoder():
+    pytest.importorskip("transformers")
+    printed = run("hf_model", "--new-tokens", 8)
+    assert "sparse:" in printed and "% of the keys while generating" in printed
+    assert "% of the keys while generating" in run("sparse_decoder")
+    assert "ms a token" in run("sparse_decoder", "--benchmark", "--lengths", 128)
