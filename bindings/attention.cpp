@@ -170,8 +170,8 @@ void add_handler(py::module_& module) {
   py::class_<InferenceState>(module, "InferenceState",
                              "One sequence's (or batch's) way through a handler, over all layers.")
       .def(py::init<>())
-      .def_readonly("prefill", &InferenceState::prefill)
-      .def_readonly("generation", &InferenceState::generation)
+      .def_readonly("prefill", &InferenceState::prefill, "What prompts attended to.")
+      .def_readonly("generation", &InferenceState::generation, "What was generated after them attended to.")
       .def("reset", &InferenceState::reset, "Forgets everything: the next call starts a new sequence.");
   py::class_<InferenceHandler>(module, "InferenceHandler",
                                "One sparse pattern for the prompt, another for what is generated after it. Immutable.")
@@ -223,15 +223,18 @@ void add_attention(py::module_& module) {
   py::class_<SequenceState>(module, "SequenceState", "What the maskers of every layer keep for one sequence.")
       .def(py::init<>())
       .def("reset", &SequenceState::reset, "Forgets everything: the next call starts a new sequence.");
-  py::class_<SparseAttention>(module, "SparseAttention")
+  py::class_<SparseAttention>(module, "SparseAttention",
+                              "A pipeline of maskers for each stage, made from a config, and attention over the mask "
+                              "that they build. Immutable: what maskers keep of a sequence is in its SequenceState.")
       .def_static(
           "from_json",
           [](const std::string& text, const std::filesystem::path& directory) {
             return SparseAttention::from_json(text, directory);
           },
-          py::arg("text"), py::arg("directory") = ".")
+          py::arg("text"), py::arg("directory") = ".",
+          "From a JSON config; relative paths in it are relative to `directory`. ConfigError says where and what.")
       .def_static(
-          "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); }, py::arg("path"))
+          "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); }, py::arg("path"), "From a file with a JSON config.")
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
       .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),

@@ -289,16 +289,16 @@ void add_masker(py::module_& module) {
       .def_readonly("attention_mask", &PythonInputs::attention_mask,
                     "Added to the scores, broadcastable to shape; or None.")
       .def_readonly("extras", &PythonInputs::extras, "Further tensors by name.")
-      .def_readonly("scaling", &PythonInputs::scaling)
+      .def_readonly("scaling", &PythonInputs::scaling, "Of queries . keys.")
       .def_readonly("causal", &PythonInputs::causal,
                     "Keys after a query's own position are forbidden; the pipeline removes them.")
-      .def_readonly("layer", &PythonInputs::layer)
+      .def_readonly("layer", &PythonInputs::layer, "Which of the model's layers this is, from 0.")
       .def_readonly("stage", &PythonInputs::stage, "\"prefill\" or \"generation\".")
       .def_readonly("seed", &PythonInputs::seed, "For random choices: of the config, the masker and the layer.")
       .def_property_readonly(
           "shape", [](const PythonInputs& inputs) { return std::tuple_cat(inputs.shape); },
           "The mask's: (batch, heads, queries, keys).")
-      .def_readonly("kv_heads", &PythonInputs::kv_heads)
+      .def_readonly("kv_heads", &PythonInputs::kv_heads, "Query head h reads KV head h // (heads // kv_heads).")
       .def(
           "position", [](const PythonInputs& inputs, Index query) { return inputs.shape[3] - inputs.shape[2] + query; },
           py::arg("query"), "Where a query stands among the keys: the last one at the last key.");

@@ -50,7 +50,7 @@ def _seconds(model, ids: torch.Tensor, new: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", action="store_true", help="compare with dense attention")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 3072])
     arguments = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     text = torch.from_numpy(next(iter(reticle.load_tensors(MODEL / "heldout.safetensors").values()))).long()
@@ -59,6 +59,6 @@ if __name__ == "__main__":
             benchmark(model, text, length, 32)
     else:
         with reticle.hf.attach(model, generation=str(CONFIG)) as attached:
-            ids = model.generate(text[None, :512], max_new_tokens=64, do_sample=False)
-        print(evaluate.ByteTokenizer().decode(ids[0, 512:]))
+            ids = model.generate(text[None, :1536], max_new_tokens=64, do_sample=False)
+        print(evaluate.ByteTokenizer().decode(ids[0, 1536:]))
         print(f"attended to {100 * attached.generation.density:.0f} % of the keys while generating")

@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 class Tokenizer(Protocol):
     """What of a Hugging Face tokenizer is used here."""
 
-    def encode(self, text: str, /, *, add_special_tokens: bool = ...) -> list[int]: ...
-    def decode(self, token_ids: Any, /) -> Any: ...
+    def encode(self, text: str, /, *, add_special_tokens: bool = ...) -> list[int]:
+        """The text's tokens."""
+        ...
+
+    def decode(self, token_ids: Any, /) -> Any:
+        """The tokens' text."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -179,3 +179,32 @@ def test_results_do_not_depend_on_the_number_of_threads():
         one_and_more.append(reticle.attention(q, k, v)[0])
     reticle.set_num_threads(0)
     np.testing.assert_array_equal(*one_and_more)
+
+
+def test_everything_public_is_documented():
+    import importlib
+    import inspect
+    import pkgutil
+
+    missing = []
+    for module in ["reticle", *(f"reticle.{m.name}" for m in pkgutil.iter_modules(reticle.__path__))]:
+        if module.rpartition(".")[2].startswith("_"):
+            continue
+        try:
+            loaded = importlib.import_module(module)
+        except ImportError:  # torch or transformers is not there
+            continue
+        own = [n for n, v in vars(loaded).items() if n[0] != "_" and getattr(v, "__module__", None) == module]
+        for name in getattr(loaded, "__all__", own):
+            thing = getattr(loaded, name)
+            if not callable(thing):
+                continue
+            if not inspect.getdoc(thing):
+                missing.append(f"{module}.{name}")
+            members = vars(thing).items() if inspect.isclass(thing) else ()
+            missing += [
+                f"{module}.{name}.{key}"
+                for key, member in members
+                if key[0] != "_" and (callable(member) or isinstance(member, property)) and not inspect.getdoc(member)
+            ]
+    assert not missing
