@@ -75,6 +75,7 @@ class Attachment:
         for layer in self._layers:
             if getattr(layer, "_reticle", None) is not None:
                 raise ValueError(f"{type(model).__name__}: is attached already; detach it first")
+        self._first = min(layer.layer_idx for layer in self._layers)
         self._model = model
         self._before = model.config._attn_implementation
         for layer in self._layers:
@@ -106,32 +107,16 @@ class Attachment:
     ) -> None:
         self.detach()
 
+    def begin(self, layer: int, *, prompt: bool) -> None:
+        """A layer is called: when it is the first one, with a prompt, new sequences begin."""
+        if prompt and layer == self._first:
+            self.state.reset()
+
     def attend(
-        self,
-        layer: int,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        padding: torch.Tensor | None,
-        scaling: float | None,
-        soft_cap: float | None,
-        sink_logits: Sequence[float],
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, call: dict[str, Any]
     ) -> torch.Tensor:
-        """(batch, queries, heads, head_dim), as transformers wants it."""
+        """(batch, heads, queries, head_dim); `call` is what the model's layer says of its scores."""
         prompt = queries.shape[2] == keys.shape[2]
-        if prompt and layer == min(module.layer_idx for module in self._layers):
-            self.state.reset()  # new sequences begin
-        mask = None
-        if padding is not None:
-            # Additive, and as long as the keys: (batch, 1, 1, keys).
-            kept = padding[:, -keys.shape[2] :].to(torch.bool)
-            mask = torch.zeros(kept.shape, dtype=torch.float32).masked_fill(~kept, -torch.inf)[:, None, None]
-        call: dict[str, Any] = {
-            "scaling": scaling,
-            "attention_mask": mask,
-            "soft_cap": soft_cap,
-            "sink_logits": sink_logits,
-        }
         stage: Any = "prefill" if prompt else "generation"
         output, _ = self._handler.attend(queries, keys, values, self.state, layer=layer, stage=stage, **call)
         if self._metrics is not None:
@@ -143,7 +128,7 @@ class Attachment:
                 dense, _ = _core.attention(queries, keys, values, causal=True, **call)
                 error = (dense.double() - output.double()).norm() / dense.double().norm().clamp_min(1e-300)
                 self._metrics.log(OUTPUT_ERROR, error.item(), **where)
-        return output.transpose(1, 2)
+        return output
 
 
 def _forward(
@@ -157,7 +142,8 @@ def _forward(
     softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: object,
+    position_ids: torch.Tensor | None = None,
+    **_others: object,
 ) -> tuple[torch.Tensor, None]:
     attached: Attachment | None = getattr(module, "_reticle", None)
     if attached is None:
@@ -166,13 +152,38 @@ def _forward(
         raise NotImplementedError("attention dropout is not built; set attention_dropout to 0")
     if torch.is_grad_enabled() and query.requires_grad:
         raise NotImplementedError("attached models generate; for gradients use reticle.attention, or torch.no_grad()")
-    if sliding_window is not None and key.shape[2] > sliding_window:
+    length = key.shape[2] if position_ids is None else int(position_ids.max()) + 1
+    if query.shape[2] < key.shape[2] and (length if attention_mask is None else attention_mask.shape[1]) < key.shape[2]:
         raise NotImplementedError(
-            f"{key.shape[2]} keys in a layer with a sliding window of {sliding_window}: not built; keep to fewer keys"
+            f"{key.shape[2]} keys after {length} tokens: a static cache, of which attention cannot tell how full it is; "
+            "use a dynamic one"
         )
-    sinks = () if s_aux is None else s_aux.tolist()
-    output = attached.attend(module.layer_idx, query, key, value, attention_mask, scaling, softcap, sinks)
-    return output, None
+    attached.begin(module.layer_idx, prompt=query.shape[2] == key.shape[2])
+    call: dict[str, Any] = {
+        "scaling": scaling,
+        "attention_mask": _additive(attention_mask, key.shape[2]),
+        "soft_cap": softcap,
+        "sink_logits": () if s_aux is None else s_aux.tolist(),
+    }
+    output: torch.Tensor
+    if sliding_window is not None and key.shape[2] >= sliding_window:
+        # The cache drops keys from here on, so what maskers know of them ends.
+        queries = query.shape[2]
+        window = _core.nsa_window_mask(
+            query.shape[1], queries, key.shape[2], key.shape[2] - queries, sliding_window - 1
+        ).broadcast_to((*query.shape[:3], key.shape[2]))
+        output, _ = _core.attention(query, key, value, window, **call)
+    else:
+        output = attached.attend(module.layer_idx, query, key, value, call)
+    return output.transpose(1, 2), None
+
+
+def _additive(padding: torch.Tensor | None, keys: int) -> torch.Tensor | None:
+    """What transformers says of padding, (batch, tokens), as it is added to scores: (batch, 1, 1, keys)."""
+    if padding is None:
+        return None
+    kept = padding[:, -keys:].to(torch.bool)
+    return torch.zeros(kept.shape, dtype=torch.float32).masked_fill(~kept, -torch.inf)[:, None, None]
 
 
 # Masks stay (batch, keys): causality is the handler's, and nothing of size queries x keys is made.
@@ -191,9 +202,11 @@ def attach(
     """Computes a model's attention by Reticle: prompts by `prefill`, what is generated after them by `generation`.
 
     Each is a SparseAttention, a JSON file, a config as a dict, a list of reticle.maskers' configs, or None for dense
-    attention. Works with `generate`,
-    dynamic caches, grouped queries, and batches padded on the left. What maskers keep starts anew with every prompt,
-    and one prompt (or batch) runs at a time. `keep_masks` records every call's mask, for pictures; `metrics` gets the
-    density and output error of every call. CPU only.
+    attention. Works with `generate`, dynamic caches, grouped queries, and batches padded on the left. What maskers keep
+    starts anew with every prompt, and one prompt (or batch) runs at a time. A layer with a sliding window follows the
+    pattern while the sequence fits into the window, and attends to all of its window after that. `keep_masks` records
+    every call's mask, for pictures; `metrics` gets the density and output error of every call. CPU only.
+
+    Raises, when the model runs: NotImplementedError for static caches, attention dropout and gradients.
     """
     return Attachment(model, prefill, generation, keep_masks, metrics)

@@ -15,7 +15,7 @@ ARCHITECTURES = ["Llama", "Mistral", "Qwen2", "Qwen3"]
 LOCAL = {"maskers": [{"type": "local", "window_size": 6}]}
 
 
-def tiny(architecture="Llama", **options):
+def tiny(architecture="Llama", causal_lm=None, **options):
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(
         vocab_size=100,
@@ -30,7 +30,7 @@ def tiny(architecture="Llama", **options):
         eos_token_id=None,
         **options,
     )
-    return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    return getattr(transformers, causal_lm or f"{architecture}ForCausalLM")(config).eval()
 
 
 def padded_batch():
@@ -72,6 +72,30 @@ def test_sparse_generation_sees_what_its_pattern_keeps():
     assert attached.generation.density == pytest.approx(6 * 11 / sum(range(21, 32)))
     layer, mask = attached.generation.masks[0]
     assert (layer, mask.shape) == (0, (2, 4, 1, 21))
+
+
+@pytest.mark.parametrize("architecture", ["Mistral", "Gemma3Text", "GptOss"])
+def test_layers_with_a_sliding_window_attend_to_it(architecture):
+    options = {"sliding_window": 8}
+    if architecture == "Gemma3Text":
+        options |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "head_dim": 16}
+    if architecture == "GptOss":
+        options |= {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+    if not hasattr(transformers, f"{architecture}Config"):
+        pytest.skip(f"this transformers has no {architecture}")
+    name = (
+        architecture.removesuffix("Text") if not hasattr(transformers, f"{architecture}ForCausalLM") else architecture
+    )
+    model, batch = tiny(architecture, causal_lm=f"{name}ForCausalLM", **options), padded_batch()
+    own = generate(model, batch)
+    with hf.attach(model):
+        assert torch.equal(generate(model, batch), own)
+    short = {"input_ids": batch["input_ids"][:1, :3]}
+    tova = {"maskers": [{"type": "tova", "token_capacity": 2}]}
+    with hf.attach(model, generation=tova) as attached:  # the window fills up on the way, twice
+        first = generate(model, short)
+        assert torch.equal(generate(model, short), first)
+    assert attached.generation.density < 1
 
 
 def test_metrics_are_logged_per_layer_and_stage(tmp_path):
@@ -122,9 +146,8 @@ def test_what_it_cannot_do_it_says():
             hf.attach(model)
         with pytest.raises(NotImplementedError, match="for gradients"):
             model(**batch)
-    windowed = tiny("Mistral", sliding_window=8)
-    with hf.attach(windowed), pytest.raises(NotImplementedError, match="20 keys in a layer with a sliding window of 8"):
-        generate(windowed, batch)
+    with hf.attach(model), pytest.raises(NotImplementedError, match="static cache"):
+        generate(model, {"input_ids": batch["input_ids"][:1]}, cache_implementation="static")
     dropped = tiny(attention_dropout=0.5).train()
     with hf.attach(dropped), torch.no_grad(), pytest.raises(NotImplementedError, match="attention_dropout"):
         dropped(**batch)
