@@ -164,6 +164,10 @@ py::object to_python(const TensorView& view, const py::object& owner, bool as_to
   return array;
 }
 
-py::object Borrowed::hand_over(Tensor&& result) const { return to_python(std::move(result), is_torch_); }
+py::object Borrowed::hand_over(Tensor&& result) const {
+  py::object array = to_python(std::move(result), is_torch_);
+  if (is_torch_ || py::isinstance<py::array>(object_) || !py::hasattr(object_, "__array_namespace__")) return array;
+  return object_.attr("__array_namespace__")().attr("asarray")(std::move(array));
+}
 
 }  // namespace reticle::bindings

@@ -21,7 +21,8 @@ class Borrowed {
   const TensorView& view() const { return view_; }
   /// What holds the memory that is viewed.
   const py::object& object() const { return object_; }
-  /// A result as what this argument is: a torch tensor, or else a numpy array.
+  /// A result as what this argument is: a torch tensor, an array of whatever follows the array API standard (jax), or
+  /// else of numpy.
   py::object hand_over(Tensor&& result) const;
 
  private:

@@ -181,6 +181,15 @@ def test_results_do_not_depend_on_the_number_of_threads():
     np.testing.assert_array_equal(*one_and_more)
 
 
+def test_jax_arrays_go_in_and_come_out():
+    jax = pytest.importorskip("jax")
+    q, k, v = tensors()
+    for dtype in (jax.numpy.float32, jax.numpy.bfloat16):
+        output, lse = reticle.attention(*(jax.numpy.asarray(x, dtype) for x in (q, k, v)))
+        assert isinstance(output, jax.Array) and output.dtype == dtype and lse.dtype == jax.numpy.float32
+        np.testing.assert_allclose(np.asarray(output, np.float32), reticle.attention(q, k, v)[0], atol=0.02)
+
+
 def test_everything_public_is_documented():
     import importlib
     import inspect
