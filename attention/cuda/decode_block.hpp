@@ -1,0 +1,299 @@
+// Attention of single rows over lists of keys on a GPU, split over blocks and merged in the same launch: decoding.
+//
+// One block takes one part of a row's list. A group of lanes that together hold a key in 16-byte pieces takes one key
+// after another, four at a time so that their loads are in flight together, and keeps the row's state (maximum, sum,
+// weighted values) in registers; the groups' states merge in shared memory, the blocks' in a workspace, by whichever
+// block of the row arrives last. Cost: the bytes of the selected keys and values, once, and 4 (8 with p) per entry.
+// Arithmetic is float32, in powers of two.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <reticle/core/base/types.hpp>
+#include <reticle/core/cuda/block.hpp>
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace reticle::cuda {
+
+inline constexpr int kDecodeThreads = 128;
+inline constexpr int kDecodeInFlight = 4;  // keys that a group of lanes loads before it uses the first
+
+/// Where tensors lie, in elements. The last dimension is contiguous, and rows are aligned to 16 bytes.
+struct Strides {
+  Index batch = 0, head = 0, row = 0;
+};
+
+struct DecodeProblem {
+  const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
+  Strides query_strides, key_strides, value_strides;
+  int batch = 1, heads = 1, kv_heads = 1, rows = 1;  // rows: queries of a head
+  // The lists of keys, by (batch, head, query).
+  const Index* row_ptr = nullptr;
+  const std::int32_t* indices = nullptr;
+  const float* p = nullptr;            // of every entry; null: 1
+  const float* sink_logits = nullptr;  // by head; null: none
+  float scaling = 1, soft_cap = 0;     // no soft cap: 0
+  int parts = 1;                       // blocks to a row
+  void* output = nullptr;              // (b, hq, sq, d), of the queries' dtype, contiguous
+  float* lse = nullptr;                // (b, hq, sq)
+  float* workspace = nullptr;          // (b * hq * sq, parts, d + 2); needed when parts > 1
+  int* arrived = nullptr;              // (b * hq * sq), zeros, and zeros again when done; likewise
+};
+
+/// Shared memory of a block: states of its groups of lanes.
+template <int head_dim>
+struct DecodeShared {
+  static constexpr int kMostGroups = kDecodeThreads / 8;  // eight lanes to a key at least
+  float max[kMostGroups], sum[kMostGroups];
+  float values[extent<kMostGroups * head_dim>];
+  int last;
+};
+
+namespace decode_detail {
+
+inline constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+inline constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+/// 16 bytes of a row as floats.
+template <class T>
+struct Piece {
+  static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
+  alignas(16) T elements[extent<kElements>];
+
+  RETICLE_HD static Piece load(const T* from) {
+#if defined(__CUDA_ARCH__)
+    Piece piece;
+    *reinterpret_cast<uint4*>(piece.elements) = __ldg(reinterpret_cast<const uint4*>(from));
+    return piece;
+#else
+    Piece piece;
+    std::memcpy(piece.elements, from, sizeof(piece.elements));
+    return piece;
+#endif
+  }
+};
+
+/// to_float, by the instruction where there is one.
+template <class T>
+RETICLE_HD float widened(T x) {
+  return to_float(x);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+__device__ inline float widened<Half>(Half x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+#endif
+
+RETICLE_HD inline float power_of_2(float x) {
+#if defined(__CUDA_ARCH__)
+  return exp2f(x);
+#else
+  return std::exp2(x);
+#endif
+}
+
+/// A score in powers of two, from a product.
+RETICLE_HD inline float scaled(float product, float scaling, float soft_cap) {
+  float score = product * scaling;
+  if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
+  return score * kLog2E;
+}
+
+/// A state takes in a key of value 0 that scores `logit`: its values are to be multiplied by `factor`.
+RETICLE_HD inline void add_sink(float logit, float& max, float& sum, float& factor) {
+  const float sink = logit * kLog2E, top = sink > max ? sink : max;
+  factor = max == kNone ? 0 : power_of_2(max - top);
+  sum = sum * factor + power_of_2(sink - top);
+  max = top;
+}
+
+RETICLE_HD inline float natural_log_of_sum(float max, float sum) {
+  return sum > 0 ? (max + std::log2(sum)) * kLn2 : kNone;
+}
+
+/// Two numbers as neighbours, the first in the lower half.
+template <class T>
+RETICLE_HD std::uint32_t pack_pair(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+#else
+  return from_float<T>(first).bits | static_cast<std::uint32_t>(from_float<T>(second).bits) << 16;
+#endif
+}
+
+}  // namespace decode_detail
+
+/// Part `part` of row (batch, head, query) number `row`, and, when it is the last part to be done, the merge of all.
+template <class T, int head_dim, class Block>
+RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int row,
+                            int part) {
+  using namespace decode_detail;
+  using Of = Piece<T>;
+  constexpr int kPieces = head_dim / Of::kElements;          // of a key
+  constexpr int kLanes = kPieces < kWarp ? kPieces : kWarp;  // of a group
+  constexpr int kOwn = kPieces / kLanes;                     // pieces of a lane
+  constexpr int kGroups = kDecodeThreads / kLanes;
+  static_assert(kPieces % kLanes == 0 && (kLanes & (kLanes - 1)) == 0 &&
+                kGroups <= DecodeShared<head_dim>::kMostGroups);
+  struct Values {
+    float of[extent<kOwn>][extent<Of::kElements>] = {};
+  };
+
+  const int head = row / problem.rows % problem.heads, batch = row / problem.rows / problem.heads;
+  const int kv_head = head * problem.kv_heads / problem.heads;
+  const Strides &q = problem.query_strides, &k = problem.key_strides, &v = problem.value_strides;
+  const T* const query =
+      static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + row % problem.rows * q.row;
+  const T* const keys = static_cast<const T*>(problem.keys) + batch * k.batch + kv_head * k.head;
+  const T* const values = static_cast<const T*>(problem.values) + batch * v.batch + kv_head * v.head;
+  const Index first = problem.row_ptr[row], entries = problem.row_ptr[row + 1] - first;
+  const Index begin = first + entries * part / problem.parts, end = first + entries * (part + 1) / problem.parts;
+
+  PerThread<Block, Values> own_query(block), total(block);
+  PerThread<Block, float> max(block), sum(block);
+  block.each([&](int thread) {
+    const int lane = thread % kLanes;
+    for (int o = 0; o < kOwn; ++o) {
+      const Of piece = Of::load(query + (o * kLanes + lane) * Of::kElements);
+      for (int e = 0; e < Of::kElements; ++e) own_query[thread].of[o][e] = widened(piece.elements[e]);
+    }
+    max[thread] = kNone;
+    sum[thread] = 0;
+  });
+
+  struct Loaded {
+    Of keys[extent<kOwn>], values[extent<kOwn>];
+  };
+  PerThread<Block, Loaded> loaded[kDecodeInFlight] = {PerThread<Block, Loaded>(block), PerThread<Block, Loaded>(block),
+                                                      PerThread<Block, Loaded>(block), PerThread<Block, Loaded>(block)};
+  PerThread<Block, float> scores[kDecodeInFlight] = {PerThread<Block, float>(block), PerThread<Block, float>(block),
+                                                     PerThread<Block, float>(block), PerThread<Block, float>(block)};
+  for (Index at = begin; at < end; at += kGroups * kDecodeInFlight) {
+    for (int i = 0; i < kDecodeInFlight; ++i) {
+      block.each([&](int thread) {
+        const Index entry = at + i * kGroups + thread / kLanes;
+        const int lane = thread % kLanes;
+        // Beyond the end a key is loaded again, and weighs nothing.
+        const Index key = problem.indices[entry < end ? entry : end - 1];
+        for (int o = 0; o < kOwn; ++o) {
+          const int offset = (o * kLanes + lane) * Of::kElements;
+          loaded[i][thread].keys[o] = Of::load(keys + key * k.row + offset);
+          loaded[i][thread].values[o] = Of::load(values + key * v.row + offset);
+        }
+      });
+    }
+    for (int i = 0; i < kDecodeInFlight; ++i) {
+      block.each([&](int thread) {
+        float product = 0;
+        for (int o = 0; o < kOwn; ++o) {
+          for (int e = 0; e < Of::kElements; ++e)
+            product += own_query[thread].of[o][e] * widened(loaded[i][thread].keys[o].elements[e]);
+        }
+        scores[i][thread] = product;
+      });
+      block.template sum_over<kLanes>(scores[i]);
+    }
+    block.each([&](int thread) {
+      float highest = max[thread];
+      for (int i = 0; i < kDecodeInFlight; ++i) {
+        const Index entry = at + i * kGroups + thread / kLanes;
+        const float p = entry < end && problem.p != nullptr ? problem.p[entry] : 1;
+        const float score =
+            entry < end ? scaled(scores[i][thread], problem.scaling, problem.soft_cap) - (p == 1 ? 0 : std::log2(p))
+                        : kNone;
+        scores[i][thread] = score;
+        highest = score > highest ? score : highest;
+      }
+      if (highest == kNone) return;  // nothing for this group yet
+      const float before = power_of_2(max[thread] - highest);
+      max[thread] = highest;
+      sum[thread] *= before;
+      for (int o = 0; o < kOwn; ++o) {
+        for (int e = 0; e < Of::kElements; ++e) total[thread].of[o][e] *= before;
+      }
+      for (int i = 0; i < kDecodeInFlight; ++i) {
+        const float weight = power_of_2(scores[i][thread] - highest);
+        sum[thread] += weight;
+        for (int o = 0; o < kOwn; ++o) {
+          for (int e = 0; e < Of::kElements; ++e)
+            total[thread].of[o][e] += weight * widened(loaded[i][thread].values[o].elements[e]);
+        }
+      }
+    });
+  }
+
+  block.each([&](int thread) {
+    const int lane = thread % kLanes, group = thread / kLanes;
+    if (lane == 0) {
+      shared.max[group] = max[thread];
+      shared.sum[group] = sum[thread];
+    }
+    for (int o = 0; o < kOwn; ++o) {
+      for (int e = 0; e < Of::kElements; ++e)
+        shared.values[group * head_dim + (o * kLanes + lane) * Of::kElements + e] = total[thread].of[o][e];
+    }
+  });
+  block.sync();
+
+  // States of powers of two: n of them, `max` and `sum` every `step`, values of element d at d, each `stride` on.
+  const auto merged = [](const float* maxes, const float* sums, int step, const float* element, int stride, int n,
+                         float& highest, float& weight) {
+    highest = kNone;
+    for (int i = 0; i < n; ++i) highest = maxes[i * step] > highest ? maxes[i * step] : highest;
+    weight = 0;
+    float value = 0;
+    for (int i = 0; i < n && highest != kNone; ++i) {
+      const float factor = power_of_2(maxes[i * step] - highest);
+      weight += factor * sums[i * step];
+      value += factor * element[i * stride];
+    }
+    return value;
+  };
+  const auto finish = [&](int d, float value, float highest, float weight) {
+    float factor = 1;
+    if (problem.sink_logits != nullptr) add_sink(problem.sink_logits[head], highest, weight, factor);
+    static_cast<T*>(problem.output)[static_cast<Index>(row) * head_dim + d] =
+        from_float<T>(weight > 0 ? value * factor / weight : 0);
+    if (d == 0) problem.lse[row] = natural_log_of_sum(highest, weight);
+  };
+  float* const states = problem.workspace + static_cast<Index>(row) * problem.parts * (head_dim + 2);
+  block.each([&](int thread) {
+    for (int d = thread; d < head_dim; d += block.threads()) {
+      float highest, weight;
+      const float value = merged(shared.max, shared.sum, 1, shared.values + d, head_dim, kGroups, highest, weight);
+      if (problem.parts == 1) {
+        finish(d, value, highest, weight);
+      } else {
+        float* const state = states + part * (head_dim + 2);
+        state[d] = value;
+        if (d == 0) {
+          state[head_dim] = highest;
+          state[head_dim + 1] = weight;
+        }
+      }
+    }
+  });
+  if (problem.parts == 1 || !block.last_to_arrive(problem.arrived + row, problem.parts, &shared.last)) return;
+  block.each([&](int thread) {
+    for (int d = thread; d < head_dim; d += block.threads()) {
+      float highest, weight;
+      const float value = merged(states + head_dim, states + head_dim + 1, head_dim + 2, states + d, head_dim + 2,
+                                 problem.parts, highest, weight);
+      finish(d, value, highest, weight);
+    }
+  });
+}
+
+}  // namespace reticle::cuda

@@ -1,0 +1,210 @@
+// Per-row top-k on a GPU: one block a row, the indices of the k highest scores in ascending order, equal scores to the
+// lower index, NaN and -infinity never: what core/ops/top_k.cpp selects, bit for bit.
+//
+// Two reads of a row. The first counts scores by the leading 12 bits of their order key (sign, exponent, 3 bits of
+// mantissa), which finds the bin that the k-th score lies in. The second keeps, in order, what lies in that bin or
+// above: k and the bin's own few, as (key, index) in shared memory. There the exact threshold is found, by 8 bits at a
+// time, and what is over it is written out. A bin of too many (all scores equal, say) does not fit; then the threshold
+// is found by reading the row once for every 8 bits, and the row is read once more. Bytes: 8 per score in the first
+// case, 20 in the second, and 4 per selected index.
+#pragma once
+
+#include <cstdint>
+
+#include <reticle/core/base/types.hpp>
+#include <reticle/core/cuda/block.hpp>
+#include <reticle/core/ops/order_key.hpp>
+
+namespace reticle::cuda {
+
+inline constexpr int kTopKThreads = 512;
+inline constexpr int kTopKBins = 4096;        // 12 bits
+inline constexpr int kTopKCandidates = 8192;  // that fit into shared memory
+inline constexpr int kTopKPerThread = 4;      // scores that a thread reads at once: 16 bytes
+
+/// Shared memory of a block.
+struct TopKShared {
+  int bins[kTopKBins];
+  int scan[kWarp + 1];
+  int bin, wanted, count;  // what one thread found for all
+  std::uint32_t threshold;
+  std::uint32_t keys[kTopKCandidates];
+  std::int32_t indices[kTopKCandidates];
+};
+
+namespace top_k_detail {
+
+/// From the highest bin down: the bin that the `wanted`-th falls into, how many of it are wanted, and how many are in
+/// it or above. Less than `wanted` in all: the lowest bin that is not empty, and all of it.
+template <class Block>
+RETICLE_HD void find_bin(const Block& block, TopKShared& shared, int bins) {
+  const int share = (bins + block.threads() - 1) / block.threads();
+  PerThread<Block, int> before(block), own(block);
+  block.sync();
+  block.each([&](int thread) {
+    int sum = 0;
+    for (int i = 0; i < share; ++i) {
+      const int bin = bins - 1 - (thread * share + i);
+      if (bin >= 0) sum += shared.bins[bin];
+    }
+    before[thread] = own[thread] = sum;
+  });
+  const int all = block.exclusive_scan(before, shared.scan);
+  const int wanted = shared.wanted < all ? shared.wanted : all;
+  block.sync();
+  block.each([&](int thread) {
+    if (all == 0 && thread == 0) {
+      shared.bin = bins - 1;
+      shared.wanted = shared.count = 0;
+    }
+    if (all == 0 || before[thread] >= wanted || before[thread] + own[thread] < wanted) return;
+    int bin = bins - 1 - thread * share, above = before[thread];
+    while (above + shared.bins[bin] < wanted) above += shared.bins[bin--];
+    shared.bin = bin;
+    shared.wanted = wanted - above;
+    shared.count = above + shared.bins[bin];
+  });
+  block.sync();
+}
+
+template <class Block>
+RETICLE_HD void clear(const Block& block, TopKShared& shared, int bins) {
+  block.each([&](int thread) {
+    for (int bin = thread; bin < bins; bin += block.threads()) shared.bins[bin] = 0;
+  });
+  block.sync();
+}
+
+/// The exact threshold among keys that share the bits above `shift`, 8 bits at a time; key_of(i), i < count, 0 for what
+/// takes no part. `shared.wanted` of those that equal the threshold are to be selected.
+template <class Block, class KeyOf>
+RETICLE_HD void refine(const Block& block, TopKShared& shared, std::uint32_t prefix, int shift, Index count,
+                       KeyOf&& key_of) {
+  while (shift > 0) {
+    const int bits = shift < 8 ? shift : 8;
+    const int low = shift - bits;
+    clear(block, shared, 1 << bits);
+    block.each([&](int thread) {
+      for (Index i = thread; i < count; i += block.threads()) {
+        const std::uint32_t key = key_of(i);
+        if (key != 0 && (key >> shift) == prefix) block.add(&shared.bins[(key >> low) & ((1u << bits) - 1)], 1);
+      }
+    });
+    find_bin(block, shared, 1 << bits);
+    prefix = (prefix << bits) | static_cast<std::uint32_t>(shared.bin);
+    shift = low;
+  }
+  block.each([&](int thread) {
+    if (thread == 0) shared.threshold = prefix;
+  });
+  block.sync();
+}
+
+/// Writes, in order, the indices of keys above the threshold and of the first `shared.wanted` that equal it.
+template <class Block, class KeyOf, class IndexOf>
+RETICLE_HD int write_selected(const Block& block, TopKShared& shared, Index count, KeyOf&& key_of, IndexOf&& index_of,
+                              std::int32_t* out) {
+  const std::uint32_t threshold = shared.threshold;
+  const int wanted = shared.wanted;
+  int written = 0, equal = 0;
+  PerThread<Block, int> places(block), ranks(block), equals(block), counts(block);
+  const Index step = static_cast<Index>(block.threads()) * kTopKPerThread;
+  for (Index begin = 0; begin < count; begin += step) {
+    block.each([&](int thread) {
+      int ties = 0;
+      for (int i = 0; i < kTopKPerThread; ++i) {
+        const Index at = begin + static_cast<Index>(thread) * kTopKPerThread + i;
+        ties += at < count && key_of(at) == threshold ? 1 : 0;
+      }
+      ranks[thread] = equals[thread] = ties;
+    });
+    const int all_ties = block.exclusive_scan(ranks, shared.scan);
+    block.each([&](int thread) {
+      int selected = 0, rank = equal + ranks[thread];
+      for (int i = 0; i < kTopKPerThread; ++i) {
+        const Index at = begin + static_cast<Index>(thread) * kTopKPerThread + i;
+        if (at >= count) continue;
+        const std::uint32_t key = key_of(at);
+        selected += key > threshold || (key == threshold && rank++ < wanted) ? 1 : 0;
+      }
+      places[thread] = counts[thread] = selected;
+    });
+    const int all_selected = block.exclusive_scan(places, shared.scan);
+    block.each([&](int thread) {
+      if (counts[thread] == 0) return;
+      int place = written + places[thread], rank = equal + ranks[thread];
+      for (int i = 0; i < kTopKPerThread; ++i) {
+        const Index at = begin + static_cast<Index>(thread) * kTopKPerThread + i;
+        if (at >= count) continue;
+        const std::uint32_t key = key_of(at);
+        if (key > threshold || (key == threshold && rank++ < wanted)) out[place++] = index_of(at);
+      }
+    });
+    equal += all_ties;
+    written += all_selected;
+  }
+  return written;
+}
+
+}  // namespace top_k_detail
+
+/// Indices of the k highest of `count` scores, ascending, to out[0, n); returns n <= k, less where fewer can be
+/// selected. k > 0.
+template <class Block>
+RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* scores, Index count, int k,
+                         std::int32_t* out) {
+  using namespace top_k_detail;
+  constexpr int kShift = 20;  // below the leading 12 bits
+  clear(block, shared, kTopKBins);
+  block.each([&](int thread) {
+    for (Index i = thread; i < count; i += block.threads()) {
+      const std::uint32_t key = order_key(scores[i]);
+      if (key != 0) block.add(&shared.bins[key >> kShift], 1);
+    }
+    if (thread == 0) shared.wanted = k;
+  });
+  find_bin(block, shared, kTopKBins);
+  const auto bin = static_cast<std::uint32_t>(shared.bin);
+  const int candidates = shared.count;
+  const auto key_of_score = [scores](Index i) { return order_key(scores[i]); };
+  if (candidates > kTopKCandidates) {
+    refine(block, shared, bin, kShift, count, key_of_score);
+    return write_selected(
+        block, shared, count, key_of_score, [](Index i) { return static_cast<std::int32_t>(i); }, out);
+  }
+  int kept = 0;
+  PerThread<Block, int> places(block);
+  const Index step = static_cast<Index>(block.threads()) * kTopKPerThread;
+  for (Index begin = 0; begin < count; begin += step) {
+    const auto each_of = [&](int thread, auto&& take) {
+      for (int i = 0; i < kTopKPerThread; ++i) {
+        const Index at = begin + static_cast<Index>(thread) * kTopKPerThread + i;
+        if (at >= count) continue;
+        const std::uint32_t key = order_key(scores[at]);
+        if (key != 0 && (key >> kShift) >= bin) take(key, at);
+      }
+    };
+    block.each([&](int thread) {
+      int found = 0;
+      each_of(thread, [&](std::uint32_t, Index) { ++found; });
+      places[thread] = found;
+    });
+    const int all = block.exclusive_scan(places, shared.scan);
+    if (all == 0) continue;
+    block.each([&](int thread) {
+      int place = kept + places[thread];
+      each_of(thread, [&](std::uint32_t key, Index at) {
+        shared.keys[place] = key;
+        shared.indices[place++] = static_cast<std::int32_t>(at);
+      });
+    });
+    kept += all;
+  }
+  block.sync();
+  const auto key_of_candidate = [&shared](Index i) { return shared.keys[i]; };
+  refine(block, shared, bin, kShift, kept, key_of_candidate);
+  return write_selected(
+      block, shared, kept, key_of_candidate, [&shared](Index i) { return shared.indices[i]; }, out);
+}
+
+}  // namespace reticle::cuda

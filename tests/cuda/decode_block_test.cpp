@@ -1,0 +1,103 @@
+// The GPU's decoding kernel, run on the CPU: the same source, its threads and blocks taking turns.
+#include <cmath>
+#include <memory>
+
+#include <gtest/gtest.h>
+
+#include <reticle/attention/cuda/decode_block.hpp>
+#include <reticle/attention/executor.hpp>
+#include <reticle/core/mask/convert.hpp>
+
+#include "cuda/problem.hpp"
+
+namespace reticle::cuda {
+namespace {
+
+template <class T, int head_dim>
+void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
+  const Problem<T> drawn(c, head_dim);
+  const AttentionInputs& inputs = drawn.inputs;
+  const AttentionResult expected = attention(inputs, mask, drawn.options());
+  const Csr csr = to_csr(mask);
+  const auto rows = static_cast<int>(c.batch * c.heads * c.rows);
+  std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
+  std::vector<float> lse(drawn.lse_size(), 7),
+      workspace(static_cast<std::size_t>(rows * c.parts * (head_dim + 2)), std::nanf(""));
+  std::vector<int> arrived(static_cast<std::size_t>(rows), 0);
+  DecodeProblem problem;
+  problem.queries = inputs.queries.data;
+  problem.keys = inputs.keys.data;
+  problem.values = inputs.values.data;
+  problem.query_strides = strides_of(inputs.queries);
+  problem.key_strides = strides_of(inputs.keys);
+  problem.value_strides = strides_of(inputs.values);
+  problem.batch = static_cast<int>(c.batch);
+  problem.heads = static_cast<int>(c.heads);
+  problem.kv_heads = static_cast<int>(c.kv_heads);
+  problem.rows = static_cast<int>(c.rows);
+  problem.row_ptr = csr.row_ptr.data();
+  problem.indices = csr.indices.data();
+  problem.p = csr.p.empty() ? nullptr : csr.p.data();
+  problem.sink_logits = drawn.sinks.empty() ? nullptr : drawn.sinks.data();
+  problem.scaling = inputs.scaling;
+  problem.soft_cap = c.soft_cap;
+  problem.parts = c.parts;
+  problem.output = output.data();
+  problem.lse = lse.data();
+  problem.workspace = workspace.data();
+  problem.arrived = arrived.data();
+  const HostBlock block(kDecodeThreads);
+  const auto shared = std::make_unique<DecodeShared<head_dim>>();
+  for (int row = 0; row < rows; ++row) {
+    for (int part = 0; part < c.parts; ++part) decode_part<T, head_dim>(block, *shared, problem, row, part);
+  }
+  expect_equal(expected, output, lse, tolerance, 1e-4);
+  EXPECT_EQ(arrived, std::vector<int>(arrived.size(), 0)) << "ready for the next launch";
+}
+
+TEST(CudaDecode, ComputesWhatTheCpuComputes) {
+  for (const int parts : {1, 3, 8}) {
+    for (const double density : {0.02, 0.3, 1.0}) {
+      Case c;
+      c.parts = parts;
+      compare_with_cpu<float, 64>(c, random_mask(c, density, 3), 2e-5);
+    }
+  }
+}
+
+TEST(CudaDecode, EveryDtypeAndHeadSize) {
+  Case c;
+  c.parts = 2;
+  const Mask mask = random_mask(c, 0.2, 5);
+  compare_with_cpu<float, 128>(c, mask, 2e-5);
+  compare_with_cpu<float, 256>(c, mask, 2e-5);
+  compare_with_cpu<BFloat16, 64>(c, mask, 0.02);
+  compare_with_cpu<BFloat16, 128>(c, mask, 0.02);
+  compare_with_cpu<BFloat16, 256>(c, mask, 0.02);
+  compare_with_cpu<Half, 64>(c, mask, 0.003);
+  compare_with_cpu<Half, 128>(c, mask, 0.003);
+}
+
+TEST(CudaDecode, WeightsSinksAndSoftCap) {
+  for (const int parts : {1, 4}) {
+    Case c;
+    c.parts = parts;
+    c.weighted = c.sinks = true;
+    c.soft_cap = 2;
+    compare_with_cpu<float, 64>(c, random_mask(c, 0.1, 8), 2e-5);
+  }
+}
+
+TEST(CudaDecode, RowsWithoutKeysGiveZeroAndMinusInfinity) {
+  for (const int parts : {1, 4}) {
+    Case c;
+    c.parts = parts;
+    compare_with_cpu<float, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 0);
+    compare_with_cpu<float, 64>(c, random_mask(c, 0.003, 9), 2e-5);  // fewer entries than parts
+    c.sinks = true;
+    compare_with_cpu<float, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 0);
+  }
+}
+
+}  // namespace
+}  // namespace reticle::cuda

@@ -1,0 +1,97 @@
+// Attention problems for the kernels of the GPU.
+#pragma once
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <reticle/attention/cuda/decode_block.hpp>
+#include <reticle/attention/executor.hpp>
+
+namespace reticle::cuda {
+
+struct Case {
+  Index batch = 2, heads = 4, kv_heads = 2, rows = 3, keys = 200;
+  int parts = 1;  // of decoding
+  bool weighted = false, sinks = false, causal = false;
+  float soft_cap = 0;
+};
+
+inline Mask random_mask(const Case& c, double density, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> draw;
+  std::vector<float> p(static_cast<std::size_t>(c.batch * c.heads * c.rows * c.keys));
+  for (float& value : p) value = draw(random) < density ? (c.weighted ? 0.05f + 0.95f * draw(random) : 1.0f) : 0.0f;
+  return Mask::dense({c.batch, c.heads, c.rows, c.keys}, p);
+}
+
+inline Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
+
+/// Random tensors of a case; keys and values beside each other, token by token, as caches lay them out.
+template <class T>
+class Problem {
+ public:
+  Problem(const Case& c, Index head_dim)
+      : case_(c),
+        queries_(drawn({c.batch, c.heads, c.rows, head_dim}, 2)),
+        kv_(drawn({c.batch, c.keys, 2, c.kv_heads, head_dim}, 1)) {
+    const auto part_of = [&](Index which) {
+      TensorView view = kv_.view();
+      view.data = kv_.view().template at<T>(0, 0, which, 0, 0);
+      view.rank = 4;
+      view.shape = {c.batch, c.kv_heads, c.keys, head_dim};
+      view.strides = {c.keys * 2 * c.kv_heads * head_dim, head_dim, 2 * c.kv_heads * head_dim, 1};
+      return view;
+    };
+    inputs.queries = queries_.view();
+    inputs.keys = part_of(0);
+    inputs.values = part_of(1);
+    inputs.scaling = 0.3f;
+    inputs.causal = c.causal;
+    for (Index head = 0; c.sinks && head < c.heads; ++head) sinks.push_back(static_cast<float>(head) - 1);
+  }
+
+  AttentionOptions options() const {
+    AttentionOptions options;
+    options.sink_logits = sinks;
+    if (case_.soft_cap > 0) options.soft_cap = case_.soft_cap;
+    return options;
+  }
+  std::size_t lse_size() const { return static_cast<std::size_t>(case_.batch * case_.heads * case_.rows); }
+  std::size_t output_size() const { return static_cast<std::size_t>(queries_.view().elements()); }
+
+  AttentionInputs inputs;
+  std::vector<float> sinks;
+
+ private:
+  Tensor drawn(std::initializer_list<Index> shape, float size) {
+    std::normal_distribution<float> draw(0, size);
+    Tensor tensor(dtype_of<T>, shape);
+    for (T& x : tensor.span<T>()) x = from_float<T>(draw(random_));
+    return tensor;
+  }
+
+  std::mt19937 random_{7};
+  Case case_;
+  Tensor queries_, kv_;
+};
+
+template <class T>
+void expect_equal(const AttentionResult& expected, const std::vector<T>& output, const std::vector<float>& lse,
+                  double tolerance, double lse_tolerance) {
+  const auto wanted = expected.output.span<T>();
+  const auto wanted_lse = expected.lse.span<float>();
+  for (std::size_t i = 0; i < output.size(); ++i)
+    ASSERT_NEAR(to_float(output[i]), to_float(wanted[i]), tolerance) << "element " << i;
+  for (std::size_t i = 0; i < lse.size(); ++i) {
+    if (std::isinf(wanted_lse[i])) {
+      ASSERT_EQ(lse[i], wanted_lse[i]) << "row " << i;
+    } else {
+      ASSERT_NEAR(lse[i], wanted_lse[i], lse_tolerance) << "row " << i;
+    }
+  }
+}
+
+}  // namespace reticle::cuda

@@ -1,0 +1,122 @@
+// The GPU's prefill kernel, run on the CPU: the same source, with the tensor cores' products taken by their layout.
+#include <cmath>
+#include <memory>
+
+#include <gtest/gtest.h>
+
+#include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/attention/executor.hpp>
+
+#include "cuda/problem.hpp"
+
+namespace reticle::cuda {
+namespace {
+
+template <class T, int head_dim>
+void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
+  const Problem<T> drawn(c, head_dim);
+  const AttentionInputs& inputs = drawn.inputs;
+  const AttentionResult expected = attention(inputs, mask, drawn.options());
+  const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal);
+  std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
+  std::vector<float> lse(drawn.lse_size(), std::nanf(""));
+  TileProblem problem;
+  problem.queries = inputs.queries.data;
+  problem.keys = inputs.keys.data;
+  problem.values = inputs.values.data;
+  problem.query_strides = strides_of(inputs.queries);
+  problem.key_strides = strides_of(inputs.keys);
+  problem.value_strides = strides_of(inputs.values);
+  problem.heads = static_cast<int>(c.heads);
+  problem.kv_heads = static_cast<int>(c.kv_heads);
+  problem.rows = static_cast<int>(c.rows);
+  problem.key_count = static_cast<int>(c.keys);
+  problem.blocks = plan.blocks.data();
+  problem.bits = plan.bits.data();
+  problem.sink_logits = drawn.sinks.empty() ? nullptr : drawn.sinks.data();
+  problem.scaling = inputs.scaling;
+  problem.soft_cap = c.soft_cap;
+  problem.output = output.data();
+  problem.lse = lse.data();
+  const HostBlock block(kTileThreads);
+  const auto shared = std::make_unique<TileShared<T, head_dim>>();
+  for (const Tile& tile : plan.tiles) attend_tile<T, head_dim>(block, *shared, problem, tile);
+  expect_equal(expected, output, lse, tolerance, 2e-3);
+}
+
+TEST(CudaTile, ComputesWhatTheCpuComputes) {
+  for (const double density : {0.02, 0.5, 1.0}) {
+    Case c;
+    c.rows = 70;
+    compare_with_cpu<BFloat16, 64>(c, random_mask(c, density, 3), 0.03);
+    compare_with_cpu<Half, 64>(c, random_mask(c, density, 3), 0.004);
+  }
+}
+
+TEST(CudaTile, EveryHeadSizeAndGroup) {
+  for (const Index group : {1, 2, 3, 8}) {
+    Case c;
+    c.batch = 1;
+    c.heads = 2 * group;
+    c.rows = 40;
+    compare_with_cpu<BFloat16, 128>(c, random_mask(c, 0.3, 5), 0.03);
+  }
+  Case c;
+  c.batch = 1;
+  c.rows = 3;
+  compare_with_cpu<Half, 128>(c, random_mask(c, 0.3, 5), 0.004);
+}
+
+TEST(CudaTile, CausalityOfDenseAndBlockMasks) {
+  Case c;
+  c.causal = true;
+  c.rows = c.keys = 190;
+  compare_with_cpu<Half, 64>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 0.004);
+  c.rows = 20;
+  compare_with_cpu<Half, 64>(c, random_mask(c, 0.7, 6), 0.004);
+}
+
+TEST(CudaTile, SinksAndSoftCap) {
+  Case c;
+  c.rows = 33;
+  c.sinks = true;
+  c.soft_cap = 2;
+  compare_with_cpu<Half, 64>(c, random_mask(c, 0.2, 8), 0.004);
+}
+
+TEST(CudaTile, RowsAndTilesWithoutKeysGiveZeroAndMinusInfinity) {
+  Case c;
+  c.rows = 65;
+  compare_with_cpu<Half, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 0);
+  compare_with_cpu<Half, 64>(c, random_mask(c, 0.002, 9), 0.004);
+  c.sinks = true;
+  compare_with_cpu<Half, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 0);
+}
+
+TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
+  const Mask causal = Mask::full({1, 4, 256, 256});
+  const BlockPlan plan = plan_blocks(causal, 2, true);
+  ASSERT_EQ(plan.tiles.size(), 2u * 8u);  // 32 queries of two heads
+  EXPECT_EQ(plan.tiles.front().blocks, 4);
+  EXPECT_EQ(plan.tiles.back().blocks, 1);
+  // Queries [32 t, 32 t + 32) attend wholly to the blocks before their own, and to that one in part.
+  EXPECT_EQ(plan.bits.size(), 16u * 64u);
+  for (const Tile& tile : plan.tiles) {
+    for (int i = 0; i < tile.blocks; ++i) {
+      const KeyBlock& block = plan.blocks[static_cast<std::size_t>(tile.first_block + i)];
+      EXPECT_EQ(block.first_key, 64 * i);
+      EXPECT_EQ(block.bits < 0, i + 1 < tile.blocks);
+    }
+  }
+  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 128}), 1, false).bits.size(), 0u);
+  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 130}), 1, false).bits.size(), 64u) << "the last block is not all keys";
+}
+
+TEST(CudaBlockPlan, RefusesWeightsAndHeadsThatDoNotFit) {
+  const float p[] = {0.5f};
+  EXPECT_THROW(plan_blocks(Mask::dense({1, 1, 1, 1}, p), 1, false), ValueError);
+  EXPECT_THROW(plan_blocks(Mask::full({1, 3, 1, 1}), 2, false), ShapeError);
+}
+
+}  // namespace
+}  // namespace reticle::cuda
