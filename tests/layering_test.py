@@ -16,10 +16,13 @@ ALLOWED: dict[str, set[str]] = {
     "core/mask": {"core/base", "core/tensor", "core/mask"},
     "core/config": {"core/base", "core/config"},
     "core/ops": {"core/base", "core/tensor", "core/mask", "core", "core/ops"},
+    "core/cuda": {"core/base", "core/ops", "core/cuda"},
     "core": {"core/base", "core/tensor", "core/mask", "core/config", "core"},
     "maskers": {"core", "core/mask", "core/ops"},
-    "attention": {"core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core", "attention"},
-    "bindings": {"core", "core/base", "core/mask", "core/ops", "core/tensor", "attention"},
+    "attention": {
+        *("core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core/cuda", "core", "attention")
+    },
+    "bindings": {"core", "core/base", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
     "tools": {"core", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)

@@ -62,6 +62,9 @@ class Problem {
   std::size_t lse_size() const { return static_cast<std::size_t>(case_.batch * case_.heads * case_.rows); }
   std::size_t output_size() const { return static_cast<std::size_t>(queries_.view().elements()); }
 
+  const Tensor& queries() const { return queries_; }
+  const Tensor& kv() const { return kv_; }
+
   AttentionInputs inputs;
   std::vector<float> sinks;
 

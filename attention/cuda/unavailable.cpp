@@ -1,0 +1,15 @@
+// What stands in for the GPU in a build without a CUDA toolkit.
+#include <reticle/attention/cuda/attention.hpp>
+#include <reticle/core/base/error.hpp>
+
+namespace reticle::cuda {
+
+AttentionPlan::AttentionPlan(const AttentionInputs&, const Mask&, Stream, const AttentionOptions&, const Context&) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+void AttentionPlan::run(const AttentionInputs&, void*, float*, Stream) const {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+Index AttentionPlan::bytes() const { return 0; }
+
+}  // namespace reticle::cuda

@@ -1,0 +1,19 @@
+// CUDA's error codes as exceptions. For .cu files.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <string>
+
+#include <reticle/core/base/error.hpp>
+
+namespace reticle::cuda {
+
+/// DeviceError that says what was attempted, unless it succeeded.
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+}
+
+/// After a launch.
+inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+
+}  // namespace reticle::cuda

@@ -1,0 +1,57 @@
+#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/runtime.hpp>
+
+namespace reticle::cuda {
+namespace {
+
+cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // asking is no error
+  return 0;
+}
+
+const char* why_unavailable() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  return status == cudaSuccess ? "there is no GPU" : cudaGetErrorString(status);
+}
+
+Buffer::Buffer(std::size_t bytes, Stream stream) : bytes_(bytes), stream_(stream) {
+  if (bytes > 0) check(cudaMallocAsync(&data_, bytes, native(stream)), "allocating device memory");
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) cudaFreeAsync(data_, native(stream_));  // what fails at exit is gone anyway
+}
+
+Buffer Buffer::zeros(std::size_t bytes, Stream stream) {
+  Buffer buffer(bytes, stream);
+  if (bytes > 0) check(cudaMemsetAsync(buffer.data_, 0, bytes, native(stream)), "clearing device memory");
+  return buffer;
+}
+
+void Buffer::copy_from(const void* host, Stream stream) {
+  if (bytes_ > 0)
+    check(cudaMemcpyAsync(data_, host, bytes_, cudaMemcpyHostToDevice, native(stream)), "copying to the device");
+}
+
+void Buffer::copy_to(void* host, Stream stream) const {
+  if (bytes_ > 0)
+    check(cudaMemcpyAsync(host, data_, bytes_, cudaMemcpyDeviceToHost, native(stream)), "copying from the device");
+  check(cudaStreamSynchronize(native(stream)), "waiting for the device");
+}
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "asking for the multiprocessors");
+  return count;
+}
+
+}  // namespace reticle::cuda

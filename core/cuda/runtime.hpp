@@ -1,0 +1,70 @@
+// The GPU as the rest of the library sees it: memory and errors. Without a CUDA toolkit in the build, unavailable.cpp
+// stands in.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <utility>
+
+#include <reticle/core/base/export.hpp>
+#include <reticle/core/base/types.hpp>
+
+namespace reticle::cuda {
+
+/// A caller's cudaStream_t; null is the default stream. Nothing here waits for one unless it says so.
+using Stream = void*;
+
+/// GPUs that there are: 0 without a driver, or in a build without CUDA.
+RETICLE_API int device_count();
+/// Why device_count() is 0, for messages.
+RETICLE_API const char* why_unavailable();
+
+/// Device memory, from the stream's pool and back to it in its order. Moves; a moved-from buffer is empty.
+class RETICLE_API Buffer {
+ public:
+  Buffer() = default;
+  /// Uninitialised. DeviceError when there is no such memory.
+  Buffer(std::size_t bytes, Stream stream);
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  /// A copy of host memory, which may be changed as soon as this returns: it waits for what the stream has before.
+  template <class T>
+  static Buffer copy_of(std::span<const T> host, Stream stream) {
+    Buffer buffer(host.size_bytes(), stream);
+    buffer.copy_from(host.data(), stream);
+    return buffer;
+  }
+  static Buffer zeros(std::size_t bytes, Stream stream);
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  std::size_t bytes() const { return bytes_; }
+  /// From and to host memory of as many bytes; both wait for the stream.
+  void copy_from(const void* host, Stream stream);
+  void copy_to(void* host, Stream stream) const;
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(stream_, other.stream_);
+  }
+
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+  Stream stream_ = nullptr;
+};
+
+/// Of the current device.
+RETICLE_API int multiprocessors();
+
+}  // namespace reticle::cuda

@@ -1,0 +1,115 @@
+// On a GPU: the same results as on the CPU. Where there is none these skip, and say why.
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include <reticle/attention/cuda/attention.hpp>
+#include <reticle/core/cuda/top_k.hpp>
+#include <reticle/core/ops/select.hpp>
+
+#include "cuda/problem.hpp"
+
+namespace reticle::cuda {
+namespace {
+
+class CudaDevice : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (device_count() == 0) GTEST_SKIP() << "no GPU: " << why_unavailable();
+  }
+};
+
+/// A problem's tensors in device memory, and the same by the CPU.
+template <class T>
+void compare_with_cpu(const Case& c, Index head_dim, const Mask& mask, bool tiles, double tolerance,
+                      double lse_tolerance) {
+  const Problem<T> drawn(c, head_dim);
+  const AttentionResult expected = attention(drawn.inputs, mask, drawn.options());
+  AttentionInputs inputs = drawn.inputs;
+  const Buffer queries = Buffer::copy_of(drawn.queries().template span<T>(), nullptr),
+               kv = Buffer::copy_of(drawn.kv().template span<T>(), nullptr);
+  const auto* const host = static_cast<const T*>(drawn.kv().view().data);
+  inputs.queries.data = queries.template as<T>();
+  inputs.keys.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.keys.data) - host);
+  inputs.values.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.values.data) - host);
+  std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
+  std::vector<float> lse(drawn.lse_size(), std::nanf(""));
+  const AttentionPlan plan(inputs, mask, nullptr, drawn.options());
+  EXPECT_EQ(plan.uses_tiles(), tiles);
+  for (int repeat = 0; repeat < 3; ++repeat) {  // a plan serves again
+    Buffer out = Buffer::copy_of(std::span<const T>(output), nullptr),
+           logs = Buffer::copy_of(std::span<const float>(lse), nullptr);
+    plan.run(inputs, out.template as<T>(), logs.template as<float>(), nullptr);
+    std::vector<T> found(output.size());
+    std::vector<float> found_lse(lse.size());
+    out.copy_to(found.data(), nullptr);
+    logs.copy_to(found_lse.data(), nullptr);
+    expect_equal(expected, found, found_lse, tolerance, lse_tolerance);
+  }
+}
+
+TEST_F(CudaDevice, ListsComputeWhatTheCpuComputes) {
+  for (const Index head_dim : {64, 128, 256}) {
+    for (const double density : {0.0, 0.01, 0.3, 1.0}) {
+      Case c;
+      c.keys = 5000;
+      c.weighted = density == 0.3;
+      compare_with_cpu<float>(c, head_dim, random_mask(c, density, 1), false, 1e-4, 1e-3);
+      compare_with_cpu<BFloat16>(c, head_dim, random_mask(c, density, 1), false, 0.03, 1e-3);
+      compare_with_cpu<Half>(c, head_dim, random_mask(c, density, 1), false, 0.004, 1e-3);
+    }
+  }
+}
+
+TEST_F(CudaDevice, TilesComputeWhatTheCpuComputes) {
+  for (const Index head_dim : {64, 128}) {
+    for (const double density : {0.0, 0.05, 0.6, 1.0}) {
+      Case c;
+      c.rows = 150;
+      c.keys = 700;
+      c.causal = density == 0.6;
+      c.sinks = density == 0.05;
+      compare_with_cpu<BFloat16>(c, head_dim, random_mask(c, density, 2), true, 0.03, 3e-3);
+      compare_with_cpu<Half>(c, head_dim, random_mask(c, density, 2), true, 0.004, 3e-3);
+    }
+  }
+}
+
+TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> draw;
+  for (const std::size_t count : {100u, 5000u, 131072u}) {
+    constexpr std::size_t kRows = 5;
+    std::vector<float> scores(kRows * count);
+    for (float& score : scores) score = draw(random);
+    for (std::size_t i = 0; i < count; ++i) scores[i] = 1;  // the first row has ties only
+    for (const Index k : {1, 256, 3000}) {
+      const auto width = static_cast<std::size_t>(k);
+      const Buffer device = Buffer::copy_of(std::span<const float>(scores), nullptr);
+      const Buffer indices(kRows * width * sizeof(std::int32_t), nullptr),
+          counts(kRows * sizeof(std::int32_t), nullptr);
+      top_k(device.as<float>(), kRows, static_cast<Index>(count), k, indices.as<std::int32_t>(),
+            counts.as<std::int32_t>(), nullptr);
+      std::vector<std::int32_t> found(kRows * width), found_counts(kRows), expected;
+      indices.copy_to(found.data(), nullptr);
+      counts.copy_to(found_counts.data(), nullptr);
+      for (std::size_t row = 0; row < kRows; ++row) {
+        reticle::top_k(std::span<const float>(scores).subspan(row * count, count), k, expected);
+        ASSERT_EQ(static_cast<std::size_t>(found_counts[row]), expected.size());
+        for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(found[row * width + i], expected[i]);
+      }
+    }
+  }
+}
+
+TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
+  if (device_count() > 0) GTEST_SKIP() << "there is a GPU";
+  EXPECT_NE(std::string(why_unavailable()), "");
+  Case c;
+  const Problem<float> drawn(c, 64);
+  EXPECT_THROW(AttentionPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
+  EXPECT_THROW(Buffer(16, nullptr), DeviceError);
+}
+
+}  // namespace
+}  // namespace reticle::cuda
