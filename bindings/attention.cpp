@@ -40,9 +40,9 @@ py::tuple attend(const py::object& queries, const py::object& keys, const py::ob
   if constexpr (!with_weights) return py::make_tuple(std::move(output), std::move(lse));
   AttentionWeights& weights = *result.weights;
   const auto entries = static_cast<py::ssize_t>(weights.values.size());
-  return py::make_tuple(std::move(output), std::move(lse),
-                        py::make_tuple(copied(weights.row_ptr), copied(weights.indices),
-                                       to_numpy(std::move(weights.values), {entries})));
+  return py::make_tuple(
+      std::move(output), std::move(lse),
+      py::make_tuple(copied(weights.row_ptr), copied(weights.indices), to_numpy(std::move(weights.values), {entries})));
 }
 
 py::tuple attend_backward(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
@@ -234,7 +234,8 @@ void add_attention(py::module_& module) {
           py::arg("text"), py::arg("directory") = ".",
           "From a JSON config; relative paths in it are relative to `directory`. ConfigError says where and what.")
       .def_static(
-          "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); }, py::arg("path"), "From a file with a JSON config.")
+          "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); },
+          py::arg("path"), "From a file with a JSON config.")
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
       .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
@@ -243,12 +244,13 @@ void add_attention(py::module_& module) {
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
            py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(),
            py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(), "(output, mask)")
-      .def("measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-           py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,
-           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
-           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
-           "(output, mask, metrics): what was kept and what it cost, and with compare, how far the output is from dense "
-           "attention, which is run as well.");
+      .def(
+          "measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+          py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,
+          py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
+          py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
+          "(output, mask, metrics): what was kept and what it cost, and with compare, how far the output is from dense "
+          "attention, which is run as well.");
   add_handler(module);
   module.def(
       "merge_states",

@@ -321,8 +321,8 @@ void add_mask(py::module_& module) {
       .def("picture", &pictured, py::arg("batch") = 0, py::arg("head") = 0, py::arg("width") = 512,
            py::arg("height") = 512, "One head averaged into at most height x width cells, in [0, 1].")
       .def(
-          "save", [](const Mask& mask, const std::filesystem::path& path) { save(mask, path); }, py::arg("path"), Released(),
-          "Writes a safetensors file.")
+          "save", [](const Mask& mask, const std::filesystem::path& path) { save(mask, path); }, py::arg("path"),
+          Released(), "Writes a safetensors file.")
       .def_static(
           "load", [](const std::filesystem::path& path) { return load_mask(path); }, py::arg("path"), Released(),
           "Reads a file that save wrote.")

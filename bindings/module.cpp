@@ -29,4 +29,5 @@ PYBIND11_MODULE(_core, module) {
   reticle::bindings::add_attention(module);
   reticle::bindings::add_masker(module);
   reticle::bindings::add_nsa(module);
+  reticle::bindings::add_cuda(module);
 }

@@ -10,5 +10,6 @@ void add_mask(pybind11::module_& module);
 void add_attention(pybind11::module_& module);
 void add_masker(pybind11::module_& module);
 void add_nsa(pybind11::module_& module);
+void add_cuda(pybind11::module_& module);
 
 }  // namespace reticle::bindings

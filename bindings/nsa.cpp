@@ -21,9 +21,14 @@ Compression compression_from(const std::string& type) {
 
 NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index kernel_stride, Index block_size,
                       Index topk, Index init_blocks, Index local_blocks, Index window_size) {
-  const NsaConfig config{
-      compression_from(compress_type), kernel_size, kernel_stride, block_size, topk, init_blocks, local_blocks,
-      window_size};
+  const NsaConfig config{compression_from(compress_type),
+                         kernel_size,
+                         kernel_stride,
+                         block_size,
+                         topk,
+                         init_blocks,
+                         local_blocks,
+                         window_size};
   config.validate();
   return config;
 }
@@ -100,7 +105,8 @@ class Module {
   NsaState start(Index sequences, Index capacity) const {
     NsaState state;
     for (Index i = 0; i < sequences; ++i) {
-      state.caches.emplace_back(KvCacheShape{1, shape_.kv_heads, shape_.head_dim, shape_.head_dim, capacity, DType::f32});
+      state.caches.emplace_back(
+          KvCacheShape{1, shape_.kv_heads, shape_.head_dim, shape_.head_dim, capacity, DType::f32});
       state.compressed.emplace_back(shape_.config, shape_.kv_heads, shape_.head_dim);
     }
     return state;
@@ -191,8 +197,7 @@ void add_operations(py::module_& module) {
           return compressed_attention(q.view(), k.view(), v.view(), first_query, factor, config, context);
         });
         const py::ssize_t extents[] = {result.blocks.kv_heads, result.blocks.queries, result.blocks.width};
-        py::object blocks =
-            to_numpy(std::move(result.blocks.indices), {extents[0], extents[1], extents[2]});
+        py::object blocks = to_numpy(std::move(result.blocks.indices), {extents[0], extents[1], extents[2]});
         return py::make_tuple(q.hand_over(std::move(result.output)), q.hand_over(std::move(result.lse)), blocks);
       },
       py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("first_query"), py::arg("scaling"),

@@ -90,24 +90,26 @@ py::array to_array(const TensorView& view, const py::object& owner) {
 
 }  // namespace
 
-Borrowed::Borrowed(const py::handle& object, std::string_view name)
+Borrowed::Borrowed(const py::handle& object, std::string_view name, Device::Kind device)
     : object_(py::reinterpret_borrow<py::object>(object)) {
   if (py::hasattr(object_, "detach")) {
     is_torch_ = true;
     object_ = object_.attr("detach")();
   }
-  if (py::isinstance<py::array>(object_)) {
+  if (py::isinstance<py::array>(object_) && device == Device::Kind::cpu) {
     view_array(name);
   } else if (py::hasattr(object_, "__dlpack__")) {
-    view_dlpack(name);
+    view_dlpack(name, device);
   } else {
     throw py::type_error(std::string(name) + ": a " + std::string(py::str(py::type::of(object_).attr("__name__"))) +
                          " is no tensor; needed is a torch tensor, a numpy array or an object with __dlpack__");
   }
 }
 
-void Borrowed::view_dlpack(std::string_view name) {
-  capsule_ = object_.attr("__dlpack__")();
+void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
+  const bool on_gpu = device == Device::Kind::cuda;
+  // -1: no waiting, for what is launched goes onto the caller's stream.
+  capsule_ = on_gpu ? object_.attr("__dlpack__")(py::arg("stream") = -1) : object_.attr("__dlpack__")();
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), kUnused));
   if (managed == nullptr) throw py::error_already_set();
   // From here the record is ours: it is released with the new capsule.
@@ -117,14 +119,18 @@ void Borrowed::view_dlpack(std::string_view name) {
     if (tensor->deleter != nullptr) tensor->deleter(tensor);
   });
   const DLTensor& tensor = managed->dl_tensor;
-  if (tensor.device.device_type != kDLCPU && tensor.device.device_type != kDLCUDAHost)
-    throw DeviceError(std::string(name) + ": lies on a device; needed is the CPU's memory");
+  const bool fits = on_gpu ? tensor.device.device_type == kDLCUDA
+                           : tensor.device.device_type == kDLCPU || tensor.device.device_type == kDLCUDAHost;
+  if (!fits)
+    throw DeviceError(std::string(name) + ": does not lie in the memory of the " + (on_gpu ? "GPU" : "CPU") +
+                      ", which is needed here");
   if (tensor.ndim > TensorView::kMaxRank)
     throw ShapeError(std::string(name) + ": has " + std::to_string(tensor.ndim) + " dimensions; at most " +
                      std::to_string(TensorView::kMaxRank) + " are supported");
   view_ = TensorView(static_cast<const char*>(tensor.data) + tensor.byte_offset, dtype_from(tensor.dtype, name),
                      std::span(tensor.shape, static_cast<std::size_t>(tensor.ndim)));
   if (tensor.strides != nullptr) std::copy_n(tensor.strides, tensor.ndim, view_.strides.begin());
+  view_.device = {device, tensor.device.device_id};
 }
 
 /// Not by DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.

@@ -11,12 +11,13 @@ namespace reticle::bindings {
 
 namespace py = pybind11;
 
-/// A caller's tensor (torch, numpy, or anything with DLPack on the CPU) as a view that keeps it alive. No copy is made.
+/// A caller's tensor (torch, numpy, or anything with DLPack) as a view that keeps it alive. No copy is made.
 class Borrowed {
  public:
   /// TypeError, naming the argument, when it is no tensor; ShapeError for a dtype or rank that cannot be viewed;
-  /// DeviceError when it is not in the CPU's memory.
-  Borrowed(const py::handle& object, std::string_view name);
+  /// DeviceError when it is not in the memory of such a device. What a GPU's tensor holds may still be being computed,
+  /// on the caller's stream.
+  Borrowed(const py::handle& object, std::string_view name, Device::Kind device = Device::Kind::cpu);
 
   const TensorView& view() const { return view_; }
   /// What holds the memory that is viewed.
@@ -26,7 +27,7 @@ class Borrowed {
   py::object hand_over(Tensor&& result) const;
 
  private:
-  void view_dlpack(std::string_view name);
+  void view_dlpack(std::string_view name, Device::Kind device);
   void view_array(std::string_view name);
 
   py::object object_, capsule_;

@@ -165,10 +165,10 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
   PerThread<Block, float> max(block), sum(block);
   block.each([&](int thread) {
     const int lane = thread % kLanes;
-    for (int o = 0; o < kOwn; ++o) {
+    unrolled<kOwn>([&](int o) {
       const Of piece = Of::load(query + (o * kLanes + lane) * Of::kElements);
-      for (int e = 0; e < Of::kElements; ++e) own_query[thread].of[o][e] = widened(piece.elements[e]);
-    }
+      unrolled<Of::kElements>([&](int e) { own_query[thread].of[o][e] = widened(piece.elements[e]); });
+    });
     max[thread] = kNone;
     sum[thread] = 0;
   });
@@ -181,33 +181,33 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
   PerThread<Block, float> scores[kDecodeInFlight] = {PerThread<Block, float>(block), PerThread<Block, float>(block),
                                                      PerThread<Block, float>(block), PerThread<Block, float>(block)};
   for (Index at = begin; at < end; at += kGroups * kDecodeInFlight) {
-    for (int i = 0; i < kDecodeInFlight; ++i) {
+    unrolled<kDecodeInFlight>([&](int i) {
       block.each([&](int thread) {
         const Index entry = at + i * kGroups + thread / kLanes;
         const int lane = thread % kLanes;
         // Beyond the end a key is loaded again, and weighs nothing.
         const Index key = problem.indices[entry < end ? entry : end - 1];
-        for (int o = 0; o < kOwn; ++o) {
+        unrolled<kOwn>([&](int o) {
           const int offset = (o * kLanes + lane) * Of::kElements;
           loaded[i][thread].keys[o] = Of::load(keys + key * k.row + offset);
           loaded[i][thread].values[o] = Of::load(values + key * v.row + offset);
-        }
+        });
       });
-    }
-    for (int i = 0; i < kDecodeInFlight; ++i) {
+    });
+    unrolled<kDecodeInFlight>([&](int i) {
       block.each([&](int thread) {
         float product = 0;
-        for (int o = 0; o < kOwn; ++o) {
-          for (int e = 0; e < Of::kElements; ++e)
-            product += own_query[thread].of[o][e] * widened(loaded[i][thread].keys[o].elements[e]);
-        }
+        unrolled<kOwn>([&](int o) {
+          unrolled<Of::kElements>(
+              [&](int e) { product += own_query[thread].of[o][e] * widened(loaded[i][thread].keys[o].elements[e]); });
+        });
         scores[i][thread] = product;
       });
       block.template sum_over<kLanes>(scores[i]);
-    }
+    });
     block.each([&](int thread) {
       float highest = max[thread];
-      for (int i = 0; i < kDecodeInFlight; ++i) {
+      unrolled<kDecodeInFlight>([&](int i) {
         const Index entry = at + i * kGroups + thread / kLanes;
         const float p = entry < end && problem.p != nullptr ? problem.p[entry] : 1;
         const float score =
@@ -215,22 +215,20 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
                         : kNone;
         scores[i][thread] = score;
         highest = score > highest ? score : highest;
-      }
+      });
       if (highest == kNone) return;  // nothing for this group yet
       const float before = power_of_2(max[thread] - highest);
       max[thread] = highest;
       sum[thread] *= before;
-      for (int o = 0; o < kOwn; ++o) {
-        for (int e = 0; e < Of::kElements; ++e) total[thread].of[o][e] *= before;
-      }
-      for (int i = 0; i < kDecodeInFlight; ++i) {
+      unrolled<kOwn>([&](int o) { unrolled<Of::kElements>([&](int e) { total[thread].of[o][e] *= before; }); });
+      unrolled<kDecodeInFlight>([&](int i) {
         const float weight = power_of_2(scores[i][thread] - highest);
         sum[thread] += weight;
-        for (int o = 0; o < kOwn; ++o) {
-          for (int e = 0; e < Of::kElements; ++e)
-            total[thread].of[o][e] += weight * widened(loaded[i][thread].values[o].elements[e]);
-        }
-      }
+        unrolled<kOwn>([&](int o) {
+          unrolled<Of::kElements>(
+              [&](int e) { total[thread].of[o][e] += weight * widened(loaded[i][thread].values[o].elements[e]); });
+        });
+      });
     });
   }
 
@@ -240,10 +238,11 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       shared.max[group] = max[thread];
       shared.sum[group] = sum[thread];
     }
-    for (int o = 0; o < kOwn; ++o) {
-      for (int e = 0; e < Of::kElements; ++e)
+    unrolled<kOwn>([&](int o) {
+      unrolled<Of::kElements>([&](int e) {
         shared.values[group * head_dim + (o * kLanes + lane) * Of::kElements + e] = total[thread].of[o][e];
-    }
+      });
+    });
   });
   block.sync();
 

@@ -114,14 +114,14 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
   }
   block.sync();
   PerThread<Block, Queries> own_queries(block);
-  for (int step = 0; step < kKeySteps; ++step) {
+  unrolled<kKeySteps>([&](int step) {
     block.template load_matrices<false>(
         [&](int thread) {
           const int lane = thread % kWarp, row = thread / kWarp * 16 + lane / 8 % 2 * 8 + lane % 8;
           return &shared.queries[row * kRow + step * 16 + lane / 16 * 8];
         },
         [&](int thread) { return own_queries[thread].of[step]; });
-  }
+  });
 
   PerThread<Block, Output> output(block);
   PerThread<Block, Scores> scores(block);
@@ -130,10 +130,10 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
   PerThread<Block, float> sum[2] = {PerThread<Block, float>(block), PerThread<Block, float>(block)};
   PerThread<Block, float> highest[2] = {PerThread<Block, float>(block), PerThread<Block, float>(block)};
   block.each([&](int thread) {
-    for (int half = 0; half < 2; ++half) {
+    unrolled<2>([&](int half) {
       max[half][thread] = kNone;
       sum[half][thread] = 0;
-    }
+    });
   });
 
   for (int i = 0; i < tile.blocks; ++i) {
@@ -148,108 +148,105 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
     const T *const own_keys = shared.keys[i % 2], *const own_values = shared.values[i % 2];
 
     block.each([&](int thread) {
-      for (int tile_of = 0; tile_of < kScoreTiles; ++tile_of) {
-        for (int e = 0; e < 4; ++e) scores[thread].of[tile_of][e] = 0;
-      }
+      unrolled<kScoreTiles>([&](int tile_of) { unrolled<4>([&](int e) { scores[thread].of[tile_of][e] = 0; }); });
     });
-    for (int step = 0; step < kKeySteps; ++step) {
-      for (int pair = 0; pair < kScoreTiles / 2; ++pair) {
+    unrolled<kKeySteps>([&](int step) {
+      unrolled<kScoreTiles / 2>([&](int pair) {
         block.template load_matrices<false>(
             [&](int thread) {
               const int lane = thread % kWarp, key = pair * 16 + lane / 16 * 8 + lane % 8;
               return &own_keys[key * kRow + step * 16 + lane / 8 % 2 * 8];
             },
             [&](int thread) { return matrices[thread].of; });
-        for (int n = 0; n < 2; ++n) {
+        unrolled<2>([&](int n) {
           block.template multiply_add<T>([&](int thread) { return scores[thread].of[pair * 2 + n]; },
                                          [&](int thread) { return own_queries[thread].of[step]; },
                                          [&](int thread) { return &matrices[thread].of[n * 2]; });
-        }
-      }
-    }
+        });
+      });
+    });
 
     block.each([&](int thread) {
       const int lane = thread % kWarp, row = thread / kWarp * 16 + lane / 4;
-      for (int half = 0; half < 2; ++half) {
+      unrolled<2>([&](int half) {
         const std::uint64_t attended =
             key_block.bits < 0 ? ~std::uint64_t{0} : problem.bits[static_cast<Index>(key_block.bits) + row + half * 8];
         float top = kNone;
-        for (int tile_of = 0; tile_of < kScoreTiles; ++tile_of) {
-          for (int e = 0; e < 2; ++e) {
+        unrolled<kScoreTiles>([&](int tile_of) {
+          unrolled<2>([&](int e) {
             float& score = scores[thread].of[tile_of][half * 2 + e];
             const int key = tile_of * 8 + lane % 4 * 2 + e;
             score = (attended >> key & 1) != 0 ? scaled(score, problem.scaling, problem.soft_cap) : kNone;
             top = score > top ? score : top;
-          }
-        }
+          });
+        });
         highest[half][thread] = top;
-      }
+      });
     });
-    for (int half = 0; half < 2; ++half) block.template max_over<4>(highest[half]);
+    unrolled<2>([&](int half) { block.template max_over<4>(highest[half]); });
     block.each([&](int thread) {
-      for (int half = 0; half < 2; ++half) {
+      unrolled<2>([&](int half) {
         const float before = max[half][thread], now = highest[half][thread] > before ? highest[half][thread] : before;
         max[half][thread] = now;
         const float origin = now == kNone ? 0 : now;  // of rows that attend to nothing yet, all powers are 0
         const float factor = power_of_2(before - origin);
         float total = sum[half][thread] * factor;
-        for (int tile_of = 0; tile_of < kScoreTiles; ++tile_of) {
-          for (int e = 0; e < 2; ++e) {
+        unrolled<kScoreTiles>([&](int tile_of) {
+          unrolled<2>([&](int e) {
             float& score = scores[thread].of[tile_of][half * 2 + e];
             score = power_of_2(score - origin);
             total += score;
-          }
-        }
+          });
+        });
         sum[half][thread] = total;
-        for (int tile_of = 0; tile_of < kValueTiles; ++tile_of) {
-          for (int e = 0; e < 2; ++e) output[thread].of[tile_of][half * 2 + e] *= factor;
-        }
-      }
+        unrolled<kValueTiles>(
+            [&](int tile_of) { unrolled<2>([&](int e) { output[thread].of[tile_of][half * 2 + e] *= factor; }); });
+      });
     });
 
-    for (int step = 0; step < kKeyBlock / 16; ++step) {
+    unrolled<kKeyBlock / 16>([&](int step) {
       block.each([&](int thread) {
-        for (int piece = 0; piece < 4; ++piece) {
+        unrolled<4>([&](int piece) {
           const float* const pair = &scores[thread].of[step * 2 + piece / 2][piece % 2 * 2];
           weights[thread].of[piece] = pack_pair<T>(pair[0], pair[1]);
-        }
+        });
       });
-      for (int pair = 0; pair < kValueTiles / 2; ++pair) {
+      unrolled<kValueTiles / 2>([&](int pair) {
         block.template load_matrices<true>(
             [&](int thread) {
               const int lane = thread % kWarp, key = step * 16 + lane / 8 % 2 * 8 + lane % 8;
               return &own_values[key * kRow + pair * 16 + lane / 16 * 8];
             },
             [&](int thread) { return matrices[thread].of; });
-        for (int n = 0; n < 2; ++n) {
+        unrolled<2>([&](int n) {
           block.template multiply_add<T>([&](int thread) { return output[thread].of[pair * 2 + n]; },
                                          [&](int thread) { return weights[thread].of; },
                                          [&](int thread) { return &matrices[thread].of[n * 2]; });
-        }
-      }
-    }
+        });
+      });
+    });
     block.sync();  // the next block but one comes into this one's place
   }
 
-  for (int half = 0; half < 2; ++half) block.template sum_over<4>(sum[half]);
+  unrolled<2>([&](int half) { block.template sum_over<4>(sum[half]); });
   block.each([&](int thread) {
     const int lane = thread % kWarp;
-    for (int half = 0; half < 2; ++half) {
+    unrolled<2>([&](int half) {
       const int row = thread / kWarp * 16 + lane / 4 + half * 8;
-      if (row >= tile.rows) continue;
+      if (row >= tile.rows) return;
       const int head = head_of(row);
       float top = max[half][thread], weight = sum[half][thread], factor = 1;
       if (problem.sink_logits != nullptr) add_sink(problem.sink_logits[head], top, weight, factor);
       const Index at = (static_cast<Index>(tile.batch) * problem.heads + head) * problem.rows + query_of(row);
       factor = weight > 0 ? factor / weight : 0;
-      for (int tile_of = 0; tile_of < kValueTiles; ++tile_of) {
+      unrolled<kValueTiles>([&](int tile_of) {
         const float* const own = &output[thread].of[tile_of][half * 2];
         const std::uint32_t pair = pack_pair<T>(own[0] * factor, own[1] * factor);
         auto* const to = static_cast<T*>(problem.output) + at * head_dim + tile_of * 8 + lane % 4 * 2;
         *reinterpret_cast<std::uint32_t*>(to) = pair;
-      }
+      });
       if (lane % 4 == 0) problem.lse[at] = natural_log_of_sum(top, weight);
-    }
+    });
   });
 }
 

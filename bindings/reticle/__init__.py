@@ -111,9 +111,9 @@ def attention(
     if torch is not None and isinstance(queries, torch.Tensor):
         inputs: tuple[Any, ...] = (queries, keys, values)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        if wanted or torch.compiler.is_compiling():
+        if wanted or queries.is_cuda or torch.compiler.is_compiling():
             if len(sink_logits):
-                raise NotImplementedError("gradients with sink_logits are not built")
+                raise NotImplementedError("sink_logits with gradients, torch.compile or GPU tensors are not built")
             import reticle.torch
 
             differentiable: Any = reticle.torch.attention

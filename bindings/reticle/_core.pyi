@@ -255,6 +255,40 @@ def attention_backward(
     soft_cap: float | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 
+class CudaAttentionPlan:
+    def __init__(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        mask: Mask,
+        *,
+        scaling: float,
+        causal: bool = False,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
+        stream: int = 0,
+    ) -> None: ...
+    def run(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        output: Any,
+        lse: Any,
+        *,
+        scaling: float,
+        causal: bool = False,
+        stream: int = 0,
+    ) -> None: ...
+    @property
+    def uses_tiles(self) -> bool: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def cuda_device_count() -> int: ...
+def why_cuda_is_unavailable() -> str: ...
+
 class NsaConfig:
     def __init__(
         self,

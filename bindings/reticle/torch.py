@@ -11,6 +11,8 @@ from torch import Tensor  # by name at run time: torch reads operators' annotati
 import reticle._core as _core
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reticle import Mask
 
 # Operators take no objects but tensors and numbers, so masks cross by number. Whoever calls keeps the mask alive; a
@@ -35,6 +37,8 @@ def _attention(
     causal: bool,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor]:
+    if queries.is_cuda:
+        return _on_gpu(queries, keys, values, _masks[mask], attention_mask, scaling, causal, soft_cap)
     return _core.attention(
         queries,
         keys,
@@ -45,6 +49,64 @@ def _attention(
         attention_mask=attention_mask,
         soft_cap=soft_cap,
     )
+
+
+def _on_gpu(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Mask,
+    attention_mask: Tensor | None,
+    scaling: float,
+    causal: bool,
+    soft_cap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """On the current stream of the queries' device. Masks go to the device with every call; AttentionPlan keeps one."""
+    if attention_mask is not None:
+        raise NotImplementedError("an attention mask on a GPU is not built; make it part of the mask")
+    plan = AttentionPlan(queries, keys, values, mask, scaling=scaling, causal=causal, soft_cap=soft_cap)
+    return plan(queries, keys, values)
+
+
+class AttentionPlan:
+    """Attention over one mask on a GPU, planned once for tensors of these extents, for any number of calls.
+
+        plan = reticle.torch.AttentionPlan(q, k, v, mask)
+        output, lse = plan(q, k, v)  # as reticle.attention's; launches one kernel on the current stream, waits for nothing
+
+    head_dim is 64, 128 or 256. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    """
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Mask,
+        *,
+        scaling: float | None = None,
+        causal: bool = False,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = (),
+    ) -> None:
+        self._settings: Any = {
+            "scaling": queries.shape[-1] ** -0.5 if scaling is None else scaling,
+            "causal": causal,
+        }
+        stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
+        options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream}
+        self._plan = _core.CudaAttentionPlan(
+            queries.detach(), keys.detach(), values.detach(), mask, **self._settings, **options
+        )
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(output, lse) of tensors of the plan's extents."""
+        output = torch.empty((*queries.shape[:3], values.shape[3]), dtype=queries.dtype, device=queries.device)
+        lse = torch.empty(queries.shape[:3], dtype=torch.float32, device=queries.device)
+        stream = torch.cuda.current_stream(queries.device).cuda_stream
+        inputs = (queries.detach(), keys.detach(), values.detach(), output, lse)
+        self._plan.run(*inputs, **self._settings, stream=stream)
+        return output, lse
 
 
 @_attention.register_fake

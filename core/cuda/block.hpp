@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <reticle/core/base/export.hpp>
@@ -22,6 +23,21 @@ inline constexpr int kWarp = 32;
 /// The size of an array, which C++ has unsigned.
 template <int n>
 inline constexpr std::size_t extent = static_cast<std::size_t>(n);
+
+namespace block_detail {
+
+template <class F, int... i>
+RETICLE_HD void call_each(F& f, std::integer_sequence<int, i...>) {
+  (f(i), ...);
+}
+
+}  // namespace block_detail
+
+/// f(0), ..., f(n - 1), written out: registers have no addresses, so what is indexed by i must be known when compiling.
+template <int n, class F>
+RETICLE_HD void unrolled(F&& f) {
+  block_detail::call_each(f, std::make_integer_sequence<int, n>());
+}
 
 #if defined(__CUDACC__)
 

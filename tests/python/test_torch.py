@@ -93,3 +93,52 @@ def test_passes_torchs_own_checks_of_operators():
 
     mask = random_mask()
     torch.library.opcheck(torch.ops.reticle.attention.default, (*tensors(), _number_of(mask), None, 0.3, False, None))
+
+
+def on_gpu(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape, dtype=dtype, device="cuda")
+
+
+needs_gpu = pytest.mark.skipif(
+    reticle._core.cuda_device_count() == 0, reason=f"no GPU: {reticle._core.why_cuda_is_unavailable()}"
+)
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gpu_tensors_give_what_the_cpu_gives(rows, dtype):
+    q, k, v = (
+        on_gpu(2, 8, rows, 128, dtype=dtype),
+        on_gpu(2, 2, 700, 128, dtype=dtype),
+        on_gpu(2, 2, 700, 128, dtype=dtype),
+    )
+    mask = reticle.Mask.dense((torch.rand(2, 8, rows, 700) < 0.2).numpy())
+    expected, expected_lse = reticle.attention(*(x.cpu() for x in (q, k, v)), mask, causal=True)
+    output, lse = reticle.attention(q, k, v, mask, causal=True)
+    assert output.is_cuda and output.dtype == dtype
+    torch.testing.assert_close(output.cpu(), expected, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=3e-3, rtol=1e-3)
+
+
+@needs_gpu
+def test_a_gpu_plan_runs_in_a_graph():
+    q, k, v = on_gpu(1, 8, 1, 64), on_gpu(1, 2, 4096, 64), on_gpu(1, 2, 4096, 64)
+    mask = reticle.Mask.dense((torch.rand(1, 8, 1, 4096) < 0.3).numpy())
+    plan = reticle.torch.AttentionPlan(q, k, v, mask)
+    eager, _ = plan(q, k, v)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured, _ = plan(q, k, v)
+    q.copy_(torch.randn_like(q))
+    graph.replay()
+    torch.testing.assert_close(captured, plan(q, k, v)[0])
+    assert not torch.equal(captured, eager)
+
+
+def test_gpu_plans_say_when_there_is_no_gpu():
+    if reticle._core.cuda_device_count() > 0:
+        pytest.skip("there is a GPU")
+    q = torch.zeros(1, 1, 1, 64)
+    with pytest.raises(reticle.DeviceError, match="CUDA"):
+        reticle.torch.AttentionPlan(q, q, q, reticle.Mask.full((1, 1, 1, 1)))
