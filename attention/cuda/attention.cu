@@ -3,6 +3,8 @@
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/block_plan.hpp>
 #include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/tensors.cuh>
+#include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 
@@ -37,18 +39,23 @@ void launch(const TileProblem& problem, int tiles, cudaStream_t stream) {
   tile_kernel<T, head_dim><<<static_cast<unsigned>(tiles), kTileThreads, kBytes, stream>>>(problem);
 }
 
-/// Rows in 16-byte pieces from addresses that are multiples of 16.
-void require_aligned(const TensorView& view, const char* name) {
-  const auto element = static_cast<std::uintptr_t>(size_of(view.dtype));
-  bool aligned = view.stride(3) == 1 && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
-  for (int dim = 0; dim < 3; ++dim)
-    aligned &= view.size(dim) < 2 || static_cast<std::uintptr_t>(view.stride(dim)) * element % 16 == 0;
-  if (!aligned)
-    throw DeviceError(std::string(name) + ": " + view.describe() +
-                      "; needed are contiguous rows that are aligned to 16 bytes");
+void require_readable(const AttentionInputs& inputs) {
+  if (inputs.attention_mask) throw DeviceError("attention: an attention mask on a GPU is not built; use the mask");
+  for (const auto& [view, name] : {std::pair<const TensorView*, const char*>{&inputs.queries, "queries"},
+                                   {&inputs.keys, "keys"},
+                                   {&inputs.values, "values"}}) {
+    if (view->dtype != inputs.queries.dtype)
+      throw DeviceError(std::string(name) + ": on a GPU all tensors have one dtype");
+    require_aligned(*view, name);
+  }
 }
 
-Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
+/// Blocks to a row that keep the device busy, of no fewer than 64 entries each.
+int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
+  if (rows == 0) return 1;
+  const Index wanted = (Index{8} * multiprocessors + rows - 1) / rows;
+  return static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, entries_of_row / 64)));
+}
 
 /// What both kernels are told of the inputs.
 template <class Problem>
@@ -108,10 +115,8 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   row_ptr_ = Buffer::copy_of(csr.row_ptr.span(), stream);
   indices_ = Buffer::copy_of(csr.indices.span(), stream);
   p_ = Buffer::copy_of(csr.p.span(), stream);
-  // As many blocks as keep the device busy, of no fewer than 64 entries each.
   const Index mean = rows == 0 ? 0 : static_cast<Index>(csr.indices.size()) / rows;
-  const Index wanted = rows == 0 ? 1 : (Index{8} * multiprocessors() + rows - 1) / rows;
-  parts_ = static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, mean / 64)));
+  parts_ = parts_for(rows, mean, multiprocessors());
   if (parts_ > 1) {
     workspace_ = Buffer(static_cast<std::size_t>(rows * parts_ * (head_dim_ + 2)) * sizeof(float), stream);
     arrived_ = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
@@ -125,13 +130,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
       inputs.queries.dtype != dtype_ || inputs.causal != causal_)
     throw ShapeError("attention: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
                      " are not those that the plan was made for");
-  if (inputs.attention_mask) throw DeviceError("attention: an attention mask on a GPU is not built; use the mask");
-  for (const auto& [view, name] : {std::pair<const TensorView*, const char*>{&inputs.queries, "queries"},
-                                   {&inputs.keys, "keys"},
-                                   {&inputs.values, "values"}}) {
-    if (view->dtype != dtype_) throw DeviceError(std::string(name) + ": on a GPU all tensors have one dtype");
-    require_aligned(*view, name);
-  }
+  require_readable(inputs);
   if (batch_ * heads_ * queries_ == 0) return;
   auto* const native = static_cast<cudaStream_t>(stream);
   if (uses_tiles()) {
@@ -154,11 +153,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   problem.parts = parts_;
   problem.workspace = workspace_.as<float>();
   problem.arrived = arrived_.as<int>();
-  dispatch_float(dtype_, "queries", [&]<class T>() {
-    head_dim_ == 64    ? launch<T, 64>(problem, native)
-    : head_dim_ == 128 ? launch<T, 128>(problem, native)
-                       : launch<T, 256>(problem, native);
-  });
+  dispatch_head_dim(dtype_, head_dim_, [&]<class T, int head_dim>() { launch<T, head_dim>(problem, native); });
   check_launch("attention over lists");
 }
 
@@ -168,6 +163,52 @@ Index AttentionPlan::bytes() const {
        {&sink_logits_, &row_ptr_, &indices_, &p_, &workspace_, &arrived_, &tile_list_, &blocks_, &bits_})
     bytes += buffer->bytes();
   return static_cast<Index>(bytes);
+}
+
+TopKAttention::TopKAttention(Index rows, Index most_keys, const KeptKeys& kept, Index heavy, Stream stream)
+    : rows_(rows), most_keys_(most_keys), heavy_(heavy), kept_(kept), multiprocessors_(multiprocessors()) {
+  const Index chosen = kept.sinks + kept.window + heavy;
+  if (rows < 1 || most_keys < 1 || kept.sinks < 0 || kept.window < 0 || heavy < 0 || chosen < 1)
+    throw ValueError("top-k attention: " + std::to_string(rows) + " rows of " + std::to_string(most_keys) + " keys, " +
+                     std::to_string(kept.sinks) + " sinks, a window of " + std::to_string(kept.window) + " and " +
+                     std::to_string(heavy) + " more: needed are rows and keys, and something chosen");
+  const auto list = static_cast<std::size_t>(std::min(chosen, most_keys));
+  const auto count = static_cast<std::size_t>(rows);
+  scores_ = Buffer(count * static_cast<std::size_t>(most_keys) * sizeof(float), stream);
+  indices_ = Buffer(count * list * sizeof(std::int32_t), stream);
+  counts_ = Buffer(count * sizeof(std::int32_t), stream);
+  const auto parts = static_cast<std::size_t>(parts_for(rows, static_cast<Index>(list), multiprocessors_));
+  workspace_ = Buffer(count * parts * (256 + 2) * sizeof(float), stream);
+  arrived_ = Buffer::zeros(count * sizeof(int), stream);
+}
+
+void TopKAttention::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
+                        const AttentionOptions& options) const {
+  inputs.validate();
+  options.validate(inputs);
+  require_readable(inputs);
+  const Index keys = inputs.keys_length(), rows = inputs.batch() * inputs.heads();
+  if (inputs.queries_length() != 1 || rows > rows_ || keys > most_keys_ || inputs.values.size(3) != inputs.head_dim())
+    throw ShapeError("top-k attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
+                     "; needed is one query of at most " + std::to_string(rows_) + " heads, and at most " +
+                     std::to_string(most_keys_) + " keys");
+  if (!options.sink_logits.empty() || options.weights)
+    throw DeviceError("top-k attention: sink logits and weights are not built");
+  if (rows == 0 || keys == 0) return;
+  dot_scores(inputs, kept_, scores_.as<float>(), stream);
+  const Index chosen = std::min(keys, kept_.sinks + kept_.window) + heavy_, list = std::min(keys, chosen);
+  top_k(scores_.as<float>(), rows, keys, list, indices_.as<std::int32_t>(), counts_.as<std::int32_t>(), stream);
+  auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), nullptr);
+  problem.batch = static_cast<int>(inputs.batch());
+  problem.indices = indices_.as<std::int32_t>();
+  problem.counts = counts_.as<std::int32_t>();
+  problem.list_size = list;
+  problem.parts = parts_for(rows, list, multiprocessors_);
+  problem.workspace = workspace_.as<float>();
+  problem.arrived = arrived_.as<int>();
+  dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(),
+                    [&]<class T, int head_dim>() { launch<T, head_dim>(problem, static_cast<cudaStream_t>(stream)); });
+  check_launch("attention over the best keys");
 }
 
 }  // namespace reticle::cuda

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <reticle/attention/executor.hpp>
-#include <reticle/core/cuda/runtime.hpp>
+#include <reticle/core/cuda/scores.hpp>
 
 namespace reticle::cuda {
 
@@ -40,6 +40,26 @@ class RETICLE_API AttentionPlan {
   // Tiles.
   int tiles_ = 0;
   Buffer tile_list_, blocks_, bits_;
+};
+
+/// Decoding over sinks, a window and the best of the other keys, all on the device: the maskers sink, local and
+/// oracle_top_k, and attention over what they choose. Three launches and no waiting. Memory: 4 bytes per key and head.
+class RETICLE_API TopKAttention {
+ public:
+  /// For up to `most_keys` keys of `rows` = batch * heads rows. ValueError for sizes that are negative or choose
+  /// nothing.
+  TopKAttention(Index rows, Index most_keys, const KeptKeys& kept, Index heavy, Stream stream);
+
+  /// One query per head; tensors as for AttentionPlan::run. One run at a time. ShapeError for more than one query per
+  /// head, or more rows or keys than it was made for.
+  void run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
+           const AttentionOptions& options = {}) const;
+
+ private:
+  Index rows_, most_keys_, heavy_;
+  KeptKeys kept_;
+  int multiprocessors_;
+  Buffer scores_, indices_, counts_, workspace_, arrived_;
 };
 
 }  // namespace reticle::cuda

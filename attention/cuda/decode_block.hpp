@@ -8,14 +8,11 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 
-#include <reticle/core/base/types.hpp>
-#include <reticle/core/cuda/block.hpp>
+#include <reticle/core/cuda/row_block.hpp>
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #endif
 
 namespace reticle::cuda {
@@ -23,17 +20,15 @@ namespace reticle::cuda {
 inline constexpr int kDecodeThreads = 128;
 inline constexpr int kDecodeInFlight = 4;  // keys that a group of lanes loads before it uses the first
 
-/// Where tensors lie, in elements. The last dimension is contiguous, and rows are aligned to 16 bytes.
-struct Strides {
-  Index batch = 0, head = 0, row = 0;
-};
-
 struct DecodeProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
   Strides query_strides, key_strides, value_strides;
   int batch = 1, heads = 1, kv_heads = 1, rows = 1;  // rows: queries of a head
-  // The lists of keys, by (batch, head, query).
+  // The lists of keys, by (batch, head, query): [row_ptr[i], row_ptr[i + 1]), or, without row_ptr, counts[i] from
+  // i * list_size on, as top_k writes them.
   const Index* row_ptr = nullptr;
+  const std::int32_t* counts = nullptr;
+  Index list_size = 0;
   const std::int32_t* indices = nullptr;
   const float* p = nullptr;            // of every entry; null: 1
   const float* sink_logits = nullptr;  // by head; null: none
@@ -58,37 +53,6 @@ namespace decode_detail {
 
 inline constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 inline constexpr float kNone = -std::numeric_limits<float>::infinity();
-
-/// 16 bytes of a row as floats.
-template <class T>
-struct Piece {
-  static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
-  alignas(16) T elements[extent<kElements>];
-
-  RETICLE_HD static Piece load(const T* from) {
-#if defined(__CUDA_ARCH__)
-    Piece piece;
-    *reinterpret_cast<uint4*>(piece.elements) = __ldg(reinterpret_cast<const uint4*>(from));
-    return piece;
-#else
-    Piece piece;
-    std::memcpy(piece.elements, from, sizeof(piece.elements));
-    return piece;
-#endif
-  }
-};
-
-/// to_float, by the instruction where there is one.
-template <class T>
-RETICLE_HD float widened(T x) {
-  return to_float(x);
-}
-#if defined(__CUDA_ARCH__)
-template <>
-__device__ inline float widened<Half>(Half x) {
-  return __half2float(__ushort_as_half(x.bits));
-}
-#endif
 
 RETICLE_HD inline float power_of_2(float x) {
 #if defined(__CUDA_ARCH__)
@@ -140,16 +104,9 @@ template <class T, int head_dim, class Block>
 RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int row,
                             int part) {
   using namespace decode_detail;
-  using Of = Piece<T>;
-  constexpr int kPieces = head_dim / Of::kElements;          // of a key
-  constexpr int kLanes = kPieces < kWarp ? kPieces : kWarp;  // of a group
-  constexpr int kOwn = kPieces / kLanes;                     // pieces of a lane
-  constexpr int kGroups = kDecodeThreads / kLanes;
-  static_assert(kPieces % kLanes == 0 && (kLanes & (kLanes - 1)) == 0 &&
-                kGroups <= DecodeShared<head_dim>::kMostGroups);
-  struct Values {
-    float of[extent<kOwn>][extent<Of::kElements>] = {};
-  };
+  using Lanes = RowLanes<T, head_dim>;
+  constexpr int kLanes = Lanes::kCount, kGroups = kDecodeThreads / kLanes;
+  static_assert(kGroups <= DecodeShared<head_dim>::kMostGroups);
 
   const int head = row / problem.rows % problem.heads, batch = row / problem.rows / problem.heads;
   const int kv_head = head * problem.kv_heads / problem.heads;
@@ -158,23 +115,21 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + row % problem.rows * q.row;
   const T* const keys = static_cast<const T*>(problem.keys) + batch * k.batch + kv_head * k.head;
   const T* const values = static_cast<const T*>(problem.values) + batch * v.batch + kv_head * v.head;
-  const Index first = problem.row_ptr[row], entries = problem.row_ptr[row + 1] - first;
+  const bool padded = problem.row_ptr == nullptr;
+  const Index first = padded ? row * problem.list_size : problem.row_ptr[row];
+  const Index entries = padded ? problem.counts[row] : problem.row_ptr[row + 1] - first;
   const Index begin = first + entries * part / problem.parts, end = first + entries * (part + 1) / problem.parts;
 
-  PerThread<Block, Values> own_query(block), total(block);
+  PerThread<Block, FloatShare<T, head_dim>> own_query(block), total(block);
   PerThread<Block, float> max(block), sum(block);
   block.each([&](int thread) {
-    const int lane = thread % kLanes;
-    unrolled<kOwn>([&](int o) {
-      const Of piece = Of::load(query + (o * kLanes + lane) * Of::kElements);
-      unrolled<Of::kElements>([&](int e) { own_query[thread].of[o][e] = widened(piece.elements[e]); });
-    });
+    own_query[thread].load(query, thread % kLanes);
     max[thread] = kNone;
     sum[thread] = 0;
   });
 
   struct Loaded {
-    Of keys[extent<kOwn>], values[extent<kOwn>];
+    RowShare<T, head_dim> key, value;
   };
   PerThread<Block, Loaded> loaded[kDecodeInFlight] = {PerThread<Block, Loaded>(block), PerThread<Block, Loaded>(block),
                                                       PerThread<Block, Loaded>(block), PerThread<Block, Loaded>(block)};
@@ -184,25 +139,14 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
     unrolled<kDecodeInFlight>([&](int i) {
       block.each([&](int thread) {
         const Index entry = at + i * kGroups + thread / kLanes;
-        const int lane = thread % kLanes;
         // Beyond the end a key is loaded again, and weighs nothing.
         const Index key = problem.indices[entry < end ? entry : end - 1];
-        unrolled<kOwn>([&](int o) {
-          const int offset = (o * kLanes + lane) * Of::kElements;
-          loaded[i][thread].keys[o] = Of::load(keys + key * k.row + offset);
-          loaded[i][thread].values[o] = Of::load(values + key * v.row + offset);
-        });
+        loaded[i][thread].key.load(keys + key * k.row, thread % kLanes);
+        loaded[i][thread].value.load(values + key * v.row, thread % kLanes);
       });
     });
     unrolled<kDecodeInFlight>([&](int i) {
-      block.each([&](int thread) {
-        float product = 0;
-        unrolled<kOwn>([&](int o) {
-          unrolled<Of::kElements>(
-              [&](int e) { product += own_query[thread].of[o][e] * widened(loaded[i][thread].keys[o].elements[e]); });
-        });
-        scores[i][thread] = product;
-      });
+      block.each([&](int thread) { scores[i][thread] = own_query[thread].product(loaded[i][thread].key); });
       block.template sum_over<kLanes>(scores[i]);
     });
     block.each([&](int thread) {
@@ -220,14 +164,11 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       const float before = power_of_2(max[thread] - highest);
       max[thread] = highest;
       sum[thread] *= before;
-      unrolled<kOwn>([&](int o) { unrolled<Of::kElements>([&](int e) { total[thread].of[o][e] *= before; }); });
+      total[thread].scale(before);
       unrolled<kDecodeInFlight>([&](int i) {
         const float weight = power_of_2(scores[i][thread] - highest);
         sum[thread] += weight;
-        unrolled<kOwn>([&](int o) {
-          unrolled<Of::kElements>(
-              [&](int e) { total[thread].of[o][e] += weight * widened(loaded[i][thread].values[o].elements[e]); });
-        });
+        total[thread].add(weight, loaded[i][thread].value);
       });
     });
   }
@@ -238,10 +179,8 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       shared.max[group] = max[thread];
       shared.sum[group] = sum[thread];
     }
-    unrolled<kOwn>([&](int o) {
-      unrolled<Of::kElements>([&](int e) {
-        shared.values[group * head_dim + (o * kLanes + lane) * Of::kElements + e] = total[thread].of[o][e];
-      });
+    total[thread].each([&](int o, int e, float x) {
+      shared.values[group * head_dim + (o * kLanes + lane) * Piece<T>::kElements + e] = x;
     });
   });
   block.sync();

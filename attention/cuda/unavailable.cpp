@@ -11,5 +11,11 @@ void AttentionPlan::run(const AttentionInputs&, void*, float*, Stream) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 Index AttentionPlan::bytes() const { return 0; }
+TopKAttention::TopKAttention(Index, Index, const KeptKeys&, Index, Stream) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+void TopKAttention::run(const AttentionInputs&, void*, float*, Stream, const AttentionOptions&) const {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
 
 }  // namespace reticle::cuda

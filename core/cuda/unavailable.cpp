@@ -1,6 +1,7 @@
 // What stands in for the GPU in a build without a CUDA toolkit.
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/runtime.hpp>
+#include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 
 namespace reticle::cuda {
@@ -21,5 +22,7 @@ void Buffer::copy_from(const void*, Stream) { refuse(); }
 void Buffer::copy_to(void*, Stream) const { refuse(); }
 int multiprocessors() { refuse(); }
 void top_k(const float*, Index, Index, Index, std::int32_t*, std::int32_t*, Stream) { refuse(); }
+
+void dot_scores(const AttentionInputs&, const KeptKeys&, float*, Stream) { refuse(); }
 
 }  // namespace reticle::cuda

@@ -1,0 +1,99 @@
+// Rows of queries, keys and values as neighbouring lanes of a warp hold them: in pieces of 16 bytes.
+#pragma once
+
+#include <cstring>
+
+#include <reticle/core/base/types.hpp>
+#include <reticle/core/cuda/block.hpp>
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
+namespace reticle::cuda {
+
+/// Where tensors lie, in elements. The last dimension is contiguous, and rows are aligned to 16 bytes.
+struct Strides {
+  Index batch = 0, head = 0, row = 0;
+};
+
+/// to_float, by the instruction where there is one.
+template <class T>
+RETICLE_HD float widened(T x) {
+  return to_float(x);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+__device__ inline float widened<Half>(Half x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+#endif
+
+/// 16 bytes of a row.
+template <class T>
+struct Piece {
+  static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
+  alignas(16) T elements[extent<kElements>];
+
+  RETICLE_HD static Piece load(const T* from) {
+    Piece piece;
+#if defined(__CUDA_ARCH__)
+    *reinterpret_cast<uint4*>(piece.elements) = __ldg(reinterpret_cast<const uint4*>(from));
+#else
+    std::memcpy(piece.elements, from, sizeof(piece.elements));
+#endif
+    return piece;
+  }
+};
+
+/// The lanes that share a row: lane l has pieces l, l + kCount, ...
+template <class T, int head_dim>
+struct RowLanes {
+  static constexpr int kPieces = head_dim / Piece<T>::kElements;
+  static constexpr int kCount = kPieces < kWarp ? kPieces : kWarp;
+  static constexpr int kOwn = kPieces / kCount;  // pieces of a lane
+  static_assert(kPieces % kCount == 0 && (kCount & (kCount - 1)) == 0);
+};
+
+/// A lane's share of a row, as it is stored.
+template <class T, int head_dim>
+struct RowShare {
+  using Lanes = RowLanes<T, head_dim>;
+  Piece<T> pieces[extent<Lanes::kOwn>];
+
+  RETICLE_HD void load(const T* row, int lane) {
+    unrolled<Lanes::kOwn>(
+        [&](int o) { pieces[o] = Piece<T>::load(row + (o * Lanes::kCount + lane) * Piece<T>::kElements); });
+  }
+};
+
+/// A lane's share of a row as floats.
+template <class T, int head_dim>
+struct FloatShare {
+  using Lanes = RowLanes<T, head_dim>;
+  static constexpr int kElements = Piece<T>::kElements;
+  float of[extent<Lanes::kOwn>][extent<kElements>] = {};
+
+  RETICLE_HD void load(const T* row, int lane) {
+    RowShare<T, head_dim> share;
+    share.load(row, lane);
+    each([&](int o, int e, float& x) { x = widened(share.pieces[o].elements[e]); });
+  }
+  /// f(piece, element, number), for all.
+  template <class F>
+  RETICLE_HD void each(F&& f) {
+    unrolled<Lanes::kOwn>([&](int o) { unrolled<kElements>([&](int e) { f(o, e, of[o][e]); }); });
+  }
+  RETICLE_HD float product(const RowShare<T, head_dim>& row) {
+    float sum = 0;
+    each([&](int o, int e, float x) { sum += x * widened(row.pieces[o].elements[e]); });
+    return sum;
+  }
+  RETICLE_HD void scale(float factor) {
+    each([&](int, int, float& x) { x *= factor; });
+  }
+  RETICLE_HD void add(float factor, const RowShare<T, head_dim>& row) {
+    each([&](int o, int e, float& x) { x += factor * widened(row.pieces[o].elements[e]); });
+  }
+};
+
+}  // namespace reticle::cuda

@@ -1,0 +1,46 @@
+#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/score_block.hpp>
+#include <reticle/core/cuda/scores.hpp>
+#include <reticle/core/cuda/tensors.cuh>
+
+namespace reticle::cuda {
+namespace {
+
+template <class T, int head_dim>
+__global__ void __launch_bounds__(kScoreThreads) score_kernel(const __grid_constant__ ScoreProblem problem, int parts) {
+  score_part<T, head_dim>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts,
+                          static_cast<int>(blockIdx.x) % parts);
+}
+
+}  // namespace
+
+void dot_scores(const AttentionInputs& inputs, const KeptKeys& kept, float* scores, Stream stream) {
+  inputs.validate();
+  require_aligned(inputs.queries, "queries");
+  require_aligned(inputs.keys, "keys");
+  if (inputs.keys.dtype != inputs.queries.dtype) throw DeviceError("keys: on a GPU all tensors have one dtype");
+  ScoreProblem problem;
+  problem.queries = inputs.queries.data;
+  problem.keys = inputs.keys.data;
+  problem.query_strides = strides_of(inputs.queries);
+  problem.key_strides = strides_of(inputs.keys);
+  problem.heads = static_cast<int>(inputs.heads());
+  problem.kv_heads = static_cast<int>(inputs.kv_heads());
+  problem.rows = static_cast<int>(inputs.queries_length());
+  problem.key_count = static_cast<int>(inputs.keys_length());
+  problem.scaling = inputs.scaling;
+  problem.causal = inputs.causal;
+  problem.sinks = static_cast<int>(std::min(kept.sinks, inputs.keys_length()));
+  problem.window = static_cast<int>(std::min(kept.window, inputs.keys_length()));
+  problem.scores = scores;
+  const Index parts = (inputs.keys_length() + kScoreKeys - 1) / kScoreKeys;
+  const Index blocks = inputs.batch() * inputs.heads() * inputs.queries_length() * parts;
+  if (blocks == 0) return;
+  dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(), [&]<class T, int head_dim>() {
+    score_kernel<T, head_dim><<<static_cast<unsigned>(blocks), kScoreThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        problem, static_cast<int>(parts));
+  });
+  check_launch("scoring");
+}
+
+}  // namespace reticle::cuda
