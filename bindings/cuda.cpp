@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <reticle/attention/cuda/attention.hpp>
+#include <reticle/core/cuda/top_k.hpp>
 
 #include "module.hpp"
 #include "tensor.hpp"
@@ -25,6 +26,23 @@ struct DeviceCall {
     inputs.scaling = scaling;
     inputs.causal = causal;
   }
+};
+
+/// Where results go, of the extents that the inputs say.
+struct DeviceResult {
+  Borrowed output, lse;
+
+  DeviceResult(const py::object& out, const py::object& log, const AttentionInputs& inputs)
+      : output(out, "output", Device::Kind::cuda), lse(log, "lse", Device::Kind::cuda) {
+    const Index elements = inputs.queries.elements();
+    if (!output.view().contiguous() || !lse.view().contiguous() || output.view().elements() != elements ||
+        output.view().dtype != inputs.queries.dtype || lse.view().dtype != DType::f32 ||
+        lse.view().elements() * inputs.head_dim() != elements)
+      throw ShapeError("output " + output.view().describe() + " and lse " + lse.view().describe() +
+                       " do not fit queries " + inputs.queries.describe());
+  }
+  void* output_data() const { return const_cast<void*>(output.view().data); }
+  float* lse_data() const { return static_cast<float*>(const_cast<void*>(lse.view().data)); }
 };
 
 cuda::Stream stream_from(std::uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
@@ -55,23 +73,54 @@ void add_cuda(py::module_& module) {
              const py::object& values, const py::object& output, const py::object& lse, float scaling, bool causal,
              std::uintptr_t stream) {
             const DeviceCall call(queries, keys, values, scaling, causal);
-            const Borrowed to(output, "output", Device::Kind::cuda), logs(lse, "lse", Device::Kind::cuda);
-            const TensorView &out = to.view(), &log = logs.view();
-            const Index elements = call.inputs.queries.elements();
-            if (!out.contiguous() || !log.contiguous() || out.elements() != elements ||
-                out.dtype != call.inputs.queries.dtype || log.dtype != DType::f32 ||
-                log.elements() * call.inputs.head_dim() != elements)
-              throw ShapeError("output " + out.describe() + " and lse " + log.describe() + " do not fit queries " +
-                               call.inputs.queries.describe());
+            const DeviceResult result(output, lse, call.inputs);
             const py::gil_scoped_release released;
-            plan.run(call.inputs, const_cast<void*>(out.data), static_cast<float*>(const_cast<void*>(log.data)),
-                     stream_from(stream));
+            plan.run(call.inputs, result.output_data(), result.lse_data(), stream_from(stream));
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
           py::arg("scaling"), py::arg("causal") = false, py::arg("stream") = 0,
           "Fills output and lse, on the stream; waits for nothing.")
       .def_property_readonly("uses_tiles", &cuda::AttentionPlan::uses_tiles)
       .def_property_readonly("nbytes", &cuda::AttentionPlan::bytes);
+  py::class_<cuda::TopKAttention>(module, "CudaTopKAttention",
+                                  "Decoding over sinks, a window and the best of the other keys, all on the device.")
+      .def(py::init([](Index rows, Index most_keys, Index sinks, Index window, Index heavy, std::uintptr_t stream) {
+             return cuda::TopKAttention(rows, most_keys, {sinks, window}, heavy, stream_from(stream));
+           }),
+           py::arg("rows"), py::arg("most_keys"), py::kw_only(), py::arg("sinks"), py::arg("window"), py::arg("heavy"),
+           py::arg("stream") = 0)
+      .def(
+          "run",
+          [](const cuda::TopKAttention& attention, const py::object& queries, const py::object& keys,
+             const py::object& values, const py::object& output, const py::object& lse, float scaling,
+             std::uintptr_t stream) {
+            const DeviceCall call(queries, keys, values, scaling, /*causal=*/true);
+            const DeviceResult result(output, lse, call.inputs);
+            const py::gil_scoped_release released;
+            attention.run(call.inputs, result.output_data(), result.lse_data(), stream_from(stream));
+          },
+          py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
+          py::arg("scaling"), py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.");
+  module.def(
+      "cuda_top_k",
+      [](const py::object& scores, Index k, const py::object& indices, const py::object& counts,
+         std::uintptr_t stream) {
+        const Borrowed from(scores, "scores", Device::Kind::cuda), to(indices, "indices", Device::Kind::cuda),
+            found(counts, "counts", Device::Kind::cuda);
+        const TensorView& view = from.view();
+        const bool fits = view.rank == 2 && view.dtype == DType::f32 && view.contiguous() && to.view().contiguous() &&
+                          to.view().dtype == DType::i32 && to.view().elements() == view.size(0) * k &&
+                          found.view().contiguous() && found.view().dtype == DType::i32 &&
+                          found.view().elements() == view.size(0);
+        if (!fits)
+          throw ShapeError("scores " + view.describe() + ", indices " + to.view().describe() + ", counts " +
+                           found.view().describe() + "; needed are F32 (rows, n), I32 (rows, k) and I32 (rows)");
+        cuda::top_k(static_cast<const float*>(view.data), view.size(0), view.size(1), k,
+                    static_cast<std::int32_t*>(const_cast<void*>(to.view().data)),
+                    static_cast<std::int32_t*>(const_cast<void*>(found.view().data)), stream_from(stream));
+      },
+      py::arg("scores"), py::arg("k"), py::arg("indices"), py::arg("counts"), py::kw_only(), py::arg("stream") = 0,
+      "Fills indices (rows, k), ascending in each row, and how many there are.");
 }
 
 }  // namespace reticle::bindings

@@ -101,12 +101,50 @@ class AttentionPlan:
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(output, lse) of tensors of the plan's extents."""
-        output = torch.empty((*queries.shape[:3], values.shape[3]), dtype=queries.dtype, device=queries.device)
-        lse = torch.empty(queries.shape[:3], dtype=torch.float32, device=queries.device)
-        stream = torch.cuda.current_stream(queries.device).cuda_stream
-        inputs = (queries.detach(), keys.detach(), values.detach(), output, lse)
-        self._plan.run(*inputs, **self._settings, stream=stream)
-        return output, lse
+        return _run(self._plan, queries, keys, values, self._settings)
+
+
+class TopKAttention:
+    """Decoding on a GPU over sinks, a window and the best of the other keys, chosen there: [sink, local, oracle_top_k].
+
+        attend = reticle.torch.TopKAttention(rows=32, most_keys=131072, sinks=128, window=128, heavy=2048)
+        output, lse = attend(q, k, v)  # q (batch, heads, 1, head_dim); three launches on the current stream
+
+    `rows` is batch * heads, at most. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    """
+
+    def __init__(self, rows: int, most_keys: int, *, sinks: int, window: int, heavy: int) -> None:
+        stream = torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
+        self._attention = _core.CudaTopKAttention(
+            rows, most_keys, sinks=sinks, window=window, heavy=heavy, stream=stream
+        )
+
+    def __call__(
+        self, queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(output, lse)."""
+        factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
+        return _run(self._attention, queries, keys, values, {"scaling": factor})
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row of scores (rows, n) float32 on a GPU: indices (rows, k) int32, ascending in a row, and how
+    many there are, (rows) int32: fewer than k where scores are NaN or -infinity. Equal scores go to the lower index."""
+    indices = torch.empty((scores.shape[0], k), dtype=torch.int32, device=scores.device)
+    counts = torch.empty(scores.shape[0], dtype=torch.int32, device=scores.device)
+    stream = torch.cuda.current_stream(scores.device).cuda_stream if scores.is_cuda else 0
+    _core.cuda_top_k(scores, k, indices, counts, stream=stream)
+    return indices, counts
+
+
+def _run(kernel: Any, queries: Tensor, keys: Tensor, values: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+    """Fresh results, filled on the current stream."""
+    output = torch.empty((*queries.shape[:3], values.shape[3]), dtype=queries.dtype, device=queries.device)
+    lse = torch.empty(queries.shape[:3], dtype=torch.float32, device=queries.device)
+    stream = torch.cuda.current_stream(queries.device).cuda_stream
+    inputs = (queries.detach(), keys.detach(), values.detach(), output, lse)
+    kernel.run(*inputs, **settings, stream=stream)
+    return output, lse
 
 
 @_attention.register_fake

@@ -1,6 +1,7 @@
 """Attention as a torch operator: gradients, torch.compile, fake tensors."""
 
 import gc
+import json
 
 import pytest
 import reticle
@@ -136,9 +137,36 @@ def test_a_gpu_plan_runs_in_a_graph():
     assert not torch.equal(captured, eager)
 
 
+@needs_gpu
+def test_gpu_decoding_over_the_best_keys_is_the_pipelines():
+    q, k, v = on_gpu(2, 8, 1, 128), on_gpu(2, 2, 3000, 128), on_gpu(2, 2, 3000, 128)
+    config = [
+        {"type": "sink", "sink_size": 4},
+        {"type": "local", "window_size": 64},
+        {"type": "oracle_top_k", "heavy_size": 200},
+    ]
+    sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": config, "causal": True}))
+    expected, _ = sparse.run(*(x.cpu() for x in (q, k, v)), reticle.SequenceState(), stage="generation")
+    attend = reticle.torch.TopKAttention(16, 4096, sinks=4, window=64, heavy=200)
+    torch.testing.assert_close(attend(q, k, v)[0].cpu(), expected, atol=0.03, rtol=0.03)
+
+
+@needs_gpu
+def test_gpu_selection_is_the_cpus():
+    scores = torch.randn(7, 50000, device="cuda")
+    indices, counts = reticle.torch.top_k(scores, 1000)
+    assert (counts == 1000).all()
+    for row in range(7):
+        assert indices[row].tolist() == reticle._core.top_k(scores[row].cpu().numpy(), 1000).tolist()
+
+
 def test_gpu_plans_say_when_there_is_no_gpu():
     if reticle._core.cuda_device_count() > 0:
         pytest.skip("there is a GPU")
     q = torch.zeros(1, 1, 1, 64)
     with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.AttentionPlan(q, q, q, reticle.Mask.full((1, 1, 1, 1)))
+    with pytest.raises(reticle.DeviceError, match="CUDA"):
+        reticle.torch.TopKAttention(1, 10, sinks=1, window=1, heavy=1)
+    with pytest.raises(reticle.DeviceError, match="memory of the GPU"):
+        reticle.torch.top_k(torch.zeros(1, 4), 2)

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Checks attention and selection on a GPU against float64, then times them beside torch: one call, a few minutes.
+
+    cmake --preset cuda -DRETICLE_BUILD_PYTHON=ON && cmake --build --preset cuda --target reticle_python
+    PYTHONPATH=build-cuda/python python benchmarks/gpu.py [--quick] [--json FILE]
+
+Shares are of what this GPU does in the same run: bytes over the bandwidth of a large copy, flops over the rate of a large
+bf16 matrix product. Times are medians of replays of a CUDA graph. Needs torch with CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reticle
+import reticle.torch
+import torch
+
+HEADS, KV_HEADS, DIM = 32, 8, 128
+rows: list[dict[str, Any]] = []
+
+
+def seconds(body: Callable[[], Any], repeats: int = 30) -> float:
+    """Median time of one replay of a graph of `body`."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            body()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes a second of a copy (read and written), flops a second of a product."""
+    a = torch.randn(1 << 28, device="cuda")
+    b = torch.empty_like(a)
+    copy = 2 * a.nbytes / seconds(lambda: b.copy_(a))
+    m = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return copy, 2 * 8192**3 / seconds(lambda: m @ m)
+
+
+def check(
+    name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attended: torch.Tensor
+) -> None:
+    """Against float64, for a dense mask `attended`; ends the run on a wrong result."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
+    scores = (q.double() @ k.mT / q.shape[-1] ** 0.5).masked_fill(~attended, -torch.inf)
+    expected = torch.nan_to_num(scores.softmax(-1)) @ v
+    error = ((output.double() - expected).norm() / expected.norm()).item()
+    bound = 1e-5 if q.dtype == torch.float32 else 1e-2
+    print(f"{name}: relative error {error:.1e}", flush=True)
+    if not error < bound:
+        sys.exit(f"{name}: the error is above {bound:.0e}")
+
+
+def random_tensors(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    make = lambda heads, n: torch.randn(1, heads, n, DIM, device="cuda", dtype=dtype)
+    return [make(HEADS, queries), make(KV_HEADS, keys), make(KV_HEADS, keys)]
+
+
+def record(name: str, ours: float, share: float, of: str, peer: str = "", peer_seconds: float | None = None) -> None:
+    ratio = "" if peer_seconds is None else f", {peer_seconds / ours:.2f}x {peer}"
+    print(f"{name}: {1e6 * ours:.1f} us, {100 * share:.0f} % of {of}{ratio}", flush=True)
+    rows.append({"name": name, "seconds": ours, "share": share, "of": of, "peer": peer, "peer_seconds": peer_seconds})
+
+
+def decode(copy: float, keys: int, tokens: int, run: int) -> None:
+    """One query over `tokens` keys by KV head, in runs of `run`."""
+    random = np.random.default_rng(0)
+    starts = np.concatenate([random.choice(keys // run, tokens // run, replace=False) for _ in range(KV_HEADS)])
+    starts = np.sort(starts.reshape(KV_HEADS, -1), 1).repeat(HEADS // KV_HEADS, 0) * run
+    chosen = (starts[..., None] + np.arange(run)).reshape(1, HEADS, 1, tokens)
+    mask = reticle.Mask.from_row_indices((1, HEADS, 1, keys), chosen.reshape(-1, tokens))
+    q, k, v = random_tensors(1, keys)
+    plan = reticle.torch.AttentionPlan(q, k, v, mask)
+    attended = torch.zeros(1, HEADS, 1, keys, dtype=torch.bool, device="cuda").scatter_(
+        -1, torch.from_numpy(chosen).cuda(), True
+    )
+    name = f"decode, {keys // 1024}k keys, {tokens} tokens, runs of {run}"
+    check(name, plan(q, k, v)[0], q, k, v, attended)
+    moved = 2 * KV_HEADS * tokens * DIM * 2
+    dense = seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+    ours = seconds(lambda: plan(q, k, v))
+    record(name, ours, moved / ours / copy, "copy bandwidth", "dense sdpa", dense)
+
+
+def prefill(rate: float, length: int, block: int, density: float) -> None:
+    """Blocks of `block` at random below the diagonal, the diagonal's among them."""
+    random = np.random.default_rng(1)
+    count = length // block
+    kept = np.tril(random.random((count, count)) < density) | np.eye(count, dtype=bool)
+    intervals = [np.stack([np.flatnonzero(row) * block, np.flatnonzero(row) * block + block], 1) for row in kept]
+    sizes = np.repeat([len(each) for each in intervals], block)
+    ends = np.concatenate([np.tile(each, (block, 1)) for each in intervals])
+    mask = reticle.Mask.runs((1, 1, length, length), np.concatenate([[0], np.cumsum(sizes)]), ends)
+    mask = mask.broadcast_to((1, HEADS, length, length))
+    q, k, v = random_tensors(length, length)
+    plan = reticle.torch.AttentionPlan(q, k, v, mask, causal=True)
+    name = f"prefill {length // 1024}k, blocks of {block}, {100 * density:.0f} %"
+    last = slice(-256, None)
+    positions = torch.arange(length, device="cuda")
+    blocks = torch.from_numpy(kept).cuda()[positions[last] // block][:, positions // block]
+    attended = (blocks & (positions <= positions[last, None])).expand(1, HEADS, 256, length)
+    check(name, plan(q, k, v)[0][:, :, last], q[:, :, last], k, v, attended)
+    flops = 4.0 * DIM * mask.restrict_causal().nnz
+    ours = seconds(lambda: plan(q, k, v), 10)
+    peer: float | None = None
+    try:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        own = torch.from_numpy(kept).cuda()
+        blocks_of = create_block_mask(
+            lambda b, h, i, j: own[i // block, j // block] & (j <= i), None, None, length, length, BLOCK_SIZE=128
+        )
+        compiled = torch.compile(flex_attention)
+        peer = seconds(lambda: compiled(q, k, v, block_mask=blocks_of, enable_gqa=True), 10)
+    except Exception as reason:
+        print(f"FlexAttention did not run: {str(reason).splitlines()[0]}")
+    record(name, ours, flops / ours / rate, "the bf16 matrix product", "FlexAttention", peer)
+
+
+def build_and_attend(copy: float, keys: int, heavy: int) -> None:
+    """Sinks, a window and the best keys, chosen on the device, and attention over them."""
+    q, k, v = random_tensors(1, keys)
+    attend = reticle.torch.TopKAttention(HEADS, keys, sinks=128, window=128, heavy=heavy)
+    group = HEADS // KV_HEADS
+
+    def by_torch() -> torch.Tensor:
+        scores = (q.unflatten(1, (KV_HEADS, group)).squeeze(3) @ k.mT).reshape(1, HEADS, 1, keys) * DIM**-0.5
+        ranked = scores.clone()
+        ranked[..., :128] = ranked[..., -128:] = torch.inf
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, ranked.topk(heavy + 256).indices, True)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=chosen, enable_gqa=True)
+
+    error = ((attend(q, k, v)[0] - by_torch()).norm() / by_torch().norm()).item()
+    name = f"scores, selection and attention, {keys // 1024}k keys, {heavy} of them"
+    print(f"{name}: differs from torch by {error:.1e}", flush=True)
+    if not error < 2e-2:
+        sys.exit(f"{name}: differs too much")
+    moved = KV_HEADS * DIM * 2 * (keys + 2 * (heavy + 256)) + HEADS * keys * 8
+    ours = seconds(lambda: attend(q, k, v))
+    record(name, ours, moved / ours / copy, "copy bandwidth", "the same in torch, dense masks", seconds(by_torch))
+
+
+def select(copy: float, count: int, length: int, k: int) -> None:
+    scores = torch.randn(count, length, device="cuda")
+    indices, _ = reticle.torch.top_k(scores, k)
+    if not torch.equal(indices.long(), scores.topk(k).indices.sort(-1).values):
+        sys.exit("top-k differs from torch's")
+    ours = seconds(lambda: reticle.torch.top_k(scores, k))
+    name = f"top-k, {count} rows of {length}, k {k}"
+    record(name, ours, scores.nbytes / ours / copy, "copy bandwidth", "torch.topk", seconds(lambda: scores.topk(k)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one row of each kind")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    if reticle._core.cuda_device_count() == 0:
+        sys.exit(f"no GPU: {reticle._core.why_cuda_is_unavailable()}")
+    copy, rate = ceilings()
+    name = torch.cuda.get_device_name()
+    print(f"{name}: copies {copy / 1e9:.0f} GB/s, multiplies {rate / 1e12:.0f} Tflop/s (bf16)", flush=True)
+    quick = arguments.quick
+    for keys, tokens in [(32768, 2048)] if quick else [(32768, 2048), (131072, 2048), (131072, 65536)]:
+        for run in (16, 1):
+            decode(copy, keys, tokens, run)
+    for block, density in [(128, 0.1)] if quick else [(128, 0.1), (128, 0.5), (64, 0.1)]:
+        prefill(rate, 8192 if quick else 32768, block, density)
+    build_and_attend(copy, 32768, 655)
+    for length, k in [(131072, 2048)] if quick else [(131072, 2048), (131072, 256), (32768, 2048)]:
+        select(copy, 128, length, k)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"device": name, "copy": copy, "rate": rate, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
