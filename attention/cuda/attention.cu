@@ -57,27 +57,6 @@ int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
   return static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, entries_of_row / 64)));
 }
 
-/// What both kernels are told of the inputs.
-template <class Problem>
-Problem problem_of(const AttentionInputs& inputs, void* output, float* lse, float soft_cap, const float* sink_logits) {
-  Problem problem;
-  problem.queries = inputs.queries.data;
-  problem.keys = inputs.keys.data;
-  problem.values = inputs.values.data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.key_strides = strides_of(inputs.keys);
-  problem.value_strides = strides_of(inputs.values);
-  problem.heads = static_cast<int>(inputs.heads());
-  problem.kv_heads = static_cast<int>(inputs.kv_heads());
-  problem.rows = static_cast<int>(inputs.queries_length());
-  problem.sink_logits = sink_logits;
-  problem.scaling = inputs.scaling;
-  problem.soft_cap = soft_cap;
-  problem.output = output;
-  problem.lse = lse;
-  return problem;
-}
-
 }  // namespace
 
 AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream,

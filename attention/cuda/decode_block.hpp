@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 
+#include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/cuda/row_block.hpp>
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -39,6 +40,27 @@ struct DecodeProblem {
   float* workspace = nullptr;          // (b * hq * sq, parts, d + 2); needed when parts > 1
   int* arrived = nullptr;              // (b * hq * sq), zeros, and zeros again when done; likewise
 };
+
+/// What both kernels are told of the inputs.
+template <class Problem>
+Problem problem_of(const AttentionInputs& inputs, void* output, float* lse, float soft_cap, const float* sink_logits) {
+  Problem problem;
+  problem.queries = inputs.queries.data;
+  problem.keys = inputs.keys.data;
+  problem.values = inputs.values.data;
+  problem.query_strides = strides_of(inputs.queries);
+  problem.key_strides = strides_of(inputs.keys);
+  problem.value_strides = strides_of(inputs.values);
+  problem.heads = static_cast<int>(inputs.heads());
+  problem.kv_heads = static_cast<int>(inputs.kv_heads());
+  problem.rows = static_cast<int>(inputs.queries_length());
+  problem.sink_logits = sink_logits;
+  problem.scaling = inputs.scaling;
+  problem.soft_cap = soft_cap;
+  problem.output = output;
+  problem.lse = lse;
+  return problem;
+}
 
 /// Shared memory of a block: states of its groups of lanes.
 template <int head_dim>

@@ -5,6 +5,7 @@
 
 #include <reticle/core/base/types.hpp>
 #include <reticle/core/cuda/block.hpp>
+#include <reticle/core/tensor/tensor_view.hpp>
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #endif
@@ -15,6 +16,7 @@ namespace reticle::cuda {
 struct Strides {
   Index batch = 0, head = 0, row = 0;
 };
+inline Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
 
 /// to_float, by the instruction where there is one.
 template <class T>

@@ -18,8 +18,6 @@ inline void require_aligned(const TensorView& view, const char* name) {
                       "; needed are contiguous rows that are aligned to 16 bytes");
 }
 
-inline Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
-
 /// body.template operator()<T, head_dim>() for the sizes that kernels are compiled for; DeviceError for others.
 template <class Body>
 void dispatch_head_dim(DType dtype, Index head_dim, Body&& body) {

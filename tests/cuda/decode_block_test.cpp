@@ -24,26 +24,13 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
   std::vector<float> lse(drawn.lse_size(), 7),
       workspace(static_cast<std::size_t>(rows * c.parts * (head_dim + 2)), std::nanf(""));
   std::vector<int> arrived(static_cast<std::size_t>(rows), 0);
-  DecodeProblem problem;
-  problem.queries = inputs.queries.data;
-  problem.keys = inputs.keys.data;
-  problem.values = inputs.values.data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.key_strides = strides_of(inputs.keys);
-  problem.value_strides = strides_of(inputs.values);
+  auto problem = problem_of<DecodeProblem>(inputs, output.data(), lse.data(), c.soft_cap,
+                                           drawn.sinks.empty() ? nullptr : drawn.sinks.data());
   problem.batch = static_cast<int>(c.batch);
-  problem.heads = static_cast<int>(c.heads);
-  problem.kv_heads = static_cast<int>(c.kv_heads);
-  problem.rows = static_cast<int>(c.rows);
   problem.row_ptr = csr.row_ptr.data();
   problem.indices = csr.indices.data();
   problem.p = csr.p.empty() ? nullptr : csr.p.data();
-  problem.sink_logits = drawn.sinks.empty() ? nullptr : drawn.sinks.data();
-  problem.scaling = inputs.scaling;
-  problem.soft_cap = c.soft_cap;
   problem.parts = c.parts;
-  problem.output = output.data();
-  problem.lse = lse.data();
   problem.workspace = workspace.data();
   problem.arrived = arrived.data();
   const HostBlock block(kDecodeThreads);

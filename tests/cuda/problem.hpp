@@ -27,8 +27,6 @@ inline Mask random_mask(const Case& c, double density, unsigned seed) {
   return Mask::dense({c.batch, c.heads, c.rows, c.keys}, p);
 }
 
-inline Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
-
 /// Random tensors of a case; keys and values beside each other, token by token, as caches lay them out.
 template <class T>
 class Problem {

@@ -70,22 +70,11 @@ void compare_with_pipeline(const Case& c, const Chosen& chosen, double tolerance
 
   std::vector<T> output(drawn.output_size());
   std::vector<float> lse(drawn.lse_size());
-  DecodeProblem decode;
-  decode.queries = inputs.queries.data;
-  decode.keys = inputs.keys.data;
-  decode.values = inputs.values.data;
-  decode.query_strides = strides_of(inputs.queries);
-  decode.key_strides = strides_of(inputs.keys);
-  decode.value_strides = strides_of(inputs.values);
+  auto decode = problem_of<DecodeProblem>(inputs, output.data(), lse.data(), 0, nullptr);
   decode.batch = static_cast<int>(c.batch);
-  decode.heads = static_cast<int>(c.heads);
-  decode.kv_heads = static_cast<int>(c.kv_heads);
   decode.indices = indices.data();
   decode.counts = counts.data();
   decode.list_size = list;
-  decode.scaling = inputs.scaling;
-  decode.output = output.data();
-  decode.lse = lse.data();
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
   for (int row = 0; row < rows; ++row) decode_part<T, head_dim>(attending, *shared, decode, row, 0);
   expect_equal(expected.attention, output, lse, tolerance, 1e-4);

@@ -20,24 +20,11 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
   const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal);
   std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
   std::vector<float> lse(drawn.lse_size(), std::nanf(""));
-  TileProblem problem;
-  problem.queries = inputs.queries.data;
-  problem.keys = inputs.keys.data;
-  problem.values = inputs.values.data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.key_strides = strides_of(inputs.keys);
-  problem.value_strides = strides_of(inputs.values);
-  problem.heads = static_cast<int>(c.heads);
-  problem.kv_heads = static_cast<int>(c.kv_heads);
-  problem.rows = static_cast<int>(c.rows);
+  auto problem = problem_of<TileProblem>(inputs, output.data(), lse.data(), c.soft_cap,
+                                         drawn.sinks.empty() ? nullptr : drawn.sinks.data());
   problem.key_count = static_cast<int>(c.keys);
   problem.blocks = plan.blocks.data();
   problem.bits = plan.bits.data();
-  problem.sink_logits = drawn.sinks.empty() ? nullptr : drawn.sinks.data();
-  problem.scaling = inputs.scaling;
-  problem.soft_cap = c.soft_cap;
-  problem.output = output.data();
-  problem.lse = lse.data();
   const HostBlock block(kTileThreads);
   const auto shared = std::make_unique<TileShared<T, head_dim>>();
   for (const Tile& tile : plan.tiles) attend_tile<T, head_dim>(block, *shared, problem, tile);
