@@ -96,8 +96,10 @@ Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, flo
   return count;
 }
 
-/// Positions of scores above the cut, and of the first `ties` equal to it; returns how many. Room as above.
-Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float cut, Index ties, std::int32_t* out) {
+/// Positions of scores above the cut, and of the first `ties` equal to it, `most` in all; returns how many. Room as
+/// above.
+Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float cut, Index ties, Index most,
+                std::int32_t* out) {
   const hn::ScalableTag<float> tag;
   const hn::RebindToSigned<decltype(tag)> positions;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
@@ -109,7 +111,7 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
     ties -= tie ? 1 : 0;
     out[count++] = indices == nullptr ? static_cast<std::int32_t>(at) : indices[at];
   };
-  for (; i + lanes <= n; i += lanes) {
+  for (; i + lanes <= n && count < most; i += lanes) {
     const auto v = hn::LoadU(tag, scores + i);
     auto taken = hn::Gt(v, at_cut);
     const auto equal = hn::Eq(v, at_cut);
@@ -129,7 +131,7 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
     hn::StoreU(hn::Compress(own, hn::RebindMask(positions, taken)), positions, out + count);
     count += static_cast<Index>(hn::CountTrue(tag, taken));
   }
-  for (; i < n; ++i) take_one(i);
+  for (; i < n && count < most; ++i) take_one(i);
   return count;
 }
 
@@ -148,6 +150,7 @@ namespace {
 
 /// What kernels may write beyond their result.
 constexpr std::size_t kSlack = 64;
+constexpr float kLowest = std::numeric_limits<float>::lowest();
 
 /// Scores and where they stand.
 struct Candidates {
@@ -156,20 +159,51 @@ struct Candidates {
   Index count;
 };
 
+/// Where k of n scores are cut off: at least k reach `low` (all there are, if fewer), and `above` of them, less than k,
+/// reach any higher key that scores have.
+struct Cut {
+  std::uint32_t low;
+  Index reaching, above;
+};
+
+/// At least k of n scores, or all, reach `low`. Ends early at a cut that no more than `enough` reach; `above` is then
+/// not known.
+Cut find_cut(const float* scores, Index n, Index k, Index enough, std::uint32_t low) {
+  const auto count_from = [&](std::uint32_t key) {
+    return HWY_DYNAMIC_DISPATCH(CountFrom)(scores, n, score_of_key(key));
+  };
+  Cut cut{low, count_from(low), 0};
+  if (cut.reaching <= enough) return cut;
+  const std::uint32_t highest = order_key(HWY_DYNAMIC_DISPATCH(Highest)(scores, n));
+  const Index at_highest = count_from(highest);
+  if (at_highest >= k) return {highest, at_highest, 0};  // the k are all equal to the highest
+  std::uint32_t high = highest;                          // fewer than k reach it
+  cut.above = at_highest;
+  while (cut.reaching > enough && high - cut.low > 1) {
+    const std::uint32_t middle = cut.low + (high - cut.low) / 2;
+    const Index count = count_from(middle);
+    (count >= k ? cut.low : high) = middle;
+    (count >= k ? cut.reaching : cut.above) = count;
+  }
+  return cut;
+}
+
 /// A score that more than k of the candidates reach, almost surely; by samples at equal distances.
-float guess_threshold(const Candidates& candidates, Index k) {
+struct Guess {
+  float threshold;
+  bool is_highest;  // of the samples
+};
+Guess guess_threshold(const Candidates& candidates, Index k) {
   constexpr Index kMost = 1024;
   float samples[kMost];
   const Index count = std::clamp<Index>(candidates.count / 256, 256, kMost);
-  for (Index i = 0; i < count; ++i) {
-    const float score = candidates.scores[i * (candidates.count / count)];
-    samples[i] = order_key(score) == 0 ? -std::numeric_limits<float>::infinity() : score;
-  }
+  for (Index i = 0; i < count; ++i) samples[i] = candidates.scores[i * (candidates.count / count)];
   // The k-th highest is about the rank-th sample, give or take the square root; three of those are enough.
   const double rank = static_cast<double>(k) * static_cast<double>(count) / static_cast<double>(candidates.count);
-  const Index at = std::min(count - 1, static_cast<Index>(rank + 3 * std::sqrt(rank) + 2));
-  std::nth_element(samples, samples + at, samples + count, std::greater<>());
-  return samples[at];
+  const Index at = std::min(count, static_cast<Index>(rank + 3 * std::sqrt(rank) + 3));
+  const Cut cut = find_cut(samples, count, at, at + at / 8, order_key(kLowest));
+  const float threshold = score_of_key(cut.low);
+  return {threshold, threshold == HWY_DYNAMIC_DISPATCH(Highest)(samples, count)};
 }
 
 }  // namespace
@@ -179,11 +213,17 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   thread_local Array<float> kept_scores;
   thread_local Array<std::int32_t> kept_indices;
   constexpr Index kFew = 2048;
-  constexpr float kLowest = std::numeric_limits<float>::lowest();
   Candidates candidates{scores.data(), nullptr, static_cast<Index>(scores.size())};
   std::uint32_t low = order_key(kLowest);  // at least k candidates reach it
+  bool all_highest = false;
   while (candidates.count > kFew && k < candidates.count / 4) {
-    const float threshold = std::max(kLowest, guess_threshold(candidates, k));
+    const auto [threshold, is_highest] = guess_threshold(candidates, k);
+    // More than k scores at the highest there is: nothing narrows them down, and the first k are what is wanted.
+    all_highest = is_highest && threshold == HWY_DYNAMIC_DISPATCH(Highest)(candidates.scores, candidates.count);
+    if (all_highest) {
+      low = order_key(threshold);
+      break;
+    }
     if (kept_scores.size() < static_cast<std::size_t>(candidates.count) + kSlack) {
       kept_scores.resize(static_cast<std::size_t>(candidates.count) + kSlack);
       kept_indices.resize(kept_scores.size());
@@ -201,30 +241,25 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
     if (!narrowed) break;
   }
 
-  const auto count_from = [&](std::uint32_t key) {
-    return HWY_DYNAMIC_DISPATCH(CountFrom)(candidates.scores, candidates.count, score_of_key(key));
-  };
-  // Fewer than k reach `high`: none does.
-  std::uint32_t high = order_key(HWY_DYNAMIC_DISPATCH(Highest)(candidates.scores, candidates.count)) + 1;
-  Index at_low = count_from(low), at_high = 0;
-  if (at_low > k) {
-    const Index at_highest = count_from(high - 1);
-    if (at_highest >= k) {  // the k are all equal to the highest
-      low = high - 1;
-      at_low = at_highest;
-    }
-  }
-  while (at_low > k && high - low > 1) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    const Index count = count_from(middle);
-    (count >= k ? low : high) = middle;
-    (count >= k ? at_low : at_high) = count;
-  }
-  const Index ties = at_low <= k ? at_low : k - at_high;  // with no more than k at or above the cut, all of them
+  Cut cut{low, k, 0};
+  if (!all_highest) cut = find_cut(candidates.scores, candidates.count, k, k, low);
   const std::size_t before = selected.size();
   selected.resize(before + static_cast<std::size_t>(std::min(k, candidates.count)) + kSlack);
-  const Index taken = HWY_DYNAMIC_DISPATCH(TakeAbove)(candidates.scores, candidates.indices, candidates.count,
-                                                      score_of_key(low), ties, selected.data() + before);
+  const auto take = [&](Index ties, Index most) {
+    return HWY_DYNAMIC_DISPATCH(TakeAbove)(candidates.scores, candidates.indices, candidates.count,
+                                           score_of_key(cut.low), ties, most, selected.data() + before);
+  };
+  Index taken = 0;
+  if (all_highest) {
+    taken = take(k, k);
+    // Fewer than k are at the highest after all: by the way that needs no guess.
+    if (taken < k) {
+      cut = find_cut(candidates.scores, candidates.count, k, k, order_key(kLowest));
+      all_highest = false;
+    }
+  }
+  // With no more than k at or above the cut, all of them.
+  if (!all_highest) taken = take(cut.reaching <= k ? cut.reaching : k - cut.above, std::min(k, cut.reaching));
   selected.resize(before + static_cast<std::size_t>(taken));
 }
 

@@ -54,6 +54,9 @@ std::vector<std::vector<float>> rows() {
     rows.push_back(row);
     for (float& x : row) x = std::ldexp(x, -140);  // subnormal
     rows.push_back(row);
+    // Whoever looks at every 256th score sees the highest only, and there are few of them.
+    for (std::size_t i = 0; i < n; ++i) row[i] = i % 256 == 0 ? 1.0f : normal(random) - 9;
+    rows.push_back(row);
   }
   return rows;
 }
