@@ -15,6 +15,9 @@
 
 namespace reticle {
 
+/// The highest score; NaN is passed over, and without any it is -infinity.
+RETICLE_API float highest(std::span<const float> scores);
+
 /// The k highest scores; all selectable ones when there are fewer. O(n).
 RETICLE_API void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected);
 

@@ -208,6 +208,10 @@ Guess guess_threshold(const Candidates& candidates, Index k) {
 
 }  // namespace
 
+float highest(std::span<const float> scores) {
+  return HWY_DYNAMIC_DISPATCH(Highest)(scores.data(), static_cast<Index>(scores.size()));
+}
+
 void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected) {
   if (k <= 0) return;
   thread_local Array<float> kept_scores;

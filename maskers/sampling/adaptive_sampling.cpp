@@ -59,11 +59,19 @@ class AdaptiveSampling final : public Masker {
   }
 
  private:
-  /// One row's weights exp(score - largest score), and what the keys chosen already sum to.
+  /// One row's scores, and what the keys chosen already sum to. Weights are computed for the keys that are asked for:
+  /// the chosen ones and a sample, a fraction of all.
   struct Weights {
-    std::vector<float> of_key;  // 0 where forbidden
+    std::vector<float> scores;
+    float largest = 0;
     std::vector<Run> chosen;
     double chosen_sum = 0;
+
+    /// exp(score - largest score); 0 where forbidden.
+    double of(Index key) const {
+      const float weight = std::exp(scores[static_cast<std::size_t>(key)] - largest);
+      return weight >= 0 ? static_cast<double>(weight) : 0;  // NaN (nothing is allowed, or the scores are) is no weight
+    }
   };
 
   /// The reference's random choices, when they are given as extra tensors.
@@ -75,19 +83,13 @@ class AdaptiveSampling final : public Masker {
 
   static Weights weights_of(const AttentionInputs& inputs, const Mask& previous, RowId row) {
     Weights weights;
-    weights.of_key.resize(static_cast<std::size_t>(inputs.keys_length()));
-    ExactScorer{inputs}({&row, 1}, weights.of_key.data());
-    float largest = -std::numeric_limits<float>::infinity();
-    for (const float score : weights.of_key) largest = std::max(largest, score);
-    for (float& score : weights.of_key) {
-      const float weight = std::exp(score - largest);
-      score = weight >= 0 ? weight : 0.0f;  // NaN (nothing is allowed, or the scores are NaN) is no weight
-    }
+    weights.scores.resize(static_cast<std::size_t>(inputs.keys_length()));
+    ExactScorer{inputs}({&row, 1}, weights.scores.data());
+    weights.largest = highest(weights.scores);
     previous.row(row, weights.chosen);
     for (const Run& run : weights.chosen) {
       for (Index key = run.begin; key < run.end; ++key)
-        weights.chosen_sum +=
-            static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]) / static_cast<double>(run.p);
+        weights.chosen_sum += weights.of(key) / static_cast<double>(run.p);
     }
     return weights;
   }
@@ -140,13 +142,12 @@ class AdaptiveSampling final : public Masker {
 
   /// Mean and sample standard deviation of the weights of some keys.
   static std::pair<double, double> moments(std::span<const std::int32_t> keys, const Weights& weights) {
+    std::vector<double> of_keys;
+    of_keys.reserve(keys.size());
     double sum = 0, squares = 0;
-    for (const std::int32_t key : keys) sum += static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]);
+    for (const std::int32_t key : keys) sum += of_keys.emplace_back(weights.of(key));
     const double mean = sum / static_cast<double>(keys.size());
-    for (const std::int32_t key : keys) {
-      const double distance = static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]) - mean;
-      squares += distance * distance;
-    }
+    for (const double weight : of_keys) squares += (weight - mean) * (weight - mean);
     return {mean, keys.size() < 2 ? 0 : std::sqrt(squares / static_cast<double>(keys.size() - 1))};
   }
 
@@ -159,8 +160,7 @@ class AdaptiveSampling final : public Masker {
     std::sort(distinct.begin(), distinct.end());
     distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
     double sampled = 0;
-    for (const std::int32_t key : distinct)
-      sampled += static_cast<double>(weights.of_key[static_cast<std::size_t>(key)]);
+    for (const std::int32_t key : distinct) sampled += weights.of(key);
     const auto size = static_cast<double>(range), base_count = static_cast<double>(base.size());
     const double denominator = weights.chosen_sum + sampled * size / base_count;
     const double ratio = z_ * deviation * size / std::max(config_.epsilon * denominator, 1e-8);
