@@ -13,7 +13,12 @@ struct sigaction pythons;
 
 void stop_and_hand_on(int signal) {
   if (std::stop_source* source = running.load(); source != nullptr) source->request_stop();
-  if (pythons.sa_handler != SIG_DFL && pythons.sa_handler != SIG_IGN) pythons.sa_handler(signal);
+  pythons.sa_handler(signal);
+}
+
+/// Whether what handles SIGINT is a function that can be handed the signal on: Python's own is.
+bool can_be_handed_on(const struct sigaction& action) {
+  return (action.sa_flags & SA_SIGINFO) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
 }
 
 bool on_main_thread() {
@@ -31,12 +36,14 @@ Interruptible::Interruptible() {
     return;
   }
   context_.stop = source_.get_token();
+  if (sigaction(SIGINT, nullptr, &pythons) != 0 || !can_be_handed_on(pythons)) return;
   struct sigaction ours = {};
   ours.sa_handler = &stop_and_hand_on;
   ours.sa_flags = SA_ONSTACK;
   sigemptyset(&ours.sa_mask);
   running.store(&source_);
-  installed_ = sigaction(SIGINT, &ours, &pythons) == 0;
+  installed_ = sigaction(SIGINT, &ours, nullptr) == 0;
+  if (!installed_) running.store(nullptr);
 }
 
 Interruptible::~Interruptible() {

@@ -238,7 +238,9 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """Answers as texts: one, several, or a list that a table wrote as text."""
+    """Answers as texts: one, several, or a list that a table wrote as text or keeps as an array."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if value is None:
         return ()
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
