@@ -143,7 +143,6 @@ def stub() -> str:
         '    merge: str = "add",',
         ") -> SparseAttention: ...",
         "def stub() -> str: ...",
-        "def __getattr__(name: str) -> type[MaskerConfig]: ...",
     ]
     for masker, made in _classes.items():
         lines += ["", "@dataclass(frozen=True, kw_only=True)", f"class {made.__name__}(MaskerConfig):"]
