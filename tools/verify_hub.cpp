@@ -341,7 +341,8 @@ class Case {
     for (const Json& entry : json_.at("cases")) {
       const auto percent = entry.at("objective").get<double>();
       const auto error = entry.at("error").get<double>(), density = entry.at("density").get<double>();
-      const double ours = percent < 0 ? balanced_objective(error, density) : objective_at_density(error, density, percent);
+      const double ours =
+          percent < 0 ? balanced_objective(error, density) : objective_at_density(error, density, percent);
       report_.difference("score", std::abs(ours - entry.at("score").get<double>()), tolerance("abs", 1e-12));
     }
   }
