@@ -59,106 +59,128 @@ int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
 
 }  // namespace
 
+struct AttentionPlan::State {
+  Index batch, heads, kv_heads, queries, keys, head_dim;
+  DType dtype;
+  bool causal;
+  float soft_cap;
+  Buffer sink_logits;
+  // Lists.
+  int parts = 1;
+  Buffer row_ptr, indices, p, workspace, arrived;
+  // Tiles.
+  int tiles = 0;
+  Buffer tile_list, blocks, bits;
+};
+
 AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream,
-                             const AttentionOptions& options, const Context& context)
-    : batch_(inputs.batch()),
-      heads_(inputs.heads()),
-      kv_heads_(inputs.kv_heads()),
-      queries_(inputs.queries_length()),
-      keys_(inputs.keys_length()),
-      head_dim_(inputs.head_dim()),
-      dtype_(inputs.queries.dtype),
-      causal_(inputs.causal),
-      soft_cap_(options.soft_cap.value_or(0)) {
+                             const AttentionOptions& options, const Context& context) {
   inputs.validate();
   options.validate(inputs);
   require_mask_fits(inputs, mask);
+  const Index head_dim = inputs.head_dim();
   if (options.weights) throw DeviceError("attention: weights on a GPU are not built");
-  sink_logits_ = Buffer::copy_of(options.sink_logits, stream);
-  const bool narrow = dtype_ != DType::f32;
-  if ((head_dim_ != 64 && head_dim_ != 128 && head_dim_ != 256) || inputs.values.size(3) != head_dim_)
-    throw DeviceError("attention: head_dim is " + std::to_string(head_dim_) + ", value_dim " +
+  if ((head_dim != 64 && head_dim != 128 && head_dim != 256) || inputs.values.size(3) != head_dim)
+    throw DeviceError("attention: head_dim is " + std::to_string(head_dim) + ", value_dim " +
                       std::to_string(inputs.values.size(3)) + "; on a GPU both are 64, 128 or 256, and equal");
-  const Index rows = batch_ * heads_ * queries_;
+  auto state = std::make_shared<State>(State{inputs.batch(), inputs.heads(), inputs.kv_heads(), inputs.queries_length(),
+                                             inputs.keys_length(), head_dim, inputs.queries.dtype, inputs.causal,
+                                             options.soft_cap.value_or(0)});
+  state->sink_logits = Buffer::copy_of(options.sink_logits, stream);
+  const Index rows = state->batch * state->heads * state->queries;
+  const bool narrow = state->dtype != DType::f32;
   // A tile of few rows wastes the tensor cores, and reads no less than lists do.
   constexpr Index kFewRows = 16;
-  if (narrow && head_dim_ < 256 && !mask.weighted() && queries_ * inputs.group() >= kFewRows) {
-    const BlockPlan plan = plan_blocks(mask, kv_heads_, causal_, context);
-    tiles_ = static_cast<int>(plan.tiles.size());
-    tile_list_ = Buffer::copy_of(std::span<const Tile>(plan.tiles), stream);
-    blocks_ = Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream);
-    bits_ = Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream);
-    return;
+  if (narrow && head_dim < 256 && !mask.weighted() && state->queries * inputs.group() >= kFewRows) {
+    const BlockPlan plan = plan_blocks(mask, state->kv_heads, state->causal, context);
+    state->tiles = static_cast<int>(plan.tiles.size());
+    state->tile_list = Buffer::copy_of(std::span<const Tile>(plan.tiles), stream);
+    state->blocks = Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream);
+    state->bits = Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream);
+  } else {
+    const Csr csr = to_csr(state->causal ? restrict_causal(mask, context) : mask);
+    state->row_ptr = Buffer::copy_of(csr.row_ptr.span(), stream);
+    state->indices = Buffer::copy_of(csr.indices.span(), stream);
+    state->p = Buffer::copy_of(csr.p.span(), stream);
+    const Index mean = rows == 0 ? 0 : static_cast<Index>(csr.indices.size()) / rows;
+    state->parts = parts_for(rows, mean, multiprocessors());
+    if (state->parts > 1) {
+      state->workspace = Buffer(static_cast<std::size_t>(rows * state->parts * (head_dim + 2)) * sizeof(float), stream);
+      state->arrived = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
+    }
   }
-  const Csr csr = to_csr(causal_ ? restrict_causal(mask, context) : mask);
-  row_ptr_ = Buffer::copy_of(csr.row_ptr.span(), stream);
-  indices_ = Buffer::copy_of(csr.indices.span(), stream);
-  p_ = Buffer::copy_of(csr.p.span(), stream);
-  const Index mean = rows == 0 ? 0 : static_cast<Index>(csr.indices.size()) / rows;
-  parts_ = parts_for(rows, mean, multiprocessors());
-  if (parts_ > 1) {
-    workspace_ = Buffer(static_cast<std::size_t>(rows * parts_ * (head_dim_ + 2)) * sizeof(float), stream);
-    arrived_ = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
-  }
+  state_ = std::move(state);
 }
 
 void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream) const {
   inputs.validate();
-  if (inputs.batch() != batch_ || inputs.heads() != heads_ || inputs.kv_heads() != kv_heads_ ||
-      inputs.queries_length() != queries_ || inputs.keys_length() != keys_ || inputs.head_dim() != head_dim_ ||
-      inputs.queries.dtype != dtype_ || inputs.causal != causal_)
-    throw ShapeError("attention: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                     " are not those that the plan was made for");
+  const State& own = *state_;
+  if (inputs.batch() != own.batch || inputs.heads() != own.heads || inputs.kv_heads() != own.kv_heads ||
+      inputs.queries_length() != own.queries || inputs.keys_length() != own.keys || inputs.head_dim() != own.head_dim ||
+      inputs.values.size(3) != own.head_dim || inputs.queries.dtype != own.dtype || inputs.causal != own.causal)
+    throw ShapeError("attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
+                     " and values " + inputs.values.describe() + " are not those that the plan was made for");
   require_readable(inputs);
-  if (batch_ * heads_ * queries_ == 0) return;
+  if (own.batch * own.heads * own.queries == 0) return;
   auto* const native = static_cast<cudaStream_t>(stream);
   if (uses_tiles()) {
-    auto problem = problem_of<TileProblem>(inputs, output, lse, soft_cap_, sink_logits_.as<float>());
-    problem.key_count = static_cast<int>(keys_);
-    problem.tiles = tile_list_.as<Tile>();
-    problem.blocks = blocks_.as<KeyBlock>();
-    problem.bits = bits_.as<std::uint64_t>();
+    auto problem = problem_of<TileProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
+    problem.key_count = static_cast<int>(own.keys);
+    problem.tiles = own.tile_list.as<Tile>();
+    problem.blocks = own.blocks.as<KeyBlock>();
+    problem.bits = own.bits.as<std::uint64_t>();
     const auto launch_of = [&]<class T>() {
-      head_dim_ == 64 ? launch<T, 64>(problem, tiles_, native) : launch<T, 128>(problem, tiles_, native);
+      own.head_dim == 64 ? launch<T, 64>(problem, own.tiles, native) : launch<T, 128>(problem, own.tiles, native);
     };
-    dtype_ == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
+    own.dtype == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
     return check_launch("attention over tiles");
   }
-  auto problem = problem_of<DecodeProblem>(inputs, output, lse, soft_cap_, sink_logits_.as<float>());
-  problem.batch = static_cast<int>(batch_);
-  problem.row_ptr = row_ptr_.as<Index>();
-  problem.indices = indices_.as<std::int32_t>();
-  problem.p = p_.as<float>();
-  problem.parts = parts_;
-  problem.workspace = workspace_.as<float>();
-  problem.arrived = arrived_.as<int>();
-  dispatch_head_dim(dtype_, head_dim_, [&]<class T, int head_dim>() { launch<T, head_dim>(problem, native); });
+  auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
+  problem.batch = static_cast<int>(own.batch);
+  problem.row_ptr = own.row_ptr.as<Index>();
+  problem.indices = own.indices.as<std::int32_t>();
+  problem.p = own.p.as<float>();
+  problem.parts = own.parts;
+  problem.workspace = own.workspace.as<float>();
+  problem.arrived = own.arrived.as<int>();
+  dispatch_head_dim(own.dtype, own.head_dim, [&]<class T, int head_dim>() { launch<T, head_dim>(problem, native); });
   check_launch("attention over lists");
 }
 
+bool AttentionPlan::uses_tiles() const { return state_->tiles > 0; }
+
 Index AttentionPlan::bytes() const {
   std::size_t bytes = 0;
-  for (const Buffer* buffer :
-       {&sink_logits_, &row_ptr_, &indices_, &p_, &workspace_, &arrived_, &tile_list_, &blocks_, &bits_})
+  for (const Buffer* buffer : {&state_->sink_logits, &state_->row_ptr, &state_->indices, &state_->p, &state_->workspace,
+                               &state_->arrived, &state_->tile_list, &state_->blocks, &state_->bits})
     bytes += buffer->bytes();
   return static_cast<Index>(bytes);
 }
 
-TopKAttention::TopKAttention(Index rows, Index most_keys, const KeptKeys& kept, Index heavy, Stream stream)
-    : rows_(rows), most_keys_(most_keys), heavy_(heavy), kept_(kept), multiprocessors_(multiprocessors()) {
+struct TopKAttention::State {
+  Index rows, most_keys, heavy;
+  KeptKeys kept;
+  int multiprocessors;
+  Buffer scores, indices, counts, workspace, arrived;
+};
+
+TopKAttention::TopKAttention(Index rows, Index most_keys, const KeptKeys& kept, Index heavy, Stream stream) {
   const Index chosen = kept.sinks + kept.window + heavy;
   if (rows < 1 || most_keys < 1 || kept.sinks < 0 || kept.window < 0 || heavy < 0 || chosen < 1)
     throw ValueError("top-k attention: " + std::to_string(rows) + " rows of " + std::to_string(most_keys) + " keys, " +
                      std::to_string(kept.sinks) + " sinks, a window of " + std::to_string(kept.window) + " and " +
                      std::to_string(heavy) + " more: needed are rows and keys, and something chosen");
+  auto state = std::make_shared<State>(State{rows, most_keys, heavy, kept, cuda::multiprocessors()});
   const auto list = static_cast<std::size_t>(std::min(chosen, most_keys));
   const auto count = static_cast<std::size_t>(rows);
-  scores_ = Buffer(count * static_cast<std::size_t>(most_keys) * sizeof(float), stream);
-  indices_ = Buffer(count * list * sizeof(std::int32_t), stream);
-  counts_ = Buffer(count * sizeof(std::int32_t), stream);
-  const auto parts = static_cast<std::size_t>(parts_for(rows, static_cast<Index>(list), multiprocessors_));
-  workspace_ = Buffer(count * parts * (256 + 2) * sizeof(float), stream);
-  arrived_ = Buffer::zeros(count * sizeof(int), stream);
+  state->scores = Buffer(count * static_cast<std::size_t>(most_keys) * sizeof(float), stream);
+  state->indices = Buffer(count * list * sizeof(std::int32_t), stream);
+  state->counts = Buffer(count * sizeof(std::int32_t), stream);
+  // Fewer rows are split further: rows * parts is at most this, whatever the rows.
+  const std::size_t states = 8 * static_cast<std::size_t>(state->multiprocessors) + count;
+  state->workspace = Buffer(states * (256 + 2) * sizeof(float), stream);
+  state->arrived = Buffer::zeros(count * sizeof(int), stream);
+  state_ = std::move(state);
 }
 
 void TopKAttention::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
@@ -166,25 +188,28 @@ void TopKAttention::run(const AttentionInputs& inputs, void* output, float* lse,
   inputs.validate();
   options.validate(inputs);
   require_readable(inputs);
+  const State& own = *state_;
   const Index keys = inputs.keys_length(), rows = inputs.batch() * inputs.heads();
-  if (inputs.queries_length() != 1 || rows > rows_ || keys > most_keys_ || inputs.values.size(3) != inputs.head_dim())
+  if (inputs.queries_length() != 1 || rows > own.rows || keys > own.most_keys ||
+      inputs.values.size(3) != inputs.head_dim())
     throw ShapeError("top-k attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
-                     "; needed is one query of at most " + std::to_string(rows_) + " heads, and at most " +
-                     std::to_string(most_keys_) + " keys");
+                     "; needed is one query of at most " + std::to_string(own.rows) + " heads, and at most " +
+                     std::to_string(own.most_keys) + " keys");
   if (!options.sink_logits.empty() || options.weights)
     throw DeviceError("top-k attention: sink logits and weights are not built");
   if (rows == 0 || keys == 0) return;
-  dot_scores(inputs, kept_, scores_.as<float>(), stream);
-  const Index chosen = std::min(keys, kept_.sinks + kept_.window) + heavy_, list = std::min(keys, chosen);
-  top_k(scores_.as<float>(), rows, keys, list, indices_.as<std::int32_t>(), counts_.as<std::int32_t>(), stream);
+  dot_scores(inputs, own.kept, own.scores.as<float>(), stream);
+  const Index chosen = std::min(keys, own.kept.sinks + own.kept.window) + own.heavy, list = std::min(keys, chosen);
+  top_k(own.scores.as<float>(), rows, keys, list, own.indices.as<std::int32_t>(), own.counts.as<std::int32_t>(),
+        stream);
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), nullptr);
   problem.batch = static_cast<int>(inputs.batch());
-  problem.indices = indices_.as<std::int32_t>();
-  problem.counts = counts_.as<std::int32_t>();
+  problem.indices = own.indices.as<std::int32_t>();
+  problem.counts = own.counts.as<std::int32_t>();
   problem.list_size = list;
-  problem.parts = parts_for(rows, list, multiprocessors_);
-  problem.workspace = workspace_.as<float>();
-  problem.arrived = arrived_.as<int>();
+  problem.parts = parts_for(rows, list, own.multiprocessors);
+  problem.workspace = own.workspace.as<float>();
+  problem.arrived = own.arrived.as<int>();
   dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(),
                     [&]<class T, int head_dim>() { launch<T, head_dim>(problem, static_cast<cudaStream_t>(stream)); });
   check_launch("attention over the best keys");

@@ -71,8 +71,6 @@ struct DecodeShared {
   int last;
 };
 
-namespace decode_detail {
-
 inline constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 inline constexpr float kNone = -std::numeric_limits<float>::infinity();
 
@@ -119,13 +117,10 @@ RETICLE_HD std::uint32_t pack_pair(float first, float second) {
 #endif
 }
 
-}  // namespace decode_detail
-
 /// Part `part` of row (batch, head, query) number `row`, and, when it is the last part to be done, the merge of all.
 template <class T, int head_dim, class Block>
 RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int row,
                             int part) {
-  using namespace decode_detail;
   using Lanes = RowLanes<T, head_dim>;
   constexpr int kLanes = Lanes::kCount, kGroups = kDecodeThreads / kLanes;
   static_assert(kGroups <= DecodeShared<head_dim>::kMostGroups);

@@ -56,7 +56,6 @@ struct TileShared {
 template <class T, int head_dim, class Block>
 RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared, const TileProblem& problem,
                             const Tile& tile) {
-  using namespace decode_detail;
   constexpr int kRow = TileShared<T, head_dim>::kRow;
   constexpr int kPieces = head_dim / 8;     // of 16 bytes, of a row
   constexpr int kKeySteps = head_dim / 16;  // products along the head size

@@ -10,6 +10,7 @@ AttentionPlan::AttentionPlan(const AttentionInputs&, const Mask&, Stream, const 
 void AttentionPlan::run(const AttentionInputs&, void*, float*, Stream) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
+bool AttentionPlan::uses_tiles() const { return false; }
 Index AttentionPlan::bytes() const { return 0; }
 TopKAttention::TopKAttention(Index, Index, const KeptKeys&, Index, Stream) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());

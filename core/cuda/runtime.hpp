@@ -32,7 +32,7 @@ class RETICLE_API Buffer {
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer();
+  ~Buffer();  // NOLINT(performance-trivially-destructible): it is not where there is CUDA
 
   /// A copy of host memory, which may be changed as soon as this returns: it waits for what the stream has before.
   template <class T>

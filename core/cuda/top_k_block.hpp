@@ -153,9 +153,8 @@ RETICLE_HD int write_selected(const Block& block, TopKShared& shared, Index coun
 template <class Block>
 RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* scores, Index count, int k,
                          std::int32_t* out) {
-  using namespace top_k_detail;
   constexpr int kShift = 20;  // below the leading 12 bits
-  clear(block, shared, kTopKBins);
+  top_k_detail::clear(block, shared, kTopKBins);
   block.each([&](int thread) {
     for (Index i = thread; i < count; i += block.threads()) {
       const std::uint32_t key = order_key(scores[i]);
@@ -163,13 +162,13 @@ RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* sc
     }
     if (thread == 0) shared.wanted = k;
   });
-  find_bin(block, shared, kTopKBins);
+  top_k_detail::find_bin(block, shared, kTopKBins);
   const auto bin = static_cast<std::uint32_t>(shared.bin);
   const int candidates = shared.count;
   const auto key_of_score = [scores](Index i) { return order_key(scores[i]); };
   if (candidates > kTopKCandidates) {
-    refine(block, shared, bin, kShift, count, key_of_score);
-    return write_selected(
+    top_k_detail::refine(block, shared, bin, kShift, count, key_of_score);
+    return top_k_detail::write_selected(
         block, shared, count, key_of_score, [](Index i) { return static_cast<std::int32_t>(i); }, out);
   }
   int kept = 0;
@@ -202,8 +201,8 @@ RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* sc
   }
   block.sync();
   const auto key_of_candidate = [&shared](Index i) { return shared.keys[i]; };
-  refine(block, shared, bin, kShift, kept, key_of_candidate);
-  return write_selected(
+  top_k_detail::refine(block, shared, bin, kShift, kept, key_of_candidate);
+  return top_k_detail::write_selected(
       block, shared, kept, key_of_candidate, [&shared](Index i) { return shared.indices[i]; }, out);
 }
 
