@@ -100,6 +100,10 @@ class ResearchAttention:
             raise ValueError("sparse_meta_data must be provided in kwargs while calling custom_attention()")
         if dropout and getattr(module, "training", False):
             raise NotImplementedError("attention dropout is not built; set it to 0")
+        import torch
+
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (queries, keys, values)):
+            raise NotImplementedError("custom_attention gives no gradients; use torch.no_grad(), or reticle.attention")
         state = kwargs["sparse_meta_data"].setdefault(f"reticle {id(self)}", _core.SequenceState())
         if attention_mask is not None:
             attention_mask = attention_mask[..., : keys.shape[2]]
@@ -122,8 +126,6 @@ class ResearchAttention:
                 self._metrics.log(OUTPUT_ERROR, measured["relative_error"], layer=layer, stage=stage)
         weights = None
         if kwargs.get("output_attentions"):
-            import torch
-
             _, _, (row_ptr, indices, of_entries) = _core.attention_weights(
                 queries.detach(), keys.detach(), values.detach(), mask, **call
             )

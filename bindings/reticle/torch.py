@@ -74,7 +74,7 @@ class AttentionPlan:
         plan = reticle.torch.AttentionPlan(q, k, v, mask)
         output, lse = plan(q, k, v)  # as reticle.attention's; launches one kernel on the current stream, waits for nothing
 
-    head_dim is 64, 128 or 256. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    head_dim is 64, 128 or 256; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class TopKAttention:
         attend = reticle.torch.TopKAttention(rows=32, most_keys=131072, sinks=128, window=128, heavy=2048)
         output, lse = attend(q, k, v)  # q (batch, heads, 1, head_dim); three launches on the current stream
 
-    `rows` is batch * heads, at most. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    `rows` is batch * heads, at most; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
     def __init__(self, rows: int, most_keys: int, *, sinks: int, window: int, heavy: int) -> None:

@@ -94,6 +94,8 @@ def test_mistakes_are_named_as_they_are_there():
     q = torch.zeros(1, 1, 1, 8)
     with pytest.raises(ValueError, match="sparse_meta_data must be provided"):
         attention_of([]).custom_attention(None, q, q, q, None, 1.0)
+    with pytest.raises(NotImplementedError, match="no gradients"):
+        attention_of([]).custom_attention(None, q.clone().requires_grad_(), q, q, None, 1.0, sparse_meta_data={})
     module = torch.nn.Linear(1, 1).train()
     with pytest.raises(NotImplementedError, match="dropout"):
         attention_of([]).custom_attention(module, q, q, q, None, 1.0, 0.1, sparse_meta_data={})
