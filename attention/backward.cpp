@@ -33,7 +33,7 @@ class TileGradients {
         d_output_(d_output),
         options_(options),
         planner_(inputs, mask),
-        blocks_(options.soft_cap),
+        blocks_(options.soft_cap, false),
         tile_(inputs.head_dim(), inputs.values.size(3)),
         d_sink_(options.sink_logits.size(), 0) {}
 

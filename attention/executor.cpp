@@ -25,7 +25,12 @@ constexpr double kLeastWorkForThreads = 4e6;
 class TileExecutor {
  public:
   TileExecutor(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options)
-      : inputs_(inputs), mask_(mask), options_(options), blocks_(options.soft_cap), own_indices_(kKeysPerStep) {
+      : inputs_(inputs),
+        mask_(mask),
+        options_(options),
+        in_pairs_(tiles_in_pairs(inputs)),
+        blocks_(options.soft_cap, in_pairs_),
+        own_indices_(kKeysPerStep) {
     std::iota(own_indices_.begin(), own_indices_.end(), 0);
   }
 
@@ -77,9 +82,20 @@ class TileExecutor {
 
   void share_in_tile(const TilePlan& plan) {
     const Index rows = rows_.count();
-    if (!tile_) tile_.emplace(inputs_.head_dim(), value_dim());
+    if (!tile_)
+      tile_.emplace(inputs_.head_dim(), value_dim(), in_pairs_ ? std::optional(inputs_.scaling) : std::nullopt);
     tile_->reset(rows);
-    for (Index r = 0; r < rows; ++r) tile_->set_query(r, {query(r), static_cast<std::size_t>(inputs_.head_dim())});
+    const auto d = static_cast<std::size_t>(inputs_.head_dim());
+    unscaled_.resize(d);
+    for (Index r = 0; r < rows; ++r) {
+      std::span<float> given(query(r), d);
+      if (in_pairs_) {
+        const RowId row = rows_.row(r);
+        given = unscaled_;
+        load_row(head_matrix(inputs_.queries, row.batch, row.head), row.query, 1, given);
+      }
+      tile_->set_query(r, given);
+    }
     blocks_.start(plan, rows, keys_, values_, bias_);
     for (TileBlock block; blocks_.read(block);) tile_->fold(block);
     for (Index r = 0; r < rows; ++r) {
@@ -224,6 +240,7 @@ class TileExecutor {
   const AttentionInputs& inputs_;
   const Mask& mask_;
   const AttentionOptions& options_;
+  bool in_pairs_;
   TileRows rows_;
   TensorView keys_, values_;
   TileBias bias_;
@@ -231,7 +248,7 @@ class TileExecutor {
   std::array<RowState, kTileRows> states_;
   std::array<float, kTileRows> lse_{};
   std::array<float, static_cast<std::size_t>(kRowsPerStep* kKeysPerStep)> scores_;
-  std::vector<float> queries_, outputs_, inverse_p_, packed_;
+  std::vector<float> queries_, unscaled_, outputs_, inverse_p_, packed_;
   std::unique_ptr<SharedKeys::Step> step_ = std::make_unique<SharedKeys::Step>(),
                                     next_step_ = std::make_unique<SharedKeys::Step>();
   std::vector<std::int32_t> own_indices_;

@@ -46,8 +46,12 @@ bool TileBlocks::read(TileBlock& block) {
   if (!reader_->read(kTileKeys, step_)) return false;
   block = {};
   block.count = step_.count;
-  std::tie(block.keys, block.key_stride) = as_floats(*keys_, packed_keys_);
-  std::tie(block.values, block.value_stride) = as_floats(*values_, packed_values_);
+  if (in_pairs_) {
+    read_pairs(block);
+  } else {
+    std::tie(block.keys, block.key_stride) = as_floats(*keys_, packed_keys_);
+    std::tie(block.values, block.value_stride) = as_floats(*values_, packed_values_);
+  }
   if (step_.partial) block.attended = step_.attended.data();
   block.soft_cap = soft_cap_;
   const auto fill = [&](std::vector<float>& to, auto&& value) {
@@ -70,9 +74,28 @@ bool TileBlocks::read(TileBlock& block) {
   return true;
 }
 
+bool TileBlocks::is_run() const {
+  return step_.keys[static_cast<std::size_t>(step_.count - 1)] - step_.keys[0] == step_.count - 1;
+}
+
+void TileBlocks::read_pairs(TileBlock& block) {
+  const Index d = keys_->size(1), dv = values_->size(1);
+  if (is_run()) {
+    block.key_pairs = {keys_->at<BFloat16>(step_.keys[0], 0), keys_->stride(0), 2};
+  } else {
+    gathered_keys_.resize(static_cast<std::size_t>(kTileKeys * d));
+    for (Index i = 0; i < step_.count; ++i)
+      std::copy_n(keys_->at<BFloat16>(step_.keys[static_cast<std::size_t>(i)], 0), d, gathered_keys_.data() + i * d);
+    block.key_pairs = {gathered_keys_.data(), d, 2};
+  }
+  value_pairs_.resize(static_cast<std::size_t>(kTileKeys / 2 * dv));
+  pair_rows(*values_, step_.keys.data(), step_.count, value_pairs_.data());
+  block.value_pairs = value_pairs_.data();
+}
+
 std::pair<const float*, Index> TileBlocks::as_floats(const TensorView& matrix, std::vector<float>& packed) const {
   const std::int32_t first = step_.keys[0], last = step_.keys[static_cast<std::size_t>(step_.count - 1)];
-  const bool run = last - first == step_.count - 1;
+  const bool run = is_run();
   if (run && matrix.dtype == DType::f32 && matrix.stride(1) == 1) return {matrix.at<float>(first, 0), matrix.stride(0)};
   packed.resize(static_cast<std::size_t>(kTileKeys * matrix.size(1)));
   if (run) {

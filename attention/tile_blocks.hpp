@@ -37,11 +37,11 @@ class SharedKeys {
 /// The additive mask's rows of a tile, where there is one.
 using TileBias = std::array<std::optional<AttentionMaskRow>, kTileRows>;
 
-/// Reads a tile's shared keys and values as floats, where they lie if they lie as kernels read them, with what is
-/// special to each row. Buffers are made once and serve many tiles.
+/// Reads a tile's shared keys and values as floats or pairs of bfloat16, where they lie if they lie as kernels read
+/// them, with what is special to each row. Buffers are made once and serve many tiles.
 class TileBlocks {
  public:
-  explicit TileBlocks(const std::optional<float>& soft_cap) : soft_cap_(soft_cap) {}
+  TileBlocks(const std::optional<float>& soft_cap, bool in_pairs) : soft_cap_(soft_cap), in_pairs_(in_pairs) {}
   /// Starts a tile. What is given must outlive its reading.
   void start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values, const TileBias& bias);
   /// The next block, at most kTileKeys keys; false when there are none left.
@@ -50,9 +50,13 @@ class TileBlocks {
   std::span<const std::int32_t> keys() const { return {step_.keys.data(), static_cast<std::size_t>(step_.count)}; }
 
  private:
+  /// Whether the block's keys are neighbours.
+  bool is_run() const;
   std::pair<const float*, Index> as_floats(const TensorView& matrix, std::vector<float>& packed) const;
+  void read_pairs(TileBlock& block);
 
   std::optional<float> soft_cap_;
+  bool in_pairs_;
   const TilePlan* plan_ = nullptr;
   const TensorView *keys_ = nullptr, *values_ = nullptr;
   const TileBias* bias_ = nullptr;
@@ -60,6 +64,8 @@ class TileBlocks {
   std::optional<SharedKeys> reader_;
   SharedKeys::Step step_;
   std::vector<float> packed_keys_, packed_values_, inverse_p_, biases_;
+  std::vector<BFloat16> gathered_keys_;
+  std::vector<Bf16Pair> value_pairs_;
 };
 
 }  // namespace reticle

@@ -25,6 +25,9 @@ struct TileArrays {
   float *max, *sum;
   const float* queries;
   float *scores, *output;
+  const Bf16Pair* query_pairs;  // null: not in pairs
+  Bf16Pair* weight_pairs;
+  float scaling;
 };
 }  // namespace reticle
 #endif
@@ -32,6 +35,16 @@ struct TileArrays {
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+/// Weights of two keys, rounded to nearest.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StorePairs(D, V first, V second, Bf16Pair* to) {
+  const hn::RebindToUnsigned<D> bits;
+  const auto half = hn::Set(bits, 0x8000u), upper = hn::Set(bits, 0xFFFF0000u);
+  const auto low = hn::ShiftRight<16>(hn::Add(hn::BitCast(bits, first), half));
+  const auto high = hn::And(hn::Add(hn::BitCast(bits, second), half), upper);
+  hn::StoreU(hn::Or(low, high), bits, reinterpret_cast<std::uint32_t*>(to));
+}
 
 /// Scores of `count` keys become weights, for one vector of rows; returns what the rows' outputs are to be multiplied
 /// by. A NaN or +infinite score makes its row's sum NaN.
@@ -44,10 +57,13 @@ HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const Tile
   const V old_max = hn::LoadU(tag, tile.max + column);
   V max = old_max;
   auto finite = hn::Eq(infinity, infinity);
-  const bool changed = block.bias != nullptr || block.soft_cap || block.attended != nullptr;
+  const bool in_pairs = tile.query_pairs != nullptr;
+  const V scaling = hn::Set(tag, tile.scaling);
+  const bool changed = in_pairs || block.bias != nullptr || block.soft_cap || block.attended != nullptr;
   for (Index i = 0; i < block.count; ++i) {
     V s = hn::LoadU(tag, scores + i * kTileRows);
     if (changed) {
+      if (in_pairs) s = hn::Mul(s, scaling);
       if (block.soft_cap) s = SoftCap(tag, s, *block.soft_cap);
       if (block.bias != nullptr) s = hn::Add(s, hn::LoadU(tag, block.bias + i * kTileRows + column));
       if (block.attended != nullptr) {
@@ -68,16 +84,16 @@ HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const Tile
   const auto weigh = [&](Index i) {
     V w = SoftmaxExp(tag, hn::Sub(hn::LoadU(tag, scores + i * kTileRows), shift));
     if (block.inverse_p != nullptr) w = hn::Mul(w, hn::LoadU(tag, block.inverse_p + i * kTileRows + column));
-    hn::StoreU(w, tag, scores + i * kTileRows);
+    if (!in_pairs) hn::StoreU(w, tag, scores + i * kTileRows);
     return w;
   };
   V odd = hn::Zero(tag);
-  Index i = 0;
-  for (; i + 2 <= block.count; i += 2) {
-    sum = hn::Add(sum, weigh(i));
-    odd = hn::Add(odd, weigh(i + 1));
+  for (Index i = 0; i < block.count; i += 2) {
+    const V first = weigh(i), second = i + 1 < block.count ? weigh(i + 1) : hn::Zero(tag);
+    sum = hn::Add(sum, first);
+    odd = hn::Add(odd, second);
+    if (in_pairs) StorePairs(tag, first, second, tile.weight_pairs + i / 2 * kTileRows + column);
   }
-  if (i < block.count) sum = hn::Add(sum, weigh(i));
   const V poisoned = hn::Set(tag, std::numeric_limits<float>::quiet_NaN());
   hn::StoreU(hn::IfThenElse(finite, hn::Add(sum, odd), poisoned), tag, tile.sum + column);
   return rescale;
@@ -87,15 +103,29 @@ void FoldTile(const TileBlock& block, const TileArrays& tile) {
   const hn::ScalableTag<float> tag;
   using V = hn::Vec<decltype(tag)>;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
-  const Index columns = (tile.rows + lanes - 1) / lanes * lanes;
-  Multiply({block.keys, block.key_stride, 1}, block.count, tile.head_dim, tile.queries, columns, kTileRows, tile.scores,
-           [&](const float*, Index) { return hn::Zero(tag); });
+  const bool in_pairs = tile.query_pairs != nullptr;
+  const Index step = in_pairs ? std::max(lanes, kPairLanes) : lanes;
+  const Index columns = (tile.rows + step - 1) / step * step;
+  if (in_pairs) {
+    multiply_bf16(block.key_pairs, block.count, tile.head_dim / 2, tile.query_pairs, columns, kTileRows, nullptr,
+                  tile.scores);
+  } else {
+    Multiply({block.keys, block.key_stride, 1}, block.count, tile.head_dim, tile.queries, columns, kTileRows,
+             tile.scores, [&](const float*, Index) { return hn::Zero(tag); });
+  }
   HWY_ALIGN float rescale[kTileRows];
   for (Index column = 0; column < columns; column += lanes)
     hn::StoreU(WeighColumn(tag, block, column, tile), tag, rescale + column);
-  Multiply(
-      {block.values, 1, block.value_stride}, tile.value_dim, block.count, tile.scores, columns, kTileRows, tile.output,
-      [&](const float* at, Index v) -> V { return hn::Mul(hn::LoadU(tag, at), hn::LoadU(tag, rescale + v * lanes)); });
+  if (in_pairs) {
+    const PairMatrix values{&block.value_pairs->first, 2, 2 * tile.value_dim};
+    multiply_bf16(values, tile.value_dim, (block.count + 1) / 2, tile.weight_pairs, columns, kTileRows, rescale,
+                  tile.output);
+  } else {
+    Multiply({block.values, 1, block.value_stride}, tile.value_dim, block.count, tile.scores, columns, kTileRows,
+             tile.output, [&](const float* at, Index v) -> V {
+               return hn::Mul(hn::LoadU(tag, at), hn::LoadU(tag, rescale + v * lanes));
+             });
+  }
 }
 
 void PackRows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
@@ -123,28 +153,51 @@ namespace reticle {
 HWY_EXPORT(FoldTile);
 HWY_EXPORT(PackRows);
 
-TileState::TileState(Index head_dim, Index value_dim)
+bool tiles_in_pairs(const AttentionInputs& inputs) {
+  for (const TensorView* tensor : {&inputs.queries, &inputs.keys, &inputs.values}) {
+    if (tensor->dtype != DType::bf16 || tensor->stride(3) != 1) return false;
+  }
+  return inputs.head_dim() % 2 == 0 && has_bf16_products();
+}
+
+TileState::TileState(Index head_dim, Index value_dim, std::optional<float> scaling_in_pairs)
     : head_dim_(head_dim),
       value_dim_(value_dim),
-      queries_(static_cast<std::size_t>(head_dim * kTileRows)),
       scores_(static_cast<std::size_t>(kTileKeys * kTileRows)),
-      output_(static_cast<std::size_t>(value_dim * kTileRows)) {}
+      output_(static_cast<std::size_t>(value_dim * kTileRows)),
+      scaling_in_pairs_(scaling_in_pairs) {
+  if (scaling_in_pairs_) {
+    query_pairs_.resize(static_cast<std::size_t>(head_dim / 2 * kTileRows));
+    weight_pairs_.resize(static_cast<std::size_t>(kTileKeys / 2 * kTileRows));
+  } else {
+    queries_.resize(static_cast<std::size_t>(head_dim * kTileRows));
+  }
+}
 
 void TileState::reset(Index rows) {
   rows_ = rows;
   max_.fill(-std::numeric_limits<float>::infinity());
   sum_.fill(0);
-  std::fill(queries_.begin(), queries_.end(), 0.0f);  // of the lanes beyond the last row
+  // Lanes beyond the last row are computed, too.
+  std::fill(queries_.begin(), queries_.end(), 0.0f);
+  std::fill(query_pairs_.begin(), query_pairs_.end(), Bf16Pair{});
   std::fill(output_.begin(), output_.end(), 0.0f);
 }
 
 void TileState::set_query(Index r, std::span<const float> query) {
-  for (std::size_t i = 0; i < query.size(); ++i) queries_[i * kTileRows + static_cast<std::size_t>(r)] = query[i];
+  const auto row = static_cast<std::size_t>(r);
+  if (scaling_in_pairs_) {
+    for (std::size_t i = 0; i + 1 < query.size(); i += 2)
+      query_pairs_[i / 2 * kTileRows + row] = {from_float<BFloat16>(query[i]), from_float<BFloat16>(query[i + 1])};
+  } else {
+    for (std::size_t i = 0; i < query.size(); ++i) queries_[i * kTileRows + row] = query[i];
+  }
 }
 
 void TileState::fold(const TileBlock& block) {
   HWY_DYNAMIC_DISPATCH(FoldTile)
-  (block, {head_dim_, value_dim_, rows_, max_.data(), sum_.data(), queries_.data(), scores_.data(), output_.data()});
+  (block, {head_dim_, value_dim_, rows_, max_.data(), sum_.data(), queries_.data(), scores_.data(), output_.data(),
+           scaling_in_pairs_ ? query_pairs_.data() : nullptr, weight_pairs_.data(), scaling_in_pairs_.value_or(1)});
 }
 
 void TileState::copy_output(Index r, std::span<float> to) const {

@@ -7,19 +7,26 @@
 #include <span>
 #include <vector>
 
+#include <reticle/attention/bf16_kernel.hpp>
 #include <reticle/attention/plan.hpp>
 
 namespace reticle {
 
 inline constexpr Index kTileKeys = 128;
 
-/// Keys and values that a tile's rows meet next, and what each row makes of them.
+/// Whether a tile of queries, keys and values of these dtypes is multiplied in pairs of bfloat16.
+bool tiles_in_pairs(const AttentionInputs& inputs);
+
+/// Keys and values that a tile's rows meet next, and what each row makes of them. They are floats, or pairs where the
+/// tile is multiplied in pairs.
 struct TileBlock {
   Index count = 0;              // at most kTileKeys
   const float* keys = nullptr;  // (count, d)
   Index key_stride = 0;
   const float* values = nullptr;  // (count, dv)
   Index value_stride = 0;
+  PairMatrix key_pairs;                     // (count, d / 2)
+  const Bf16Pair* value_pairs = nullptr;    // ((count + 1) / 2, dv)
   const std::uint64_t* attended = nullptr;  // per key, bit r: row r attends; null: all rows do
   const float* inverse_p = nullptr;         // (count, kTileRows); null: all 1
   const float* bias = nullptr;              // (count, kTileRows), added to the scores; null: none
@@ -30,11 +37,12 @@ struct TileBlock {
 /// and rescaling need nothing across lanes, and keys and values are used as they lie in memory.
 class TileState {
  public:
-  TileState(Index head_dim, Index value_dim);
+  /// In pairs, queries are given unscaled, as they are bfloat16 then, and scores are multiplied by `scaling`.
+  TileState(Index head_dim, Index value_dim, std::optional<float> scaling_in_pairs);
 
   /// Starts `rows` rows anew, without keys.
   void reset(Index rows);
-  /// Row r's query, scaled.
+  /// Row r's query, scaled unless in pairs.
   void set_query(Index r, std::span<const float> query);
   void fold(const TileBlock& block);
 
@@ -44,12 +52,13 @@ class TileState {
   void copy_output(Index r, std::span<float> to) const;
 
  private:
-  struct Access;
   Index head_dim_, value_dim_, rows_ = 0;
   std::array<float, kTileRows> max_{}, sum_{};
   std::vector<float> queries_;  // (d, kTileRows)
   std::vector<float> scores_;   // (kTileKeys, kTileRows)
   std::vector<float> output_;   // (dv, kTileRows)
+  std::optional<float> scaling_in_pairs_;
+  std::vector<Bf16Pair> query_pairs_, weight_pairs_;  // (d / 2 | kTileKeys / 2, kTileRows)
 };
 
 /// The rows of a matrix that `indices` names (null: the first `count`), as float: to (count, width).

@@ -109,7 +109,7 @@ TEST(SparseAttention, ErrorFallsAndMassGrowsWithHeavySizeOnRealTensors) {
       last_error = comparison.relative_error;
       last_mass = comparison.mean_mass;
     }
-    EXPECT_LT(last_error, 1e-4) << "everything is kept; outputs are rounded to half precision";
+    EXPECT_LT(last_error, 5e-4) << "everything is kept; weights and outputs are rounded to half precision";
   }
 }
 
