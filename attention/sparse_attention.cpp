@@ -348,11 +348,12 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
       if (entry.heads.contains(static_cast<Index>(head))) unserved[head] = 0;
     }
   }
-  Mask mask = rows_of_heads(unserved, inputs.shape());
-  if (previous)
-    mask = entries.empty() ? broadcast_to(*previous, inputs.shape())
-                           : merge(mask, broadcast_to(*previous, inputs.shape()));
-  const auto count = [&](const Mask& m) { return inputs.causal ? causal_nnz(m, context) : m.nnz(); };
+  const auto visible = [&](const Mask& m) { return inputs.causal ? restrict_causal(m, context) : m; };
+  Mask mask = visible(rows_of_heads(unserved, inputs.shape()));
+  if (previous) {
+    const Mask given = visible(broadcast_to(*previous, inputs.shape()));
+    mask = entries.empty() ? given : merge(mask, given, MergeRule::add, context);
+  }
   Context own = context;
   AttentionInputs own_inputs = inputs;
   std::vector<std::uint8_t> wanted(static_cast<std::size_t>(inputs.heads()));
@@ -363,7 +364,7 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
     }
     const Stopwatch masker_watch;
     own.seed = derive_seed(context.seed, i);
-    const Index before = count(mask);
+    const Index before = mask.nnz();
     for (std::size_t head = 0; head < wanted.size(); ++head)
       wanted[head] = entries[i].heads.contains(static_cast<Index>(head)) ? 1 : 0;
     own_inputs.wanted_heads = wanted;
@@ -372,10 +373,9 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
       throw ShapeError("masker \"" + entries[i].type->name + "\" returned a mask of shape " + added.shape().describe() +
                        "; needed is " + inputs.shape().describe());
     if (!entries[i].heads.all()) added = intersect(added, rows_of_heads(wanted, inputs.shape()), context);
-    mask = merge(mask, added, config_->options.merge, context);
-    metrics.maskers.push_back({entries[i].type->name, count(mask) - before, masker_watch.seconds()});
+    mask = merge(mask, visible(added), config_->options.merge, context);
+    metrics.maskers.push_back({entries[i].type->name, mask.nnz() - before, masker_watch.seconds()});
   }
-  if (inputs.causal) mask = restrict_causal(mask, context);
   metrics.mask_seconds = watch.seconds();
   return mask;
 }

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <bit>
+
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/row_kernels.hpp>
@@ -76,18 +79,47 @@ Mask combine_bits(BitOp op, const MaskShape& shape, const Mask& a, const Mask& b
 }
 
 /// A row's columns and, if the mask is weighted, their p.
-struct CsrRow {
-  const std::int32_t* columns;
-  const float* p;
-  Index count;
+struct ColumnList {
+  const std::int32_t* columns = nullptr;
+  const float* p = nullptr;
+  Index count = 0;
+};
 
-  CsrRow(const Mask& mask, RowId row) {
-    const auto& csr = std::get<Csr>(mask.representation());
-    const Index stored = mask.shape().stored_row(row), begin = csr.row_ptr[stored];
-    columns = csr.indices.data() + begin;
-    p = csr.p.empty() ? nullptr : csr.p.data() + begin;
-    count = csr.row_ptr[stored + 1] - begin;
+ColumnList columns_of(const Csr& csr, Index stored_row) {
+  const Index begin = csr.row_ptr[stored_row];
+  return {csr.indices.data() + begin, csr.p.empty() ? nullptr : csr.p.data() + begin,
+          csr.row_ptr[stored_row + 1] - begin};
+}
+
+/// Rows of a CSR or bit mask as lists of columns; those of bits are written to a buffer that serves one row.
+class ColumnReader {
+ public:
+  explicit ColumnReader(const Mask& mask) : mask_(mask) {
+    if (mask.kind() == MaskKind::bits) columns_.resize(static_cast<std::size_t>(mask.shape().keys + kSlack));
   }
+
+  ColumnList row(RowId row) {
+    const Index stored = mask_.shape().stored_row(row);
+    if (const auto* csr = std::get_if<Csr>(&mask_.representation())) return columns_of(*csr, stored);
+    const Index per_row = BitDense::words_per_row(mask_.shape().keys);
+    return {columns_.data(), nullptr, columns_of_bits(words(stored), per_row, 0, columns_.data())};
+  }
+
+  Index count(RowId row) const {
+    const Index stored = mask_.shape().stored_row(row);
+    if (const auto* csr = std::get_if<Csr>(&mask_.representation()))
+      return csr->row_ptr[stored + 1] - csr->row_ptr[stored];
+    return count_bits(words(stored), BitDense::words_per_row(mask_.shape().keys));
+  }
+
+ private:
+  const std::uint64_t* words(Index stored_row) const {
+    return std::get<BitDense>(mask_.representation()).words.data() +
+           stored_row * BitDense::words_per_row(mask_.shape().keys);
+  }
+
+  const Mask& mask_;
+  std::vector<std::int32_t> columns_;
 };
 
 /// The union of two 0/1 masks whose result is dense enough for bits: by setting bits.
@@ -102,8 +134,8 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
       const Index stored = mask->shape().stored_row(id);
       if (const auto* bits = std::get_if<BitDense>(&mask->representation())) {
         combine_words(BitOp::unite, of_row, bits->words.data() + stored * per_row, of_row, per_row);
-      } else if (mask->kind() == MaskKind::csr) {
-        const CsrRow columns(*mask, id);
+      } else if (const auto* csr = std::get_if<Csr>(&mask->representation())) {
+        const ColumnList columns = columns_of(*csr, stored);
         set_bits(columns.columns, columns.count, 0, of_row);
       } else {
         std::visit(
@@ -136,8 +168,8 @@ Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const 
         if (const auto* dense = std::get_if<WeightedDense>(&mask->representation())) {
           const float* from = dense->p.data() + stored * keys;
           for (Index k = 0; k < keys; ++k) of_row[k] = Op::p(of_row[k], from[k]);
-        } else if (mask->kind() == MaskKind::csr) {
-          const CsrRow columns(*mask, id);
+        } else if (const auto* csr = std::get_if<Csr>(&mask->representation())) {
+          const ColumnList columns = columns_of(*csr, stored);
           for (Index i = 0; i < columns.count; ++i) {
             float& at = of_row[columns.columns[i]];
             at = Op::p(at, columns.p == nullptr ? 1.0f : columns.p[i]);
@@ -166,24 +198,68 @@ Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const 
   return conformed(shape, WeightedDense{std::move(p)}, counts, MaskKind::dense, context);
 }
 
+/// Whether both are lists of columns, or are to be read as such: bits beside a weighted list.
+bool merges_by_columns(const Mask& a, const Mask& b) {
+  const auto listed = [](const Mask& mask) { return mask.kind() == MaskKind::csr; };
+  const auto bits_beside = [](const Mask& bits, const Mask& list) {
+    return bits.kind() == MaskKind::bits && list.kind() == MaskKind::csr && list.weighted();
+  };
+  return (listed(a) && listed(b)) || bits_beside(a, b) || bits_beside(b, a);
+}
+
 /// Whether a union is to be formed as p of every position: one operand is stored so, or it is weighted and the operands
 /// so full that, if they are independent, it takes fewer bytes that way (4 a position against 8 an entry).
 bool dense_union(const MaskShape& shape, const Mask& a, const Mask& b) {
   if (shape.positions() == 0) return false;
   if (a.kind() == MaskKind::dense || b.kind() == MaskKind::dense) return true;
-  if (a.kind() != MaskKind::csr || b.kind() != MaskKind::csr || !(a.weighted() || b.weighted())) return false;
+  if (!merges_by_columns(a, b) || !(a.weighted() || b.weighted())) return false;
   return a.density() + b.density() - a.density() * b.density() > 0.5;
 }
 
-/// The union of two CSR masks, by merging columns.
+/// The same mask by runs: `run_ptr` says how many each row has.
+Mask as_runs(const MaskShape& shape, const Csr& csr, Array<Index> run_ptr, const MaskCounts& counts,
+             const Context& context) {
+  Array<Interval> intervals(static_cast<std::size_t>(run_ptr.back()));
+  Array<float> p(counts.weighted ? intervals.size() : 0);
+  const Index rows = shape.stored_rows();
+  context.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
+    for (Index row = begin; row < end; ++row) {
+      const ColumnList columns = columns_of(csr, row);
+      const Index before = run_ptr[static_cast<std::size_t>(row)] - 1;
+      Interval* interval = intervals.data() + before;
+      float* of_run = counts.weighted ? p.data() + before : nullptr;
+      for (Index i = 0; i < columns.count; ++i) {
+        const std::int32_t column = columns.columns[i];
+        if (i == 0 || column != columns.columns[i - 1] + 1 ||
+            (columns.p != nullptr && columns.p[i] != columns.p[i - 1])) {
+          ++interval;
+          interval->begin = column;
+          if (of_run != nullptr) *++of_run = columns.p[i];
+        }
+        interval->end = column + 1;
+      }
+    }
+  });
+  return MaskAssembler::make(shape, Runs{std::move(run_ptr), std::move(intervals), std::move(p)}, counts.entries,
+                             counts.weighted);
+}
+
+/// Counts of rows become where each begins.
+void accumulate(Array<Index>& row_ptr) {
+  row_ptr[0] = 0;
+  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
+}
+
+/// The union of two masks that merge by columns.
 Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRule rule, const Context& context) {
   const Index rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
   const bool weighted = a.weighted() || b.weighted();
   std::vector<Index> room(static_cast<std::size_t>((rows - 1) / chunk + 1), 0);
   Index least = 0;  // entries of the result
+  const ColumnReader of_a(a), of_b(b);
   for (Index row = 0; row < rows; ++row) {
     const RowId id = shape.row_of_stored(row);
-    const Index left = CsrRow(a, id).count, right = CsrRow(b, id).count;
+    const Index left = of_a.count(id), right = of_b.count(id);
     least += std::max(left, right);
     room[static_cast<std::size_t>(row / chunk)] += left + right;
   }
@@ -196,21 +272,23 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   for (std::size_t i = 0; i < room.size(); ++i) start[i + 1] = start[i] + room[i] + kSlack;
   Array<std::int32_t> indices(static_cast<std::size_t>(start.back()));
   Array<float> p(static_cast<std::size_t>(weighted ? start.back() : 0));
-  Array<Index> row_ptr(static_cast<std::size_t>(rows) + 1);
+  Array<Index> row_ptr(static_cast<std::size_t>(rows) + 1), run_ptr(row_ptr.size());
   std::vector<MaskCounts> of_chunk(room.size());
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
+    ColumnReader read_a(a), read_b(b);
     MaskCounts counts;
     std::int32_t* columns = indices.data() + start[static_cast<std::size_t>(index)];
     float* columns_p = p.data() + (weighted ? start[static_cast<std::size_t>(index)] : 0);
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
-      const CsrRow left(a, id), right(b, id);
+      const ColumnList left = read_a.row(id), right = read_b.row(id);
       const RowCounts merged =
           weighted
               ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
                                        right.p, right.count, columns + counts.entries, columns_p + counts.entries)
               : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
       row_ptr[static_cast<std::size_t>(row) + 1] = merged.entries;
+      run_ptr[static_cast<std::size_t>(row) + 1] = merged.runs;
       counts.entries += merged.entries;
       counts.runs += merged.runs;
     }
@@ -231,9 +309,58 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   p.resize(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
   if (alike || p.empty()) p.shrink_to_fit();
   if (alike) indices.shrink_to_fit();
-  row_ptr[0] = 0;
-  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
-  return conformed(shape, Csr{std::move(row_ptr), std::move(indices), std::move(p)}, counts, MaskKind::csr, context);
+  accumulate(row_ptr);
+  Csr merged{std::move(row_ptr), std::move(indices), std::move(p)};
+  if (conform(shape, counts) == MaskKind::runs) {
+    accumulate(run_ptr);
+    return as_runs(shape, merged, std::move(run_ptr), counts, context);
+  }
+  return conformed(shape, std::move(merged), counts, MaskKind::csr, context);
+}
+
+/// One past the last column of a stored row; 0 when it has none.
+Index end_of_row(const Empty&, Index, Index) { return 0; }
+Index end_of_row(const Full&, Index, Index keys) { return keys; }
+Index end_of_row(const BitDense& rep, Index row, Index keys) {
+  const Index count = BitDense::words_per_row(keys);
+  for (Index w = count; w-- > 0;) {
+    if (const std::uint64_t word = rep.words[row * count + w]; word != 0) return w * 64 + 64 - std::countl_zero(word);
+  }
+  return 0;
+}
+Index end_of_row(const WeightedDense& rep, Index row, Index keys) {
+  Index end = keys;
+  while (end > 0 && !(rep.p[row * keys + end - 1] > 0)) --end;
+  return end;
+}
+Index end_of_row(const Csr& rep, Index row, Index) {
+  const Index end = rep.row_ptr[row + 1];
+  return end == rep.row_ptr[row] ? 0 : rep.indices[end - 1] + 1;
+}
+Index end_of_row(const Runs& rep, Index row, Index) {
+  const Index end = rep.row_ptr[row + 1];
+  return end == rep.row_ptr[row] ? 0 : rep.intervals[end - 1].end;
+}
+
+/// Whether some row attends to a key after its query's position.
+bool reaches_beyond_causality(const Mask& mask, const Context& context) {
+  const MaskShape& shape = mask.shape();
+  const Index rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
+  if (shape.positions() == 0) return false;
+  std::vector<std::uint8_t> beyond(static_cast<std::size_t>((rows - 1) / chunk + 1), 0);
+  context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
+    for (Index row = begin; row < end; ++row) {
+      // Where queries share a row, the first one sees least.
+      const Index visible = shape.keys - shape.queries + shape.row_of_stored(row).query + 1;
+      const Index last =
+          std::visit([&](const auto& rep) { return end_of_row(rep, row, shape.keys); }, mask.representation());
+      if (last > std::max<Index>(0, visible)) {
+        beyond[static_cast<std::size_t>(index)] = 1;
+        return;
+      }
+    }
+  });
+  return std::ranges::find(beyond, 1) != beyond.end();
 }
 
 template <class Op>
@@ -244,8 +371,7 @@ Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional
   if (rule && dense_union(shape, a, b)) return unite_as_dense<Op>(shape, a, b, context);
   const bool to_bits = (a.kind() == MaskKind::bits || b.kind() == MaskKind::bits) && !a.weighted() && !b.weighted();
   if (rule && shape.positions() > 0 && to_bits) return unite_as_bits(shape, a, b, context);
-  if (rule && shape.positions() > 0 && a.kind() == MaskKind::csr && b.kind() == MaskKind::csr)
-    return unite_columns(shape, a, b, *rule, context);
+  if (rule && shape.positions() > 0 && merges_by_columns(a, b)) return unite_columns(shape, a, b, *rule, context);
   return assemble(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {
@@ -296,7 +422,7 @@ Mask complement(const Mask& mask, const Context& context) {
 }
 
 Mask restrict_causal(const Mask& mask, const Context& context) {
-  if (mask.kind() == MaskKind::empty) return mask;
+  if (mask.kind() == MaskKind::empty || !reaches_beyond_causality(mask, context)) return mask;
   MaskShape shape = mask.shape();
   shape.shared_queries = false;
   return assemble(

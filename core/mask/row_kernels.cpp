@@ -164,33 +164,38 @@ RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t*
   return {entries, entries - static_cast<Index>(joined)};
 }
 
-/// A weighted list as 64-bit words, the column above the bits of p, so that they sort by column and carry p along.
+/// A weighted list as 64-bit words, the column above the bits of p, so that they sort by column and carry p along. A
+/// list without p reads ones, again and again.
 struct WeightedReader {
+  static constexpr std::size_t kMost = HWY_MAX_BYTES / sizeof(std::uint64_t);
   const std::int32_t* columns;
   const float* p;
   Index left;
+  float ones[kMost];
+
+  WeightedReader(const std::int32_t* columns, const float* p, Index count) : columns(columns), p(p), left(count) {
+    std::fill(ones, ones + kMost, 1.0f);
+  }
 
   std::int32_t head() const { return left > 0 ? *columns : ColumnReader::kNone; }
+  const float* next_p() const { return p == nullptr ? ones : p; }
 
   template <class D>
   HWY_INLINE hn::Vec<D> next(D tag) {
     const auto lanes = static_cast<Index>(hn::Lanes(tag));
-    constexpr std::size_t kMost = HWY_MAX_BYTES / sizeof(std::uint64_t);
-    HWY_ALIGN std::uint32_t some_columns[kMost], some_p[kMost];
-    const std::uint32_t* from_columns = reinterpret_cast<const std::uint32_t*>(columns);
-    const std::uint32_t* from_p = reinterpret_cast<const std::uint32_t*>(p);
-    if (HWY_UNLIKELY(left < lanes || p == nullptr)) {
-      for (Index i = 0; i < lanes; ++i) {
-        const bool real = i < left;
-        some_columns[i] = static_cast<std::uint32_t>(real ? columns[i] : ColumnReader::kNone);
-        some_p[i] = std::bit_cast<std::uint32_t>(real && p != nullptr ? p[i] : 1.0f);
-      }
-      from_columns = some_columns;
-      from_p = some_p;
+    if (HWY_LIKELY(left >= lanes)) {
+      const auto word = pack(tag, columns, next_p());
+      skip(lanes);
+      return word;
     }
-    const auto word = pack(tag, from_columns, from_p);
-    skip(left < lanes ? left : lanes);
-    return word;
+    HWY_ALIGN std::int32_t some_columns[kMost];
+    HWY_ALIGN float some_p[kMost];
+    for (Index i = 0; i < lanes; ++i) {
+      some_columns[i] = i < left ? columns[i] : ColumnReader::kNone;
+      some_p[i] = i < left && p != nullptr ? p[i] : 1.0f;
+    }
+    skip(left);
+    return pack(tag, some_columns, some_p);
   }
 
   template <class D>
@@ -269,10 +274,10 @@ RowCounts MergeWeightedBy(WeightedReader from_a, WeightedReader from_b, std::int
   };
   // While both lists have whole vectors: arithmetic selects instead of a branch that nobody could predict.
   const auto step = static_cast<Index>(lanes);
-  while (from_a.left >= step && from_b.left >= step && from_a.p != nullptr && from_b.p != nullptr) {
+  while (from_a.left >= step && from_b.left >= step) {
     const bool a_is_behind = *from_a.columns <= *from_b.columns;
     const std::int32_t* columns = a_is_behind ? from_a.columns : from_b.columns;
-    const float* p = a_is_behind ? from_a.p : from_b.p;
+    const float* p = a_is_behind ? from_a.next_p() : from_b.next_p();
     const Index of_a = a_is_behind ? step : 0;
     from_a.skip(of_a);
     from_b.skip(step - of_a);
@@ -289,7 +294,7 @@ RowCounts MergeWeightedBy(WeightedReader from_a, WeightedReader from_b, std::int
 
 RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
                         const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
-  const WeightedReader from_a{a, a_p, a_count}, from_b{b, b_p, b_count};
+  const WeightedReader from_a(a, a_p, a_count), from_b(b, b_p, b_count);
   switch (rule) {
     case UnionRule::add:
       return MergeWeightedBy<UnionRule::add>(from_a, from_b, out, out_p);
