@@ -19,7 +19,8 @@ constexpr Index kLeastShared = 32;
 Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (2 * rows + 14) / 15; }
 
 /// A word of 64 keys of which so many are shared is shared whole: segments stay long, and the few keys that nobody or
-/// one row wants cost less than their bookkeeping.
+/// one row wants cost less than their bookkeeping. The few rows of a decode step are bound by reading keys, and memory
+/// streams faster than it is picked from: there, keys count that any row wants.
 constexpr int kWholeWord = 48;
 
 /// What an entry costs in a tile of so many rows, against one of 64: fewer compute slower, but where neighbouring
@@ -43,6 +44,24 @@ void transpose(std::array<std::uint64_t, 64>& bits) {
       bits[i] ^= swap << half;
       bits[i + half] ^= swap;
     }
+  }
+}
+
+/// The same for eight words, of which eight bits each are looked at at a time: three exchanges within a word.
+void transpose_eight(std::array<std::uint64_t, 64>& bits) {
+  std::array<std::uint64_t, 8> rows;
+  std::copy_n(bits.begin(), 8, rows.begin());
+  const auto exchange = [](std::uint64_t x, int distance, std::uint64_t mask) {
+    const std::uint64_t swap = (x ^ (x >> distance)) & mask;
+    return x ^ swap ^ (swap << distance);
+  };
+  for (std::size_t byte = 0; byte < 8; ++byte) {
+    std::uint64_t x = 0;
+    for (std::size_t r = 0; r < 8; ++r) x |= (rows[r] >> (8 * byte) & 0xFF) << (8 * r);
+    x = exchange(x, 7, 0x00AA00AA00AA00AA);
+    x = exchange(x, 14, 0x0000CCCC0000CCCC);
+    x = exchange(x, 28, 0x00000000F0F0F0F0);
+    for (std::size_t i = 0; i < 8; ++i) bits[8 * byte + i] = x >> (8 * i) & 0xFF;
   }
 }
 
@@ -281,9 +300,9 @@ double TilePlanner::shared_entries(Index rows, Index width) {
 
 void TilePlanner::share_whole_words(Index rows, Index width) {
   for (std::size_t w = 0; w < static_cast<std::size_t>(width); ++w) {
-    if (std::popcount(shared_[w]) < kWholeWord) continue;
     std::uint64_t any = 0;
     for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width) + w];
+    if (std::popcount(rows <= kRowPathRows ? any : shared_[w]) < kWholeWord) continue;
     shared_[w] = (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
   }
 }
@@ -297,7 +316,11 @@ void TilePlanner::make_segments(Index rows, Index width) {
       bits.fill(0);
       for (Index r = 0; r < rows; ++r)
         bits[static_cast<std::size_t>(r)] = words_[static_cast<std::size_t>(r * width + w)];
-      transpose(bits);
+      if (rows <= 8) {
+        transpose_eight(bits);
+      } else {
+        transpose(bits);
+      }
     }
     const auto first = static_cast<std::int32_t>(origin_ + w * 64);
     for (int bit = 0; bit < 64 && shared >> bit != 0;) {
