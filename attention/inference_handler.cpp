@@ -22,20 +22,25 @@ void StageRecord::merge(const StageRecord& other) {
   visible += other.visible;
 }
 
-AttentionResult InferenceHandler::attend(const AttentionInputs& inputs, InferenceState& state,
-                                         const AttentionOptions& options, const Context& context) const {
+Mask InferenceHandler::mask(const AttentionInputs& inputs, InferenceState& state, const Context& context) const {
   AttentionInputs causal = inputs;
   causal.causal = true;
-  const Mask mask = sparse_.mask(causal, state.maskers, context);
-  AttentionResult result = attention(causal, mask, options, context);
+  Mask mask = sparse_.mask(causal, state.maskers, context);
   StageRecord& record = state.record(inputs.stage);
-  const auto entries = static_cast<double>(causal_nnz(mask, context));
+  const auto entries = static_cast<double>(mask.nnz());  // all of them causal
   const auto visible = static_cast<double>(causal_nnz(Mask::full(mask.shape()), context));
   record.entries += entries;
   record.visible += visible;
   record.sparsity.push_back(visible > 0 ? 1 - entries / visible : 0);
   if (keep_masks_) record.masks.push_back({inputs.layer, mask});
-  return result;
+  return mask;
+}
+
+AttentionResult InferenceHandler::attend(const AttentionInputs& inputs, InferenceState& state,
+                                         const AttentionOptions& options, const Context& context) const {
+  AttentionInputs causal = inputs;
+  causal.causal = true;
+  return attention(causal, mask(causal, state, context), options, context);
 }
 
 namespace {

@@ -50,6 +50,9 @@ class RETICLE_API InferenceHandler {
   /// Whether records keep every call's mask: for pictures.
   void keep_masks(bool keep) { keep_masks_ = keep; }
 
+  /// The keys that the stage's pipeline chooses for inputs.stage and inputs.layer, causal, recorded: for attention that
+  /// is computed elsewhere.
+  Mask mask(const AttentionInputs& inputs, InferenceState& state, const Context& context = {}) const;
   /// Causal attention of inputs.stage and inputs.layer over the keys that the stage's pipeline chooses.
   AttentionResult attend(const AttentionInputs& inputs, InferenceState& state, const AttentionOptions& options = {},
                          const Context& context = {}) const;

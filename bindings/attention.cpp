@@ -15,6 +15,7 @@ namespace reticle::bindings {
 namespace {
 
 using SinkLogits = std::vector<float>;
+using py::literals::operator""_a;
 
 /// The options view the logits.
 AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& sink_logits) {
@@ -60,19 +61,42 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
                         call.values.hand_over(std::move(gradients.values)));
 }
 
+/// Whether a caller's tensor lies on a GPU: torch's say so.
+bool on_gpu(const py::object& tensor) { return py::hasattr(tensor, "is_cuda") && tensor.attr("is_cuda").cast<bool>(); }
+
+/// What a pipeline does with tensors on a GPU is Python's: maskers on the host, attention over there.
+py::object on_gpu(const char* function, const py::object& pipeline, const py::object& queries, const py::object& keys,
+                  const py::object& values, const py::object& state, const py::dict& call) {
+  return py::module_::import("reticle.gpu").attr(function)(pipeline, queries, keys, values, state, **call);
+}
+
+/// Forgets everything that is kept for a sequence, copies of a GPU's tensors included.
+template <class State>
+void reset(const py::object& state) {
+  state.cast<State&>().reset();
+  if (py::hasattr(state, "_host_copies")) py::delattr(state, "_host_copies");
+}
+
 Stage stage_from(const std::string& stage) {
   if (stage == "prefill") return Stage::prefill;
   if (stage == "generation") return Stage::generation;
   throw py::value_error("stage is \"" + stage + "\"; needed is \"prefill\" or \"generation\"");
 }
 
-Mask build_mask(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
-                const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
+py::object build_mask(const py::object& pipeline, const py::object& queries, const py::object& keys,
+                      const py::object& values, const py::object& of_sequence, std::optional<float> scaling,
+                      bool causal, const py::object& attention_mask, int layer, const std::string& stage,
+                      const py::object& extras) {
+  if (on_gpu(queries))
+    return on_gpu("mask", pipeline, queries, keys, values, of_sequence,
+                  py::dict("scaling"_a = scaling, "causal"_a = causal, "attention_mask"_a = attention_mask,
+                           "layer"_a = layer, "stage"_a = stage, "extras"_a = extras));
+  const auto& sparse = pipeline.cast<const SparseAttention&>();
+  auto& state = of_sequence.cast<SequenceState&>();
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  return run_released([&](const Context& context) { return sparse.mask(call.inputs, state, context); });
+  return py::cast(run_released([&](const Context& context) { return sparse.mask(call.inputs, state, context); }));
 }
 
 py::dict dict_of(const Metrics& metrics) {
@@ -121,12 +145,18 @@ py::tuple run_pipeline(bool measured, bool compare, const SparseAttention& spars
   return py::make_tuple(std::move(output), std::move(result.mask), dict_of(result.metrics));
 }
 
-py::tuple run(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-              const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
-              const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras,
-              std::optional<float> soft_cap, const SinkLogits& sink_logits) {
-  return run_pipeline(false, false, sparse, queries, keys, values, state, scaling, causal, attention_mask, layer, stage,
-                      extras, soft_cap, sink_logits);
+py::tuple run(const py::object& sparse, const py::object& queries, const py::object& keys, const py::object& values,
+              const py::object& state, std::optional<float> scaling, bool causal, const py::object& attention_mask,
+              int layer, const std::string& stage, const py::object& extras, std::optional<float> soft_cap,
+              const SinkLogits& sink_logits) {
+  if (on_gpu(queries))
+    return on_gpu(
+        "run", sparse, queries, keys, values, state,
+        py::dict("scaling"_a = scaling, "causal"_a = causal, "attention_mask"_a = attention_mask, "layer"_a = layer,
+                 "stage"_a = stage, "extras"_a = extras, "soft_cap"_a = soft_cap, "sink_logits"_a = sink_logits));
+  return run_pipeline(false, false, sparse.cast<const SparseAttention&>(), queries, keys, values,
+                      state.cast<SequenceState&>(), scaling, causal, attention_mask, layer, stage, extras, soft_cap,
+                      sink_logits);
 }
 
 py::tuple measure(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
@@ -137,18 +167,34 @@ py::tuple measure(const SparseAttention& sparse, const py::object& queries, cons
                       stage, extras, soft_cap, sink_logits);
 }
 
-py::tuple handle(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
-                 const py::object& values, InferenceState& state, std::optional<float> scaling,
-                 const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap,
-                 const SinkLogits& sink_logits, const py::object& extras) {
+py::tuple handle(const py::object& handler, const py::object& queries, const py::object& keys, const py::object& values,
+                 const py::object& state, std::optional<float> scaling, const py::object& attention_mask, int layer,
+                 const std::string& stage, std::optional<float> soft_cap, const SinkLogits& sink_logits,
+                 const py::object& extras) {
+  if (on_gpu(queries))
+    return on_gpu(
+        "attend", handler, queries, keys, values, state,
+        py::dict("scaling"_a = scaling, "attention_mask"_a = attention_mask, "layer"_a = layer, "stage"_a = stage,
+                 "soft_cap"_a = soft_cap, "sink_logits"_a = sink_logits, "extras"_a = extras));
   Call call(queries, keys, values, attention_mask, scaling, true, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  AttentionResult result = run_released([&](const Context& context) {
-    return handler.attend(call.inputs, state, options_from(soft_cap, sink_logits), context);
-  });
+  auto& own = state.cast<InferenceState&>();
+  AttentionResult result =
+      run_released([&, &handler = handler.cast<const InferenceHandler&>()](const Context& context) {
+        return handler.attend(call.inputs, own, options_from(soft_cap, sink_logits), context);
+      });
   return py::make_tuple(call.queries.hand_over(std::move(result.output)),
                         call.queries.hand_over(std::move(result.lse)));
+}
+
+Mask choose(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
+            const py::object& values, InferenceState& state, std::optional<float> scaling,
+            const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
+  Call call(queries, keys, values, attention_mask, scaling, true, extras);
+  call.inputs.stage = stage_from(stage);
+  call.inputs.layer = layer;
+  return run_released([&](const Context& context) { return handler.mask(call.inputs, state, context); });
 }
 
 void add_handler(py::module_& module) {
@@ -168,11 +214,11 @@ void add_handler(py::module_& module) {
           },
           "(layer, mask) of each call, where the handler keeps them.");
   py::class_<InferenceState>(module, "InferenceState",
-                             "One sequence's (or batch's) way through a handler, over all layers.")
+                             "One sequence's (or batch's) way through a handler, over all layers.", py::dynamic_attr())
       .def(py::init<>())
       .def_readonly("prefill", &InferenceState::prefill, "What prompts attended to.")
       .def_readonly("generation", &InferenceState::generation, "What was generated after them attended to.")
-      .def("reset", &InferenceState::reset, "Forgets everything: the next call starts a new sequence.");
+      .def("reset", &reset<InferenceState>, "Forgets everything: the next call starts a new sequence.");
   py::class_<InferenceHandler>(module, "InferenceHandler",
                                "One sparse pattern for the prompt, another for what is generated after it. Immutable.")
       .def(py::init([](const SparseAttention& prefill, const SparseAttention& generation, bool keep_masks) {
@@ -185,7 +231,11 @@ void add_handler(py::module_& module) {
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
            py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
            py::arg("extras") = py::none(),
-           "(output, lse) of causal attention over the keys that the stage's pipeline chooses.");
+           "(output, lse) of causal attention over the keys that the stage's pipeline chooses.")
+      .def("mask", &choose, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+           py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
+           py::arg("stage") = "prefill", py::arg("extras") = py::none(),
+           "The keys that the stage's pipeline chooses, recorded: for attention that is computed elsewhere.");
 }
 
 }  // namespace
@@ -220,9 +270,10 @@ void add_attention(py::module_& module) {
         return AttentionPlan(call.inputs, mask);
       },
       py::arg("queries"), py::arg("keys"), py::arg("mask"), py::kw_only(), py::arg("causal") = false);
-  py::class_<SequenceState>(module, "SequenceState", "What the maskers of every layer keep for one sequence.")
+  py::class_<SequenceState>(module, "SequenceState", "What the maskers of every layer keep for one sequence.",
+                            py::dynamic_attr())
       .def(py::init<>())
-      .def("reset", &SequenceState::reset, "Forgets everything: the next call starts a new sequence.");
+      .def("reset", &reset<SequenceState>, "Forgets everything: the next call starts a new sequence.");
   py::class_<SparseAttention>(module, "SparseAttention",
                               "A pipeline of maskers for each stage, made from a config, and attention over the mask "
                               "that they build. Immutable: what maskers keep of a sequence is in its SequenceState.")

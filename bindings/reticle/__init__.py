@@ -111,11 +111,17 @@ def attention(
     if torch is not None and isinstance(queries, torch.Tensor):
         inputs: tuple[Any, ...] = (queries, keys, values)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        if wanted or queries.is_cuda or torch.compiler.is_compiling():
-            if len(sink_logits):
-                raise NotImplementedError("sink_logits with gradients, torch.compile or GPU tensors are not built")
+        special = wanted or torch.compiler.is_compiling()
+        if special and len(sink_logits):
+            raise NotImplementedError("sink_logits with gradients or torch.compile are not built")
+        if special or queries.is_cuda:
             import reticle.torch
 
+            if len(sink_logits):
+                everything = _core.Mask.full((*queries.shape[:3], inputs[1].shape[2])) if mask is None else mask
+                on_gpu: Any = reticle.torch.on_gpu
+                answer: tuple[Array, Array] = on_gpu(*inputs, everything, sink_logits=sink_logits, **options)
+                return answer
             differentiable: Any = reticle.torch.attention
             result: tuple[Array, Array] = differentiable(queries, keys, values, mask, **options)
             return result

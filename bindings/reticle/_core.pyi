@@ -185,6 +185,19 @@ class InferenceHandler:
         sink_logits: Sequence[float] = ...,
         extras: Mapping[str, Any] | None = None,
     ) -> tuple[_Array, _Array]: ...
+    def mask(
+        self,
+        queries: _Array,
+        keys: _Array,
+        values: _Array,
+        state: InferenceState,
+        *,
+        scaling: float | None = None,
+        attention_mask: Any = None,
+        layer: int = 0,
+        stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
+    ) -> Mask: ...
 
 class AttentionInputs:
     @property

@@ -21,6 +21,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
+import reticle
 import reticle._core as _core
 import reticle.maskers
 from reticle.metrics import DENSITY, OUTPUT_ERROR
@@ -125,7 +126,7 @@ class Attachment:
                 record = self.prefill if prompt else self.generation
                 self._metrics.log(DENSITY, 1 - record.sparsity[-1], **where)
             if self._metrics.wants(OUTPUT_ERROR):
-                dense, _ = _core.attention(queries, keys, values, causal=True, **call)
+                dense, _ = reticle.attention(queries, keys, values, causal=True, **call)
                 error = (dense.double() - output.double()).norm() / dense.double().norm().clamp_min(1e-300)
                 self._metrics.log(OUTPUT_ERROR, error.item(), **where)
         return output
@@ -172,7 +173,7 @@ def _forward(
         window = _core.nsa_window_mask(
             query.shape[1], queries, key.shape[2], key.shape[2] - queries, sliding_window - 1
         ).broadcast_to((*query.shape[:3], key.shape[2]))
-        output, _ = _core.attention(query, key, value, window, **call)
+        output, _ = reticle.attention(query, key, value, window, **call)
     else:
         output = attached.attend(module.layer_idx, query, key, value, call)
     return output.transpose(1, 2), None
@@ -205,7 +206,8 @@ def attach(
     attention. Works with `generate`, dynamic caches, grouped queries, and batches padded on the left. What maskers keep
     starts anew with every prompt, and one prompt (or batch) runs at a time. A layer with a sliding window follows the
     pattern while the sequence fits into the window, and attends to all of its window after that. `keep_masks` records
-    every call's mask, for pictures; `metrics` gets the density and output error of every call. CPU only.
+    every call's mask, for pictures; `metrics` gets the density and output error of every call. A model on a GPU computes
+    attention there, while maskers choose on the host (see reticle.gpu).
 
     Raises, when the model runs: NotImplementedError for static caches, attention dropout and gradients.
     """

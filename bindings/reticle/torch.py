@@ -38,7 +38,8 @@ def _attention(
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor]:
     if queries.is_cuda:
-        return _on_gpu(queries, keys, values, _masks[mask], attention_mask, scaling, causal, soft_cap)
+        options: Any = {"attention_mask": attention_mask, "soft_cap": soft_cap}
+        return on_gpu(queries, keys, values, _masks[mask], scaling=scaling, causal=causal, **options)
     return _core.attention(
         queries,
         keys,
@@ -51,21 +52,37 @@ def _attention(
     )
 
 
-def _on_gpu(
+def on_gpu(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Mask,
-    attention_mask: Tensor | None,
-    scaling: float,
-    causal: bool,
-    soft_cap: float | None,
+    *,
+    scaling: float | None = None,
+    causal: bool = False,
+    attention_mask: Tensor | None = None,
+    soft_cap: float | None = None,
+    sink_logits: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
-    """On the current stream of the queries' device. Masks go to the device with every call; AttentionPlan keeps one."""
+    """(output, lse) on the current stream of the queries' device, without gradients. Masks go to the device with every
+    call; AttentionPlan keeps one. Raises NotImplementedError for an attention mask that does more than allow (0) and
+    forbid (-inf)."""
     if attention_mask is not None:
-        raise NotImplementedError("an attention mask on a GPU is not built; make it part of the mask")
-    plan = AttentionPlan(queries, keys, values, mask, scaling=scaling, causal=causal, soft_cap=soft_cap)
+        mask = mask & _allowed(attention_mask.cpu()).broadcast_to(mask.shape)
+    plan = AttentionPlan(
+        queries, keys, values, mask, scaling=scaling, causal=causal, soft_cap=soft_cap, sink_logits=sink_logits
+    )
     return plan(queries, keys, values)
+
+
+def _allowed(attention_mask: Tensor) -> Mask:
+    """Where an additive mask is 0, as a mask of its own extents."""
+    allowed = attention_mask == 0
+    if not bool((allowed | (attention_mask == -torch.inf)).all()):
+        raise NotImplementedError(
+            "attention_mask has entries other than 0 and -inf; on a GPU an attention mask can only allow and forbid"
+        )
+    return _core.Mask.dense(allowed.numpy())
 
 
 class AttentionPlan:

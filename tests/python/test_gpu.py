@@ -1,0 +1,164 @@
+"""Pipelines over tensors on a GPU: what of them runs without one. The attention itself is replaced by the CPU's."""
+
+import json
+import warnings
+
+import pytest
+import reticle
+
+torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
+
+import reticle.gpu  # noqa: E402
+import reticle.torch  # noqa: E402
+
+CONFIG = {
+    "causal": True,
+    "maskers": [{"type": "sink", "sink_size": 2}, {"type": "local", "window_size": 3}],
+}
+TOP_K = {"maskers": [*CONFIG["maskers"], {"type": "oracle_top_k", "heavy_size": 0.2}], "causal": True}
+
+
+@pytest.fixture
+def cpu_as_gpu(monkeypatch):
+    """AttentionPlan as it would compute on a GPU."""
+
+    class Plan:
+        def __init__(self, queries, keys, values, mask, *, scaling=None, causal=False, soft_cap=None, sink_logits=()):
+            options = {"scaling": scaling, "causal": causal, "soft_cap": soft_cap, "sink_logits": list(sink_logits)}
+            self.call = lambda *tensors: reticle._core.attention(*tensors, mask, **options)
+
+        def __call__(self, *tensors):
+            return self.call(*tensors)
+
+    monkeypatch.setattr(reticle.torch, "AttentionPlan", Plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def tensors(queries, keys, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, 4, queries, 8, generator=generator)
+    return q, *(torch.randn(1, 2, keys, 8, generator=generator) for _ in range(2))
+
+
+def call_of(**changed):
+    call = {"scaling": None, "attention_mask": None, "layer": 0, "stage": "generation", "extras": None}
+    return {**call, **changed}
+
+
+def test_copies_take_in_only_what_is_new(monkeypatch):
+    copies = reticle.gpu.HostCopies()
+    _, k, v = tensors(1, 40)
+    copied = []
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, of: (copied.append(of.shape[2]), copy(to, of))[1])
+    for length in (30, 31, 33, 40):
+        begins = length == 30
+        host = copies.follow(0, k[:, :, :length], v[:, :, :length], begins=begins)
+        assert torch.equal(host[0], k[:, :, :length]) and torch.equal(host[1], v[:, :, :length])
+    assert copied == [30, 30, 1, 1, 2, 2, 7, 7]
+
+
+def test_copies_are_made_again_for_another_sequence():
+    copies = reticle.gpu.HostCopies()
+    _, k, v = tensors(1, 20)
+    copies.follow(0, k, v, begins=True)
+    _, other_k, other_v = tensors(1, 25, seed=1)
+    assert torch.equal(copies.follow(0, other_k, other_v, begins=True)[0], other_k)
+    shorter = other_k[:, :, :10], other_v[:, :, :10]
+    assert torch.equal(copies.follow(0, *shorter, begins=False)[1], shorter[1])
+    assert copies.follow(0, k.half(), v.half(), begins=False)[0].dtype == torch.float16
+
+
+def test_a_pipeline_chooses_and_computes_what_it_does_on_the_cpu(cpu_as_gpu):
+    sparse = reticle.SparseAttention.from_json(json.dumps(TOP_K))
+    ours, theirs = reticle.SequenceState(), reticle.SequenceState()
+    _, k, v = tensors(1, 50)
+    for step, length in enumerate((40, 41, 42, 50)):
+        queries = length if step == 0 else 1
+        q, _, _ = tensors(queries, 1, seed=step)
+        stage = "prefill" if step == 0 else "generation"
+        inputs = q, k[:, :, :length], v[:, :, :length]
+        output, mask = reticle.gpu.run(
+            sparse, *inputs, ours, soft_cap=None, sink_logits=(), causal=False, **call_of(stage=stage)
+        )
+        expected, expected_mask = sparse.run(*inputs, theirs, stage=stage)
+        assert mask == expected_mask
+        torch.testing.assert_close(output, expected)
+
+
+def test_a_state_that_is_reset_forgets_its_copies(cpu_as_gpu):
+    sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
+    state = reticle.SequenceState()
+    reticle.gpu.mask(sparse, *tensors(1, 30), state, causal=False, **call_of())
+    assert state._host_copies is not None
+    state.reset()
+    assert not hasattr(state, "_host_copies")
+
+
+def test_handlers_record_and_padding_is_folded_into_the_mask(cpu_as_gpu):
+    sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
+    handler, state, reference = reticle.InferenceHandler(sparse, sparse), *(reticle.InferenceState() for _ in range(2))
+    q, k, v = tensors(12, 12)
+    padding = torch.zeros(1, 1, 1, 12)
+    padding[..., :3] = -torch.inf
+    options = {"soft_cap": 5.0, "sink_logits": [0.5] * 4}
+    output, lse = reticle.gpu.attend(
+        handler, q, k, v, state, **options, **call_of(stage="prefill", attention_mask=padding)
+    )
+    expected = handler.attend(q, k, v, reference, attention_mask=padding, **options)
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(lse, expected[1])
+    assert state.prefill.sparsity == reference.prefill.sparsity
+
+
+def test_finite_attention_masks_are_refused(cpu_as_gpu):
+    q, k, v = tensors(4, 4)
+    with pytest.raises(NotImplementedError, match="only allow and forbid"):
+        reticle.torch.on_gpu(q, k, v, reticle.Mask.full((1, 4, 4, 4)), attention_mask=torch.full((1, 1, 1, 4), 0.5))
+
+
+def test_choosing_on_the_host_warns():
+    sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
+    with pytest.warns(RuntimeWarning, match="choose on the host"):
+        reticle.gpu.mask(sparse, *tensors(1, 9), reticle.SequenceState(), causal=False, **call_of())
+
+
+def test_a_tensor_on_a_gpu_is_sent_here(monkeypatch):
+    """Bindings ask tensors where they are."""
+
+    class There:
+        is_cuda = True
+
+    called = []
+
+    def gone(name):
+        return lambda *_, **call: (called.append((name, call["layer"])), None)
+
+    for name in ("run", "mask", "attend"):
+        monkeypatch.setattr(reticle.gpu, name, gone(name))
+    sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
+    sparse.run(There(), None, None, reticle.SequenceState(), layer=3)
+    sparse.mask(There(), None, None, reticle.SequenceState(), layer=4)
+    reticle.InferenceHandler(sparse, sparse).attend(There(), None, None, reticle.InferenceState(), layer=5)
+    assert called == [("run", 3), ("mask", 4), ("attend", 5)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pipelines_on_a_gpu_agree_with_the_cpu(dtype):
+    sparse = reticle.SparseAttention.from_json(json.dumps(TOP_K))
+    on_gpu, on_cpu = reticle.SequenceState(), reticle.SequenceState()
+    generator = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(1, 2, 300, 64, generator=generator, dtype=dtype) for _ in range(2))
+    for length in (256, 257, 300):
+        queries = 256 if length == 256 else 1
+        q = torch.randn(1, 4, queries, 64, generator=generator, dtype=dtype)
+        inputs = q, k[:, :, :length], v[:, :, :length]
+        stage = "prefill" if length == 256 else "generation"
+        output, mask = sparse.run(*(x.cuda() for x in inputs), on_gpu, stage=stage)
+        expected, expected_mask = sparse.run(*inputs, on_cpu, stage=stage)
+        assert mask == expected_mask
+        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(output.cpu(), expected, atol=tolerance, rtol=tolerance)
