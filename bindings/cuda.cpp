@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <reticle/attention/cuda/attention.hpp>
+#include <reticle/attention/cuda/backward.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 
 #include "module.hpp"
@@ -47,26 +48,38 @@ struct DeviceResult {
 
 cuda::Stream stream_from(std::uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
 
+/// A plan for attention over a mask, or for its gradients.
+template <class Plan>
+Plan planned(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
+             float scaling, bool causal, std::optional<float> soft_cap, const std::vector<float>& sink_logits,
+             std::uintptr_t stream) {
+  if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
+  const DeviceCall call(queries, keys, values, scaling, causal);
+  AttentionOptions options;
+  options.soft_cap = soft_cap;
+  options.sink_logits = sink_logits;
+  const py::gil_scoped_release released;
+  return Plan(call.inputs, mask, stream_from(stream), options);
+}
+
+/// Device memory for `elements` floats.
+float* floats_of(const Borrowed& tensor, Index elements, const char* name) {
+  const TensorView& view = tensor.view();
+  if (!view.contiguous() || view.dtype != DType::f32 || view.elements() != elements)
+    throw ShapeError(std::string(name) + ": " + view.describe() + "; needed are " + std::to_string(elements) +
+                     " contiguous F32 elements");
+  return static_cast<float*>(const_cast<void*>(view.data));
+}
+
 }  // namespace
 
 void add_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::device_count, "GPUs that there are; 0 in a build without CUDA.");
   module.def("why_cuda_is_unavailable", [] { return std::string(cuda::why_unavailable()); });
   py::class_<cuda::AttentionPlan>(module, "CudaAttentionPlan", "A mask in device memory, laid out for a kernel.")
-      .def(py::init([](const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
-                       float scaling, bool causal, std::optional<float> soft_cap, const std::vector<float>& sink_logits,
-                       std::uintptr_t stream) {
-             if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
-             const DeviceCall call(queries, keys, values, scaling, causal);
-             AttentionOptions options;
-             options.soft_cap = soft_cap;
-             options.sink_logits = sink_logits;
-             const py::gil_scoped_release released;
-             return cuda::AttentionPlan(call.inputs, mask, stream_from(stream), options);
-           }),
-           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask"), py::kw_only(), py::arg("scaling"),
-           py::arg("causal") = false, py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(),
-           py::arg("stream") = 0)
+      .def(py::init(&planned<cuda::AttentionPlan>), py::arg("queries"), py::arg("keys"), py::arg("values"),
+           py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
+           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
       .def(
           "run",
           [](const cuda::AttentionPlan& plan, const py::object& queries, const py::object& keys,
@@ -82,6 +95,34 @@ void add_cuda(py::module_& module) {
           "Fills output and lse, on the stream; waits for nothing.")
       .def_property_readonly("uses_tiles", &cuda::AttentionPlan::uses_tiles)
       .def_property_readonly("nbytes", &cuda::AttentionPlan::bytes);
+  py::class_<cuda::BackwardPlan>(module, "CudaBackwardPlan", "A mask's entries in device memory, for gradients.")
+      .def(py::init(&planned<cuda::BackwardPlan>), py::arg("queries"), py::arg("keys"), py::arg("values"),
+           py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
+           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
+      .def(
+          "run",
+          [](const cuda::BackwardPlan& plan, const py::object& queries, const py::object& keys,
+             const py::object& values, const py::object& output, const py::object& lse, const py::object& d_output,
+             const py::object& d_queries, const py::object& d_keys, const py::object& d_values, float scaling,
+             bool causal, std::uintptr_t stream) {
+            constexpr auto kCuda = Device::Kind::cuda;
+            const DeviceCall call(queries, keys, values, scaling, causal);
+            const Borrowed result(output, "output", kCuda), logs(lse, "lse", kCuda),
+                upstream(d_output, "d_output", kCuda), of_queries(d_queries, "d_queries", kCuda),
+                of_keys(d_keys, "d_keys", kCuda), of_values(d_values, "d_values", kCuda);
+            const Index rows = call.inputs.batch() * call.inputs.heads() * call.inputs.queries_length();
+            const float* const lse_data = floats_of(logs, rows, "lse");
+            float* const query_data = floats_of(of_queries, call.inputs.queries.elements(), "d_queries");
+            float* const key_data = floats_of(of_keys, call.inputs.keys.elements(), "d_keys");
+            float* const value_data = floats_of(of_values, call.inputs.values.elements(), "d_values");
+            const py::gil_scoped_release released;
+            plan.run(call.inputs, result.view(), lse_data, upstream.view(), query_data, key_data, value_data,
+                     stream_from(stream));
+          },
+          py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"),
+          py::arg("d_output"), py::arg("d_queries"), py::arg("d_keys"), py::arg("d_values"), py::kw_only(),
+          py::arg("scaling"), py::arg("causal") = false, py::arg("stream") = 0,
+          "Fills the gradients, float32, on the stream; waits for nothing.");
   py::class_<cuda::TopKAttention>(module, "CudaTopKAttention",
                                   "Decoding over sinks, a window and the best of the other keys, all on the device.")
       .def(py::init([](Index rows, Index most_keys, Index sinks, Index window, Index heavy, std::uintptr_t stream) {

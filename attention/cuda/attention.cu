@@ -2,8 +2,8 @@
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/attention/cuda/planned_inputs.cuh>
 #include <reticle/core/cuda/check.cuh>
-#include <reticle/core/cuda/tensors.cuh>
 #include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
@@ -12,7 +12,7 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim>
-__global__ void __launch_bounds__(kDecodeThreads) decode_kernel(const __grid_constant__ DecodeProblem problem) {
+__global__ void __launch_bounds__(kDecodeThreads, 4) decode_kernel(const __grid_constant__ DecodeProblem problem) {
   __shared__ DecodeShared<head_dim> shared;
   decode_part<T, head_dim>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x) / problem.parts,
                            static_cast<int>(blockIdx.x) % problem.parts);
@@ -39,17 +39,6 @@ void launch(const TileProblem& problem, int tiles, cudaStream_t stream) {
   tile_kernel<T, head_dim><<<static_cast<unsigned>(tiles), kTileThreads, kBytes, stream>>>(problem);
 }
 
-void require_readable(const AttentionInputs& inputs) {
-  if (inputs.attention_mask) throw DeviceError("attention: an attention mask on a GPU is not built; use the mask");
-  for (const auto& [view, name] : {std::pair<const TensorView*, const char*>{&inputs.queries, "queries"},
-                                   {&inputs.keys, "keys"},
-                                   {&inputs.values, "values"}}) {
-    if (view->dtype != inputs.queries.dtype)
-      throw DeviceError(std::string(name) + ": on a GPU all tensors have one dtype");
-    require_aligned(*view, name);
-  }
-}
-
 /// Blocks to a row that keep the device busy, of no fewer than 64 entries each.
 int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
   if (rows == 0) return 1;
@@ -60,9 +49,7 @@ int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
 }  // namespace
 
 struct AttentionPlan::State {
-  Index batch, heads, kv_heads, queries, keys, head_dim;
-  DType dtype;
-  bool causal;
+  PlannedInputs made_for;
   float soft_cap;
   Buffer sink_logits;
   // Lists.
@@ -75,30 +62,22 @@ struct AttentionPlan::State {
 
 AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream,
                              const AttentionOptions& options, const Context& context) {
-  inputs.validate();
-  options.validate(inputs);
+  auto state = std::make_shared<State>(State{PlannedInputs::of(inputs, options), options.soft_cap.value_or(0)});
   require_mask_fits(inputs, mask);
-  const Index head_dim = inputs.head_dim();
-  if (options.weights) throw DeviceError("attention: weights on a GPU are not built");
-  if ((head_dim != 64 && head_dim != 128 && head_dim != 256) || inputs.values.size(3) != head_dim)
-    throw DeviceError("attention: head_dim is " + std::to_string(head_dim) + ", value_dim " +
-                      std::to_string(inputs.values.size(3)) + "; on a GPU both are 64, 128 or 256, and equal");
-  auto state = std::make_shared<State>(State{inputs.batch(), inputs.heads(), inputs.kv_heads(), inputs.queries_length(),
-                                             inputs.keys_length(), head_dim, inputs.queries.dtype, inputs.causal,
-                                             options.soft_cap.value_or(0)});
+  const PlannedInputs& own = state->made_for;
   state->sink_logits = Buffer::copy_of(options.sink_logits, stream);
-  const Index rows = state->batch * state->heads * state->queries;
-  const bool narrow = state->dtype != DType::f32;
+  const Index rows = own.rows(), head_dim = own.head_dim;
+  const bool narrow = own.dtype != DType::f32;
   // A tile of few rows wastes the tensor cores, and reads no less than lists do.
   constexpr Index kFewRows = 16;
-  if (narrow && head_dim < 256 && !mask.weighted() && state->queries * inputs.group() >= kFewRows) {
-    const BlockPlan plan = plan_blocks(mask, state->kv_heads, state->causal, context);
+  if (narrow && head_dim < 256 && !mask.weighted() && own.queries * inputs.group() >= kFewRows) {
+    const BlockPlan plan = plan_blocks(mask, own.kv_heads, own.causal, context);
     state->tiles = static_cast<int>(plan.tiles.size());
     state->tile_list = Buffer::copy_of(std::span<const Tile>(plan.tiles), stream);
     state->blocks = Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream);
     state->bits = Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream);
   } else {
-    const Csr csr = to_csr(state->causal ? restrict_causal(mask, context) : mask);
+    const Csr csr = to_csr(own.causal ? restrict_causal(mask, context) : mask);
     state->row_ptr = Buffer::copy_of(csr.row_ptr.span(), stream);
     state->indices = Buffer::copy_of(csr.indices.span(), stream);
     state->p = Buffer::copy_of(csr.p.span(), stream);
@@ -113,37 +92,33 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
 }
 
 void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream) const {
-  inputs.validate();
   const State& own = *state_;
-  if (inputs.batch() != own.batch || inputs.heads() != own.heads || inputs.kv_heads() != own.kv_heads ||
-      inputs.queries_length() != own.queries || inputs.keys_length() != own.keys || inputs.head_dim() != own.head_dim ||
-      inputs.values.size(3) != own.head_dim || inputs.queries.dtype != own.dtype || inputs.causal != own.causal)
-    throw ShapeError("attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
-                     " and values " + inputs.values.describe() + " are not those that the plan was made for");
-  require_readable(inputs);
-  if (own.batch * own.heads * own.queries == 0) return;
+  const PlannedInputs& made_for = own.made_for;
+  made_for.require(inputs);
+  if (made_for.rows() == 0) return;
   auto* const native = static_cast<cudaStream_t>(stream);
   if (uses_tiles()) {
     auto problem = problem_of<TileProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
-    problem.key_count = static_cast<int>(own.keys);
+    problem.key_count = static_cast<int>(made_for.keys);
     problem.tiles = own.tile_list.as<Tile>();
     problem.blocks = own.blocks.as<KeyBlock>();
     problem.bits = own.bits.as<std::uint64_t>();
     const auto launch_of = [&]<class T>() {
-      own.head_dim == 64 ? launch<T, 64>(problem, own.tiles, native) : launch<T, 128>(problem, own.tiles, native);
+      made_for.head_dim == 64 ? launch<T, 64>(problem, own.tiles, native) : launch<T, 128>(problem, own.tiles, native);
     };
-    own.dtype == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
+    made_for.dtype == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
     return check_launch("attention over tiles");
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
-  problem.batch = static_cast<int>(own.batch);
+  problem.batch = static_cast<int>(made_for.batch);
   problem.row_ptr = own.row_ptr.as<Index>();
   problem.indices = own.indices.as<std::int32_t>();
   problem.p = own.p.as<float>();
   problem.parts = own.parts;
   problem.workspace = own.workspace.as<float>();
   problem.arrived = own.arrived.as<int>();
-  dispatch_head_dim(own.dtype, own.head_dim, [&]<class T, int head_dim>() { launch<T, head_dim>(problem, native); });
+  dispatch_head_dim(made_for.dtype, made_for.head_dim,
+                    [&]<class T, int head_dim>() { launch<T, head_dim>(problem, native); });
   check_launch("attention over lists");
 }
 
@@ -187,7 +162,7 @@ void TopKAttention::run(const AttentionInputs& inputs, void* output, float* lse,
                         const AttentionOptions& options) const {
   inputs.validate();
   options.validate(inputs);
-  require_readable(inputs);
+  PlannedInputs::require_readable(inputs);
   const State& own = *state_;
   const Index keys = inputs.keys_length(), rows = inputs.batch() * inputs.heads();
   if (inputs.queries_length() != 1 || rows > own.rows || keys > own.most_keys ||

@@ -1,5 +1,6 @@
 // What stands in for the GPU in a build without a CUDA toolkit.
 #include <reticle/attention/cuda/attention.hpp>
+#include <reticle/attention/cuda/backward.hpp>
 #include <reticle/core/base/error.hpp>
 
 namespace reticle::cuda {
@@ -16,6 +17,13 @@ TopKAttention::TopKAttention(Index, Index, const KeptKeys&, Index, Stream) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 void TopKAttention::run(const AttentionInputs&, void*, float*, Stream, const AttentionOptions&) const {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+BackwardPlan::BackwardPlan(const AttentionInputs&, const Mask&, Stream, const AttentionOptions&, const Context&) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+void BackwardPlan::run(const AttentionInputs&, const TensorView&, const float*, const TensorView&, float*, float*,
+                       float*, Stream) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 

@@ -299,6 +299,37 @@ class CudaAttentionPlan:
     @property
     def nbytes(self) -> int: ...
 
+class CudaBackwardPlan:
+    def __init__(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        mask: Mask,
+        *,
+        scaling: float,
+        causal: bool = False,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
+        stream: int = 0,
+    ) -> None: ...
+    def run(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        output: Any,
+        lse: Any,
+        d_output: Any,
+        d_queries: Any,
+        d_keys: Any,
+        d_values: Any,
+        *,
+        scaling: float,
+        causal: bool = False,
+        stream: int = 0,
+    ) -> None: ...
+
 class CudaTopKAttention:
     def __init__(self, rows: int, most_keys: int, *, sinks: int, window: int, heavy: int, stream: int = 0) -> None: ...
     def run(

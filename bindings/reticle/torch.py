@@ -67,12 +67,54 @@ def on_gpu(
     """(output, lse) on the current stream of the queries' device, without gradients. Masks go to the device with every
     call; AttentionPlan keeps one. Raises NotImplementedError for an attention mask that does more than allow (0) and
     forbid (-inf)."""
-    if attention_mask is not None:
-        mask = mask & _allowed(attention_mask.cpu()).broadcast_to(mask.shape)
     plan = AttentionPlan(
-        queries, keys, values, mask, scaling=scaling, causal=causal, soft_cap=soft_cap, sink_logits=sink_logits
+        queries,
+        keys,
+        values,
+        _restricted(mask, attention_mask),
+        scaling=scaling,
+        causal=causal,
+        soft_cap=soft_cap,
+        sink_logits=sink_logits,
     )
     return plan(queries, keys, values)
+
+
+def _backward_on_gpu(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    d_output: Tensor,
+    mask: Mask,
+    *,
+    scaling: float,
+    causal: bool,
+    attention_mask: Tensor | None,
+    soft_cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients on the current stream. The mask's entries go to the device with every call."""
+    settings: Any = {
+        "scaling": scaling,
+        "causal": causal,
+        "stream": torch.cuda.current_stream(queries.device).cuda_stream,
+    }
+    inputs = (queries.detach(), keys.detach(), values.detach())
+    plan = _core.CudaBackwardPlan(*inputs, _restricted(mask, attention_mask), soft_cap=soft_cap, **settings)
+    gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
+    plan.run(*inputs, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
+    d_queries, d_keys, d_values = (
+        gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True)
+    )
+    return d_queries, d_keys, d_values
+
+
+def _restricted(mask: Mask, attention_mask: Tensor | None) -> Mask:
+    """A mask less the keys that an additive mask forbids."""
+    if attention_mask is None:
+        return mask
+    return mask & _allowed(attention_mask.cpu()).broadcast_to(mask.shape)
 
 
 def _allowed(attention_mask: Tensor) -> Mask:
@@ -193,6 +235,9 @@ def _attention_backward(
     causal: bool,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if queries.is_cuda:
+        options: Any = {"scaling": scaling, "causal": causal, "attention_mask": attention_mask, "soft_cap": soft_cap}
+        return _backward_on_gpu(queries, keys, values, output, lse, d_output, _masks[mask], **options)
     d_queries, d_keys, d_values = _core.attention_backward(
         queries,
         keys,

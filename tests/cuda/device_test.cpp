@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <reticle/attention/cuda/attention.hpp>
+#include <reticle/attention/cuda/backward.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/ops/select.hpp>
 
@@ -108,6 +109,7 @@ TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
   Case c;
   const Problem<float> drawn(c, 64);
   EXPECT_THROW(AttentionPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
+  EXPECT_THROW(BackwardPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
   EXPECT_THROW(Buffer(16, nullptr), DeviceError);
 }
 

@@ -123,6 +123,23 @@ def test_gpu_tensors_give_what_the_cpu_gives(rows, dtype):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gpu_gradients_are_those_of_the_cpu_and_the_same_every_time(dtype):
+    shapes = (2, 8, 40, 128), (2, 2, 300, 128), (2, 2, 300, 128)
+    inputs = [on_gpu(*shape, dtype=dtype).requires_grad_() for shape in shapes]
+    on_cpu = [x.detach().cpu().requires_grad_() for x in inputs]
+    mask = reticle.Mask.dense((torch.rand(2, 8, 40, 300) < 0.2).numpy())
+    upstream = torch.randn(shapes[0], dtype=dtype)
+    expected = torch.autograd.grad(reticle.attention(*on_cpu, mask, causal=True)[0], on_cpu, upstream)
+    runs = [
+        torch.autograd.grad(reticle.attention(*inputs, mask, causal=True)[0], inputs, upstream.cuda()) for _ in range(2)
+    ]
+    for ours, again, theirs in zip(*runs, expected, strict=True):
+        assert torch.equal(ours, again)
+        torch.testing.assert_close(ours.cpu(), theirs, atol=0.03, rtol=0.03)
+
+
+@needs_gpu
 def test_a_gpu_plan_runs_in_a_graph():
     q, k, v = on_gpu(1, 8, 1, 64), on_gpu(1, 2, 4096, 64), on_gpu(1, 2, 4096, 64)
     mask = reticle.Mask.dense((torch.rand(1, 8, 1, 4096) < 0.3).numpy())

@@ -1,0 +1,174 @@
+// Gradients of attention over lists on a GPU, without atomics: the same walk twice, so that sums have one order.
+//
+// A row walks over its keys and has dQ = sum of dS K; a key walks over the rows that attend to it, of every head that
+// shares it, and has dK = sum of dS Q and dV = sum of W dO. Either way a block has one vector pair of its own, (Q, dO)
+// or (K, V), and meets others, (K, V) or (Q, dO): scores are products of the first, dW of the second. W = exp(S - LSE)
+// / p is computed again, dS = W (dW - delta), delta = dO . O (Dao et al. 2022). Cost: the bytes of what is walked over,
+// twice in all, and 4 (8 with p) per entry and walk. Arithmetic is float32.
+#pragma once
+
+#include <reticle/attention/cuda/decode_block.hpp>
+
+namespace reticle::cuda {
+
+inline constexpr int kBackwardThreads = 128;
+inline constexpr int kBackwardInFlight = 2;
+
+/// Lists, as of DecodeProblem: item i walks over [ptr[i], ptr[i + 1]).
+struct WalkLists {
+  const Index* ptr = nullptr;
+  const std::int32_t* indices = nullptr;
+  const float* p = nullptr;  // of every entry; null: 1
+};
+
+struct BackwardProblem {
+  const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
+  const void *output = nullptr, *d_output = nullptr;                  // (b, hq, sq, d)
+  Strides query_strides, key_strides, value_strides, output_strides, d_output_strides;
+  int heads = 1, kv_heads = 1, rows = 1, key_count = 1;  // rows: queries of a head
+  WalkLists by_row;                                      // (batch, head, query): keys
+  WalkLists by_key;                                      // (batch, head, key): queries
+  float scaling = 1, soft_cap = 0;                       // no soft cap: 0
+  const float* lse = nullptr;                            // (b, hq, sq)
+  float* delta = nullptr;  // (b, hq, sq); the walk by rows writes it, that by keys reads it
+  float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // contiguous
+};
+
+/// Shared memory of a block: sums of its groups of lanes.
+template <int head_dim>
+struct BackwardShared {
+  static constexpr int kMostGroups = kBackwardThreads / 8;  // eight lanes to a vector at least
+  float sums[2][extent<kMostGroups * head_dim>];
+};
+
+/// What an entry brings: its weight, and the gradient by its product of query and key.
+struct EntryGradient {
+  float weight = 0, d_product = 0;
+};
+RETICLE_HD inline EntryGradient entry_gradient(float product, float d_weight, float p, float lse, float delta,
+                                               float scaling, float soft_cap) {
+  if (lse == kNone) return {};
+  const float exponent = scaled(product, scaling, soft_cap) - lse * kLog2E;
+  const float weight = power_of_2(p == 1 ? exponent : exponent - std::log2(p));
+  float slope = scaling;
+  if (soft_cap > 0) {
+    const float share = std::tanh(product * scaling / soft_cap);
+    slope *= 1 - share * share;
+  }
+  return {weight, weight * slope * (d_weight - delta)};
+}
+
+/// Item `item`: by rows, row (batch, head, query); by keys, key (batch, KV head, key).
+template <class T, int head_dim, bool by_key, class Block>
+RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shared, const BackwardProblem& problem,
+                              int item) {
+  using Lanes = RowLanes<T, head_dim>;
+  constexpr int kLanes = Lanes::kCount, kGroups = kBackwardThreads / kLanes;
+  static_assert(kGroups <= BackwardShared<head_dim>::kMostGroups);
+
+  const auto matrix = [](const void* data, const Strides& strides, int batch, int head) {
+    return static_cast<const T*>(data) + batch * strides.batch + head * strides.head;
+  };
+  const int items = by_key ? problem.key_count : problem.rows, per_batch = by_key ? problem.kv_heads : problem.heads;
+  const int own_head = item / items % per_batch, batch = item / items / per_batch, number = item % items;
+  const int group = problem.heads / problem.kv_heads, kv_head = by_key ? own_head : own_head / group;
+  const T* const keys = matrix(problem.keys, problem.key_strides, batch, kv_head);
+  const T* const values = matrix(problem.values, problem.value_strides, batch, kv_head);
+
+  PerThread<Block, FloatShare<T, head_dim>> own_first(block), own_second(block), first_sum(block), second_sum(block);
+  PerThread<Block, float> own_delta(block);
+  block.each([&](int thread) {
+    const int lane = thread % kLanes;
+    if constexpr (by_key) {
+      own_first[thread].load(keys + number * problem.key_strides.row, lane);
+      own_second[thread].load(values + number * problem.value_strides.row, lane);
+    } else {
+      RowShare<T, head_dim> output;
+      output.load(matrix(problem.output, problem.output_strides, batch, own_head) + number * problem.output_strides.row,
+                  lane);
+      own_first[thread].load(
+          matrix(problem.queries, problem.query_strides, batch, own_head) + number * problem.query_strides.row, lane);
+      own_second[thread].load(
+          matrix(problem.d_output, problem.d_output_strides, batch, own_head) + number * problem.d_output_strides.row,
+          lane);
+      own_delta[thread] = own_second[thread].product(output);
+    }
+  });
+  if constexpr (!by_key) {
+    block.template sum_over<kLanes>(own_delta);
+    block.each([&](int thread) {
+      if (thread == 0) problem.delta[item] = own_delta[thread];
+    });
+  }
+
+  struct Met {
+    RowShare<T, head_dim> first, second;
+  };
+  PerThread<Block, Met> met[kBackwardInFlight] = {PerThread<Block, Met>(block), PerThread<Block, Met>(block)};
+  PerThread<Block, float> products[kBackwardInFlight] = {PerThread<Block, float>(block),
+                                                         PerThread<Block, float>(block)};
+  PerThread<Block, float> d_weights[kBackwardInFlight] = {PerThread<Block, float>(block),
+                                                          PerThread<Block, float>(block)};
+  const WalkLists& lists = by_key ? problem.by_key : problem.by_row;
+  const int first_head = by_key ? kv_head * group : own_head, heads = by_key ? group : 1;
+  for (int head = first_head; head < first_head + heads; ++head) {
+    const Index list = (static_cast<Index>(batch) * problem.heads + head) * items + number;
+    const Index rows_of_head = (static_cast<Index>(batch) * problem.heads + head) * problem.rows;
+    const T* const met_first = by_key ? matrix(problem.queries, problem.query_strides, batch, head) : keys;
+    const T* const met_second = by_key ? matrix(problem.d_output, problem.d_output_strides, batch, head) : values;
+    const Index first_stride = by_key ? problem.query_strides.row : problem.key_strides.row;
+    const Index second_stride = by_key ? problem.d_output_strides.row : problem.value_strides.row;
+    const Index end = lists.ptr[list + 1];
+    for (Index at = lists.ptr[list]; at < end; at += kGroups * kBackwardInFlight) {
+      unrolled<kBackwardInFlight>([&](int i) {
+        block.each([&](int thread) {
+          const Index entry = at + i * kGroups + thread / kLanes;
+          // Beyond the end a vector is loaded again, and weighs nothing.
+          const Index other = lists.indices[entry < end ? entry : end - 1];
+          met[i][thread].first.load(met_first + other * first_stride, thread % kLanes);
+          met[i][thread].second.load(met_second + other * second_stride, thread % kLanes);
+        });
+      });
+      unrolled<kBackwardInFlight>([&](int i) {
+        block.each([&](int thread) {
+          products[i][thread] = own_first[thread].product(met[i][thread].first);
+          d_weights[i][thread] = own_second[thread].product(met[i][thread].second);
+        });
+        block.template sum_over<kLanes>(products[i]);
+        block.template sum_over<kLanes>(d_weights[i]);
+        block.each([&](int thread) {
+          const Index entry = at + i * kGroups + thread / kLanes;
+          if (entry >= end) return;
+          const Index row = by_key ? rows_of_head + lists.indices[entry] : list;
+          const EntryGradient gradient = entry_gradient(
+              products[i][thread], d_weights[i][thread], lists.p == nullptr ? 1 : lists.p[entry], problem.lse[row],
+              by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);
+          first_sum[thread].add(gradient.d_product, met[i][thread].first);
+          if constexpr (by_key) second_sum[thread].add(gradient.weight, met[i][thread].second);
+        });
+      });
+    }
+  }
+
+  block.each([&](int thread) {
+    const int lane = thread % kLanes, at = thread / kLanes * head_dim;
+    const auto place = [&](int o, int e) { return at + (o * kLanes + lane) * Piece<T>::kElements + e; };
+    first_sum[thread].each([&](int o, int e, float x) { shared.sums[0][place(o, e)] = x; });
+    if constexpr (by_key) second_sum[thread].each([&](int o, int e, float x) { shared.sums[1][place(o, e)] = x; });
+  });
+  block.sync();
+  block.each([&](int thread) {
+    const auto total = [&](const float* sums, int d) {
+      float sum = 0;
+      for (int i = 0; i < kGroups; ++i) sum += sums[i * head_dim + d];
+      return sum;
+    };
+    for (int d = thread; d < head_dim; d += block.threads()) {
+      const Index to = static_cast<Index>(item) * head_dim + d;
+      (by_key ? problem.d_keys : problem.d_queries)[to] = total(shared.sums[0], d);
+      if constexpr (by_key) problem.d_values[to] = total(shared.sums[1], d);
+    }
+  });
+}
+
+}  // namespace reticle::cuda

@@ -1,0 +1,54 @@
+// What a plan was made for, and whether a call fits it. For .cu files.
+#pragma once
+
+#include <reticle/attention/executor.hpp>
+#include <reticle/core/cuda/tensors.cuh>
+
+namespace reticle::cuda {
+
+/// Extents, dtype and causality of the inputs of a plan.
+struct PlannedInputs {
+  Index batch, heads, kv_heads, queries, keys, head_dim;
+  DType dtype;
+  bool causal;
+
+  /// Inputs may hold null pointers. DeviceError for head sizes without kernels, or weights.
+  static PlannedInputs of(const AttentionInputs& inputs, const AttentionOptions& options) {
+    inputs.validate();
+    options.validate(inputs);
+    const Index head_dim = inputs.head_dim();
+    if (options.weights) throw DeviceError("attention: weights on a GPU are not built");
+    if ((head_dim != 64 && head_dim != 128 && head_dim != 256) || inputs.values.size(3) != head_dim)
+      throw DeviceError("attention: head_dim is " + std::to_string(head_dim) + ", value_dim " +
+                        std::to_string(inputs.values.size(3)) + "; on a GPU both are 64, 128 or 256, and equal");
+    return {inputs.batch(),       inputs.heads(), inputs.kv_heads(),    inputs.queries_length(),
+            inputs.keys_length(), head_dim,       inputs.queries.dtype, inputs.causal};
+  }
+
+  Index rows() const { return batch * heads * queries; }
+
+  /// ShapeError unless the inputs are such; DeviceError where kernels cannot read them.
+  void require(const AttentionInputs& inputs) const {
+    inputs.validate();
+    if (inputs.batch() != batch || inputs.heads() != heads || inputs.kv_heads() != kv_heads ||
+        inputs.queries_length() != queries || inputs.keys_length() != keys || inputs.head_dim() != head_dim ||
+        inputs.values.size(3) != head_dim || inputs.queries.dtype != dtype || inputs.causal != causal)
+      throw ShapeError("attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
+                       " and values " + inputs.values.describe() + " are not those that the plan was made for");
+    require_readable(inputs);
+  }
+
+  /// DeviceError for what no kernel reads.
+  static void require_readable(const AttentionInputs& inputs) {
+    if (inputs.attention_mask) throw DeviceError("attention: an attention mask on a GPU is not built; use the mask");
+    for (const auto& [view, name] : {std::pair<const TensorView*, const char*>{&inputs.queries, "queries"},
+                                     {&inputs.keys, "keys"},
+                                     {&inputs.values, "values"}}) {
+      if (view->dtype != inputs.queries.dtype)
+        throw DeviceError(std::string(name) + ": on a GPU all tensors have one dtype");
+      require_aligned(*view, name);
+    }
+  }
+};
+
+}  // namespace reticle::cuda
