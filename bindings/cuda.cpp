@@ -48,9 +48,9 @@ struct DeviceResult {
 
 cuda::Stream stream_from(std::uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
 
-/// A plan for attention over a mask, or for its gradients.
-template <class Plan>
-Plan planned(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
+/// A plan for attention over a mask, a Mask or a tensor on the device, or for its gradients.
+template <class Plan, class GivenMask>
+Plan planned(const py::object& queries, const py::object& keys, const py::object& values, const GivenMask& mask,
              float scaling, bool causal, std::optional<float> soft_cap, const std::vector<float>& sink_logits,
              std::uintptr_t stream) {
   if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
@@ -58,8 +58,14 @@ Plan planned(const py::object& queries, const py::object& keys, const py::object
   AttentionOptions options;
   options.soft_cap = soft_cap;
   options.sink_logits = sink_logits;
-  const py::gil_scoped_release released;
-  return Plan(call.inputs, mask, stream_from(stream), options);
+  if constexpr (std::is_same_v<GivenMask, Mask>) {
+    const py::gil_scoped_release released;
+    return Plan(call.inputs, mask, stream_from(stream), options);
+  } else {
+    const Borrowed attended(mask, "mask", Device::Kind::cuda);
+    const py::gil_scoped_release released;
+    return Plan(call.inputs, attended.view(), stream_from(stream), options);
+  }
 }
 
 /// Device memory for `elements` floats.
@@ -77,7 +83,10 @@ void add_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::device_count, "GPUs that there are; 0 in a build without CUDA.");
   module.def("why_cuda_is_unavailable", [] { return std::string(cuda::why_unavailable()); });
   py::class_<cuda::AttentionPlan>(module, "CudaAttentionPlan", "A mask in device memory, laid out for a kernel.")
-      .def(py::init(&planned<cuda::AttentionPlan>), py::arg("queries"), py::arg("keys"), py::arg("values"),
+      .def(py::init(&planned<cuda::AttentionPlan, Mask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
+           py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
+           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
+      .def(py::init(&planned<cuda::AttentionPlan, py::object>), py::arg("queries"), py::arg("keys"), py::arg("values"),
            py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
            py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
       .def(
@@ -96,7 +105,7 @@ void add_cuda(py::module_& module) {
       .def_property_readonly("uses_tiles", &cuda::AttentionPlan::uses_tiles)
       .def_property_readonly("nbytes", &cuda::AttentionPlan::bytes);
   py::class_<cuda::BackwardPlan>(module, "CudaBackwardPlan", "A mask's entries in device memory, for gradients.")
-      .def(py::init(&planned<cuda::BackwardPlan>), py::arg("queries"), py::arg("keys"), py::arg("values"),
+      .def(py::init(&planned<cuda::BackwardPlan, Mask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
            py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
            py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
       .def(
@@ -123,6 +132,42 @@ void add_cuda(py::module_& module) {
           py::arg("d_output"), py::arg("d_queries"), py::arg("d_keys"), py::arg("d_values"), py::kw_only(),
           py::arg("scaling"), py::arg("causal") = false, py::arg("stream") = 0,
           "Fills the gradients, float32, on the stream; waits for nothing.");
+  py::class_<cuda::KeyListAttention>(module, "CudaKeyListAttention", "Attention over lists of keys on the device.")
+      .def(
+          py::init([](Index rows, std::uintptr_t stream) { return cuda::KeyListAttention(rows, stream_from(stream)); }),
+          py::arg("rows"), py::kw_only(), py::arg("stream") = 0)
+      .def(
+          "run",
+          [](const cuda::KeyListAttention& attention, const py::object& queries, const py::object& keys,
+             const py::object& values, const py::object& indices, const py::object& counts, const py::object& p,
+             const py::object& output, const py::object& lse, float scaling, std::optional<float> soft_cap,
+             std::uintptr_t stream) {
+            constexpr auto kCuda = Device::Kind::cuda;
+            const DeviceCall call(queries, keys, values, scaling, /*causal=*/false);
+            const DeviceResult result(output, lse, call.inputs);
+            const Borrowed chosen(indices, "indices", kCuda), found(counts, "counts", kCuda);
+            const TensorView& lists = chosen.view();
+            const Index rows = call.inputs.batch() * call.inputs.heads() * call.inputs.queries_length();
+            const auto holds = [](const TensorView& view, DType dtype, Index elements) {
+              return view.contiguous() && view.dtype == dtype && view.elements() == elements;
+            };
+            if (lists.rank != 4 || !holds(lists, DType::i32, rows * lists.size(3)) ||
+                !holds(found.view(), DType::i32, rows))
+              throw ShapeError("indices " + lists.describe() + " and counts " + found.view().describe() +
+                               " do not fit queries " + call.inputs.queries.describe() +
+                               "; needed are contiguous I32 (b, hq, sq, n) and (b, hq, sq)");
+            cuda::KeyLists of_rows{static_cast<const std::int32_t*>(lists.data),
+                                   static_cast<const std::int32_t*>(found.view().data), nullptr, lists.size(3)};
+            std::optional<Borrowed> weights;
+            if (!p.is_none()) of_rows.p = floats_of(weights.emplace(p, "p", kCuda), lists.elements(), "p");
+            AttentionOptions options;
+            options.soft_cap = soft_cap;
+            const py::gil_scoped_release released;
+            attention.run(call.inputs, of_rows, result.output_data(), result.lse_data(), stream_from(stream), options);
+          },
+          py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("indices"), py::arg("counts"), py::arg("p"),
+          py::arg("output"), py::arg("lse"), py::kw_only(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
+          py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.");
   py::class_<cuda::TopKAttention>(module, "CudaTopKAttention",
                                   "Decoding over sinks, a window and the best of the other keys, all on the device.")
       .def(py::init([](Index rows, Index most_keys, Index sinks, Index window, Index heavy, std::uintptr_t stream) {

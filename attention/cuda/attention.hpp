@@ -18,6 +18,11 @@ class RETICLE_API AttentionPlan {
   /// values.
   AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream, const AttentionOptions& options = {},
                 const Context& context = {});
+  /// The same of a mask in device memory: BOOL or U8 (b, hq, sq, sk), not 0 where attended, with stride 1 along the
+  /// keys; a dimension of 1 shares a pattern. The plan is made there, on the stream, and holds nothing of the mask;
+  /// nothing waits but the copying of a list of tiles. Lists keep room for all keys, 4 bytes each a row.
+  AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Stream stream,
+                const AttentionOptions& options = {});
   /// Queries, keys and values are in device memory, their rows contiguous and aligned to 16 bytes; output (b, hq, sq,
   /// d), contiguous, of the queries' dtype, and lse (b, hq, sq) likewise. What it computes is reticle::attention's.
   /// Launches one kernel and waits for nothing, so it can be captured in a graph.
@@ -26,6 +31,31 @@ class RETICLE_API AttentionPlan {
 
   bool uses_tiles() const;
   Index bytes() const;
+
+ private:
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+
+/// For every (batch, head, query): counts[i] keys at indices[i * list_size], ascending, in device memory.
+struct KeyLists {
+  const std::int32_t* indices = nullptr;
+  const std::int32_t* counts = nullptr;
+  const float* p = nullptr;  // of every entry, laid out alike; null: 1
+  Index list_size = 0;
+};
+
+/// Attention over lists of keys that something on the device has chosen. One launch and no waiting. Memory for states
+/// of rows that are split over blocks, made once.
+class RETICLE_API KeyListAttention {
+ public:
+  /// For up to `rows` = batch * heads * queries rows. ValueError when there are none.
+  KeyListAttention(Index rows, Stream stream);
+
+  /// Tensors as for AttentionPlan::run. Entries beyond a list's count are not read; keys must lie within the keys.
+  /// Copies share memory as well. ShapeError for more rows than it was made for.
+  void run(const AttentionInputs& inputs, const KeyLists& lists, void* output, float* lse, Stream stream,
+           const AttentionOptions& options = {}) const;
 
  private:
   struct State;

@@ -10,7 +10,8 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, bool by_key>
-__global__ void __launch_bounds__(kBackwardThreads, 4) backward_kernel(const __grid_constant__ BackwardProblem problem) {
+__global__ void __launch_bounds__(kBackwardThreads, 4)
+    backward_kernel(const __grid_constant__ BackwardProblem problem) {
   __shared__ BackwardShared<head_dim> shared;
   differentiate<T, head_dim, by_key>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x));
 }

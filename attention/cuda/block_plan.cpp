@@ -62,12 +62,10 @@ Index BlockPlan::bytes() const {
                             bits.size() * sizeof(std::uint64_t));
 }
 
-BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, const Context& context) {
-  const MaskShape& shape = mask.shape();
+std::vector<Tile> tiles_of(const MaskShape& shape, Index kv_heads) {
   if (kv_heads < 1 || shape.heads % kv_heads != 0)
     throw ShapeError("block plan: " + std::to_string(shape.heads) + " query heads are no multiple of " +
                      std::to_string(kv_heads) + " KV heads");
-  if (mask.weighted()) throw ValueError("block plan: the mask is weighted; needed is p of 0 or 1");
   const Index group = shape.heads / kv_heads, heads = std::min<Index>(group, kTileRowCount);
   const Index queries = kTileRowCount / heads;
   std::vector<Tile> tiles;
@@ -82,6 +80,12 @@ BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, const Conte
       }
     }
   }
+  return tiles;
+}
+
+BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, const Context& context) {
+  if (mask.weighted()) throw ValueError("block plan: the mask is weighted; needed is p of 0 or 1");
+  std::vector<Tile> tiles = tiles_of(mask.shape(), kv_heads);
   const auto count = static_cast<Index>(tiles.size());
   std::vector<std::vector<KeyBlock>> blocks(tiles.size());
   std::vector<std::vector<std::uint64_t>> bits(tiles.size());

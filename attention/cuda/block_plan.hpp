@@ -18,6 +18,9 @@ struct RETICLE_API BlockPlan {
   Index bytes() const;
 };
 
+/// Tiles of up to 64 rows, without their blocks of keys. ShapeError when the heads are no multiple of kv_heads.
+RETICLE_API std::vector<Tile> tiles_of(const MaskShape& shape, Index kv_heads);
+
 /// Tiles of up to 64 rows, whole groups of query heads at neighbouring queries, and the blocks of 64 keys that any of
 /// their rows attends to. With `causal`, keys after a row's own position are left out. ShapeError when the heads are no
 /// multiple of kv_heads; ValueError for a weighted mask, of which bits say too little.

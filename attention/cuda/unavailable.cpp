@@ -8,11 +8,19 @@ namespace reticle::cuda {
 AttentionPlan::AttentionPlan(const AttentionInputs&, const Mask&, Stream, const AttentionOptions&, const Context&) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
+AttentionPlan::AttentionPlan(const AttentionInputs&, const TensorView&, Stream, const AttentionOptions&) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
 void AttentionPlan::run(const AttentionInputs&, void*, float*, Stream) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 bool AttentionPlan::uses_tiles() const { return false; }
 Index AttentionPlan::bytes() const { return 0; }
+KeyListAttention::KeyListAttention(Index, Stream) { throw DeviceError(std::string("CUDA: ") + why_unavailable()); }
+void KeyListAttention::run(const AttentionInputs&, const KeyLists&, void*, float*, Stream,
+                           const AttentionOptions&) const {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
 TopKAttention::TopKAttention(Index, Index, const KeptKeys&, Index, Stream) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }

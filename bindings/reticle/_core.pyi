@@ -274,7 +274,7 @@ class CudaAttentionPlan:
         queries: Any,
         keys: Any,
         values: Any,
-        mask: Mask,
+        mask: Any,
         *,
         scaling: float,
         causal: bool = False,
@@ -327,6 +327,24 @@ class CudaBackwardPlan:
         *,
         scaling: float,
         causal: bool = False,
+        stream: int = 0,
+    ) -> None: ...
+
+class CudaKeyListAttention:
+    def __init__(self, rows: int, *, stream: int = 0) -> None: ...
+    def run(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        indices: Any,
+        counts: Any,
+        p: Any,
+        output: Any,
+        lse: Any,
+        *,
+        scaling: float,
+        soft_cap: float | None = None,
         stream: int = 0,
     ) -> None: ...
 

@@ -133,6 +133,7 @@ class AttentionPlan:
         plan = reticle.torch.AttentionPlan(q, k, v, mask)
         output, lse = plan(q, k, v)  # as reticle.attention's; launches one kernel on the current stream, waits for nothing
 
+    The mask may also be a bool tensor on the GPU, broadcastable to (batch, heads, queries, keys): the plan is made there.
     head_dim is 64, 128 or 256; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
@@ -141,13 +142,17 @@ class AttentionPlan:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        mask: Mask,
+        mask: Mask | Tensor,
         *,
         scaling: float | None = None,
         causal: bool = False,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = (),
     ) -> None:
+        if isinstance(mask, Tensor):
+            mask = mask.to(torch.bool)[(None,) * (4 - mask.dim())].expand(-1, -1, -1, keys.shape[2])
+            if mask.stride(-1) != 1:
+                mask = mask.contiguous()
         self._settings: Any = {
             "scaling": queries.shape[-1] ** -0.5 if scaling is None else scaling,
             "causal": causal,
@@ -161,6 +166,44 @@ class AttentionPlan:
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(output, lse) of tensors of the plan's extents."""
         return _run(self._plan, queries, keys, values, self._settings)
+
+
+class KeyListAttention:
+    """Attention on a GPU over the keys that each query's list names: what a pattern written in torch has chosen.
+
+        attend = reticle.torch.KeyListAttention(rows=32)
+        indices = scores.topk(256).indices.sort().values  # (batch, heads, queries, 256)
+        output, lse = attend(q, k, v, indices)
+
+    `rows` is batch * heads * queries, at most. One launch on the current stream, which may be captured; no gradients.
+    Raises DeviceError where there is no GPU, or the build has no CUDA.
+    """
+
+    def __init__(self, rows: int) -> None:
+        stream = torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
+        self._attention = _core.CudaKeyListAttention(rows, stream=stream)
+
+    def __call__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        counts: Tensor | None = None,
+        *,
+        p: Tensor | None = None,
+        scaling: float | None = None,
+        soft_cap: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(output, lse). indices (batch, heads, queries, n): distinct keys; counts (batch, heads, queries): how many of
+        them count, all by default; p, laid out as indices: the probabilities that they were drawn with."""
+        if counts is None:
+            counts = torch.full(indices.shape[:3], indices.shape[3], dtype=torch.int32, device=indices.device)
+        lists = (indices.to(torch.int32).contiguous(), counts.to(torch.int32).contiguous())
+        weights = None if p is None else p.to(torch.float32).contiguous()
+        factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
+        settings: Any = {"scaling": factor, "soft_cap": soft_cap}
+        return _run(self._attention, queries, keys, values, settings, *lists, weights)
 
 
 class TopKAttention:
@@ -196,12 +239,14 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return indices, counts
 
 
-def _run(kernel: Any, queries: Tensor, keys: Tensor, values: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+def _run(
+    kernel: Any, queries: Tensor, keys: Tensor, values: Tensor, settings: Any, *chosen: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Fresh results, filled on the current stream."""
     output = torch.empty((*queries.shape[:3], values.shape[3]), dtype=queries.dtype, device=queries.device)
     lse = torch.empty(queries.shape[:3], dtype=torch.float32, device=queries.device)
     stream = torch.cuda.current_stream(queries.device).cuda_stream
-    inputs = (queries.detach(), keys.detach(), values.detach(), output, lse)
+    inputs = (queries.detach(), keys.detach(), values.detach(), *chosen, output, lse)
     kernel.run(*inputs, **settings, stream=stream)
     return output, lse
 

@@ -140,6 +140,34 @@ def test_gpu_gradients_are_those_of_the_cpu_and_the_same_every_time(dtype):
 
 
 @needs_gpu
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.bfloat16), (100, torch.bfloat16), (100, torch.float32)])
+@pytest.mark.parametrize("heads_of_mask", [1, 8])
+def test_a_gpu_mask_is_planned_there(rows, dtype, heads_of_mask):
+    q, k, v = (on_gpu(2, h, n, 128, dtype=dtype) for h, n in ((8, rows), (2, 700), (2, 700)))
+    attended = torch.rand(1, heads_of_mask, rows, 700, device="cuda") < 0.2
+    mask = reticle.Mask.dense(attended.expand(2, 8, -1, -1).cpu().numpy())
+    expected, expected_lse = reticle.attention(*(x.cpu() for x in (q, k, v)), mask, causal=True)
+    output, lse = reticle.torch.AttentionPlan(q, k, v, attended, causal=True)(q, k, v)
+    torch.testing.assert_close(output.cpu(), expected, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=3e-3, rtol=1e-3)
+
+
+@needs_gpu
+def test_lists_of_keys_from_torch_are_attended_to():
+    q, k, v = on_gpu(2, 8, 3, 64), on_gpu(2, 2, 900, 64), on_gpu(2, 2, 900, 64)
+    indices = torch.rand(2, 8, 3, 900, device="cuda").topk(100).indices.sort().values
+    counts = torch.randint(0, 100, (2, 8, 3), device="cuda")
+    p = torch.rand(indices.shape, device="cuda") * 0.9 + 0.1
+    output, lse = reticle.torch.KeyListAttention(48)(q, k, v, indices, counts, p=p)
+    dense = torch.zeros(2, 8, 3, 900)
+    kept = torch.arange(100) < counts.cpu()[..., None]
+    dense.scatter_(3, indices.cpu(), p.cpu() * kept)
+    expected, expected_lse = reticle.attention(*(x.cpu() for x in (q, k, v)), reticle.Mask.dense(dense.numpy()))
+    torch.testing.assert_close(output.cpu(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-4, rtol=1e-4)
+
+
+@needs_gpu
 def test_a_gpu_plan_runs_in_a_graph():
     q, k, v = on_gpu(1, 8, 1, 64), on_gpu(1, 2, 4096, 64), on_gpu(1, 2, 4096, 64)
     mask = reticle.Mask.dense((torch.rand(1, 8, 1, 4096) < 0.3).numpy())
