@@ -7,6 +7,12 @@
 
 namespace reticle {
 
+void StageRecord::add(double entries_of_call, double visible_to_it) {
+  entries += entries_of_call;
+  visible += visible_to_it;
+  sparsity.push_back(visible_to_it > 0 ? 1 - entries_of_call / visible_to_it : 0);
+}
+
 double StageRecord::mean_sparsity() const {
   return sparsity.empty()
              ? 0
@@ -27,11 +33,8 @@ Mask InferenceHandler::mask(const AttentionInputs& inputs, InferenceState& state
   causal.causal = true;
   Mask mask = sparse_.mask(causal, state.maskers, context);
   StageRecord& record = state.record(inputs.stage);
-  const auto entries = static_cast<double>(mask.nnz());  // all of them causal
-  const auto visible = static_cast<double>(causal_nnz(Mask::full(mask.shape()), context));
-  record.entries += entries;
-  record.visible += visible;
-  record.sparsity.push_back(visible > 0 ? 1 - entries / visible : 0);
+  const Index visible = causal_nnz(Mask::full(mask.shape()), context);
+  record.add(static_cast<double>(mask.nnz()), static_cast<double>(visible));  // the mask's entries are causal
   if (keep_masks_) record.masks.push_back({inputs.layer, mask});
   return mask;
 }

@@ -20,6 +20,8 @@ struct RETICLE_API StageRecord {
   double entries = 0, visible = 0;  // sums over the calls
   std::vector<SavedMask> masks;     // if asked for
 
+  /// Adds a call that attended to `entries` of `visible` positions.
+  void add(double entries_of_call, double visible_to_it);
   /// nano-sparse-attention's figure: the mean over the calls, each counting alike; 0 without calls.
   double mean_sparsity() const;
   /// Entries over visible positions of all calls together: what the work is proportional to; 1 without calls.
@@ -49,6 +51,7 @@ class RETICLE_API InferenceHandler {
   const SparseAttention& sparse() const { return sparse_; }
   /// Whether records keep every call's mask: for pictures.
   void keep_masks(bool keep) { keep_masks_ = keep; }
+  bool keeps_masks() const { return keep_masks_; }
 
   /// The keys that the stage's pipeline chooses for inputs.stage and inputs.layer, causal, recorded: for attention that
   /// is computed elsewhere.

@@ -70,11 +70,11 @@ py::object on_gpu(const char* function, const py::object& pipeline, const py::ob
   return py::module_::import("reticle.gpu").attr(function)(pipeline, queries, keys, values, state, **call);
 }
 
-/// Forgets everything that is kept for a sequence, copies of a GPU's tensors included.
+/// Forgets everything that is kept for a sequence, what reticle.gpu keeps included.
 template <class State>
 void reset(const py::object& state) {
   state.cast<State&>().reset();
-  if (py::hasattr(state, "_host_copies")) py::delattr(state, "_host_copies");
+  state.attr("__dict__").attr("clear")();
 }
 
 Stage stage_from(const std::string& stage) {
@@ -200,6 +200,8 @@ Mask choose(const InferenceHandler& handler, const py::object& queries, const py
 void add_handler(py::module_& module) {
   py::class_<StageRecord>(module, "StageRecord", "What one stage of one sequence attended to, call by call.")
       .def_readonly("sparsity", &StageRecord::sparsity, "1 - entries / positions that causality leaves, of each call.")
+      .def("add", &StageRecord::add, py::arg("entries"), py::arg("visible"),
+           "Adds a call that attended to `entries` of `visible` positions.")
       .def_property_readonly("mean_sparsity", &StageRecord::mean_sparsity,
                              "nano-sparse-attention's figure: the mean over the calls; 0 without calls.")
       .def_property_readonly("density", &StageRecord::density,
@@ -227,6 +229,8 @@ void add_handler(py::module_& module) {
              return handler;
            }),
            py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
+      .def_property_readonly("sparse", &InferenceHandler::sparse, "Both stages' pipelines.")
+      .def_property_readonly("keeps_masks", &InferenceHandler::keeps_masks)
       .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
            py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),

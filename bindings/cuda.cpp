@@ -179,14 +179,17 @@ void add_cuda(py::module_& module) {
           "run",
           [](const cuda::TopKAttention& attention, const py::object& queries, const py::object& keys,
              const py::object& values, const py::object& output, const py::object& lse, float scaling,
-             std::uintptr_t stream) {
+             std::optional<float> soft_cap, std::uintptr_t stream) {
             const DeviceCall call(queries, keys, values, scaling, /*causal=*/true);
             const DeviceResult result(output, lse, call.inputs);
+            AttentionOptions options;
+            options.soft_cap = soft_cap;
             const py::gil_scoped_release released;
-            attention.run(call.inputs, result.output_data(), result.lse_data(), stream_from(stream));
+            attention.run(call.inputs, result.output_data(), result.lse_data(), stream_from(stream), options);
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
-          py::arg("scaling"), py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.");
+          py::arg("scaling"), py::arg("soft_cap") = py::none(), py::arg("stream") = 0,
+          "Fills output and lse, on the stream; waits for nothing.");
   module.def(
       "cuda_top_k",
       [](const py::object& scores, Index k, const py::object& indices, const py::object& counts,

@@ -153,6 +153,7 @@ class SparseAttention:
 class StageRecord:
     @property
     def sparsity(self) -> list[float]: ...
+    def add(self, entries: float, visible: float) -> None: ...
     @property
     def mean_sparsity(self) -> float: ...
     @property
@@ -170,6 +171,10 @@ class InferenceState:
 
 class InferenceHandler:
     def __init__(self, prefill: SparseAttention, generation: SparseAttention, *, keep_masks: bool = False) -> None: ...
+    @property
+    def sparse(self) -> SparseAttention: ...
+    @property
+    def keeps_masks(self) -> bool: ...
     def attend(
         self,
         queries: _Array,
@@ -351,7 +356,16 @@ class CudaKeyListAttention:
 class CudaTopKAttention:
     def __init__(self, rows: int, most_keys: int, *, sinks: int, window: int, heavy: int, stream: int = 0) -> None: ...
     def run(
-        self, queries: Any, keys: Any, values: Any, output: Any, lse: Any, *, scaling: float, stream: int = 0
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        output: Any,
+        lse: Any,
+        *,
+        scaling: float,
+        soft_cap: float | None = None,
+        stream: int = 0,
     ) -> None: ...
 
 def cuda_top_k(scores: Any, k: int, indices: Any, counts: Any, *, stream: int = 0) -> None: ...

@@ -222,11 +222,17 @@ class TopKAttention:
         )
 
     def __call__(
-        self, queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float | None = None
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scaling: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(output, lse)."""
         factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
-        return _run(self._attention, queries, keys, values, {"scaling": factor})
+        return _run(self._attention, queries, keys, values, {"scaling": factor, "soft_cap": soft_cap})
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

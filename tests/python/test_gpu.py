@@ -30,10 +30,28 @@ def cpu_as_gpu(monkeypatch):
         def __call__(self, *tensors):
             return self.call(*tensors)
 
+    class TopK:
+        made = 0
+
+        def __init__(self, rows, most_keys, *, sinks, window, heavy):
+            TopK.made += 1
+            sizes = {"sink": ("sink_size", sinks), "local": ("window_size", window)}
+            maskers = [{"type": name, field: size} for name, (field, size) in sizes.items() if size]
+            if heavy:
+                maskers.append({"type": "oracle_top_k", "heavy_size": heavy})
+            self.sparse = reticle.SparseAttention.from_json(json.dumps({"causal": True, "maskers": maskers}))
+            self.rows, self.most_keys = rows, most_keys
+
+        def __call__(self, q, k, v, *, scaling, soft_cap):
+            assert q.shape[0] * q.shape[1] <= self.rows and k.shape[2] <= self.most_keys
+            mask = self.sparse.mask(q, k, v, reticle.SequenceState(), scaling=scaling)
+            return reticle._core.attention(q, k, v, mask, scaling=scaling, soft_cap=soft_cap)
+
     monkeypatch.setattr(reticle.torch, "AttentionPlan", Plan)
+    monkeypatch.setattr(reticle.torch, "TopKAttention", TopK)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        yield
+        yield TopK
 
 
 def tensors(queries, keys, seed=0):
@@ -111,6 +129,55 @@ def test_handlers_record_and_padding_is_folded_into_the_mask(cpu_as_gpu):
     torch.testing.assert_close(output, expected[0])
     torch.testing.assert_close(lse, expected[1])
     assert state.prefill.sparsity == reference.prefill.sparsity
+
+
+@pytest.mark.parametrize("heavy", [0.2, 7])
+def test_handlers_that_keep_sinks_a_window_and_the_best_keys_choose_on_the_gpu(cpu_as_gpu, heavy):
+    dense = reticle.SparseAttention.from_json('{"maskers": []}')
+    top = {"maskers": [*CONFIG["maskers"], {"type": "oracle_top_k", "heavy_size": heavy}]}
+    handler = reticle.InferenceHandler(dense, reticle.SparseAttention.from_json(json.dumps(top)))
+    ours, theirs = reticle.InferenceState(), reticle.InferenceState()
+    _, k, v = tensors(1, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step, length in enumerate([40, *range(41, 61)]):
+            q, _, _ = tensors(length if step == 0 else 1, 1, seed=step)
+            stage = "prefill" if step == 0 else "generation"
+            for layer in (0, 1):
+                inputs = q, k[:, :, :length], v[:, :, :length]
+                call = call_of(stage=stage, layer=layer)
+                result = reticle.gpu.attend(handler, *inputs, ours, soft_cap=3.0, sink_logits=(), **call)
+                expected = handler.attend(*inputs, theirs, soft_cap=3.0, layer=layer, stage=stage)
+                for a, b in zip(result, expected, strict=True):
+                    torch.testing.assert_close(a, b)
+    assert ours.prefill.sparsity == theirs.prefill.sparsity
+    assert ours.generation.sparsity == theirs.generation.sparsity
+    assert cpu_as_gpu.made == (5 if heavy == 0.2 else 2), "made again for other sizes and more keys only"
+    ours.reset()
+    assert not hasattr(ours, "_decoder")
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        [{"type": "sink", "sink_size": 2, "layers": [0]}],
+        [{"type": "local", "window_size": 2, "dilation": 3}],
+        [{"type": "oracle_top_k", "heavy_size": 4}, {"type": "sink", "sink_size": 2}],
+        [{"type": "sink", "sink_size": 2}, {"type": "sink", "sink_size": 3}],
+        [{"type": "sink", "sink_size": 2}, {"type": "quest_top_k"}],
+        [],
+    ],
+)
+def test_other_pipelines_choose_on_the_host(generation):
+    dense = reticle.SparseAttention.from_json('{"maskers": []}')
+    sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": generation}))
+    assert reticle.gpu.BestKeys.of_pipeline(reticle.InferenceHandler(dense, sparse).sparse) is None
+    assert reticle.gpu.BestKeys.of_pipeline(sparse) is None
+
+
+def test_a_sparse_prompt_is_chosen_on_the_host():
+    sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
+    assert reticle.gpu.BestKeys.of_pipeline(reticle.InferenceHandler(sparse, sparse).sparse) is None
 
 
 def test_finite_attention_masks_are_refused(cpu_as_gpu):

@@ -212,6 +212,8 @@ def test_gpu_plans_say_when_there_is_no_gpu():
     with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.AttentionPlan(q, q, q, reticle.Mask.full((1, 1, 1, 1)))
     with pytest.raises(reticle.DeviceError, match="CUDA"):
+        reticle.torch.KeyListAttention(1)
+    with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.TopKAttention(1, 10, sinks=1, window=1, heavy=1)
     with pytest.raises(reticle.DeviceError, match="memory of the GPU"):
         reticle.torch.top_k(torch.zeros(1, 4), 2)
