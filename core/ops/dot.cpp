@@ -83,7 +83,9 @@ HWY_INLINE void DotBlock(const float* HWY_RESTRICT queries, const std::array<con
 template <std::size_t kRows, class T>
 void DotRows(const float* queries, const T* keys, Index key_stride, const std::int32_t* indices, Index count, Index d,
              float* scores, Index stride, const UpcomingRows& next) {
-  constexpr std::size_t kKeys = 8 / kRows;
+  // As many sums as registers hold beside the operands: a query is loaded once for all keys of a block.
+  constexpr bool kFewRegisters = HWY_ARCH_X86 != 0 && HWY_TARGET > HWY_AVX3;
+  constexpr std::size_t kKeys = (kFewRegisters || kRows < 4 ? 8 : 16) / kRows;
   constexpr auto kStep = static_cast<Index>(kKeys);
   const auto key = [&](Index i) { return keys + (indices == nullptr ? i : indices[i]) * key_stride; };
   Index i = 0;
