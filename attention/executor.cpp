@@ -18,7 +18,7 @@ constexpr Index kLargestHeadDim = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Multiply-adds below which waking threads costs more than they save.
-constexpr double kLeastWorkForThreads = 4e6;
+constexpr double kLeastWorkForThreads = 1e6;
 
 /// Computes a tile of rows: what they share together, and then what each has besides. One per task, so that its buffers
 /// are made once.
