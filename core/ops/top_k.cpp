@@ -77,13 +77,14 @@ Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, flo
   const hn::RebindToSigned<decltype(tag)> positions;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const auto least = hn::Set(tag, threshold);
+  const auto from_zero = hn::Iota(positions, 0);  // once: in Highway 1.0 it goes through memory
   Index count = 0, i = 0;
   for (; i + lanes <= n; i += lanes) {
     const auto v = hn::LoadU(tag, scores + i);
     const auto passing = hn::Ge(v, least);
     if (hn::AllFalse(tag, passing)) continue;
-    const auto own =
-        indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i)) : hn::LoadU(positions, indices + i);
+    const auto own = indices == nullptr ? hn::Add(from_zero, hn::Set(positions, static_cast<std::int32_t>(i)))
+                                        : hn::LoadU(positions, indices + i);
     hn::StoreU(hn::Compress(v, passing), tag, to_scores + count);
     hn::StoreU(hn::Compress(own, hn::RebindMask(positions, passing)), positions, to_indices + count);
     count += static_cast<Index>(hn::CountTrue(tag, passing));
@@ -104,6 +105,7 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
   const hn::RebindToSigned<decltype(tag)> positions;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const auto at_cut = hn::Set(tag, cut);
+  const auto from_zero = hn::Iota(positions, 0);
   Index count = 0, i = 0;
   const auto take_one = [&](Index at) {
     const bool tie = scores[at] == cut && ties > 0;
@@ -126,8 +128,8 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
         ties -= found;
       }
     }
-    const auto own =
-        indices == nullptr ? hn::Iota(positions, static_cast<std::int32_t>(i)) : hn::LoadU(positions, indices + i);
+    const auto own = indices == nullptr ? hn::Add(from_zero, hn::Set(positions, static_cast<std::int32_t>(i)))
+                                        : hn::LoadU(positions, indices + i);
     hn::StoreU(hn::Compress(own, hn::RebindMask(positions, taken)), positions, out + count);
     count += static_cast<Index>(hn::CountTrue(tag, taken));
   }
