@@ -1,4 +1,8 @@
+#include <array>
+#include <bit>
+#include <mutex>
 #include <new>
+#include <vector>
 
 #include <reticle/core/tensor/buffer.hpp>
 
@@ -11,13 +15,13 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
-/// Small blocks would be rounded up by too much.
-std::align_val_t alignment_of(std::size_t bytes) { return std::align_val_t{bytes >= 2 * kHugePage ? kHugePage : 64}; }
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t kMostKept = 0;  // memory that is used again would hide errors
+#else
+constexpr std::size_t kMostKept = std::size_t{128} << 20;
+#endif
 
-}  // namespace
-
-void* allocate_aligned(std::size_t bytes) {
-  const std::align_val_t alignment = alignment_of(bytes);
+void* allocate_block(std::size_t bytes, std::align_val_t alignment) {
   void* const memory = ::operator new(bytes, alignment);
 #ifdef __linux__
   if (static_cast<std::size_t>(alignment) == kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -25,6 +29,76 @@ void* allocate_aligned(std::size_t bytes) {
   return memory;
 }
 
-void free_aligned(void* memory, std::size_t bytes) noexcept { ::operator delete(memory, alignment_of(bytes)); }
+/// Freed blocks, kept for the next ones of their size: the system clears every page that it hands out, which takes as
+/// long as a union of masks does. Sizes are rounded up to a quarter of a power of two, so that what grows slowly, as
+/// masks do while decoding, finds a block again.
+class KeptBlocks {
+ public:
+  /// Smaller blocks come from malloc, which keeps them itself.
+  static constexpr std::size_t kLeast = std::size_t{64} << 10;
+
+  static std::size_t rounded(std::size_t bytes) {
+    const std::size_t quarter = std::bit_floor(bytes) / 4;
+    return (bytes + quarter - 1) / quarter * quarter;
+  }
+
+  /// Null when there is none of this size.
+  void* take(std::size_t size) {
+    const std::lock_guard lock(mutex_);
+    std::vector<void*>& blocks = blocks_[class_of(size)];
+    if (blocks.empty()) return nullptr;
+    void* const block = blocks.back();
+    blocks.pop_back();
+    kept_ -= size;
+    return block;
+  }
+
+  /// False when enough are kept.
+  bool keep(void* block, std::size_t size) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (kept_ + size > kMostKept) return false;
+    try {
+      blocks_[class_of(size)].push_back(block);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    kept_ += size;
+    return true;
+  }
+
+ private:
+  static std::size_t class_of(std::size_t size) {
+    const auto exponent = static_cast<std::size_t>(std::bit_width(size) - 1);
+    return exponent * 4 + (size >> (exponent - 2)) % 4;
+  }
+
+  std::mutex mutex_;
+  std::array<std::vector<void*>, 64 * 4> blocks_;
+  std::size_t kept_ = 0;
+};
+
+/// Never destroyed: what is freed last may be a static's.
+KeptBlocks& kept_blocks() {
+  static KeptBlocks& blocks = *new KeptBlocks;
+  return blocks;
+}
+
+/// Small blocks would be rounded up by too much.
+std::align_val_t alignment_of(std::size_t size) { return std::align_val_t{size >= 2 * kHugePage ? kHugePage : 64}; }
+
+}  // namespace
+
+void* allocate_aligned(std::size_t bytes) {
+  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return allocate_block(bytes, alignment_of(bytes));
+  const std::size_t size = KeptBlocks::rounded(bytes);
+  void* const kept = kept_blocks().take(size);
+  return kept != nullptr ? kept : allocate_block(size, alignment_of(size));
+}
+
+void free_aligned(void* memory, std::size_t bytes) noexcept {
+  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return ::operator delete(memory, alignment_of(bytes));
+  const std::size_t size = KeptBlocks::rounded(bytes);
+  if (!kept_blocks().keep(memory, size)) ::operator delete(memory, alignment_of(size));
+}
 
 }  // namespace reticle
