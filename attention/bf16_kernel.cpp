@@ -3,17 +3,18 @@
 // product of pairs does not reach the instruction in the versions that distributions carry, hence intrinsics.
 #include <cstring>
 
+#include <hwy/base.h>
 #include <hwy/targets.h>
 
 #include <reticle/attention/bf16_kernel.hpp>
 
 #if HWY_ARCH_X86_64
 #include <immintrin.h>
-#define RETICLE_BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #endif
 
 namespace reticle {
 #if HWY_ARCH_X86_64
+HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 namespace {
 
 std::uint32_t bits_of(const BFloat16* pair) {
@@ -24,8 +25,7 @@ std::uint32_t bits_of(const BFloat16* pair) {
 
 /// kRows x kVectors sums over all of the depth.
 template <std::size_t kRows, std::size_t kVectors>
-RETICLE_BF16_TARGET void multiply_panel(PairMatrix a, Index depth, const Bf16Pair* b, Index stride, const float* scale,
-                                        float* c) {
+void multiply_panel(PairMatrix a, Index depth, const Bf16Pair* b, Index stride, const float* scale, float* c) {
   __m512 sums[kRows][kVectors];
   for (std::size_t m = 0; m < kRows; ++m) {
     for (std::size_t v = 0; v < kVectors; ++v) {
@@ -52,8 +52,8 @@ RETICLE_BF16_TARGET void multiply_panel(PairMatrix a, Index depth, const Bf16Pai
 }
 
 template <std::size_t kVectors>
-RETICLE_BF16_TARGET void multiply_columns(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index stride,
-                                          const float* scale, float* c) {
+void multiply_columns(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index stride, const float* scale,
+                      float* c) {
   constexpr std::size_t kRows = 24 / kVectors < 12 ? 24 / kVectors : 12;
   constexpr auto kStep = static_cast<Index>(kRows);
   const auto next = [&](Index by) {
@@ -67,6 +67,7 @@ RETICLE_BF16_TARGET void multiply_columns(PairMatrix a, Index rows, Index depth,
 }
 
 }  // namespace
+HWY_POP_ATTRIBUTES
 
 bool has_bf16_products() {
   // Better targets have lower bits; tests force lesser ones.

@@ -3,7 +3,8 @@
     peers.py BUILD_FOLDER [--section NAME ...] [--write docs/performance.md]
 
 Every row first compares outputs, then times ours and the peer in interleaved repeats; ratios are of medians. A peer that
-is not installed is left out, and said so. The aims are ratios, not times: they travel between machines.
+is not installed is left out, and said so. The aims are ratios, not times: they travel between machines. OpenMP's threads,
+torch's, sleep when they have nothing to do: otherwise they would spin on, for milliseconds, in the time of who comes next.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before anything loads OpenMP
 
 import numpy as np
 from harness import Row, chart, interleaved, limits, line, machine, table

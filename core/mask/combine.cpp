@@ -225,18 +225,16 @@ Mask as_runs(const MaskShape& shape, const Csr& csr, Array<Index> run_ptr, const
   context.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
       const ColumnList columns = columns_of(csr, row);
-      const Index before = run_ptr[static_cast<std::size_t>(row)] - 1;
-      Interval* interval = intervals.data() + before;
-      float* of_run = counts.weighted ? p.data() + before : nullptr;
+      auto next = static_cast<std::size_t>(run_ptr[static_cast<std::size_t>(row)]);
       for (Index i = 0; i < columns.count; ++i) {
         const std::int32_t column = columns.columns[i];
         if (i == 0 || column != columns.columns[i - 1] + 1 ||
             (columns.p != nullptr && columns.p[i] != columns.p[i - 1])) {
-          ++interval;
-          interval->begin = column;
-          if (of_run != nullptr) *++of_run = columns.p[i];
+          intervals[next].begin = column;
+          if (counts.weighted) p[next] = columns.p[i];
+          ++next;
         }
-        interval->end = column + 1;
+        intervals[next - 1].end = column + 1;
       }
     }
   });
