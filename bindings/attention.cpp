@@ -230,7 +230,7 @@ void add_handler(py::module_& module) {
            }),
            py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
       .def_property_readonly("sparse", &InferenceHandler::sparse, "Both stages' pipelines.")
-      .def_property_readonly("keeps_masks", &InferenceHandler::keeps_masks)
+      .def_property_readonly("keeps_masks", &InferenceHandler::keeps_masks, "Whether records keep every call's mask.")
       .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
            py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
