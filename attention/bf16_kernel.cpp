@@ -56,14 +56,12 @@ void multiply_columns(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, 
                       float* c) {
   constexpr std::size_t kRows = 24 / kVectors < 12 ? 24 / kVectors : 12;
   constexpr auto kStep = static_cast<Index>(kRows);
-  const auto next = [&](Index by) {
-    rows -= by;
-    a.data += by * a.row_stride;
-    c += by * stride;
-  };
-  for (; rows >= kStep; next(kStep)) multiply_panel<kRows, kVectors>(a, depth, b, stride, scale, c);
-  for (; rows >= 2; next(2)) multiply_panel<2, kVectors>(a, depth, b, stride, scale, c);
-  if (rows > 0) multiply_panel<1, kVectors>(a, depth, b, stride, scale, c);
+  const auto from = [&](Index m) { return PairMatrix{a.data + m * a.row_stride, a.row_stride, a.column_stride}; };
+  Index m = 0;
+  for (; m + kStep <= rows; m += kStep)
+    multiply_panel<kRows, kVectors>(from(m), depth, b, stride, scale, c + m * stride);
+  for (; m + 2 <= rows; m += 2) multiply_panel<2, kVectors>(from(m), depth, b, stride, scale, c + m * stride);
+  if (m < rows) multiply_panel<1, kVectors>(from(m), depth, b, stride, scale, c + m * stride);
 }
 
 }  // namespace

@@ -224,18 +224,12 @@ Mask as_runs(const MaskShape& shape, const Csr& csr, Array<Index> run_ptr, const
   const Index rows = shape.stored_rows();
   context.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
-      const ColumnList columns = columns_of(csr, row);
       auto next = static_cast<std::size_t>(run_ptr[static_cast<std::size_t>(row)]);
-      for (Index i = 0; i < columns.count; ++i) {
-        const std::int32_t column = columns.columns[i];
-        if (i == 0 || column != columns.columns[i - 1] + 1 ||
-            (columns.p != nullptr && columns.p[i] != columns.p[i - 1])) {
-          intervals[next].begin = column;
-          if (counts.weighted) p[next] = columns.p[i];
-          ++next;
-        }
-        intervals[next - 1].end = column + 1;
-      }
+      for_each_run(csr, row, shape.keys, [&](Run run) {
+        intervals[next] = {run.begin, run.end};
+        if (counts.weighted) p[next] = run.p;
+        ++next;
+      });
     }
   });
   return MaskAssembler::make(shape, Runs{std::move(run_ptr), std::move(intervals), std::move(p)}, counts.entries,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <mutex>
@@ -38,7 +39,7 @@ class KeptBlocks {
   static constexpr std::size_t kLeast = std::size_t{64} << 10;
 
   static std::size_t rounded(std::size_t bytes) {
-    const std::size_t quarter = std::bit_floor(bytes) / 4;
+    const std::size_t quarter = quarter_of(bytes);
     return (bytes + quarter - 1) / quarter * quarter;
   }
 
@@ -67,13 +68,13 @@ class KeptBlocks {
   }
 
  private:
+  static std::size_t quarter_of(std::size_t size) { return std::max<std::size_t>(1, std::bit_floor(size) / 4); }
   static std::size_t class_of(std::size_t size) {
-    const auto exponent = static_cast<std::size_t>(std::bit_width(size) - 1);
-    return exponent * 4 + (size >> (exponent - 2)) % 4;
+    return static_cast<std::size_t>(std::bit_width(size)) * 4 + size / quarter_of(size) % 4;
   }
 
   std::mutex mutex_;
-  std::array<std::vector<void*>, 64 * 4> blocks_;
+  std::array<std::vector<void*>, 65 * 4> blocks_;
   std::size_t kept_ = 0;
 };
 
