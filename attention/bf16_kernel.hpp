@@ -20,7 +20,7 @@ struct PairMatrix {
 /// Columns are multiplied so many at a time.
 inline constexpr Index kPairLanes = 16;
 
-/// Whether this processor has such products, and the instruction sets in use include them.
+/// Whether this processor has such products.
 RETICLE_API bool has_bf16_products();
 
 /// c = scale * c + a b, for a (rows, depth), b (depth, columns) and c (rows, columns). Rows of b and c are `stride`

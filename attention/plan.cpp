@@ -271,8 +271,11 @@ void TilePlanner::find_shared(Index rows) {
   shared_.resize(static_cast<std::size_t>(width));
   by_all_.resize(static_cast<std::size_t>(width));
   const Index shared = held_by_at_least(least, words_.data(), rows, width, shared_.data(), by_all_.data());
-  if (shared < kLeastShared ||
-      (rows <= kRowPathRows && shared_entries(rows, width) < kLeastSharedOfFew * static_cast<double>(entries))) {
+  const auto enough_of_few = [&] {
+    const double needed = kLeastSharedOfFew * static_cast<double>(entries);
+    return static_cast<double>(shared * rows) >= needed && shared_entries(rows, width) >= needed;
+  };
+  if (shared < kLeastShared || (rows <= kRowPathRows && !enough_of_few())) {
     shared_.clear();
     return;
   }
@@ -299,10 +302,12 @@ double TilePlanner::shared_entries(Index rows, Index width) {
 }
 
 void TilePlanner::share_whole_words(Index rows, Index width) {
+  const bool few = rows <= kRowPathRows;
   for (std::size_t w = 0; w < static_cast<std::size_t>(width); ++w) {
+    if (!few && std::popcount(shared_[w]) < kWholeWord) continue;
     std::uint64_t any = 0;
     for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width) + w];
-    if (std::popcount(rows <= kRowPathRows ? any : shared_[w]) < kWholeWord) continue;
+    if (std::popcount(any) < kWholeWord) continue;
     shared_[w] = (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
   }
 }

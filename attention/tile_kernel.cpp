@@ -3,6 +3,7 @@
 // in which each lane is a row. Per block 2 * keys * rows * (d + dv) flops, of which the softmax adds about a tenth.
 // Queries, scores and outputs of a tile are 32 kB each at d = 128: L2 holds them. Bound by multiply-adds.
 #include <algorithm>
+#include <bit>
 
 #include <reticle/attention/tile_kernel.hpp>
 
@@ -46,6 +47,18 @@ HWY_INLINE void StorePairs(D, V first, V second, Bf16Pair* to) {
   hn::StoreU(hn::Or(low, high), bits, reinterpret_cast<std::uint32_t*>(to));
 }
 
+/// Which rows from `column` on attend to the key that `word` belongs to. Straight from memory where vectors are bytes
+/// of bits, on machines that store the lowest byte first.
+template <class D>
+HWY_INLINE hn::Mask<D> LoadAttended(D tag, const std::uint64_t* word, Index column) {
+  if constexpr (hn::MaxLanes(D()) % 8 == 0 && std::endian::native == std::endian::little) {
+    return hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(word) + column / 8);
+  } else {
+    const std::uint64_t bits = *word >> column;
+    return hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits));
+  }
+}
+
 /// Scores of `count` keys become weights, for one vector of rows; returns what the rows' outputs are to be multiplied
 /// by. A NaN or +infinite score makes its row's sum NaN.
 template <class D, class V = hn::Vec<D>>
@@ -67,8 +80,7 @@ HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const Tile
       if (block.soft_cap) s = SoftCap(tag, s, *block.soft_cap);
       if (block.bias != nullptr) s = hn::Add(s, hn::LoadU(tag, block.bias + i * kTileRows + column));
       if (block.attended != nullptr) {
-        const std::uint64_t bits = block.attended[i] >> column;
-        s = hn::IfThenElse(hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits)), s, nothing);
+        s = hn::IfThenElse(LoadAttended(tag, block.attended + i, column), s, nothing);
       }
       hn::StoreU(s, tag, scores + i * kTileRows);
     }
@@ -144,6 +156,9 @@ void PackRows(const TensorView& matrix, const std::int32_t* indices, Index count
   });
 }
 
+/// A lesser instruction set may have been chosen than the processor's best. (Better targets are smaller numbers.)
+bool MultipliesPairs() { return HWY_TARGET <= HWY_AVX3 && has_bf16_products(); }
+
 }  // namespace reticle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -152,12 +167,13 @@ namespace reticle {
 
 HWY_EXPORT(FoldTile);
 HWY_EXPORT(PackRows);
+HWY_EXPORT(MultipliesPairs);
 
 bool tiles_in_pairs(const AttentionInputs& inputs) {
   for (const TensorView* tensor : {&inputs.queries, &inputs.keys, &inputs.values}) {
     if (tensor->dtype != DType::bf16 || tensor->stride(3) != 1) return false;
   }
-  return inputs.head_dim() % 2 == 0 && has_bf16_products();
+  return inputs.head_dim() % 2 == 0 && HWY_DYNAMIC_DISPATCH(MultipliesPairs)();
 }
 
 TileState::TileState(Index head_dim, Index value_dim, std::optional<float> scaling_in_pairs)

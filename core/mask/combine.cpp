@@ -259,7 +259,8 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   if (!weighted && least * Index{sizeof(std::int32_t)} > bytes_as_bits) return unite_as_bits(shape, a, b, context);
 
   // Merged where each chunk has room for both operands, then moved together: no second buffer, and the gaps are small
-  // unless the operands are alike.
+  // unless the operands are alike. One thread takes the chunks in order, and leaves no gaps.
+  const bool in_order = context.pool->threads() == 1;
   std::vector<Index> start(room.size() + 1, 0);
   for (std::size_t i = 0; i < room.size(); ++i) start[i + 1] = start[i] + room[i] + kSlack;
   Array<std::int32_t> indices(static_cast<std::size_t>(start.back()));
@@ -268,17 +269,22 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   std::vector<MaskCounts> of_chunk(room.size());
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
     ColumnReader read_a(a), read_b(b);
+    const auto unite = [&](const ColumnList& left, const ColumnList& right, std::int32_t* columns, float* columns_p) {
+      if (!weighted) return merge_columns(left.columns, left.count, right.columns, right.count, columns);
+      const auto as = static_cast<UnionRule>(rule);
+      if ((left.count + right.count) * kPositionsPerEntry > shape.keys)
+        return accumulate_weighted_columns(as, left.columns, left.p, left.count, right.columns, right.p, right.count,
+                                           shape.keys, columns, columns_p);
+      return merge_weighted_columns(as, left.columns, left.p, left.count, right.columns, right.p, right.count, columns,
+                                    columns_p);
+    };
     MaskCounts counts;
     std::int32_t* columns = indices.data() + start[static_cast<std::size_t>(index)];
     float* columns_p = p.data() + (weighted ? start[static_cast<std::size_t>(index)] : 0);
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
       const ColumnList left = read_a.row(id), right = read_b.row(id);
-      const RowCounts merged =
-          weighted
-              ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
-                                       right.p, right.count, columns + counts.entries, columns_p + counts.entries)
-              : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
+      const RowCounts merged = unite(left, right, columns + counts.entries, columns_p + counts.entries);
       row_ptr[static_cast<std::size_t>(row) + 1] = merged.entries;
       run_ptr[static_cast<std::size_t>(row) + 1] = merged.runs;
       counts.entries += merged.entries;
@@ -286,17 +292,20 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
     }
     counts.weighted = weighted && std::any_of(columns_p, columns_p + counts.entries, [](float x) { return x < 1; });
     of_chunk[static_cast<std::size_t>(index)] = counts;
+    if (in_order) start[static_cast<std::size_t>(index) + 1] = start[static_cast<std::size_t>(index)] + counts.entries;
   });
   MaskCounts counts;
   for (std::size_t i = 0; i < of_chunk.size(); ++i) {
     const auto from = start[i], size = of_chunk[i].entries;
-    std::copy(indices.begin() + from, indices.begin() + from + size, indices.begin() + counts.entries);
-    if (weighted) std::copy(p.begin() + from, p.begin() + from + size, p.begin() + counts.entries);
+    if (from > counts.entries) {
+      std::copy_n(indices.begin() + from, size, indices.begin() + counts.entries);
+      if (weighted) std::copy_n(p.begin() + from, size, p.begin() + counts.entries);
+    }
     counts.entries += size;
     counts.runs += of_chunk[i].runs;
     counts.weighted |= of_chunk[i].weighted;
   }
-  const bool alike = start.back() > counts.entries + counts.entries / 4;
+  const bool alike = static_cast<Index>(indices.size()) > counts.entries + counts.entries / 4;
   indices.resize(static_cast<std::size_t>(counts.entries));
   p.resize(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
   if (alike || p.empty()) p.shrink_to_fit();

@@ -9,12 +9,16 @@
 // Weighted columns are merged the same way as 64-bit words, column above p; what goes out is decided one column late,
 // when its twin and its successor are known.
 //
+// Weighted columns of rows that are full enough: block by block of columns, both lists are added to p of every
+// position, and the block is packed, and cleared, a vector at a time.
+//
 // Bits: neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last one;
 // eight places of the list are therefore worked on in turn.
 #include <bit>
 #include <limits>
 
 #include <reticle/core/mask/row_kernels.hpp>
+#include <reticle/core/mask/run.hpp>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/mask/row_kernels.cpp"
@@ -93,6 +97,20 @@ HWY_INLINE V SortBitonic(D tag, V v) {
   }
 }
 
+/// `count` elements, fewer than a vector holds, and `otherwise` behind them.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadFirst(D tag, const hn::TFromD<D>* from, std::ptrdiff_t count, hn::TFromD<D> otherwise) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2  // whose masked loads do not touch the rest
+  const auto first = hn::FirstN(tag, static_cast<std::size_t>(count));
+  return hn::IfThenElse(first, hn::MaskedLoad(first, tag, from), hn::Set(tag, otherwise));
+#else
+  HWY_ALIGN hn::TFromD<D> elements[HWY_MAX_BYTES / sizeof(hn::TFromD<D>)];
+  for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(hn::Lanes(tag)); ++i)
+    elements[i] = i < count ? from[i] : otherwise;
+  return hn::Load(tag, elements);
+#endif
+}
+
 /// One list, vector by vector; beyond its end there is kNone.
 struct ColumnReader {
   static constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
@@ -109,10 +127,9 @@ struct ColumnReader {
       at += lanes;
       return v;
     }
-    HWY_ALIGN std::int32_t rest[HWY_MAX_BYTES / sizeof(std::int32_t)];
-    for (std::ptrdiff_t i = 0; i < lanes; ++i) rest[i] = at + i < end ? at[i] : kNone;
+    const auto rest = LoadFirst(tag, at, end - at, kNone);
     at = end;
-    return hn::Load(tag, rest);
+    return rest;
   }
 };
 
@@ -188,21 +205,24 @@ struct WeightedReader {
       skip(lanes);
       return word;
     }
-    HWY_ALIGN std::int32_t some_columns[kMost];
-    HWY_ALIGN float some_p[kMost];
-    for (Index i = 0; i < lanes; ++i) {
-      some_columns[i] = i < left ? columns[i] : ColumnReader::kNone;
-      some_p[i] = i < left && p != nullptr ? p[i] : 1.0f;
-    }
+    const hn::Rebind<std::int32_t, D> columns_tag;
+    const hn::Rebind<float, D> p_tag;
+    const auto rest = LoadFirst(columns_tag, columns, left, ColumnReader::kNone);
+    const auto rest_p = LoadFirst(p_tag, next_p(), left, 1.0f);
     skip(left);
-    return pack(tag, some_columns, some_p);
+    return pack(tag, rest, rest_p);
   }
 
   template <class D>
-  static HWY_INLINE hn::Vec<D> pack(D tag, const void* columns, const void* p) {
-    const hn::Rebind<std::uint32_t, D> half;
-    const auto high = hn::PromoteTo(tag, hn::LoadU(half, static_cast<const std::uint32_t*>(columns)));
-    return hn::Or(hn::ShiftLeft<32>(high), hn::PromoteTo(tag, hn::LoadU(half, static_cast<const std::uint32_t*>(p))));
+  static HWY_INLINE hn::Vec<D> pack(D tag, const std::int32_t* columns, const float* p) {
+    return pack(tag, hn::LoadU(hn::Rebind<std::int32_t, D>(), columns), hn::LoadU(hn::Rebind<float, D>(), p));
+  }
+
+  template <class D, class C, class P>
+  static HWY_INLINE hn::Vec<D> pack(D tag, C columns, P p) {
+    const hn::Rebind<std::uint32_t, D> bits;
+    const auto high = hn::PromoteTo(tag, hn::BitCast(bits, columns));
+    return hn::Or(hn::ShiftLeft<32>(high), hn::PromoteTo(tag, hn::BitCast(bits, p)));
   }
 
   void skip(Index count) {
@@ -219,6 +239,13 @@ V CombineP(V a, V b) {
   if (kRule == UnionRule::add) return hn::Min(one, hn::Add(a, b));
   if (kRule == UnionRule::max) return hn::Max(a, b);
   return hn::Sub(one, hn::Mul(hn::Sub(one, a), hn::Sub(one, b)));
+}
+
+/// How many go on with the run of the one before.
+Index CountJoined(const std::int32_t* columns, const float* p, Index count) {
+  Index joined = 0;
+  for (Index i = 1; i < count; ++i) joined += (columns[i] == columns[i - 1] + 1) & (p[i] == p[i - 1]);
+  return joined;
 }
 
 template <UnionRule kRule>
@@ -286,10 +313,7 @@ RowCounts MergeWeightedBy(WeightedReader from_a, WeightedReader from_b, std::int
   while (from_a.left > 0 || from_b.left > 0) take((from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
   emit(largest);
   emit(hn::Set(tag, std::uint64_t{ColumnReader::kNone} << 32));
-  const Index entries = to - out;
-  Index joined = 0;
-  for (Index i = 1; i < entries; ++i) joined += (out[i] == out[i - 1] + 1) & (out_p[i] == out_p[i - 1]);
-  return {entries, entries - joined};
+  return {to - out, (to - out) - CountJoined(out, out_p, to - out)};
 }
 
 RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
@@ -306,6 +330,71 @@ RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p,
   return MergeWeightedBy<UnionRule::independent>(from_a, from_b, out, out_p);
 }
 
+/// Packs p of columns from `origin` on, and leaves zeros behind. Returns how many there were.
+template <class D>
+HWY_INLINE Index PackAndClear(D tag, float* row, Index origin, Index width, std::int32_t* out, float* out_p) {
+  const hn::RebindToSigned<D> columns_tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const auto zero = hn::Zero(tag);
+  const auto step = hn::Set(columns_tag, static_cast<std::int32_t>(lanes));
+  auto columns = hn::Add(hn::Iota(columns_tag, 0), hn::Set(columns_tag, static_cast<std::int32_t>(origin)));
+  Index count = 0;
+  for (Index k = 0; k < width; k += lanes) {
+    const auto p = hn::Load(tag, row + k);
+    const auto attended = hn::Gt(p, zero);
+    hn::Store(zero, tag, row + k);
+    hn::StoreU(hn::Compress(columns, hn::RebindMask(columns_tag, attended)), columns_tag, out + count);
+    hn::StoreU(hn::Compress(p, attended), tag, out_p + count);
+    count += static_cast<Index>(hn::CountTrue(tag, attended));
+    columns = hn::Add(columns, step);
+  }
+  return count;
+}
+
+/// put(column, p) for the entries below `end` from `next` on; returns the first beyond. Eight at a time: the entries
+/// are few instructions each, and the bounds would be half of them.
+template <class Put>
+HWY_INLINE Index PutBelow(std::int32_t end, const std::int32_t* columns, const float* p, Index next, Index count,
+                          Put&& put) {
+  const auto put_one = [&](Index i) { put(columns[i], p == nullptr ? 1.0f : p[i]); };
+  for (; next + 8 <= count && columns[next + 7] < end; next += 8) {
+    for (Index i = next; i < next + 8; ++i) put_one(i);
+  }
+  for (; next < count && columns[next] < end; ++next) put_one(next);
+  return next;
+}
+
+template <class Op>
+RowCounts AccumulateBy(const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b, const float* b_p,
+                       Index b_count, Index width, std::int32_t* out, float* out_p) {
+  const hn::CappedTag<float, 16> tag;
+  constexpr Index kBlock = 4096;  // 16 kB of p stay in the first-level cache
+  HWY_ALIGN float row[kBlock] = {};
+  Index entries = 0, next_a = 0, next_b = 0;
+  for (Index begin = 0; begin < width; begin += kBlock) {
+    const Index end = std::min(width, begin + kBlock);
+    const auto last = static_cast<std::int32_t>(end);
+    next_a = PutBelow(last, a, a_p, next_a, a_count, [&](std::int32_t k, float p) { row[k - begin] = p; });
+    next_b = PutBelow(last, b, b_p, next_b, b_count,
+                      [&](std::int32_t k, float p) { row[k - begin] = Op::p(row[k - begin], p); });
+    entries += PackAndClear(tag, row, begin, end - begin, out + entries, out_p + entries);
+  }
+  return {entries, entries - CountJoined(out, out_p, entries)};
+}
+
+RowCounts Accumulate(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+                     const float* b_p, Index b_count, Index width, std::int32_t* out, float* out_p) {
+  switch (rule) {
+    case UnionRule::add:
+      return AccumulateBy<row_op::Add>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
+    case UnionRule::max:
+      return AccumulateBy<row_op::Max>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
+    case UnionRule::independent:
+      break;
+  }
+  return AccumulateBy<row_op::Independent>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
+}
+
 Index CountBits(const std::uint64_t* words, Index count) {
   Index bits = 0;
   for (Index w = 0; w < count; ++w) bits += std::popcount(words[w]);
@@ -314,10 +403,9 @@ Index CountBits(const std::uint64_t* words, Index count) {
 
 /// Counters of 64 columns at once, bit-sliced: plane i holds bit i of each column's count. Adding a row is a ripple of
 /// half adders, two operations a plane; a comparison with a constant goes from the lowest bit up.
-template <class D>
+template <std::size_t kPlanes, class D>
 HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Index rows, Index width,
                              std::uint64_t* by_enough, std::uint64_t* by_all) {
-  constexpr std::size_t kPlanes = 7;
   using V = hn::Vec<D>;
   V planes[kPlanes];
   for (V& plane : planes) plane = hn::Zero(tag);
@@ -379,14 +467,22 @@ Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin
   return out - begin;
 }
 
-Index HeldByAtLeast(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
-                    std::uint64_t* by_all) {
+/// For up to 2^kPlanes - 1 rows.
+template <std::size_t kPlanes>
+void HeldBy(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
+            std::uint64_t* by_all) {
   const hn::ScalableTag<std::uint64_t> tag;
+  const hn::CappedTag<std::uint64_t, 1> one;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   Index w = 0;
-  for (; w + lanes <= width; w += lanes) CountColumns(tag, least, words + w, rows, width, by_enough + w, by_all + w);
-  for (; w < width; ++w)
-    CountColumns(hn::CappedTag<std::uint64_t, 1>(), least, words + w, rows, width, by_enough + w, by_all + w);
+  for (; w + lanes <= width; w += lanes)
+    CountColumns<kPlanes>(tag, least, words + w, rows, width, by_enough + w, by_all + w);
+  for (; w < width; ++w) CountColumns<kPlanes>(one, least, words + w, rows, width, by_enough + w, by_all + w);
+}
+
+Index HeldByAtLeast(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
+                    std::uint64_t* by_all) {
+  (rows < 8 && least < 8 ? HeldBy<3> : HeldBy<7>)(least, words, rows, width, by_enough, by_all);
   return CountBits(by_enough, width);
 }
 
@@ -399,6 +495,7 @@ namespace reticle {
 HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
 HWY_EXPORT(MergeWeighted);
+HWY_EXPORT(Accumulate);
 HWY_EXPORT(HeldByAtLeast);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
@@ -416,6 +513,12 @@ RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const fl
                                  const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                  float* out_p) {
   return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
+}
+
+RowCounts accumulate_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                                      const std::int32_t* b, const float* b_p, Index b_count, Index width,
+                                      std::int32_t* out, float* out_p) {
+  return HWY_DYNAMIC_DISPATCH(Accumulate)(rule, a, a_p, a_count, b, b_p, b_count, width, out, out_p);
 }
 
 RowCounts count_dense(const float* p, Index count, bool& weighted) {

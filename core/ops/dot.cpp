@@ -28,7 +28,7 @@ void StoreSumsOfFour(D, V a, V b, V c, V d, float* to) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void StoreSumOfBlocks(D tag, V v, float* to) {
   if constexpr (hn::MaxLanes(D()) <= 4) {
-    hn::Store(v, tag, to);
+    hn::StoreU(v, tag, to);
   } else {
     const hn::Half<D> half;
     StoreSumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
@@ -67,7 +67,13 @@ HWY_INLINE void DotBlock(const float* HWY_RESTRICT queries, const std::array<con
       for (std::size_t k = 0; k < kKeys; ++k) sums[r * kKeys + k] = hn::MulAdd(query, key[k], sums[r * kKeys + k]);
     }
   }
-  HWY_ALIGN float products[kProducts];
+  if (kKeys % 4 == 0 && i == d) {
+    for (std::size_t p = 0; p < kProducts; p += 4)
+      StoreSumsOfFour(tag, sums[p], sums[p + 1], sums[p + 2], sums[p + 3],
+                      scores + static_cast<Index>(p / kKeys) * stride + static_cast<Index>(p % kKeys));
+    return;
+  }
+  float products[kProducts];
   for (std::size_t p = 0; p < kProducts; p += 4)
     StoreSumsOfFour(tag, sums[p], sums[p + 1], sums[p + 2], sums[p + 3], products + p);
   for (std::size_t r = 0; r < kRows; ++r) {

@@ -20,8 +20,8 @@ void ExactScorer::operator()(std::span<const RowId> rows, float* scores) const {
   for (Index r = 0; r < count; ++r) add_attention_mask(inputs_, rows[static_cast<std::size_t>(r)], scores + r * keys);
 }
 
-Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer scorer,
-                     FunctionRef<void(std::span<const float>, Selection&)> choose, const Context& context) {
+Mask select_scored(const AttentionInputs& inputs, Scorer scorer,
+                   FunctionRef<void(RowId, std::span<float>, Selection&)> choose, const Context& context) {
   const MaskShape shape = inputs.shape();
   // Of one KV head, and a whole number of times in its heads.
   const auto heads_together = [&] {
@@ -34,7 +34,6 @@ Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer
       [&](RowId first, std::span<Selection> selections) {
         const auto keys = static_cast<std::size_t>(shape.keys);
         thread_local std::vector<float> scores;
-        thread_local std::vector<Run> chosen;
         std::array<RowId, kQueriesPerPass> storage;
         const std::span<const RowId> rows(storage.data(), selections.size());
         for (std::size_t r = 0; r < rows.size(); ++r)
@@ -43,13 +42,22 @@ Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer
         scores.resize(keys * rows.size());
         scorer(rows, scores.data());
         for (std::size_t r = 0; r < rows.size(); ++r) {
-          if (!inputs.wants(rows[r].head)) continue;
-          const std::span<float> of_row(scores.data() + r * keys, keys);
-          chosen.clear();
-          previous.row(rows[r], chosen);
-          exclude(chosen, of_row);
-          choose(of_row, selections[r]);
+          if (inputs.wants(rows[r].head)) choose(rows[r], {scores.data() + r * keys, keys}, selections[r]);
         }
+      },
+      context);
+}
+
+Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer scorer,
+                     FunctionRef<void(std::span<const float>, Selection&)> choose, const Context& context) {
+  return select_scored(
+      inputs, scorer,
+      [&](RowId row, std::span<float> scores, Selection& selection) {
+        thread_local std::vector<Run> chosen;
+        chosen.clear();
+        previous.row(row, chosen);
+        exclude(chosen, scores);
+        choose(scores, selection);
       },
       context);
 }

@@ -19,7 +19,7 @@ constexpr std::size_t kHugePage = std::size_t{1} << 21;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr std::size_t kMostKept = 0;  // memory that is used again would hide errors
 #else
-constexpr std::size_t kMostKept = std::size_t{128} << 20;
+constexpr std::size_t kMostKept = std::size_t{256} << 20;
 #endif
 
 void* allocate_block(std::size_t bytes, std::align_val_t alignment) {

@@ -15,7 +15,7 @@
 namespace reticle {
 
 /// Memory aligned to cache lines and the widest vectors. Large blocks ask the system for huge pages: first touches of
-/// small ones cost more than filling them. Up to 128 MB of what was freed is kept for blocks of equal size.
+/// small ones cost more than filling them. Up to 256 MB of what was freed is kept for blocks of equal size.
 /// std::bad_alloc when there is none.
 RETICLE_API void* allocate_aligned(std::size_t bytes);
 RETICLE_API void free_aligned(void* memory, std::size_t bytes) noexcept;

@@ -44,10 +44,10 @@ class AdaptiveSampling final : public Masker {
   Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
     if (!config_.base_rate_sampling.positive()) return Mask::empty(inputs.shape());
     const Recorded recorded = config_.replacement ? recorded_draws(inputs, previous, context) : Recorded{};
-    return Mask::from_selections(
-        inputs.shape(),
-        [&](RowId row, Selection& selection) {
-          const Weights weights = weights_of(inputs, previous, row);
+    return select_scored(
+        inputs, ExactScorer(inputs),
+        [&](RowId row, std::span<const float> scores, Selection& selection) {
+          const Weights weights = weights_of(scores, previous, row);
           Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
           if (config_.replacement) {
             draw_with_replacement(inputs, weights, row, recorded, random, selection);
@@ -62,7 +62,7 @@ class AdaptiveSampling final : public Masker {
   /// One row's scores, and what the keys chosen already sum to. Weights are computed for the keys that are asked for:
   /// the chosen ones and a sample, a fraction of all.
   struct Weights {
-    std::vector<float> scores;
+    std::span<const float> scores;
     float largest = 0;
     std::vector<Run> chosen;
     double chosen_sum = 0;
@@ -81,10 +81,9 @@ class AdaptiveSampling final : public Masker {
     std::vector<Index> first_draw;    // per row
   };
 
-  static Weights weights_of(const AttentionInputs& inputs, const Mask& previous, RowId row) {
+  static Weights weights_of(std::span<const float> scores, const Mask& previous, RowId row) {
     Weights weights;
-    weights.scores.resize(static_cast<std::size_t>(inputs.keys_length()));
-    ExactScorer{inputs}({&row, 1}, weights.scores.data());
+    weights.scores = scores;
     weights.largest = highest(weights.scores);
     previous.row(row, weights.chosen);
     for (const Run& run : weights.chosen) {
@@ -217,11 +216,13 @@ class AdaptiveSampling final : public Masker {
                        shape.describe());
     recorded.first_draw.resize(static_cast<std::size_t>(shape.rows()) + 1, 0);
     context.for_each_chunk(shape.rows(), 1, [&](Index, Index begin_row, Index end_row) {
+      std::vector<float> scores(static_cast<std::size_t>(shape.keys));
       for (Index i = begin_row; i < end_row; ++i) {
         const RowId row = shape.row_of_logical(i);
         Philox unused(0, 0, 0, 0, 0);
+        ExactScorer{inputs}({&row, 1}, scores.data());
         recorded.first_draw[static_cast<std::size_t>(i) + 1] = reference_budget(
-            range, base_sample(inputs, range, row, recorded, unused), weights_of(inputs, previous, row));
+            range, base_sample(inputs, range, row, recorded, unused), weights_of(scores, previous, row));
       }
     });
     std::partial_sum(recorded.first_draw.begin(), recorded.first_draw.end(), recorded.first_draw.begin());
