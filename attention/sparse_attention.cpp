@@ -318,6 +318,23 @@ std::vector<std::string> SparseAttention::maskers(Stage stage) const {
   return types;
 }
 
+std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, const Context& context) const {
+  const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(stage)];
+  const std::uint64_t seed = configured(context).seed;
+  std::vector<Rule> rules;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (!entries[i].layers.contains(layer)) continue;
+    const auto name = [&] { return "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"'; };
+    if (!entries[i].heads.all()) throw DeviceError(name() + ", serves some heads only: it chooses on the CPU");
+    std::optional<Rule> rule = entries[i].masker->rule(keys);
+    if (!rule) throw DeviceError(name() + ", has no rule for a GPU: it chooses on the CPU");
+    rule->seed = derive_seed(seed, i);
+    rules.push_back(*rule);
+  }
+  if (rules.empty()) throw DeviceError("no masker serves layer " + std::to_string(layer) + ": it is dense");
+  return rules;
+}
+
 AttentionInputs SparseAttention::configured(const AttentionInputs& inputs) const {
   AttentionInputs own = inputs;
   own.causal |= config_->options.causal;

@@ -84,6 +84,10 @@ class RETICLE_API SparseAttention {
   /// Types of a stage's maskers, in order.
   std::vector<std::string> maskers(Stage stage) const;
 
+  /// What a stage's maskers choose at one layer from `keys` keys, as rules that can be followed where the tensors lie.
+  /// DeviceError that names the masker for which there is no rule; and where no masker serves the layer.
+  std::vector<Rule> rules(Stage stage, int layer, Index keys, const Context& context = {}) const;
+
   /// The mask that the maskers of inputs.stage build, each adding to what those before it chose; the first starts from
   /// `previous`, if given.
   Mask mask(const AttentionInputs& inputs, SequenceState& state, const Context& context = {},

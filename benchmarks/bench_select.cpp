@@ -56,6 +56,18 @@ void reticle_top_k(benchmark::State& state, Row kind) {
   count_bytes(state);
 }
 
+/// The share of the mass, per cent, is range(1).
+void reticle_top_p(benchmark::State& state, Row kind) {
+  const std::vector<float> scores = scores_of(kind, state.range(0));
+  std::vector<std::int32_t> selected;
+  for (auto _ : state) {
+    selected.clear();
+    top_p(scores, static_cast<double>(state.range(1)) / 100, selected);
+    benchmark::DoNotOptimize(selected.data());
+  }
+  count_bytes(state);
+}
+
 void nth_element(benchmark::State& state, Row kind) {
   const std::vector<float> scores = scores_of(kind, state.range(0));
   std::vector<std::int32_t> order(scores.size());
@@ -82,6 +94,10 @@ BENCHMARK_CAPTURE(reticle_top_k, equal, Row::equal)->Args({131072, 2048})->Unit(
 BENCHMARK_CAPTURE(reticle_top_k, ascending, Row::ascending)->Args({131072, 2048})->Unit(benchmark::kMicrosecond);
 BENCHMARK_CAPTURE(reticle_top_k, mostly_forbidden, Row::mostly_forbidden)
     ->Args({131072, 2048})
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(reticle_top_p, normal, Row::normal)
+    ->ArgsProduct({{4096, 32768, 131072}, {90}})
+    ->ArgNames({"n", "percent"})
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace

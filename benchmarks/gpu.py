@@ -141,7 +141,9 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
 def build_and_attend(copy: float, keys: int, heavy: int) -> None:
     """Sinks, a window and the best keys, chosen on the device, and attention over them."""
     q, k, v = random_tensors(1, keys)
-    attend = reticle.torch.TopKAttention(HEADS, keys, sinks=128, window=128, heavy=heavy)
+    fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
+    config = {"maskers": [*fixed, {"type": "oracle_top_k", "heavy_size": heavy}]}
+    attend = reticle.torch.SparseDecoder(reticle.SparseAttention.from_json(json.dumps(config)), HEADS, keys)
     group = HEADS // KV_HEADS
 
     def by_torch() -> torch.Tensor:

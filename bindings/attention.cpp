@@ -278,6 +278,16 @@ void add_attention(py::module_& module) {
                             py::dynamic_attr())
       .def(py::init<>())
       .def("reset", &reset<SequenceState>, "Forgets everything: the next call starts a new sequence.");
+  py::class_<Rule>(module, "Rule", "What a masker chooses, said as data.")
+      .def_property_readonly(
+          "kind",
+          [](const Rule& rule) {
+            constexpr const char* kNames[] = {"sinks", "window", "top_k", "top_p", "sample"};
+            return kNames[static_cast<std::size_t>(rule.kind)];
+          },
+          "\"sinks\", \"window\", \"top_k\", \"top_p\" or \"sample\".")
+      .def_readonly("count", &Rule::count, "Keys, of sinks, window and top_k.")
+      .def_readonly("share", &Rule::share, "Of the mass (top_p) or of the keys not chosen yet (sample).");
   py::class_<SparseAttention>(module, "SparseAttention",
                               "A pipeline of maskers for each stage, made from a config, and attention over the mask "
                               "that they build. Immutable: what maskers keep of a sequence is in its SequenceState.")
@@ -292,6 +302,14 @@ void add_attention(py::module_& module) {
           "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); },
           py::arg("path"), "From a file with a JSON config.")
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
+      .def(
+          "rules",
+          [](const SparseAttention& sparse, Index keys, const std::string& stage, int layer) {
+            return sparse.rules(stage_from(stage), layer, keys);
+          },
+          py::arg("keys"), py::kw_only(), py::arg("stage") = "generation", py::arg("layer") = 0,
+          "What the stage's maskers choose at one layer from so many keys, as rules that a GPU can follow. DeviceError "
+          "names the masker for which there is none.")
       .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
            py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "The mask alone.")

@@ -168,28 +168,37 @@ void add_cuda(py::module_& module) {
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("indices"), py::arg("counts"), py::arg("p"),
           py::arg("output"), py::arg("lse"), py::kw_only(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
           py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.");
-  py::class_<cuda::TopKAttention>(module, "CudaTopKAttention",
-                                  "Decoding over sinks, a window and the best of the other keys, all on the device.")
-      .def(py::init([](Index rows, Index most_keys, Index sinks, Index window, Index heavy, std::uintptr_t stream) {
-             return cuda::TopKAttention(rows, most_keys, {sinks, window}, heavy, stream_from(stream));
+  py::class_<cuda::SparseDecoder>(module, "CudaSparseDecoder", "Decoding over keys that rules choose on the device.")
+      .def(py::init([](Index rows, Index most_keys, std::uintptr_t stream) {
+             return cuda::SparseDecoder(rows, most_keys, stream_from(stream));
            }),
-           py::arg("rows"), py::arg("most_keys"), py::kw_only(), py::arg("sinks"), py::arg("window"), py::arg("heavy"),
-           py::arg("stream") = 0)
+           py::arg("rows"), py::arg("most_keys"), py::kw_only(), py::arg("stream") = 0)
       .def(
           "run",
-          [](const cuda::TopKAttention& attention, const py::object& queries, const py::object& keys,
-             const py::object& values, const py::object& output, const py::object& lse, float scaling,
-             std::optional<float> soft_cap, std::uintptr_t stream) {
-            const DeviceCall call(queries, keys, values, scaling, /*causal=*/true);
+          [](const cuda::SparseDecoder& decoder, const py::object& queries, const py::object& keys,
+             const py::object& values, const py::object& output, const py::object& lse, const std::vector<Rule>& rules,
+             const py::object& counts, float scaling, std::optional<float> soft_cap, int layer, std::uintptr_t stream) {
+            DeviceCall call(queries, keys, values, scaling, /*causal=*/true);
+            call.inputs.layer = layer;
             const DeviceResult result(output, lse, call.inputs);
+            std::optional<Borrowed> wanted;
+            std::int32_t* of_rows = nullptr;
+            if (!counts.is_none()) {
+              const TensorView& view = wanted.emplace(counts, "counts", Device::Kind::cuda).view();
+              if (!view.contiguous() || view.dtype != DType::i32 ||
+                  view.elements() != call.inputs.batch() * call.inputs.heads() * call.inputs.queries_length())
+                throw ShapeError("counts: " + view.describe() + "; needed is contiguous I32 (b, hq, sq)");
+              of_rows = static_cast<std::int32_t*>(const_cast<void*>(view.data));
+            }
             AttentionOptions options;
             options.soft_cap = soft_cap;
             const py::gil_scoped_release released;
-            attention.run(call.inputs, result.output_data(), result.lse_data(), stream_from(stream), options);
+            decoder.run(call.inputs, rules, result.output_data(), result.lse_data(), stream_from(stream), options,
+                        of_rows);
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
-          py::arg("scaling"), py::arg("soft_cap") = py::none(), py::arg("stream") = 0,
-          "Fills output and lse, on the stream; waits for nothing.");
+          py::arg("rules"), py::arg("counts") = py::none(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
+          py::arg("layer") = 0, py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.");
   module.def(
       "cuda_top_k",
       [](const py::object& scores, Index k, const py::object& indices, const py::object& counts,

@@ -14,11 +14,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/config/fields.hpp>
 #include <reticle/core/mask/mask.hpp>
+#include <reticle/core/rule.hpp>
 #include <reticle/version.hpp>
 
 namespace reticle {
@@ -54,6 +56,10 @@ class RETICLE_API Masker {
   /// Shown every prefill before anything is selected, the maskers of the generation stage too: what rules that compress
   /// the prompt's keys decide by. Keeps nothing by default.
   virtual void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const;
+
+  /// What select chooses from `keys` keys, if a rule can say it: then it can also be chosen where the tensors lie, on a
+  /// GPU. Without an attention mask; the seed is the pipeline's to fill in. None by default.
+  virtual std::optional<Rule> rule(Index keys) const;
 
   /// Unique in the process, and never given again: what LayerState knows a masker by.
   std::uint64_t id() const { return id_; }
@@ -91,14 +97,14 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 3;
+inline constexpr std::uint64_t kInterface = 4;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;
   for (const std::uint64_t part :
        {sizeof(Mask), sizeof(MaskShape), sizeof(Run), sizeof(Selection), sizeof(TensorView), sizeof(AttentionInputs),
-        sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(FieldType), sizeof(Field),
-        sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
+        sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(Rule), sizeof(FieldType),
+        sizeof(Field), sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
         offsetof(AttentionInputs, extras), offsetof(AttentionInputs, wanted_heads)})
     hash = derive_seed(hash ^ part, 1);
   return hash;

@@ -6,7 +6,6 @@
 #include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/cuda/planned_inputs.cuh>
 #include <reticle/core/cuda/check.cuh>
-#include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 
@@ -250,44 +249,13 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   check_launch("attention over lists");
 }
 
-struct TopKAttention::State {
-  Index rows, most_keys, heavy;
-  KeptKeys kept;
-  KeyListAttention attention;
-  Buffer scores, indices, counts;
-};
+SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)
+    : chooser_(rows, most_keys, stream), attention_(rows, stream) {}
 
-TopKAttention::TopKAttention(Index rows, Index most_keys, const KeptKeys& kept, Index heavy, Stream stream) {
-  const Index chosen = kept.sinks + kept.window + heavy;
-  if (rows < 1 || most_keys < 1 || kept.sinks < 0 || kept.window < 0 || heavy < 0 || chosen < 1)
-    throw ValueError("top-k attention: " + std::to_string(rows) + " rows of " + std::to_string(most_keys) + " keys, " +
-                     std::to_string(kept.sinks) + " sinks, a window of " + std::to_string(kept.window) + " and " +
-                     std::to_string(heavy) + " more: needed are rows and keys, and something chosen");
-  const auto list = static_cast<std::size_t>(std::min(chosen, most_keys));
-  const auto count = static_cast<std::size_t>(rows);
-  state_ = std::make_shared<const State>(
-      State{rows, most_keys, heavy, kept, KeyListAttention(rows, stream),
-            Buffer(count * static_cast<std::size_t>(most_keys) * sizeof(float), stream),
-            Buffer(count * list * sizeof(std::int32_t), stream), Buffer(count * sizeof(std::int32_t), stream)});
-}
-
-void TopKAttention::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
-                        const AttentionOptions& options) const {
+void SparseDecoder::run(const AttentionInputs& inputs, std::span<const Rule> rules, void* output, float* lse,
+                        Stream stream, const AttentionOptions& options, std::int32_t* counts) const {
   inputs.validate();
-  PlannedInputs::require_readable(inputs);
-  const State& own = *state_;
-  const Index keys = inputs.keys_length(), rows = inputs.batch() * inputs.heads();
-  if (inputs.queries_length() != 1 || rows > own.rows || keys > own.most_keys)
-    throw ShapeError("top-k attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
-                     "; needed is one query of at most " + std::to_string(own.rows) + " heads, and at most " +
-                     std::to_string(own.most_keys) + " keys");
-  if (rows == 0 || keys == 0) return;
-  dot_scores(inputs, own.kept, own.scores.as<float>(), stream);
-  const Index chosen = std::min(keys, own.kept.sinks + own.kept.window) + own.heavy, list = std::min(keys, chosen);
-  auto* const indices = own.indices.as<std::int32_t>();
-  auto* const counts = own.counts.as<std::int32_t>();
-  top_k(own.scores.as<float>(), rows, keys, list, indices, counts, stream);
-  own.attention.run(inputs, {indices, counts, nullptr, list}, output, lse, stream, options);
+  attention_.run(inputs, chooser_.choose(inputs, rules, stream, counts), output, lse, stream, options);
 }
 
 }  // namespace reticle::cuda

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include <reticle/attention/executor.hpp>
-#include <reticle/core/cuda/scores.hpp>
+#include <reticle/core/cuda/choose.hpp>
 
 namespace reticle::cuda {
 
@@ -37,14 +37,6 @@ class RETICLE_API AttentionPlan {
   std::shared_ptr<const State> state_;
 };
 
-/// For every (batch, head, query): counts[i] keys at indices[i * list_size], ascending, in device memory.
-struct KeyLists {
-  const std::int32_t* indices = nullptr;
-  const std::int32_t* counts = nullptr;
-  const float* p = nullptr;  // of every entry, laid out alike; null: 1
-  Index list_size = 0;
-};
-
 /// Attention over lists of keys that something on the device has chosen. One launch and no waiting. Memory for states
 /// of rows that are split over blocks, made once.
 class RETICLE_API KeyListAttention {
@@ -62,22 +54,19 @@ class RETICLE_API KeyListAttention {
   std::shared_ptr<const State> state_;
 };
 
-/// Decoding over sinks, a window and the best of the other keys, all on the device: the maskers sink, local and
-/// oracle_top_k, and attention over what they choose. Three launches and no waiting. Memory: 4 bytes per key and head.
-class RETICLE_API TopKAttention {
+/// Decoding over keys that rules choose, all on the device. Three launches and no waiting. Memory: the chooser's.
+class RETICLE_API SparseDecoder {
  public:
-  /// For up to `most_keys` keys of `rows` = batch * heads rows. ValueError for sizes that are negative or choose
-  /// nothing.
-  TopKAttention(Index rows, Index most_keys, const KeptKeys& kept, Index heavy, Stream stream);
+  /// As for KeyChooser.
+  SparseDecoder(Index rows, Index most_keys, Stream stream);
 
-  /// One query per head; tensors as for AttentionPlan::run. Copies share memory as well. ShapeError for more than one
-  /// query per head, or more rows or keys than it was made for.
-  void run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
-           const AttentionOptions& options = {}) const;
+  /// Tensors as for AttentionPlan::run, rules as for KeyChooser::choose. Copies share memory as well.
+  void run(const AttentionInputs& inputs, std::span<const Rule> rules, void* output, float* lse, Stream stream,
+           const AttentionOptions& options = {}, std::int32_t* counts = nullptr) const;
 
  private:
-  struct State;
-  std::shared_ptr<const State> state_;
+  KeyChooser chooser_;
+  KeyListAttention attention_;
 };
 
 }  // namespace reticle::cuda

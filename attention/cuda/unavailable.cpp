@@ -21,10 +21,10 @@ void KeyListAttention::run(const AttentionInputs&, const KeyLists&, void*, float
                            const AttentionOptions&) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
-TopKAttention::TopKAttention(Index, Index, const KeptKeys&, Index, Stream) {
-  throw DeviceError(std::string("CUDA: ") + why_unavailable());
-}
-void TopKAttention::run(const AttentionInputs&, void*, float*, Stream, const AttentionOptions&) const {
+SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)
+    : chooser_(rows, most_keys, stream), attention_(rows, stream) {}
+void SparseDecoder::run(const AttentionInputs&, std::span<const Rule>, void*, float*, Stream, const AttentionOptions&,
+                        std::int32_t*) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 BackwardPlan::BackwardPlan(const AttentionInputs&, const Mask&, Stream, const AttentionOptions&, const Context&) {

@@ -96,12 +96,21 @@ class SequenceState:
     def __init__(self) -> None: ...
     def reset(self) -> None: ...
 
+class Rule:
+    @property
+    def kind(self) -> Literal["sinks", "window", "top_k", "top_p", "sample"]: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def share(self) -> float: ...
+
 class SparseAttention:
     @staticmethod
     def from_json(text: str, directory: str | PathLike[str] = ...) -> SparseAttention: ...
     @staticmethod
     def from_file(path: str | PathLike[str]) -> SparseAttention: ...
     def to_json(self) -> str: ...
+    def rules(self, keys: int, *, stage: _Stage = "generation", layer: int = 0) -> list[Rule]: ...
     def mask(
         self,
         queries: _Array,
@@ -353,8 +362,8 @@ class CudaKeyListAttention:
         stream: int = 0,
     ) -> None: ...
 
-class CudaTopKAttention:
-    def __init__(self, rows: int, most_keys: int, *, sinks: int, window: int, heavy: int, stream: int = 0) -> None: ...
+class CudaSparseDecoder:
+    def __init__(self, rows: int, most_keys: int, *, stream: int = 0) -> None: ...
     def run(
         self,
         queries: Any,
@@ -363,8 +372,11 @@ class CudaTopKAttention:
         output: Any,
         lse: Any,
         *,
+        rules: Sequence[Rule],
+        counts: Any = None,
         scaling: float,
         soft_cap: float | None = None,
+        layer: int = 0,
         stream: int = 0,
     ) -> None: ...
 

@@ -1,17 +1,16 @@
 """Pipelines of maskers over torch tensors on a GPU.
 
 `SparseAttention.run`, `SparseAttention.mask` and `InferenceHandler.attend` come here when tensors lie on a GPU, and so do
-models that `reticle.hf` attaches to. Attention runs on the GPU. Where a handler decodes over `sink`, `local` and
-`oracle_top_k` after a dense prompt, so does the choice of keys. Any other masker chooses on the host, with a warning: keys
-and values are copied to it once, when a sequence begins, and then token by token, and the mask goes to the GPU with every
-call.
+models that `reticle.hf` attaches to. Attention runs on the GPU. Where a handler decodes after a dense prompt, so does the
+choice of keys, if every masker of the layer says what it chooses as a rule (`SparseAttention.rules`). Any other masker
+chooses on the host, with a warning that names it: keys and values are copied to it once, when a sequence begins, and then
+token by token, and the mask goes to the GPU with every call.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reticle import InferenceHandler, InferenceState, Mask, SequenceState, SparseAttention
+    from reticle._core import Rule
 
 
 class HostCopies:
@@ -64,11 +64,17 @@ def _same_sequence(held: tuple[Tensor, Tensor, int], keys: Tensor, values: Tenso
 
 
 def _on_host(
-    queries: Tensor, keys: Tensor, values: Tensor, state: Any, call: dict[str, Any]
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    state: Any,
+    call: dict[str, Any],
+    why: str | None = "maskers choose on the CPU",
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     """What a masker is called with."""
     warnings.warn(
-        "maskers choose on the host, and keys are copied to it; reticle.torch.TopKAttention chooses on the GPU",
+        f"{why}; keys are copied to it (an InferenceHandler with a dense prompt and reticle.torch.SparseDecoder choose on "
+        "the GPU by rules)",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -116,52 +122,47 @@ def run(
     return output, chosen
 
 
-@dataclass(frozen=True)
-class BestKeys:
-    """What reticle.torch.TopKAttention chooses: counts, or fractions of the keys."""
-
-    sinks: float = 0
-    window: float = 0
-    heavy: float = 0
-
-    def of(self, keys: int) -> dict[str, int]:
-        """Counts, of so many keys."""
-        sizes = {"sinks": self.sinks, "window": self.window, "heavy": self.heavy}
-        return {name: min(keys, int(size * keys) if isinstance(size, float) else size) for name, size in sizes.items()}
-
-    @staticmethod
-    def of_pipeline(pipeline: SparseAttention) -> BestKeys | None:
-        """What a handler's pipeline decodes over, if that is all it does: a dense prompt, then `sink`, `local` and
-        `oracle_top_k`, each at most once, at every layer and head, the last one in the end."""
-        config = json.loads(pipeline.to_json())
-        fields = {
-            "sink": ("sinks", "sink_size"),
-            "local": ("window", "window_size"),
-            "oracle_top_k": ("heavy", "heavy_size"),
-        }
-        if config.get("prefill", {}).get("maskers", []) or "generation" not in config:
+def entries_of(rules: Sequence[Rule], keys: int) -> int | None:
+    """How many of `keys` keys a row gets from rules; None where that depends on the scores."""
+    chosen = 0
+    kinds: set[str] = set()
+    for rule in rules:
+        if rule.kind in ("sinks", "window"):
+            if rule.kind in kinds or not kinds <= {"sinks", "window"}:
+                return None
+            added = rule.count
+        elif rule.kind == "top_k":
+            added = rule.count
+        elif rule.kind == "sample":
+            candidates = keys - chosen
+            added = min(candidates, max(1, int(rule.share * candidates + 0.5)))
+        else:
             return None
-        chosen: dict[str, float] = {}
-        for masker in config["generation"]["maskers"]:
-            if masker["type"] not in fields or "heavy" in chosen:
-                return None
-            name, size = fields[masker["type"]]
-            known = {"type": masker["type"], size: masker[size], **({"dilation": 1} if name == "window" else {})}
-            if masker != known or name in chosen:
-                return None
-            chosen[name] = masker[size]
-        return BestKeys(**chosen) if chosen else None
+        kinds.add(rule.kind)
+        chosen = min(keys, chosen + added)
+    return chosen
 
 
 class Decoder:
-    """A handler's way of attending on the GPU, over the layers of one sequence."""
+    """A handler's way of attending on the GPU, over the layers of one sequence: a dense prompt, then decoding by rules."""
 
-    def __init__(self, best: BestKeys) -> None:
-        self._best = best
-        self._sizes: tuple[int, int, dict[str, int]] | None = None
-        self._attention: Any = None
+    def __init__(self, sparse: SparseAttention) -> None:
+        self._sparse = sparse
+        self._why_not: dict[int, str | None] = {}
+        self._made_for = (0, 0)
+        self._decoder: reticle.torch.SparseDecoder | None = None
         self._prompt: Any = None
         self._prompt_of: Any = None
+
+    def why_not(self, layer: int, keys: int) -> str | None:
+        """What keeps a layer's keys from being chosen on the GPU."""
+        if layer not in self._why_not:
+            try:
+                self._sparse.rules(keys, layer=layer)
+                self._why_not[layer] = None
+            except _core.DeviceError as error:
+                self._why_not[layer] = str(error)
+        return self._why_not[layer]
 
     def prompt(self, queries: Tensor, keys: Tensor, values: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Dense causal attention, planned once for all layers."""
@@ -174,28 +175,28 @@ class Decoder:
         return prompted
 
     def step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, options: dict[str, Any]
+        self, queries: Tensor, keys: Tensor, values: Tensor, layer: int, options: dict[str, Any]
     ) -> tuple[tuple[Tensor, Tensor], int]:
-        """Attention of one token over the best keys, and how many they are for each head."""
+        """Attention of one token over the keys chosen for it, and how many they are for all heads together: where that
+        depends on the scores, this waits for the GPU."""
         rows, length = queries.shape[0] * queries.shape[1], keys.shape[2]
-        sizes = self._best.of(length)
-        made_for = self._sizes
-        if made_for is None or made_for[0] != rows or made_for[1] < length or made_for[2] != sizes:
-            most = max(length + length // 4, 0 if made_for is None else made_for[1])
-            self._attention = reticle.torch.TopKAttention(rows, most, **sizes)
-            self._sizes = (rows, most, sizes)
+        if self._decoder is None or self._made_for[0] != rows or self._made_for[1] < length:
+            self._made_for = (rows, length + length // 4)
+            self._decoder = reticle.torch.SparseDecoder(self._sparse, *self._made_for)
             self._prompt = self._prompt_of = None  # its plan has served
-        kept = min(length, sizes["sinks"] + sizes["window"])
-        answer: tuple[Tensor, Tensor] = self._attention(queries, keys, values, **options)
-        return answer, min(length, kept + sizes["heavy"])
+        entries = entries_of(self._sparse.rules(length, layer=layer), length)
+        counts = torch.empty(queries.shape[:3], dtype=torch.int32, device=queries.device) if entries is None else None
+        answer = self._decoder(queries, keys, values, layer=layer, counts=counts, **options)
+        return answer, rows * entries if entries is not None else int(counts.sum()) if counts is not None else 0
 
 
 def _decoder(handler: InferenceHandler, state: InferenceState) -> Decoder | None:
-    """The sequence's, which is made when it is first asked for; None where maskers choose on the host."""
+    """The sequence's, which is made when it is first asked for; None where the prompt is sparse, or masks are kept."""
     held: Any = state
     if not hasattr(state, "_decoder"):
-        best = None if handler.keeps_masks else BestKeys.of_pipeline(handler.sparse)
-        held._decoder = None if best is None else Decoder(best)
+        config = json.loads(handler.sparse.to_json())
+        dense_prompt = "generation" in config and not config["prefill"]["maskers"]
+        held._decoder = Decoder(handler.sparse) if dense_prompt and not handler.keeps_masks else None
     decoder: Decoder | None = held._decoder
     return decoder
 
@@ -216,17 +217,20 @@ def attend(
     rows, length = queries.shape[2], keys.shape[2]
     prompt = call["stage"] == "prefill"
     plain = call["attention_mask"] is None and not len(sink_logits)
+    why: str | None = "maskers choose on the CPU"
     if decoder is not None and plain and rows == (length if prompt else 1):
         options: dict[str, Any] = {"scaling": call["scaling"], "soft_cap": soft_cap}
         heads = queries.shape[0] * queries.shape[1]
-        if prompt:
+        why = decoder.why_not(call["layer"], length)
+        if why is None and prompt:
             visible = heads * length * (length + 1) // 2
             state.prefill.add(visible, visible)
             return decoder.prompt(queries, keys, values, options)
-        result, entries = decoder.step(queries, keys, values, options)
-        state.generation.add(heads * entries, heads * length)
-        return result
-    tensors, own = _on_host(queries, keys, values, state, call)
+        if why is None:
+            result, entries = decoder.step(queries, keys, values, call["layer"], options)
+            state.generation.add(entries, heads * length)
+            return result
+    tensors, own = _on_host(queries, keys, values, state, call, why)
     chosen = handler.mask(*tensors, state, **own)
     rest: Any = {"attention_mask": own["attention_mask"], "soft_cap": soft_cap, "sink_logits": sink_logits}
     return reticle.torch.on_gpu(queries, keys, values, chosen, scaling=call["scaling"], **rest)

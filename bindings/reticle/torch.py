@@ -13,7 +13,7 @@ import reticle._core as _core
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reticle import Mask
+    from reticle import Mask, SparseAttention
 
 # Operators take no objects but tensors and numbers, so masks cross by number. Whoever calls keeps the mask alive; a
 # backward pass keeps its own.
@@ -206,20 +206,21 @@ class KeyListAttention:
         return _run(self._attention, queries, keys, values, settings, *lists, weights)
 
 
-class TopKAttention:
-    """Decoding on a GPU over sinks, a window and the best of the other keys, chosen there: [sink, local, oracle_top_k].
+class SparseDecoder:
+    """Decoding on a GPU over the keys that a pipeline's generation stage chooses, chosen there.
 
-        attend = reticle.torch.TopKAttention(rows=32, most_keys=131072, sinks=128, window=128, heavy=2048)
-        output, lse = attend(q, k, v)  # q (batch, heads, 1, head_dim); three launches on the current stream
+        decode = reticle.torch.SparseDecoder(sparse, rows=32, most_keys=131072)
+        output, lse = decode(q, k, v)  # q (batch, heads, 1, head_dim); three launches on the current stream
 
-    `rows` is batch * heads, at most; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    For the maskers that say what they choose as rules (`sparse.rules(keys)` raises DeviceError and names the one that does
+    not): sink, local, oracle_top_k, oracle_top_p, random_sampling. `rows` is batch * heads * queries, at most; no
+    gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
-    def __init__(self, rows: int, most_keys: int, *, sinks: int, window: int, heavy: int) -> None:
+    def __init__(self, sparse: SparseAttention, rows: int, most_keys: int) -> None:
+        self._sparse = sparse
         stream = torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
-        self._attention = _core.CudaTopKAttention(
-            rows, most_keys, sinks=sinks, window=window, heavy=heavy, stream=stream
-        )
+        self._decoder = _core.CudaSparseDecoder(rows, most_keys, stream=stream)
 
     def __call__(
         self,
@@ -227,12 +228,17 @@ class TopKAttention:
         keys: Tensor,
         values: Tensor,
         *,
+        layer: int = 0,
         scaling: float | None = None,
         soft_cap: float | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(output, lse)."""
+        """(output, lse). How many keys each row attends to is written to `counts`, int32 (batch, heads, queries), if
+        given."""
         factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
-        return _run(self._attention, queries, keys, values, {"scaling": factor, "soft_cap": soft_cap})
+        rules = self._sparse.rules(keys.shape[2], layer=layer)
+        settings = {"rules": rules, "layer": layer, "scaling": factor, "soft_cap": soft_cap, "counts": counts}
+        return _run(self._decoder, queries, keys, values, settings)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

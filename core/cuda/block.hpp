@@ -131,24 +131,25 @@ class DeviceBlock {
   }
 
   /// Every thread's count becomes the sum of those before it in the block; returns the sum of all. `scratch` is shared
-  /// memory for 33 ints.
-  __device__ int exclusive_scan(PerThread<int>& count, int* scratch) const {
+  /// memory for 33 counts.
+  template <class T>
+  __device__ T exclusive_scan(PerThread<T>& count, T* scratch) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-    int sum = count.value;
+    T sum = count.value;
 #pragma unroll
     for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int before = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
+      const T before = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
       if (lane >= offset) sum += before;
     }
     if (lane == kWarp - 1) scratch[warp] = sum;
     __syncthreads();
     if (warp == 0) {
       const int warps = threads() / kWarp;
-      int total = lane < warps ? scratch[lane] : 0;
-      const int own = total;
+      T total = lane < warps ? scratch[lane] : T{};
+      const T own = total;
 #pragma unroll
       for (int offset = 1; offset < kWarp; offset *= 2) {
-        const int before = __shfl_up_sync(0xFFFFFFFFu, total, offset);
+        const T before = __shfl_up_sync(0xFFFFFFFFu, total, offset);
         if (lane >= offset) total += before;
       }
       if (lane < warps) scratch[lane] = total - own;
@@ -156,13 +157,20 @@ class DeviceBlock {
     }
     __syncthreads();
     count.value = scratch[warp] + sum - count.value;
-    const int all = scratch[kWarp];
+    const T all = scratch[kWarp];
     __syncthreads();  // scratch may be used again
     return all;
   }
 
-  /// Adds to shared memory; the value before.
+  /// Adds to memory that the block shares; the value before.
   __device__ int add(int* to, int value) const { return atomicAdd(to, value); }
+  __device__ void add(std::uint64_t* to, std::uint64_t value) const {
+    static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+  }
+  /// Keeps the larger, or the smaller.
+  __device__ void keep_max(std::uint32_t* in, std::uint32_t value) const { atomicMax(in, value); }
+  __device__ void keep_min(std::int32_t* in, std::int32_t value) const { atomicMin(in, value); }
 
   /// Whether this is the last of `blocks` blocks to come here; what the others wrote before is then visible. The
   /// counter, 0 at first, is 0 again after that. `scratch` is shared memory for an int.
@@ -266,10 +274,11 @@ class HostBlock {
   template <int pending>
   void wait() const {}
 
-  int exclusive_scan(PerThread<int>& count, int*) const {
-    int sum = 0;
-    for (int& value : count.values) {
-      const int own = value;
+  template <class T>
+  T exclusive_scan(PerThread<T>& count, T*) const {
+    T sum{};
+    for (T& value : count.values) {
+      const T own = value;
       value = sum;
       sum += own;
     }
@@ -280,6 +289,9 @@ class HostBlock {
     *to += value;
     return before;
   }
+  void add(std::uint64_t* to, std::uint64_t value) const { *to += value; }
+  void keep_max(std::uint32_t* in, std::uint32_t value) const { *in = std::max(*in, value); }
+  void keep_min(std::int32_t* in, std::int32_t value) const { *in = std::min(*in, value); }
   bool last_to_arrive(int* counter, int blocks, int*) const {
     if (++*counter < blocks) return false;
     *counter = 0;

@@ -1,6 +1,4 @@
-// Scores of decoding on a GPU: the product of a query with every key, written where selection reads it, with the keys
-// that are kept anyway at +infinity. Then the k highest, k counting those, are the union of sinks, a window and the
-// best of the others, and no mask has to be merged.
+// Scores of decoding on a GPU: the product of a query with every key, written where selection reads it.
 //
 // A block takes some keys of one row; lanes share a key as in decode_block.hpp. Cost: the bytes of the keys once, 4 per
 // score.
@@ -21,8 +19,6 @@ struct ScoreProblem {
   int heads = 1, kv_heads = 1, rows = 1, key_count = 0;
   float scaling = 1;
   bool causal = false;      // keys after a row's own position score -infinity
-  int sinks = 0;            // first keys that score +infinity
-  int window = 0;           // keys up to a row's own position that score +infinity
   float* scores = nullptr;  // (b * hq * sq, sk)
 };
 
@@ -59,9 +55,8 @@ RETICLE_HD void score_part(const Block& block, const ScoreProblem& problem, int 
       block.each([&](int thread) {
         const int key = first + i * kGroups + thread / Lanes::kCount;
         if (thread % Lanes::kCount != 0 || key >= end) return;
-        const bool kept = key < problem.sinks || (key <= position && key > position - problem.window);
         const bool forbidden = problem.causal && key > position;
-        scores[key] = forbidden ? -kInfinity : kept ? kInfinity : products[i][thread] * problem.scaling;
+        scores[key] = forbidden ? -kInfinity : products[i][thread] * problem.scaling;
       });
     });
   }

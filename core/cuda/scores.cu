@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kScoreThreads) score_kernel(const __grid_const
 
 }  // namespace
 
-void dot_scores(const AttentionInputs& inputs, const KeptKeys& kept, float* scores, Stream stream) {
+void dot_scores(const AttentionInputs& inputs, float* scores, Stream stream) {
   inputs.validate();
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
@@ -30,8 +30,6 @@ void dot_scores(const AttentionInputs& inputs, const KeptKeys& kept, float* scor
   problem.key_count = static_cast<int>(inputs.keys_length());
   problem.scaling = inputs.scaling;
   problem.causal = inputs.causal;
-  problem.sinks = static_cast<int>(std::min(kept.sinks, inputs.keys_length()));
-  problem.window = static_cast<int>(std::min(kept.window, inputs.keys_length()));
   problem.scores = scores;
   const Index parts = (inputs.keys_length() + kScoreKeys - 1) / kScoreKeys;
   const Index blocks = inputs.batch() * inputs.heads() * inputs.queries_length() * parts;

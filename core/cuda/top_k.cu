@@ -9,8 +9,10 @@ __global__ void __launch_bounds__(kTopKThreads)
     top_k_kernel(const float* scores, Index count, int k, std::int32_t* indices, std::int32_t* counts) {
   extern __shared__ __align__(16) unsigned char memory[];
   const Index row = blockIdx.x;
-  const int found = top_k_row(DeviceBlock(), *reinterpret_cast<TopKShared*>(memory), scores + row * count, count, k,
-                              indices + row * k);
+  const float* const own = scores + row * count;
+  const int found = top_k_row(
+      DeviceBlock(), *reinterpret_cast<TopKShared*>(memory), [own](Index i) { return order_key(own[i]); }, count, k,
+      indices + row * k);
   if (threadIdx.x == 0) counts[row] = found;
 }
 

@@ -22,14 +22,19 @@ inline constexpr int kTopKBins = 4096;        // 12 bits
 inline constexpr int kTopKCandidates = 8192;  // that fit into shared memory
 inline constexpr int kTopKPerThread = 4;      // scores that a thread reads at once: 16 bytes
 
+/// What lies over a bin, in order.
+struct TopKCandidates {
+  std::uint32_t keys[kTopKCandidates];
+  std::int32_t indices[kTopKCandidates];
+};
+
 /// Shared memory of a block.
 struct TopKShared {
   int bins[kTopKBins];
   int scan[kWarp + 1];
   int bin, wanted, count;  // what one thread found for all
   std::uint32_t threshold;
-  std::uint32_t keys[kTopKCandidates];
-  std::int32_t indices[kTopKCandidates];
+  TopKCandidates candidates;
 };
 
 namespace top_k_detail {
@@ -148,16 +153,16 @@ RETICLE_HD int write_selected(const Block& block, TopKShared& shared, Index coun
 
 }  // namespace top_k_detail
 
-/// Indices of the k highest of `count` scores, ascending, to out[0, n); returns n <= k, less where fewer can be
-/// selected. k > 0.
-template <class Block>
-RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* scores, Index count, int k,
+/// Indices of the k highest of `count` order keys key_of(i), ascending, to out[0, n); returns n <= k, less where fewer
+/// can be selected: a key of 0 cannot. k > 0.
+template <class Block, class KeyOf>
+RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, KeyOf&& key_of, Index count, int k,
                          std::int32_t* out) {
   constexpr int kShift = 20;  // below the leading 12 bits
   top_k_detail::clear(block, shared, kTopKBins);
   block.each([&](int thread) {
     for (Index i = thread; i < count; i += block.threads()) {
-      const std::uint32_t key = order_key(scores[i]);
+      const std::uint32_t key = key_of(i);
       if (key != 0) block.add(&shared.bins[key >> kShift], 1);
     }
     if (thread == 0) shared.wanted = k;
@@ -165,11 +170,10 @@ RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* sc
   top_k_detail::find_bin(block, shared, kTopKBins);
   const auto bin = static_cast<std::uint32_t>(shared.bin);
   const int candidates = shared.count;
-  const auto key_of_score = [scores](Index i) { return order_key(scores[i]); };
   if (candidates > kTopKCandidates) {
-    top_k_detail::refine(block, shared, bin, kShift, count, key_of_score);
+    top_k_detail::refine(block, shared, bin, kShift, count, key_of);
     return top_k_detail::write_selected(
-        block, shared, count, key_of_score, [](Index i) { return static_cast<std::int32_t>(i); }, out);
+        block, shared, count, key_of, [](Index i) { return static_cast<std::int32_t>(i); }, out);
   }
   int kept = 0;
   PerThread<Block, int> places(block);
@@ -179,7 +183,7 @@ RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* sc
       for (int i = 0; i < kTopKPerThread; ++i) {
         const Index at = begin + static_cast<Index>(thread) * kTopKPerThread + i;
         if (at >= count) continue;
-        const std::uint32_t key = order_key(scores[at]);
+        const std::uint32_t key = key_of(at);
         if (key != 0 && (key >> kShift) >= bin) take(key, at);
       }
     };
@@ -193,17 +197,17 @@ RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, const float* sc
     block.each([&](int thread) {
       int place = kept + places[thread];
       each_of(thread, [&](std::uint32_t key, Index at) {
-        shared.keys[place] = key;
-        shared.indices[place++] = static_cast<std::int32_t>(at);
+        shared.candidates.keys[place] = key;
+        shared.candidates.indices[place++] = static_cast<std::int32_t>(at);
       });
     });
     kept += all;
   }
   block.sync();
-  const auto key_of_candidate = [&shared](Index i) { return shared.keys[i]; };
+  const auto key_of_candidate = [&shared](Index i) { return shared.candidates.keys[i]; };
   top_k_detail::refine(block, shared, bin, kShift, kept, key_of_candidate);
   return top_k_detail::write_selected(
-      block, shared, kept, key_of_candidate, [&shared](Index i) { return shared.indices[i]; }, out);
+      block, shared, kept, key_of_candidate, [&shared](Index i) { return shared.candidates.indices[i]; }, out);
 }
 
 }  // namespace reticle::cuda

@@ -1,5 +1,6 @@
 // What stands in for the GPU in a build without a CUDA toolkit.
 #include <reticle/core/base/error.hpp>
+#include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/runtime.hpp>
 #include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/top_k.hpp>
@@ -23,6 +24,9 @@ void Buffer::copy_to(void*, Stream) const { refuse(); }
 int multiprocessors() { refuse(); }
 void top_k(const float*, Index, Index, Index, std::int32_t*, std::int32_t*, Stream) { refuse(); }
 
-void dot_scores(const AttentionInputs&, const KeptKeys&, float*, Stream) { refuse(); }
+void dot_scores(const AttentionInputs&, float*, Stream) { refuse(); }
+
+KeyChooser::KeyChooser(Index, Index, Stream) { refuse(); }
+KeyLists KeyChooser::choose(const AttentionInputs&, std::span<const Rule>, Stream, std::int32_t*) const { refuse(); }
 
 }  // namespace reticle::cuda

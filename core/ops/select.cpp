@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <limits>
 
 #include <reticle/core/base/checked.hpp>
+#include <reticle/core/ops/mass.hpp>
 #include <reticle/core/ops/order_key.hpp>
 #include <reticle/core/ops/select.hpp>
 
@@ -16,43 +16,32 @@ struct Cut {
   Index ties = 0;
 };
 
-/// The smallest prefix of the keys in descending order whose summed weight exceeds `target`, by radix descent: sum the
-/// weights per value of the leading digit, find the digit in which the target is passed, go on within it. Three digits
-/// of 11, 11 and 10 bits; keys of 0 never count. O(n), whatever the distribution.
-template <class Sum, class Weight>
-Cut find_cut(std::span<const std::uint32_t> keys, Sum target, Weight&& weight) {
-  thread_local std::vector<std::uint32_t> within;
-  std::span<const std::uint32_t> candidates = keys;
-  Sum passed{};
+struct Candidate {
+  std::uint32_t key;  // not 0
+  std::uint64_t mass;
+};
+
+/// The smallest prefix of the keys in descending order whose mass exceeds `target`, by radix descent: sum the masses
+/// per value of the leading digit, find the digit in which the target is passed, go on within it. O(n), whatever the
+/// distribution.
+Cut find_cut(std::vector<Candidate>& candidates, std::uint64_t target) {
+  std::uint64_t passed = 0;
   std::uint32_t prefix = 0;
-  for (const auto& [shift, bits] : {std::pair{21, 11}, std::pair{10, 11}, std::pair{0, 10}}) {
+  for (int i = 0; i < kCutDigits; ++i) {
+    const auto [shift, bits] = cut_digit(i);
     const std::uint32_t digits = 1u << bits;
-    Sum sums[2048] = {};
-    for (const std::uint32_t key : candidates) {
-      if (key != 0) sums[(key >> shift) & (digits - 1)] += weight(key);
-    }
+    std::uint64_t sums[kCutBins] = {};
+    for (const Candidate& candidate : candidates) sums[(candidate.key >> shift) & (digits - 1)] += candidate.mass;
     std::uint32_t digit = digits;
-    bool found = false;
-    while (digit-- > 0) {
-      if (sums[digit] == Sum{}) continue;
-      if (passed + sums[digit] > target) {
-        found = true;
-        break;
-      }
-      passed += sums[digit];
-    }
-    if (!found)
-      return {prefix, std::numeric_limits<Index>::max()};  // the target is never passed: take all that is left
-    prefix |= digit << shift;
-    if (shift == 0) break;
-    std::vector<std::uint32_t> next;
-    for (const std::uint32_t key : candidates) {
-      if (((key ^ prefix) >> shift) == 0) next.push_back(key);
-    }
-    within = std::move(next);
-    candidates = within;
+    while (digit > 0 && passed + sums[digit - 1] <= target) passed += sums[--digit];
+    // Rounding: the target is never passed, so all that is left is taken.
+    if (digit == 0) return {prefix, std::numeric_limits<Index>::max()};
+    prefix |= (digit - 1) << shift;
+    std::erase_if(candidates, [prefix, shift = shift](const Candidate& candidate) {
+      return ((candidate.key ^ prefix) >> shift) != 0;
+    });
   }
-  return {prefix, static_cast<Index>((target - passed) / weight(prefix)) + 1};
+  return {prefix, static_cast<Index>((target - passed) / candidates[0].mass) + 1};
 }
 
 void keys_of(std::span<const float> scores, std::vector<std::uint32_t>& keys) {
@@ -93,16 +82,14 @@ void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& s
   for (const std::uint32_t key : keys) largest = std::max(largest, key);
   if (largest == 0) return;
   if (p >= 1) return take(keys, {0, 0}, selected);
-  const float max = score_of_key(largest);
-  // Relative to the highest score, which may be +infinity: its weight is 1 and every finite one's is 0.
-  const auto weight = [&](std::uint32_t key) {
-    return key == largest ? 1.0 : static_cast<double>(std::exp(score_of_key(key) - max));
-  };
-  double total = 0;
+  const MassScale mass(largest, static_cast<Index>(keys.size()));
+  thread_local std::vector<Candidate> candidates;
+  candidates.clear();
+  std::uint64_t total = 0;
   for (const std::uint32_t key : keys) {
-    if (key != 0) total += weight(key);
+    if (key != 0) total += candidates.emplace_back(Candidate{key, mass.of(key)}).mass;
   }
-  take(keys, find_cut<double>(keys, p * total, weight), selected);
+  take(keys, find_cut(candidates, share_of(p, total)), selected);
 }
 
 void above_threshold(std::span<const float> scores, float threshold, std::vector<std::int32_t>& selected) {

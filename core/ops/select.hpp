@@ -4,6 +4,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -27,6 +28,12 @@ RETICLE_API void top_p(std::span<const float> scores, double p, std::vector<std:
 
 /// Scores at or above `threshold`.
 RETICLE_API void above_threshold(std::span<const float> scores, float threshold, std::vector<std::int32_t>& selected);
+
+/// How many of n candidates a rate in (0, 1] samples: the nearest number, at least one of any.
+RETICLE_HD inline Index sample_size(double rate, Index n) {
+  const auto nearest = static_cast<Index>(std::floor(rate * static_cast<double>(n) + 0.5));
+  return nearest > n ? n : nearest < 1 && n > 0 ? 1 : nearest;
+}
 
 /// m of the numbers [0, n), every set of m equally likely (Floyd). m is clamped to [0, n]. O(m + n / 64).
 RETICLE_API void sample_without_replacement(Index n, Index m, Philox& random, std::vector<std::int32_t>& selected);

@@ -35,6 +35,11 @@ class Local final : public Masker {
         context);
   }
 
+  std::optional<Rule> rule(Index keys) const override {
+    if (config_.dilation != 1) return std::nullopt;
+    return Rule{Rule::Kind::window, config_.window_size.resolve(keys)};
+  }
+
  private:
   LocalConfig config_;
 };

@@ -24,6 +24,8 @@ class Sink final : public Masker {
         context);
   }
 
+  std::optional<Rule> rule(Index keys) const override { return Rule{Rule::Kind::sinks, size_.resolve(keys)}; }
+
  private:
   Size size_;
 };

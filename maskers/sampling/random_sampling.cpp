@@ -1,7 +1,6 @@
 // Samples keys uniformly, so that attention over the sample estimates attention over all keys (Horvitz and Thompson
 // 1952). sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
 #include <algorithm>
-#include <cmath>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/select.hpp>
@@ -35,6 +34,11 @@ class RandomSampling final : public Masker {
         context);
   }
 
+  std::optional<Rule> rule(Index) const override {
+    if (config_.replacement) return std::nullopt;
+    return Rule{.kind = Rule::Kind::sample, .share = config_.sampling_rate};
+  }
+
  private:
   /// m of the n candidates, each included with probability m / n exactly.
   void sample_candidates(const AttentionInputs& inputs, const Mask& previous, RowId row, const Context& context,
@@ -46,7 +50,7 @@ class RandomSampling final : public Masker {
     const Gaps candidates(taken, inputs.visible_keys(row.query));
     const Index n = candidates.size();
     if (n == 0) return;
-    const Index m = std::clamp<Index>(std::llround(config_.sampling_rate * static_cast<double>(n)), 1, n);
+    const Index m = sample_size(config_.sampling_rate, n);
     Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
     sample_without_replacement(n, m, random, selection.indices);
     candidates.to_positions(selection.indices);

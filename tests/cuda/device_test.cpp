@@ -5,6 +5,8 @@
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
+#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/ops/select.hpp>
 
@@ -20,19 +22,29 @@ class CudaDevice : public testing::Test {
   }
 };
 
-/// A problem's tensors in device memory, and the same by the CPU.
+/// A problem's tensors in device memory.
+template <class T>
+struct OnDevice {
+  explicit OnDevice(const Problem<T>& drawn)
+      : queries(Buffer::copy_of(drawn.queries().template span<T>(), nullptr)),
+        kv(Buffer::copy_of(drawn.kv().template span<T>(), nullptr)),
+        inputs(drawn.inputs) {
+    const auto* const host = static_cast<const T*>(drawn.kv().view().data);
+    inputs.queries.data = queries.template as<T>();
+    inputs.keys.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.keys.data) - host);
+    inputs.values.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.values.data) - host);
+  }
+  Buffer queries, kv;
+  AttentionInputs inputs;
+};
+
 template <class T>
 void compare_with_cpu(const Case& c, Index head_dim, const Mask& mask, bool tiles, double tolerance,
                       double lse_tolerance) {
   const Problem<T> drawn(c, head_dim);
   const AttentionResult expected = attention(drawn.inputs, mask, drawn.options());
-  AttentionInputs inputs = drawn.inputs;
-  const Buffer queries = Buffer::copy_of(drawn.queries().template span<T>(), nullptr),
-               kv = Buffer::copy_of(drawn.kv().template span<T>(), nullptr);
-  const auto* const host = static_cast<const T*>(drawn.kv().view().data);
-  inputs.queries.data = queries.template as<T>();
-  inputs.keys.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.keys.data) - host);
-  inputs.values.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.values.data) - host);
+  const OnDevice<T> on_device(drawn);
+  const AttentionInputs& inputs = on_device.inputs;
   std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
   std::vector<float> lse(drawn.lse_size(), std::nanf(""));
   const AttentionPlan plan(inputs, mask, nullptr, drawn.options());
@@ -103,6 +115,45 @@ TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
   }
 }
 
+TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) {
+  Case c;
+  c.rows = 1;
+  c.keys = 4000;
+  const Problem<float> drawn(c, 64);
+  const OnDevice<float> on_device(drawn);
+  const auto rows = static_cast<std::size_t>(c.batch * c.heads);
+  for (const char* added :
+       {R"({"type": "oracle_top_k", "heavy_size": 100})", R"({"type": "oracle_top_p", "top_p": 0.5})",
+        R"({"type": "random_sampling", "sampling_rate": 0.2})"}) {
+    const auto sparse = SparseAttention::from_json(
+        R"({"seed": 4, "maskers": [{"type": "sink", "sink_size": 5}, {"type": "local", "window_size": 9}, )" +
+        std::string(added) + "]}");
+    SequenceState state;
+    const Mask expected = sparse.mask(drawn.inputs, state);
+    const KeyChooser chooser(c.batch * c.heads, c.keys, nullptr);
+    const Buffer counts(rows * sizeof(std::int32_t), nullptr);
+    const KeyLists lists =
+        chooser.choose(on_device.inputs, sparse.rules(Stage::prefill, 0, c.keys), nullptr, counts.as<std::int32_t>());
+    std::vector<std::int32_t> found(rows);
+    counts.copy_to(found.data(), nullptr);
+    for (std::size_t row = 0; row < rows; ++row) {
+      std::vector<reticle::Run> runs;
+      expected.row(expected.shape().row_of_logical(static_cast<Index>(row)), runs);
+      Index wanted = 0;
+      for (const reticle::Run& run : runs) wanted += run.end - run.begin;
+      EXPECT_EQ(found[row], wanted) << added << ", row " << row;
+    }
+    const AttentionResult result = attention(drawn.inputs, expected);
+    const Buffer out(rows * 64 * sizeof(float), nullptr), logs(rows * sizeof(float), nullptr);
+    KeyListAttention(c.batch * c.heads, nullptr)
+        .run(on_device.inputs, lists, out.as<float>(), logs.as<float>(), nullptr);
+    std::vector<float> output(rows * 64), lse(rows);
+    out.copy_to(output.data(), nullptr);
+    logs.copy_to(lse.data(), nullptr);
+    expect_equal(result, output, lse, 1e-4, 1e-3);
+  }
+}
+
 TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
   if (device_count() > 0) GTEST_SKIP() << "there is a GPU";
   EXPECT_NE(std::string(why_unavailable()), "");
@@ -110,6 +161,7 @@ TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
   const Problem<float> drawn(c, 64);
   EXPECT_THROW(AttentionPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
   EXPECT_THROW(BackwardPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
+  EXPECT_THROW(KeyChooser(1, 10, nullptr), DeviceError);
   EXPECT_THROW(Buffer(16, nullptr), DeviceError);
 }
 

@@ -16,7 +16,9 @@ std::vector<std::int32_t> on_block(const std::vector<float>& scores, int k, int 
   const HostBlock block(threads);
   const auto shared = std::make_unique<TopKShared>();
   std::vector<std::int32_t> out(static_cast<std::size_t>(k), -7);
-  const int n = top_k_row(block, *shared, scores.data(), static_cast<Index>(scores.size()), k, out.data());
+  const int n = top_k_row(
+      block, *shared, [&](Index i) { return order_key(scores[static_cast<std::size_t>(i)]); },
+      static_cast<Index>(scores.size()), k, out.data());
   out.resize(static_cast<std::size_t>(n));
   return out;
 }

@@ -30,28 +30,26 @@ def cpu_as_gpu(monkeypatch):
         def __call__(self, *tensors):
             return self.call(*tensors)
 
-    class TopK:
+    class Decoder:
         made = 0
 
-        def __init__(self, rows, most_keys, *, sinks, window, heavy):
-            TopK.made += 1
-            sizes = {"sink": ("sink_size", sinks), "local": ("window_size", window)}
-            maskers = [{"type": name, field: size} for name, (field, size) in sizes.items() if size]
-            if heavy:
-                maskers.append({"type": "oracle_top_k", "heavy_size": heavy})
-            self.sparse = reticle.SparseAttention.from_json(json.dumps({"causal": True, "maskers": maskers}))
-            self.rows, self.most_keys = rows, most_keys
+        def __init__(self, sparse, rows, most_keys):
+            Decoder.made += 1
+            self.sparse, self.rows, self.most_keys = sparse, rows, most_keys
 
-        def __call__(self, q, k, v, *, scaling, soft_cap):
+        def __call__(self, q, k, v, *, layer, scaling, soft_cap, counts):
             assert q.shape[0] * q.shape[1] <= self.rows and k.shape[2] <= self.most_keys
-            mask = self.sparse.mask(q, k, v, reticle.SequenceState(), scaling=scaling)
+            where = {"layer": layer, "stage": "generation", "causal": True}
+            mask = self.sparse.mask(q, k, v, reticle.SequenceState(), scaling=scaling, **where)
+            if counts is not None:
+                counts.copy_(torch.from_numpy(mask.to_dense() > 0).sum(-1))
             return reticle._core.attention(q, k, v, mask, scaling=scaling, soft_cap=soft_cap)
 
     monkeypatch.setattr(reticle.torch, "AttentionPlan", Plan)
-    monkeypatch.setattr(reticle.torch, "TopKAttention", TopK)
+    monkeypatch.setattr(reticle.torch, "SparseDecoder", Decoder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        yield TopK
+        yield Decoder
 
 
 def tensors(queries, keys, seed=0):
@@ -131,11 +129,19 @@ def test_handlers_record_and_padding_is_folded_into_the_mask(cpu_as_gpu):
     assert state.prefill.sparsity == reference.prefill.sparsity
 
 
-@pytest.mark.parametrize("heavy", [0.2, 7])
-def test_handlers_that_keep_sinks_a_window_and_the_best_keys_choose_on_the_gpu(cpu_as_gpu, heavy):
+BY_RULES = [
+    [{"type": "oracle_top_k", "heavy_size": 0.2}],
+    [{"type": "oracle_top_k", "heavy_size": 7}, {"type": "random_sampling", "sampling_rate": 0.3}],
+    [{"type": "oracle_top_p", "top_p": 0.4}],
+    [{"type": "oracle_top_k", "heavy_size": 4}, {"type": "sink", "sink_size": 5}],
+]
+
+
+@pytest.mark.parametrize("added", BY_RULES)
+def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added):
     dense = reticle.SparseAttention.from_json('{"maskers": []}')
-    top = {"maskers": [*CONFIG["maskers"], {"type": "oracle_top_k", "heavy_size": heavy}]}
-    handler = reticle.InferenceHandler(dense, reticle.SparseAttention.from_json(json.dumps(top)))
+    sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": [*CONFIG["maskers"], *added]}))
+    handler = reticle.InferenceHandler(dense, sparse)
     ours, theirs = reticle.InferenceState(), reticle.InferenceState()
     _, k, v = tensors(1, 60)
     with warnings.catch_warnings():
@@ -152,32 +158,56 @@ def test_handlers_that_keep_sinks_a_window_and_the_best_keys_choose_on_the_gpu(c
                     torch.testing.assert_close(a, b)
     assert ours.prefill.sparsity == theirs.prefill.sparsity
     assert ours.generation.sparsity == theirs.generation.sparsity
-    assert cpu_as_gpu.made == (5 if heavy == 0.2 else 2), "made again for other sizes and more keys only"
+    assert cpu_as_gpu.made == 2, "made again for more keys only"
     ours.reset()
     assert not hasattr(ours, "_decoder")
 
 
 @pytest.mark.parametrize(
-    "generation",
+    ("generation", "why"),
     [
-        [{"type": "sink", "sink_size": 2, "layers": [0]}],
-        [{"type": "local", "window_size": 2, "dilation": 3}],
-        [{"type": "oracle_top_k", "heavy_size": 4}, {"type": "sink", "sink_size": 2}],
-        [{"type": "sink", "sink_size": 2}, {"type": "sink", "sink_size": 3}],
-        [{"type": "sink", "sink_size": 2}, {"type": "quest_top_k"}],
-        [],
+        ([{"type": "sink", "sink_size": 2, "layers": [1]}], "no masker serves layer 0"),
+        ([{"type": "sink", "sink_size": 2, "heads": [1]}], "some heads only"),
+        ([{"type": "local", "window_size": 2, "dilation": 3}], 'masker 0, "local", has no rule'),
+        ([{"type": "sink", "sink_size": 2}, {"type": "quest_top_k"}], 'masker 1, "quest_top_k", has no rule'),
+        ([], "no masker serves layer 0"),
     ],
 )
-def test_other_pipelines_choose_on_the_host(generation):
+def test_other_pipelines_choose_on_the_host_and_say_why(cpu_as_gpu, generation, why):
     dense = reticle.SparseAttention.from_json('{"maskers": []}')
     sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": generation}))
-    assert reticle.gpu.BestKeys.of_pipeline(reticle.InferenceHandler(dense, sparse).sparse) is None
-    assert reticle.gpu.BestKeys.of_pipeline(sparse) is None
+    handler, state = reticle.InferenceHandler(dense, sparse), reticle.InferenceState()
+    with pytest.raises(reticle.DeviceError, match=why):
+        sparse.rules(9)
+    with pytest.warns(RuntimeWarning, match=why):
+        reticle.gpu.attend(handler, *tensors(9, 9), state, soft_cap=None, sink_logits=(), **call_of(stage="prefill"))
 
 
-def test_a_sparse_prompt_is_chosen_on_the_host():
+def test_a_sparse_prompt_is_chosen_on_the_host(cpu_as_gpu):
     sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
-    assert reticle.gpu.BestKeys.of_pipeline(reticle.InferenceHandler(sparse, sparse).sparse) is None
+    handler, state = reticle.InferenceHandler(sparse, sparse), reticle.InferenceState()
+    with pytest.warns(RuntimeWarning, match="choose on the CPU"):
+        reticle.gpu.attend(handler, *tensors(9, 9), state, soft_cap=None, sink_logits=(), **call_of(stage="prefill"))
+
+
+def test_entries_of_rules_are_counted_where_scores_do_not_matter():
+    def counted(*maskers, keys=100):
+        rules = reticle.SparseAttention.from_json(json.dumps({"maskers": maskers})).rules(keys)
+        return reticle.gpu.entries_of(rules, keys)
+
+    sink, local = {"type": "sink", "sink_size": 4}, {"type": "local", "window_size": 10}
+    best, sampled = {"type": "oracle_top_k", "heavy_size": 0.2}, {"type": "random_sampling", "sampling_rate": 0.5}
+    assert counted(sink, local, best, sampled) == 34 + 33
+    assert counted(sink, local, best, keys=12) == 12
+    assert counted(best, sink) is None
+    assert counted(sink, sink) is None
+    assert counted({"type": "oracle_top_p"}) is None
+    rules = reticle.SparseAttention.from_json(json.dumps({"maskers": [sink, best, sampled]})).rules(50)
+    assert [(rule.kind, rule.count, rule.share) for rule in rules] == [
+        ("sinks", 4, 0),
+        ("top_k", 10, 0),
+        ("sample", 0, 0.5),
+    ]
 
 
 def test_finite_attention_masks_are_refused(cpu_as_gpu):
@@ -188,7 +218,7 @@ def test_finite_attention_masks_are_refused(cpu_as_gpu):
 
 def test_choosing_on_the_host_warns():
     sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
-    with pytest.warns(RuntimeWarning, match="choose on the host"):
+    with pytest.warns(RuntimeWarning, match="choose on the CPU"):
         reticle.gpu.mask(sparse, *tensors(1, 9), reticle.SequenceState(), causal=False, **call_of())
 
 

@@ -192,8 +192,8 @@ def test_gpu_decoding_over_the_best_keys_is_the_pipelines():
     ]
     sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": config, "causal": True}))
     expected, _ = sparse.run(*(x.cpu() for x in (q, k, v)), reticle.SequenceState(), stage="generation")
-    attend = reticle.torch.TopKAttention(16, 4096, sinks=4, window=64, heavy=200)
-    torch.testing.assert_close(attend(q, k, v)[0].cpu(), expected, atol=0.03, rtol=0.03)
+    decode = reticle.torch.SparseDecoder(sparse, 16, 4096)
+    torch.testing.assert_close(decode(q, k, v)[0].cpu(), expected, atol=0.03, rtol=0.03)
 
 
 @needs_gpu
@@ -214,6 +214,6 @@ def test_gpu_plans_say_when_there_is_no_gpu():
     with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.KeyListAttention(1)
     with pytest.raises(reticle.DeviceError, match="CUDA"):
-        reticle.torch.TopKAttention(1, 10, sinks=1, window=1, heavy=1)
+        reticle.torch.SparseDecoder(reticle.SparseAttention.from_json('{"maskers": [{"type": "sink"}]}'), 1, 10)
     with pytest.raises(reticle.DeviceError, match="memory of the GPU"):
         reticle.torch.top_k(torch.zeros(1, 4), 2)

@@ -1,0 +1,41 @@
+// Masks as lists of keys in device memory, chosen there.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/cuda/runtime.hpp>
+#include <reticle/core/rule.hpp>
+
+namespace reticle::cuda {
+
+/// For every (batch, head, query): counts[i] keys at indices[i * list_size], ascending, in device memory.
+struct KeyLists {
+  const std::int32_t* indices = nullptr;
+  const std::int32_t* counts = nullptr;
+  const float* p = nullptr;  // of every entry, laid out alike; null: 1
+  Index list_size = 0;
+};
+
+/// Takes rows through chains of rules on the device: what the maskers that say such rules choose on the CPU, where the
+/// scores agree bit for bit. Two launches and no waiting, whatever the rules. Memory, made once: 16 bytes per key and
+/// row.
+class RETICLE_API KeyChooser {
+ public:
+  /// For up to `rows` = batch * heads * queries rows of up to `most_keys` keys. ValueError when there are none.
+  KeyChooser(Index rows, Index most_keys, Stream stream);
+
+  /// inputs.causal and inputs.layer count; values are not read. Tensors as for dot_scores. The lists are this
+  /// chooser's, and its copies', until it chooses again. ShapeError for more rows or keys than it was made for;
+  /// ValueError for more than 8 rules or none; DeviceError for an attention mask. `counts`: where the lists' counts go
+  /// if somebody wants them, one for each row.
+  KeyLists choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream,
+                  std::int32_t* counts = nullptr) const;
+
+ private:
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+
+}  // namespace reticle::cuda

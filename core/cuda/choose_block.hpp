@@ -1,0 +1,125 @@
+// A chain of rules on a GPU: one block takes one row through all of them, and leaves the list of keys, with p, that
+// attention reads. The mask in between is p of every key, which is all that the algebra needs: rules add to what the
+// ones before them chose. Cost: the row's scores and p, 8 bytes a key, a few times over, from the second-level cache.
+#pragma once
+
+#include <reticle/core/cuda/sample_block.hpp>
+#include <reticle/core/cuda/top_p_block.hpp>
+#include <reticle/core/rule.hpp>
+
+namespace reticle::cuda {
+
+inline constexpr int kMostRules = 8;
+
+struct ChooseProblem {
+  const float* scores = nullptr;  // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
+  int heads = 1, rows = 1, key_count = 0;
+  bool causal = false;
+  int layer = 0;
+  Rule rules[kMostRules];
+  int rule_count = 0;
+  // Per row, room for all keys. Lists of what is chosen, ascending; list_p is null where every p is 1.
+  float* p = nullptr;
+  std::int32_t *indices = nullptr, *counts = nullptr;
+  float* list_p = nullptr;
+  std::int32_t* scratch = nullptr;  // of rules that sample; may be where list_p is, which is written after them
+};
+
+union ChooseShared {
+  TopPShared top;
+  SampleShared sample;
+};
+
+namespace choose_detail {
+
+/// Keys whose p is not 0, with it, ascending; returns how many.
+template <class Block>
+RETICLE_HD int list_chosen(const Block& block, int* scan, const float* p, Index count, std::int32_t* indices,
+                           float* list_p) {
+  PerThread<Block, int> places(block);
+  int listed = 0;
+  const Index step = static_cast<Index>(block.threads()) * kTopKPerThread;
+  for (Index begin = 0; begin < count; begin += step) {
+    const auto each_of = [&](int thread, auto&& body) {
+      for (int e = 0; e < kTopKPerThread; ++e) {
+        const Index i = begin + static_cast<Index>(thread) * kTopKPerThread + e;
+        if (i < count && p[i] > 0) body(i);
+      }
+    };
+    block.each([&](int thread) {
+      int sum = 0;
+      each_of(thread, [&](Index) { ++sum; });
+      places[thread] = sum;
+    });
+    const int here = block.exclusive_scan(places, scan);
+    block.each([&](int thread) {
+      int at = listed + places[thread];
+      each_of(thread, [&](Index i) {
+        indices[at] = static_cast<std::int32_t>(i);
+        if (list_p != nullptr) list_p[at] = p[i];
+        ++at;
+      });
+    });
+    listed += here;
+  }
+  return listed;
+}
+
+}  // namespace choose_detail
+
+/// Takes row number `row` of (batch, head, query) through the rules.
+template <class Block>
+RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const ChooseProblem& problem, int row) {
+  const int keys = problem.key_count, query = row % problem.rows, head = row / problem.rows % problem.heads,
+            batch = row / problem.rows / problem.heads;
+  const int end = keys - problem.rows + query + 1;  // one past the row's own position
+  const int visible = !problem.causal ? keys : end < 0 ? 0 : end;
+  const Index first = static_cast<Index>(row) * keys;
+  float* const p = problem.p + first;
+  const float* const scores = problem.scores == nullptr ? nullptr : problem.scores + first;
+  std::int32_t* const indices = problem.indices + first;
+  const auto keep = [&](int from, int to) {
+    from = from < 0 ? 0 : from;
+    to = to > visible ? visible : to;
+    block.each([&](int thread) {
+      for (int key = from + thread; key < to; key += block.threads()) p[key] = 1;
+    });
+  };
+  const auto key_of = [&](Index i) { return p[i] > 0 ? 0u : order_key(scores[i]); };
+  block.each([&](int thread) {
+    for (int key = thread; key < keys; key += block.threads()) p[key] = 0;
+  });
+  for (int i = 0; i < problem.rule_count; ++i) {
+    const Rule& rule = problem.rules[i];
+    const auto count = static_cast<int>(rule.count < keys ? rule.count : keys);
+    block.sync();
+    if (rule.kind == Rule::Kind::sinks) {
+      keep(0, count);
+    } else if (rule.kind == Rule::Kind::window) {
+      keep(end - count, end);
+    } else if (rule.kind == Rule::Kind::sample) {
+      const Philox random(rule.seed, static_cast<std::uint32_t>(problem.layer), static_cast<std::uint32_t>(batch),
+                          static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(query));
+      sample_row(
+          block, shared.sample, [&](Index key) { return p[key] == 0; }, visible, rule.share, random, indices,
+          problem.scratch + first, [&](Index key, float drawn) { p[key] = drawn; });
+    } else {
+      const int chosen = rule.kind == Rule::Kind::top_p
+                             ? top_p_row(block, shared.top, key_of, keys, rule.share, indices)
+                         : count > 0 ? top_k_row(block, shared.top.selection, key_of, keys, count, indices)
+                                     : 0;
+      block.sync();
+      block.each([&](int thread) {
+        for (int at = thread; at < chosen; at += block.threads()) p[indices[at]] = 1;
+      });
+    }
+  }
+  block.sync();
+  const int listed = choose_detail::list_chosen(block, shared.top.selection.scan, p, visible, indices,
+                                                problem.list_p == nullptr ? nullptr : problem.list_p + first);
+  block.each([&](int thread) {
+    if (thread == 0) problem.counts[row] = listed;
+  });
+}
+
+}  // namespace reticle::cuda

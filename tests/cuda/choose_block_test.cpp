@@ -1,0 +1,247 @@
+// Chains of maskers as the GPU takes rows through them - scores, rules, attention - run on the CPU: the same masks, p
+// included, and the same attention as the pipeline's.
+#include <limits>
+#include <memory>
+
+#include <gtest/gtest.h>
+
+#include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/cuda/choose_block.hpp>
+#include <reticle/core/cuda/score_block.hpp>
+
+#include "cuda/problem.hpp"
+
+namespace reticle::cuda {
+namespace {
+
+constexpr char kSink[] = R"({"type": "sink", "sink_size": 4})";
+constexpr char kLocal[] = R"({"type": "local", "window_size": 16})";
+constexpr char kTopK[] = R"({"type": "oracle_top_k", "heavy_size": 50})";
+constexpr char kTopP[] = R"({"type": "oracle_top_p", "top_p": 0.4})";
+constexpr char kSample[] = R"({"type": "random_sampling", "sampling_rate": 0.1})";
+constexpr char kSampleMost[] = R"({"type": "random_sampling", "sampling_rate": 0.8})";
+
+/// Lists of what a chain chooses, as device memory would hold them.
+struct Lists {
+  std::vector<std::int32_t> indices, counts;
+  std::vector<float> p;
+};
+
+template <class T, int head_dim>
+Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
+  const Index keys = inputs.keys_length(), rows = inputs.batch() * inputs.heads() * inputs.queries_length();
+  const auto size = static_cast<std::size_t>(rows * keys);
+  std::vector<float> scores(size, std::nanf("")), p(size, -1.0f);
+  std::vector<std::int32_t> scratch(size, -7);
+  Lists lists{std::vector<std::int32_t>(size, -7), std::vector<std::int32_t>(static_cast<std::size_t>(rows), -7),
+              std::vector<float>(size, -7.0f)};
+  ScoreProblem score;
+  score.queries = inputs.queries.data;
+  score.keys = inputs.keys.data;
+  score.query_strides = strides_of(inputs.queries);
+  score.key_strides = strides_of(inputs.keys);
+  score.heads = static_cast<int>(inputs.heads());
+  score.kv_heads = static_cast<int>(inputs.kv_heads());
+  score.rows = static_cast<int>(inputs.queries_length());
+  score.key_count = static_cast<int>(keys);
+  score.scaling = inputs.scaling;
+  score.causal = inputs.causal;
+  score.scores = scores.data();
+  ChooseProblem problem;
+  problem.scores = scores.data();
+  problem.heads = score.heads;
+  problem.rows = score.rows;
+  problem.key_count = score.key_count;
+  problem.causal = inputs.causal;
+  problem.layer = inputs.layer;
+  std::ranges::copy(rules, problem.rules);
+  problem.rule_count = static_cast<int>(rules.size());
+  problem.p = p.data();
+  problem.indices = lists.indices.data();
+  problem.counts = lists.counts.data();
+  problem.list_p = lists.p.data();
+  problem.scratch = scratch.data();
+  const HostBlock scoring(kScoreThreads), choosing(kTopKThreads);
+  const auto shared = std::make_unique<ChooseShared>();
+  for (int row = 0; row < static_cast<int>(rows); ++row) {
+    for (int part = 0; part * kScoreKeys < score.key_count; ++part) score_part<T, head_dim>(scoring, score, row, part);
+    choose_row(choosing, *shared, problem, row);
+  }
+  return lists;
+}
+
+template <class T, int head_dim>
+void compare_with_pipeline(const Case& c, const std::string& maskers, double tolerance) {
+  SCOPED_TRACE(maskers);
+  const Problem<T> drawn(c, head_dim);
+  AttentionInputs inputs = drawn.inputs;
+  inputs.causal = true;
+  inputs.layer = 3;
+  const auto sparse = SparseAttention::from_json(R"({"causal": true, "seed": 5, "maskers": [)" + maskers + "]}");
+  SequenceState state;
+  const SparseAttentionResult expected = sparse.run(inputs, state);
+  const Lists lists = choose<T, head_dim>(inputs, sparse.rules(Stage::prefill, inputs.layer, c.keys));
+
+  std::vector<Run> runs;
+  for (Index row = 0; row < expected.mask.shape().rows(); ++row) {
+    runs.clear();
+    expected.mask.row(expected.mask.shape().row_of_logical(row), runs);
+    std::vector<std::pair<std::int32_t, float>> wanted, found;
+    for (const Run& run : runs) {
+      for (std::int32_t key = run.begin; key < run.end; ++key) wanted.emplace_back(key, run.p);
+    }
+    for (std::int32_t i = 0; i < lists.counts[static_cast<std::size_t>(row)]; ++i) {
+      const auto at = static_cast<std::size_t>(row * c.keys + i);
+      found.emplace_back(lists.indices[at], lists.p[at]);
+    }
+    ASSERT_EQ(found, wanted) << "row " << row;
+  }
+
+  std::vector<T> output(drawn.output_size());
+  std::vector<float> lse(drawn.lse_size());
+  auto decode = problem_of<DecodeProblem>(inputs, output.data(), lse.data(), 0, nullptr);
+  decode.batch = static_cast<int>(c.batch);
+  decode.indices = lists.indices.data();
+  decode.counts = lists.counts.data();
+  decode.p = lists.p.data();
+  decode.list_size = c.keys;
+  const HostBlock attending(kDecodeThreads);
+  const auto shared = std::make_unique<DecodeShared<head_dim>>();
+  for (int row = 0; row < static_cast<int>(lists.counts.size()); ++row)
+    decode_part<T, head_dim>(attending, *shared, decode, row, 0);
+  expect_equal(expected.attention, output, lse, tolerance, 1e-4);
+}
+
+std::string chain(std::initializer_list<const char*> maskers) {
+  std::string text;
+  for (const char* masker : maskers) text += (text.empty() ? "" : ", ") + std::string(masker);
+  return text;
+}
+
+TEST(CudaChoose, ChoosesWhatThePipelineChooses) {
+  Case c;
+  for (const Index rows : {1, 3}) {
+    c.rows = rows;
+    c.keys = 1500;
+    for (const std::string& maskers :
+         {chain({kSink}), chain({kSink, kLocal}), chain({kTopK}), chain({kSink, kLocal, kTopK}), chain({kTopP, kLocal}),
+          chain({kSink, kTopK, kTopP}), chain({kSample}), chain({kSampleMost}), chain({kSample, kLocal, kSampleMost}),
+          chain({kSink, kLocal, kTopK, kSample})}) {
+      compare_with_pipeline<float, 64>(c, maskers, 1e-4);
+    }
+    compare_with_pipeline<float, 128>(c, chain({kSink, kTopP, kSample}), 1e-4);
+    compare_with_pipeline<BFloat16, 64>(c, chain({kSink, kLocal, kTopK, kSample}), 0.03);
+  }
+}
+
+TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
+  for (const Index keys : {1, 5, 18, 30}) {
+    Case c;
+    c.rows = 1;
+    c.keys = keys;
+    compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK}), 1e-4);
+    compare_with_pipeline<float, 64>(c, chain({kLocal, kSample}), 1e-4);
+    compare_with_pipeline<float, 64>(c, chain({kSink, kTopP, kSampleMost}), 1e-4);
+  }
+}
+
+TEST(CudaChoose, OfMoreQueriesThanKeysTheFirstSeeNothing) {
+  Case c;
+  c.rows = 9;
+  c.keys = 5;
+  compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK, kTopP, kSample}), 1e-4);
+}
+
+TEST(Rules, NameTheMaskerThatHasNone) {
+  const auto sparse = SparseAttention::from_json(
+      R"({"maskers": [{"type": "sink"}, {"type": "quest_top_k"}, {"type": "local", "heads": [0]}]})");
+  try {
+    sparse.rules(Stage::generation, 0, 100);
+    FAIL() << "quest_top_k has no rule";
+  } catch (const DeviceError& error) {
+    EXPECT_STREQ(error.what(), "masker 1, \"quest_top_k\", has no rule for a GPU: it chooses on the CPU");
+  }
+  const auto some_layers = SparseAttention::from_json(R"({"maskers": [{"type": "sink", "layers": [1]}]})");
+  EXPECT_THROW(some_layers.rules(Stage::generation, 0, 100), DeviceError);
+  EXPECT_EQ(some_layers.rules(Stage::generation, 1, 100).size(), 1u);
+  EXPECT_THROW(
+      SparseAttention::from_json(R"({"maskers": [{"type": "local", "heads": [0]}]})").rules(Stage::generation, 0, 100),
+      DeviceError);
+}
+
+std::vector<std::int32_t> top_p_on_block(const std::vector<float>& scores, double share) {
+  const HostBlock block(kTopKThreads);
+  const auto shared = std::make_unique<TopPShared>();
+  std::vector<std::int32_t> out(scores.size() + 1, -7);
+  const int n = top_p_row(
+      block, *shared, [&](Index i) { return order_key(scores[static_cast<std::size_t>(i)]); },
+      static_cast<Index>(scores.size()), share, out.data());
+  out.resize(static_cast<std::size_t>(n));
+  return out;
+}
+
+TEST(CudaTopP, SelectsWhatTheCpuSelects) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<std::vector<float>> rows = {{}, {-kInfinity}, {2}, {kInfinity, 1, kInfinity}, {std::nanf(""), 0.5f, -1}};
+  for (const std::size_t n : {100u, 511u, 5000u}) {
+    std::vector<float> drawn(n), few_values(n), equal(n, 1.25f);
+    for (std::size_t i = 0; i < n; ++i) {
+      drawn[i] = 3 * normal(random);
+      few_values[i] = static_cast<float>(random() % 4);
+      if (i % 7 == 0) drawn[i] = -kInfinity;
+    }
+    rows.insert(rows.end(), {drawn, few_values, equal});
+  }
+  for (const std::vector<float>& scores : rows) {
+    for (const double share : {-1.0, 0.0, 0.1, 0.5, 0.9, 0.999999, 1.0}) {
+      std::vector<std::int32_t> expected;
+      top_p(scores, share, expected);
+      ASSERT_EQ(top_p_on_block(scores, share), expected) << scores.size() << " scores, share " << share;
+    }
+  }
+}
+
+/// The numbers drawn of [0, n), on a block; `rejected` says whether a number of the stream was skipped.
+std::vector<std::int32_t> sample_on_block(Index n, double rate, const Philox& random, bool& rejected) {
+  const HostBlock block(kTopKThreads);
+  SampleShared shared;
+  std::vector<std::int32_t> draws(static_cast<std::size_t>(n), -7), first(draws), found;
+  sample_row(
+      block, shared, [](Index) { return true; }, n, rate, random, draws.data(), first.data(),
+      [&](Index i, float) { found.push_back(static_cast<std::int32_t>(i)); });
+  std::ranges::sort(found);
+  rejected = shared.rejected != 0;
+  return found;
+}
+
+std::vector<std::int32_t> sample_on_cpu(Index n, double rate, Philox random) {
+  std::vector<std::int32_t> drawn;
+  sample_without_replacement(n, sample_size(rate, n), random, drawn);
+  return drawn;
+}
+
+TEST(CudaSample, DrawsWhatTheCpuDraws) {
+  bool rejected = false;
+  for (const Index n : {1, 2, 3, 50, 513, 6000}) {
+    for (const double rate : {0.01, 0.3, 0.5, 0.51, 0.97, 1.0}) {
+      for (std::uint32_t row = 0; row < 5; ++row) {
+        const Philox random(9, 1, 2, 3, row);
+        ASSERT_EQ(sample_on_block(n, rate, random, rejected), sample_on_cpu(n, rate, random))
+            << n << " candidates, rate " << rate;
+      }
+    }
+  }
+}
+
+TEST(CudaSample, ANumberThatTheStreamRejectsMovesTheDrawsAfterIt) {
+  constexpr Index kMany = Index{1} << 20;
+  const Philox random(1, 0, 0, 0, 0);
+  bool rejected = false;
+  EXPECT_EQ(sample_on_block(kMany, 0.03, random, rejected), sample_on_cpu(kMany, 0.03, random));
+  EXPECT_TRUE(rejected);  // about seven are expected
+}
+
+}  // namespace
+}  // namespace reticle::cuda
