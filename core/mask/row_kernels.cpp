@@ -12,8 +12,7 @@
 // Weighted columns of rows that are full enough: block by block of columns, both lists are added to p of every
 // position, and the block is packed, and cleared, a vector at a time.
 //
-// Bits: neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last one;
-// eight places of the list are therefore worked on in turn.
+// Bits of columns that are dense enough: a byte for every position, packed by comparisons.
 #include <bit>
 #include <limits>
 
@@ -395,6 +394,45 @@ RowCounts Accumulate(UnionRule rule, const std::int32_t* a, const float* a_p, In
   return AccumulateBy<row_op::Independent>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
 }
 
+/// Bit by bit. Neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last
+/// one: eight places of the list are worked on in turn.
+void SetBitsOneByOne(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words) {
+  constexpr Index kStreams = 8;
+  const auto set = [&](std::int32_t column) { words[(column - origin) >> 6] |= std::uint64_t{1} << (column & 63); };
+  const Index stride = count / kStreams;
+  for (Index i = 0; i < stride; ++i) {
+    for (Index stream = 0; stream < kStreams; ++stream) set(columns[stream * stride + i]);
+  }
+  for (Index i = stride * kStreams; i < count; ++i) set(columns[i]);
+}
+
+void SetBits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words) {
+  const hn::CappedTag<std::uint8_t, 64> tag;
+  constexpr Index kLanes = hn::MaxLanes(tag), kBlock = 8192;
+  constexpr bool kBytesOfBits = kLanes % 8 == 0 && std::endian::native == std::endian::little;
+  constexpr Index kPositionsPerColumn = 24;  // fewer positions to a column: bytes are cheaper than bits
+  if (count == 0) return;
+  const Index width = columns[count - 1] + Index{1} - origin;
+  if (!kBytesOfBits || count * kPositionsPerColumn < width) return SetBitsOneByOne(columns, count, origin, words);
+  HWY_ALIGN std::uint8_t bytes[kBlock] = {};
+  Index next = 0;
+  for (Index begin = 0; begin < width; begin += kBlock) {
+    const Index end = std::min(width, begin + kBlock), first = origin + begin;
+    next = PutBelow(static_cast<std::int32_t>(origin + end), columns, nullptr, next, count,
+                    [&](std::int32_t column, float) { bytes[column - first] = 1; });
+    for (Index word = 0; word * 64 < end - begin; ++word) {
+      std::uint64_t packed = 0;
+      for (Index byte = 0; byte < 64; byte += kLanes) {
+        std::uint8_t* const from = bytes + word * 64 + byte;
+        hn::StoreMaskBits(tag, hn::Ne(hn::Load(tag, from), hn::Zero(tag)),
+                          reinterpret_cast<std::uint8_t*>(&packed) + byte / 8);
+        hn::Store(hn::Zero(tag), tag, from);
+      }
+      words[begin / 64 + word] |= packed;
+    }
+  }
+}
+
 Index CountBits(const std::uint64_t* words, Index count) {
   Index bits = 0;
   for (Index w = 0; w < count; ++w) bits += std::popcount(words[w]);
@@ -496,6 +534,7 @@ HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
 HWY_EXPORT(MergeWeighted);
 HWY_EXPORT(Accumulate);
+HWY_EXPORT(SetBits);
 HWY_EXPORT(HeldByAtLeast);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
@@ -537,13 +576,7 @@ Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Inde
 }
 
 void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words) {
-  constexpr Index kStreams = 8;
-  const auto set = [&](std::int32_t column) { words[(column - origin) >> 6] |= std::uint64_t{1} << (column & 63); };
-  const Index stride = count / kStreams;
-  for (Index i = 0; i < stride; ++i) {
-    for (Index stream = 0; stream < kStreams; ++stream) set(columns[stream * stride + i]);
-  }
-  for (Index i = stride * kStreams; i < count; ++i) set(columns[i]);
+  HWY_DYNAMIC_DISPATCH(SetBits)(columns, count, origin, words);
 }
 
 void set_bit_range(std::uint64_t* words, Index begin, Index end) {

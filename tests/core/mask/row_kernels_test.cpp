@@ -140,22 +140,26 @@ TEST(CombineWords, CombinesAndCountsForEveryLengthAndTarget) {
   });
 }
 
-TEST(SetBits, SetsEachColumnsBit) {
-  std::mt19937 random(4);
-  for (const unsigned count : {0u, 1u, 7u, 8u, 100u, 300u}) {
-    const Row row = random_row(count, 320, random);
-    std::vector<std::uint64_t> words(5, 0);
-    set_bits(row.columns.data(), Index{count}, 0, words.data());
-    for (std::int32_t column = 0; column < 320; ++column) {
-      const bool is = std::binary_search(row.columns.begin(), row.columns.end(), column);
-      EXPECT_EQ((words[static_cast<std::size_t>(column / 64)] >> (column % 64) & 1) != 0, is);
+TEST(SetBits, AddsEachColumnsBitForEveryDensityAndTarget) {
+  for_each_target([] {
+    std::mt19937 random(4);
+    for (const std::int32_t below : {320, 20000}) {
+      for (const unsigned per_cent : {0u, 1u, 5u, 30u, 100u}) {
+        const Row row = random_row(static_cast<std::size_t>(below) * per_cent / 100, below, random);
+        const auto count = static_cast<Index>(row.columns.size());
+        const std::vector<std::uint64_t> before(static_cast<std::size_t>((below + 63) / 64), 0x10);
+        std::vector<std::uint64_t> expected = before, words = before, further = before;
+        for (const std::int32_t column : row.columns)
+          expected[static_cast<std::size_t>(column / 64)] |= std::uint64_t{1} << (column % 64);
+        set_bits(row.columns.data(), count, 0, words.data());
+        ASSERT_EQ(words, expected) << per_cent << " % of " << below;
+        std::vector<std::int32_t> moved = row.columns;
+        for (std::int32_t& column : moved) column += 6400;
+        set_bits(moved.data(), count, 6400, further.data());
+        ASSERT_EQ(further, expected) << per_cent << " % of " << below << ", from 6400";
+      }
     }
-    std::vector<std::int32_t> further = row.columns;
-    for (std::int32_t& column : further) column += 6400;
-    std::vector<std::uint64_t> same(5, 0);
-    set_bits(further.data(), Index{count}, 6400, same.data());
-    EXPECT_EQ(same, words);
-  }
+  });
 }
 
 TEST(CountDense, CountsEntriesRunsAndWeights) {
