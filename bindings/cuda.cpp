@@ -198,7 +198,8 @@ void add_cuda(py::module_& module) {
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
           py::arg("rules"), py::arg("counts") = py::none(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
-          py::arg("layer") = 0, py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.");
+          py::arg("layer") = 0, py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.")
+      .def("reset", &cuda::SparseDecoder::reset, "Forgets what is kept of the sequence.");
   module.def(
       "cuda_top_k",
       [](const py::object& scores, Index k, const py::object& indices, const py::object& counts,

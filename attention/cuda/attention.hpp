@@ -63,6 +63,8 @@ class RETICLE_API SparseDecoder {
   /// Tensors as for AttentionPlan::run, rules as for KeyChooser::choose. Copies share memory as well.
   void run(const AttentionInputs& inputs, std::span<const Rule> rules, void* output, float* lse, Stream stream,
            const AttentionOptions& options = {}, std::int32_t* counts = nullptr) const;
+  /// As KeyChooser::reset.
+  void reset() const { chooser_.reset(); }
 
  private:
   KeyChooser chooser_;

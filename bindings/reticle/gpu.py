@@ -165,7 +165,9 @@ class Decoder:
         return self._why_not[layer]
 
     def prompt(self, queries: Tensor, keys: Tensor, values: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Dense causal attention, planned once for all layers."""
+        """Dense causal attention, planned once for all layers: a sequence begins."""
+        if self._decoder is not None:
+            self._decoder.reset()
         planned_for = (queries.shape, keys.shape, queries.dtype, queries.device, tuple(sorted(options.items())))
         if self._prompt_of != planned_for:
             everything = _core.Mask.full((*queries.shape[:3], keys.shape[2]))

@@ -213,14 +213,19 @@ class SparseDecoder:
         output, lse = decode(q, k, v)  # q (batch, heads, 1, head_dim); three launches on the current stream
 
     For the maskers that say what they choose as rules (`sparse.rules(keys)` raises DeviceError and names the one that does
-    not): sink, local, oracle_top_k, oracle_top_p, random_sampling. `rows` is batch * heads * queries, at most; no
-    gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    not): sink, local, oracle_top_k, oracle_top_p, quest_top_k, random_sampling. `rows` is batch * heads * queries, at most;
+    no gradients. Serves one sequence at a time: what a rule keeps of its keys (bounds of pages) goes on from call to call.
+    Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
     def __init__(self, sparse: SparseAttention, rows: int, most_keys: int) -> None:
         self._sparse = sparse
         stream = torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
         self._decoder = _core.CudaSparseDecoder(rows, most_keys, stream=stream)
+
+    def reset(self) -> None:
+        """Forgets what is kept of the sequence: before another one."""
+        self._decoder.reset()
 
     def __call__(
         self,

@@ -1,9 +1,12 @@
 #include <algorithm>
+#include <map>
 
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
+#include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/scores.hpp>
+#include <reticle/core/cuda/tensors.cuh>
 
 namespace reticle::cuda {
 namespace {
@@ -13,13 +16,96 @@ __global__ void __launch_bounds__(kTopKThreads, 1) choose_kernel(const __grid_co
   choose_row(DeviceBlock(), *reinterpret_cast<ChooseShared*>(memory), problem, static_cast<int>(blockIdx.x));
 }
 
+template <class T>
+__global__ void __launch_bounds__(kPageThreads)
+    bound_kernel(const __grid_constant__ PageBoundsProblem problem, int first_page, int new_pages) {
+  const int number = static_cast<int>(blockIdx.x) / new_pages;
+  bound_page<T>(DeviceBlock(), problem, number / problem.kv_heads, number % problem.kv_heads,
+                first_page + static_cast<int>(blockIdx.x) % new_pages);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPageThreads)
+    page_score_kernel(const __grid_constant__ PageScoreProblem problem, int parts) {
+  __shared__ float query[kMostHeadDim];
+  score_pages<T>(DeviceBlock(), query, problem, static_cast<int>(blockIdx.x) / parts,
+                 static_cast<int>(blockIdx.x) % parts);
+}
+
+/// Bounds of one layer's pages, with room for all.
+struct LayerPages {
+  Buffer bounds;
+  Index batch = 0, kv_heads = 0, head_dim = 0, page_size = 0, seen = 0;
+
+  bool goes_on_with(const AttentionInputs& inputs, Index pages_of) const {
+    return batch == inputs.batch() && kv_heads == inputs.kv_heads() && head_dim == inputs.head_dim() &&
+           page_size == pages_of && seen <= inputs.keys_length();
+  }
+};
+
 }  // namespace
 
 struct KeyChooser::State {
   Index rows, most_keys;
   Buffer scores, p, indices, counts;
   Buffer extra;  // of sampling, while it lasts; then the lists' p
+  Buffer page_scores{};
+  std::map<int, LayerPages> pages{};
+
+  /// Takes in new keys and scores all pages; how many there are.
+  Index score_pages(const AttentionInputs& inputs, Index page_size, Stream stream);
 };
+
+Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_size, Stream stream) {
+  require_aligned(inputs.queries, "queries");
+  require_aligned(inputs.keys, "keys");
+  if (inputs.head_dim() > kMostHeadDim || inputs.keys.dtype != inputs.queries.dtype)
+    throw DeviceError("choosing pages: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
+                      "; needed are one dtype and a head_dim of at most " + std::to_string(kMostHeadDim));
+  const Index keys = inputs.keys_length(), capacity = (most_keys + page_size - 1) / page_size;
+  const Index matrices = inputs.batch() * inputs.kv_heads(), count = (keys + page_size - 1) / page_size;
+  const auto room = [](Index floats) { return static_cast<std::size_t>(floats) * sizeof(float); };
+  LayerPages& layer = pages[inputs.layer];
+  if (!layer.goes_on_with(inputs, page_size)) {
+    layer = {Buffer(room(matrices * capacity * 2 * inputs.head_dim()), stream),
+             inputs.batch(),
+             inputs.kv_heads(),
+             inputs.head_dim(),
+             page_size,
+             0};
+  }
+  if (page_scores.bytes() < room(rows * capacity)) page_scores = Buffer(room(rows * capacity), stream);
+  PageScoreProblem problem;
+  problem.pages.keys = inputs.keys.data;
+  problem.pages.key_strides = strides_of(inputs.keys);
+  problem.pages.kv_heads = static_cast<int>(inputs.kv_heads());
+  problem.pages.key_count = static_cast<int>(keys);
+  problem.pages.head_dim = static_cast<int>(inputs.head_dim());
+  problem.pages.page_size = static_cast<int>(page_size);
+  problem.pages.capacity = static_cast<int>(capacity);
+  problem.pages.bounds = layer.bounds.as<float>();
+  problem.queries = inputs.queries.data;
+  problem.query_strides = strides_of(inputs.queries);
+  problem.heads = static_cast<int>(inputs.heads());
+  problem.rows = static_cast<int>(inputs.queries_length());
+  problem.page_count = static_cast<int>(count);
+  problem.scores = page_scores.as<float>();
+  const Index parts = (count + kPagesPerBlock - 1) / kPagesPerBlock;
+  const Index scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length();
+  // The page that the last keys seen stand in is bounded again, with those that came to it.
+  const Index first = layer.seen / page_size;
+  const auto blocks = [](Index number) { return static_cast<unsigned>(number); };
+  dispatch_float(inputs.queries.dtype, "queries", [&]<class T>() {
+    auto* const native = static_cast<cudaStream_t>(stream);
+    if (first < count)
+      bound_kernel<T><<<blocks((count - first) * matrices), kPageThreads, 0, native>>>(
+          problem.pages, static_cast<int>(first), static_cast<int>(count - first));
+    page_score_kernel<T><<<blocks(parts * scored_rows), kPageThreads, 0, native>>>(problem, static_cast<int>(parts));
+  });
+  check_launch("scoring pages");
+  layer.seen = keys;
+  return count;
+}
 
 KeyChooser::KeyChooser(Index rows, Index most_keys, Stream stream) {
   constexpr Index kMost = 2147483647;
@@ -27,14 +113,14 @@ KeyChooser::KeyChooser(Index rows, Index most_keys, Stream stream) {
     throw ValueError("choosing keys: for " + std::to_string(rows) + " rows of " + std::to_string(most_keys) +
                      " keys; needed is at least one of each, and fewer than 2^31");
   const std::size_t bytes = static_cast<std::size_t>(rows) * static_cast<std::size_t>(most_keys) * sizeof(float);
-  state_ = std::make_shared<const State>(
+  state_ = std::make_shared<State>(
       State{rows, most_keys, Buffer(bytes, stream), Buffer(bytes, stream), Buffer(bytes, stream),
             Buffer(static_cast<std::size_t>(rows) * sizeof(std::int32_t), stream), Buffer(bytes, stream)});
 }
 
 KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream,
                             std::int32_t* counts) const {
-  const State& own = *state_;
+  State& own = *state_;
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length(), keys = inputs.keys_length();
   if (rows > own.rows || keys > own.most_keys)
     throw ShapeError("choosing keys: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
@@ -53,13 +139,20 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
     dot_scores(inputs, own.scores.as<float>(), stream);
     problem.scores = own.scores.as<float>();
   }
+  std::ranges::copy(rules, problem.rules);
+  problem.rule_count = static_cast<int>(rules.size());
+  for (Rule& rule : problem.rules) {
+    if (rule.kind != Rule::Kind::pages) continue;
+    if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; needed is at most one");
+    rule.page_size = std::clamp<Index>(rule.page_size, 1, own.most_keys);
+    problem.page_count = static_cast<int>(own.score_pages(inputs, rule.page_size, stream));
+    problem.page_scores = own.page_scores.as<float>();
+  }
   problem.heads = static_cast<int>(inputs.heads());
   problem.rows = static_cast<int>(inputs.queries_length());
   problem.key_count = static_cast<int>(keys);
   problem.causal = inputs.causal;
   problem.layer = inputs.layer;
-  std::ranges::copy(rules, problem.rules);
-  problem.rule_count = static_cast<int>(rules.size());
   problem.p = own.p.as<float>();
   problem.indices = own.indices.as<std::int32_t>();
   problem.counts = counts;
@@ -72,5 +165,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   check_launch("choosing keys");
   return lists;
 }
+
+void KeyChooser::reset() const { state_->pages.clear(); }
 
 }  // namespace reticle::cuda

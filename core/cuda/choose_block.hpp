@@ -12,7 +12,9 @@ namespace reticle::cuda {
 inline constexpr int kMostRules = 8;
 
 struct ChooseProblem {
-  const float* scores = nullptr;  // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
+  const float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
+  const float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
+  int page_count = 0;
   int heads = 1, rows = 1, key_count = 0;
   bool causal = false;
   int layer = 0;
@@ -103,6 +105,18 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       sample_row(
           block, shared.sample, [&](Index key) { return p[key] == 0; }, visible, rule.share, random, indices,
           problem.scratch + first, [&](Index key, float drawn) { p[key] = drawn; });
+    } else if (rule.kind == Rule::Kind::pages) {
+      const auto page_size = static_cast<int>(rule.page_size);
+      const float* const of_pages = problem.page_scores + static_cast<Index>(row) * problem.page_count;
+      const auto key_of_page = [&](Index page) { return page * page_size < visible ? order_key(of_pages[page]) : 0u; };
+      const int chosen = top_k_row(block, shared.top.selection, key_of_page, problem.page_count, count, indices);
+      block.sync();
+      block.each([&](int thread) {
+        for (int at = thread; at < chosen * page_size; at += block.threads()) {
+          const int key = indices[at / page_size] * page_size + at % page_size;
+          if (key < visible) p[key] = 1;
+        }
+      });
     } else {
       const int chosen = rule.kind == Rule::Kind::top_p
                              ? top_p_row(block, shared.top, key_of, keys, rule.share, indices)

@@ -27,6 +27,7 @@ void top_k(const float*, Index, Index, Index, std::int32_t*, std::int32_t*, Stre
 void dot_scores(const AttentionInputs&, float*, Stream) { refuse(); }
 
 KeyChooser::KeyChooser(Index, Index, Stream) { refuse(); }
+void KeyChooser::reset() const { refuse(); }
 KeyLists KeyChooser::choose(const AttentionInputs&, std::span<const Rule>, Stream, std::int32_t*) const { refuse(); }
 
 }  // namespace reticle::cuda

@@ -36,8 +36,7 @@ class QuestTopK final : public Masker {
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
     PageBounds& bounds = state.get<PageBounds>(*this);
     bounds.update(inputs.keys, config_.page_size, config_.label_bits);
-    const Index count =
-        std::max(config_.min_pages, config_.heavy_size.resolve(inputs.keys_length()) / config_.page_size);
+    const Index count = pages_kept(inputs.keys_length());
     return Mask::from_selections(
         inputs.shape(),
         [&](RowId row, Selection& selection) {
@@ -53,7 +52,16 @@ class QuestTopK final : public Masker {
         context);
   }
 
+  std::optional<Rule> rule(Index keys) const override {
+    if (config_.label_bits != 16 || config_.share_within_group || config_.keep_current_page) return std::nullopt;
+    return Rule{.kind = Rule::Kind::pages, .count = pages_kept(keys), .page_size = config_.page_size};
+  }
+
  private:
+  Index pages_kept(Index keys) const {
+    return std::max(config_.min_pages, config_.heavy_size.resolve(keys) / config_.page_size);
+  }
+
   std::vector<float> page_scores(const AttentionInputs& inputs, const PageBounds& bounds, RowId row) const {
     const Index kv_head = inputs.kv_head(row.head), group = inputs.group();
     const Index first = config_.share_within_group ? kv_head * group : row.head;

@@ -7,6 +7,7 @@
 
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
+#include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
 
 #include "cuda/problem.hpp"
@@ -19,6 +20,7 @@ constexpr char kLocal[] = R"({"type": "local", "window_size": 16})";
 constexpr char kTopK[] = R"({"type": "oracle_top_k", "heavy_size": 50})";
 constexpr char kTopP[] = R"({"type": "oracle_top_p", "top_p": 0.4})";
 constexpr char kSample[] = R"({"type": "random_sampling", "sampling_rate": 0.1})";
+constexpr char kPages[] = R"({"type": "quest_top_k", "heavy_size": 100, "page_size": 16, "min_pages": 2})";
 constexpr char kSampleMost[] = R"({"type": "random_sampling", "sampling_rate": 0.8})";
 
 /// Lists of what a chain chooses, as device memory would hold them.
@@ -48,6 +50,41 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   score.causal = inputs.causal;
   score.scores = scores.data();
   ChooseProblem problem;
+  const HostBlock scoring(kScoreThreads), choosing(kTopKThreads), paging(kPageThreads);
+  const auto pages = std::ranges::find(rules, Rule::Kind::pages, &Rule::kind);
+  std::vector<float> bounds, page_scores;
+  if (pages != rules.end()) {
+    const auto page_size = static_cast<int>(pages->page_size);
+    PageScoreProblem paged;
+    paged.pages.keys = inputs.keys.data;
+    paged.pages.key_strides = strides_of(inputs.keys);
+    paged.pages.kv_heads = static_cast<int>(inputs.kv_heads());
+    paged.pages.key_count = static_cast<int>(keys);
+    paged.pages.head_dim = head_dim;
+    paged.pages.page_size = page_size;
+    paged.page_count = (static_cast<int>(keys) + page_size - 1) / page_size;
+    paged.pages.capacity = paged.page_count + 3;
+    bounds.resize(static_cast<std::size_t>(inputs.batch() * inputs.kv_heads() * paged.pages.capacity * 2 * head_dim));
+    paged.pages.bounds = bounds.data();
+    paged.queries = inputs.queries.data;
+    paged.query_strides = strides_of(inputs.queries);
+    paged.heads = static_cast<int>(inputs.heads());
+    paged.rows = static_cast<int>(inputs.queries_length());
+    page_scores.resize(static_cast<std::size_t>(rows * paged.page_count));
+    paged.scores = page_scores.data();
+    for (int batch = 0; batch < static_cast<int>(inputs.batch()); ++batch) {
+      for (int kv_head = 0; kv_head < paged.pages.kv_heads; ++kv_head) {
+        for (int page = 0; page < paged.page_count; ++page) bound_page<T>(paging, paged.pages, batch, kv_head, page);
+      }
+    }
+    std::vector<float> query(kMostHeadDim);
+    for (int row = 0; row < static_cast<int>(rows); ++row) {
+      for (int part = 0; part * kPagesPerBlock < paged.page_count; ++part)
+        score_pages<T>(paging, query.data(), paged, row, part);
+    }
+    problem.page_scores = page_scores.data();
+    problem.page_count = paged.page_count;
+  }
   problem.scores = scores.data();
   problem.heads = score.heads;
   problem.rows = score.rows;
@@ -61,7 +98,6 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   problem.counts = lists.counts.data();
   problem.list_p = lists.p.data();
   problem.scratch = scratch.data();
-  const HostBlock scoring(kScoreThreads), choosing(kTopKThreads);
   const auto shared = std::make_unique<ChooseShared>();
   for (int row = 0; row < static_cast<int>(rows); ++row) {
     for (int part = 0; part * kScoreKeys < score.key_count; ++part) score_part<T, head_dim>(scoring, score, row, part);
@@ -126,11 +162,12 @@ TEST(CudaChoose, ChoosesWhatThePipelineChooses) {
     for (const std::string& maskers :
          {chain({kSink}), chain({kSink, kLocal}), chain({kTopK}), chain({kSink, kLocal, kTopK}), chain({kTopP, kLocal}),
           chain({kSink, kTopK, kTopP}), chain({kSample}), chain({kSampleMost}), chain({kSample, kLocal, kSampleMost}),
-          chain({kSink, kLocal, kTopK, kSample})}) {
+          chain({kPages}), chain({kSink, kPages, kTopK, kSample}), chain({kSink, kLocal, kTopK, kSample})}) {
       compare_with_pipeline<float, 64>(c, maskers, 1e-4);
     }
     compare_with_pipeline<float, 128>(c, chain({kSink, kTopP, kSample}), 1e-4);
     compare_with_pipeline<BFloat16, 64>(c, chain({kSink, kLocal, kTopK, kSample}), 0.03);
+    compare_with_pipeline<Half, 64>(c, chain({kLocal, kPages}), 0.004);
   }
 }
 
@@ -142,6 +179,7 @@ TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
     compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kLocal, kSample}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kSink, kTopP, kSampleMost}), 1e-4);
+    compare_with_pipeline<float, 64>(c, chain({kPages, kSink}), 1e-4);
   }
 }
 
@@ -149,17 +187,17 @@ TEST(CudaChoose, OfMoreQueriesThanKeysTheFirstSeeNothing) {
   Case c;
   c.rows = 9;
   c.keys = 5;
-  compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK, kTopP, kSample}), 1e-4);
+  compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK, kTopP, kPages, kSample}), 1e-4);
 }
 
 TEST(Rules, NameTheMaskerThatHasNone) {
   const auto sparse = SparseAttention::from_json(
-      R"({"maskers": [{"type": "sink"}, {"type": "quest_top_k"}, {"type": "local", "heads": [0]}]})");
+      R"({"maskers": [{"type": "sink"}, {"type": "moba"}, {"type": "local", "heads": [0]}]})");
   try {
     sparse.rules(Stage::generation, 0, 100);
-    FAIL() << "quest_top_k has no rule";
+    FAIL() << "moba has no rule";
   } catch (const DeviceError& error) {
-    EXPECT_STREQ(error.what(), "masker 1, \"quest_top_k\", has no rule for a GPU: it chooses on the CPU");
+    EXPECT_STREQ(error.what(), "masker 1, \"moba\", has no rule for a GPU: it chooses on the CPU");
   }
   const auto some_layers = SparseAttention::from_json(R"({"maskers": [{"type": "sink", "layers": [1]}]})");
   EXPECT_THROW(some_layers.rules(Stage::generation, 0, 100), DeviceError);

@@ -36,11 +36,16 @@ def cpu_as_gpu(monkeypatch):
         def __init__(self, sparse, rows, most_keys):
             Decoder.made += 1
             self.sparse, self.rows, self.most_keys = sparse, rows, most_keys
+            self.states = {}
+
+        def reset(self):
+            self.states.clear()
 
         def __call__(self, q, k, v, *, layer, scaling, soft_cap, counts):
             assert q.shape[0] * q.shape[1] <= self.rows and k.shape[2] <= self.most_keys
             where = {"layer": layer, "stage": "generation", "causal": True}
-            mask = self.sparse.mask(q, k, v, reticle.SequenceState(), scaling=scaling, **where)
+            state = self.states.setdefault(layer, reticle.SequenceState())
+            mask = self.sparse.mask(q, k, v, state, scaling=scaling, **where)
             if counts is not None:
                 counts.copy_(torch.from_numpy(mask.to_dense() > 0).sum(-1))
             return reticle._core.attention(q, k, v, mask, scaling=scaling, soft_cap=soft_cap)
@@ -133,6 +138,7 @@ BY_RULES = [
     [{"type": "oracle_top_k", "heavy_size": 0.2}],
     [{"type": "oracle_top_k", "heavy_size": 7}, {"type": "random_sampling", "sampling_rate": 0.3}],
     [{"type": "oracle_top_p", "top_p": 0.4}],
+    [{"type": "quest_top_k", "heavy_size": 16, "page_size": 4}],
     [{"type": "oracle_top_k", "heavy_size": 4}, {"type": "sink", "sink_size": 5}],
 ]
 
@@ -169,7 +175,7 @@ def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added):
         ([{"type": "sink", "sink_size": 2, "layers": [1]}], "no masker serves layer 0"),
         ([{"type": "sink", "sink_size": 2, "heads": [1]}], "some heads only"),
         ([{"type": "local", "window_size": 2, "dilation": 3}], 'masker 0, "local", has no rule'),
-        ([{"type": "sink", "sink_size": 2}, {"type": "quest_top_k"}], 'masker 1, "quest_top_k", has no rule'),
+        ([{"type": "sink", "sink_size": 2}, {"type": "moba"}], 'masker 1, "moba", has no rule'),
         ([], "no masker serves layer 0"),
     ],
 )
