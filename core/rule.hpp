@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
+#include <reticle/core/base/export.hpp>
 #include <reticle/core/base/types.hpp>
+#include <reticle/core/config/size.hpp>
 
 namespace reticle {
 
@@ -16,16 +18,22 @@ struct Rule {
     top_p,   // the fewest of highest exact score whose mass over those not chosen yet exceeds `share`
     pages,   // whole pages of `page_size` keys, the `count` of highest upper bound of q.k, chosen before or not
     sample,  // round(share * n) of the n keys not chosen yet, at least one, p = drawn / n
+    // As many of the n keys in [first, last) that are not chosen yet as adaptive_budget says (core/ops/statistics.hpp),
+    // at least the `base` sample that it is estimated from, which is at least 2; p = drawn / n.
+    adaptive,
   };
 
   Kind kind = Kind::sinks;
   Index count = 0;
   double share = 0;
   Index page_size = 0;
-  std::uint64_t seed = 0;  // of `sample`
+  Size base = 0;
+  double epsilon = 0, quantile = 0;
+  Index first = 0, last = 0;
+  std::uint64_t seed = 0;  // of `sample` and `adaptive`
 
-  bool scores() const { return kind == Kind::top_k || kind == Kind::top_p; }
-  bool samples() const { return kind == Kind::sample; }
+  RETICLE_HD bool scores() const { return kind == Kind::top_k || kind == Kind::top_p || kind == Kind::adaptive; }
+  RETICLE_HD bool samples() const { return kind == Kind::sample || kind == Kind::adaptive; }
 };
 
 }  // namespace reticle

@@ -3,7 +3,7 @@
 // ones before them chose. Cost: the row's scores and p, 8 bytes a key, a few times over, from the second-level cache.
 #pragma once
 
-#include <reticle/core/cuda/sample_block.hpp>
+#include <reticle/core/cuda/adaptive_block.hpp>
 #include <reticle/core/cuda/top_p_block.hpp>
 #include <reticle/core/rule.hpp>
 
@@ -29,10 +29,23 @@ struct ChooseProblem {
 
 union ChooseShared {
   TopPShared top;
-  SampleShared sample;
+  AdaptiveShared adaptive;
 };
 
 namespace choose_detail {
+
+/// A rule of kind `sample`.
+template <class Block>
+RETICLE_HD void sample_uniformly(const Block& block, SampleShared& shared, double rate, Index count,
+                                 const Philox& random, std::int32_t* draws, std::int32_t* first, float* p) {
+  const auto is_candidate = [p](Index key) { return p[key] == 0; };
+  const std::int32_t n = count_candidates(block, shared, is_candidate, count);
+  if (n == 0) return;
+  const auto wanted = static_cast<std::int32_t>(sample_size(rate, n));
+  const auto share = static_cast<float>(static_cast<double>(wanted) / static_cast<double>(n));
+  sample_row(block, shared, is_candidate, count, n, wanted, random, 0, draws, first,
+             [&](int, Index key) { p[key] = share; });
+}
 
 /// Keys whose p is not 0, with it, ascending; returns how many.
 template <class Block>
@@ -99,12 +112,16 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       keep(0, count);
     } else if (rule.kind == Rule::Kind::window) {
       keep(end - count, end);
-    } else if (rule.kind == Rule::Kind::sample) {
+    } else if (rule.samples()) {
       const Philox random(rule.seed, static_cast<std::uint32_t>(problem.layer), static_cast<std::uint32_t>(batch),
                           static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(query));
-      sample_row(
-          block, shared.sample, [&](Index key) { return p[key] == 0; }, visible, rule.share, random, indices,
-          problem.scratch + first, [&](Index key, float drawn) { p[key] = drawn; });
+      std::int32_t* const scratch = problem.scratch + first;
+      if (rule.kind == Rule::Kind::adaptive) {
+        sample_adaptively(block, shared.adaptive, rule, scores, keys, visible, random, indices, scratch, p);
+      } else {
+        choose_detail::sample_uniformly(block, shared.adaptive.sample, rule.share, visible, random, indices, scratch,
+                                        p);
+      }
     } else if (rule.kind == Rule::Kind::pages) {
       const auto page_size = static_cast<int>(rule.page_size);
       const float* const of_pages = problem.page_scores + static_cast<Index>(row) * problem.page_count;

@@ -20,6 +20,7 @@ inline constexpr int kSamplePerThread = 4;  // neighbours that a thread looks at
 struct SampleShared {
   int scan[kWarp + 1];
   std::uint32_t rejected;  // whether a number of the stream was skipped
+  std::uint32_t next;      // the first that was not used, then
 };
 
 namespace sample_detail {
@@ -48,41 +49,53 @@ RETICLE_HD inline bool was_taken(const std::int32_t* draws, const std::int32_t* 
 
 }  // namespace sample_detail
 
-/// Calls take(i, p) for each of the sample_size(rate, n) drawn of the n candidates i < count, in no order, each by the
-/// thread that found it; p = drawn / n. Scratch: draws and first, `count` each.
-template <class Block, class IsCandidate, class Take>
-RETICLE_HD void sample_row(const Block& block, SampleShared& shared, IsCandidate&& is_candidate, Index count,
-                           double rate, const Philox& random, std::int32_t* draws, std::int32_t* first, Take&& take) {
+/// How many i < count are candidates.
+template <class Block, class IsCandidate>
+RETICLE_HD std::int32_t count_candidates(const Block& block, SampleShared& shared, IsCandidate&& is_candidate,
+                                         Index count) {
   PerThread<Block, int> found(block);
   block.each([&](int thread) {
     int sum = 0;
     for (Index i = thread; i < count; i += block.threads()) sum += is_candidate(i) ? 1 : 0;
     found[thread] = sum;
-    if (thread == 0) shared.rejected = 0;
   });
-  const std::int32_t n = block.exclusive_scan(found, shared.scan);
-  if (n == 0) return;
-  const auto wanted = static_cast<std::int32_t>(sample_size(rate, n));
+  return block.exclusive_scan(found, shared.scan);
+}
+
+/// Calls take(thread, i) for each of the `wanted` drawn of the n candidates i < count, in no order, by the thread that
+/// found it. Draws with the stream's numbers from `number` on; returns the first that was not used. Scratch: draws and
+/// first, `count` each.
+template <class Block, class IsCandidate, class Take>
+RETICLE_HD std::uint32_t sample_row(const Block& block, SampleShared& shared, IsCandidate&& is_candidate, Index count,
+                                    std::int32_t n, std::int32_t wanted, const Philox& random, std::uint32_t number,
+                                    std::int32_t* draws, std::int32_t* first, Take&& take) {
   const bool inverse = wanted > n / 2;  // draw what to leave out
   const std::int32_t drawn = inverse ? n - wanted : wanted, base = n - drawn;
   block.each([&](int thread) {
+    if (thread == 0) shared.rejected = 0;
+  });
+  block.sync();
+  block.each([&](int thread) {
     for (std::int32_t v = thread; v < n; v += block.threads()) first[v] = sample_detail::kNever;
     for (std::int32_t j = thread; j < drawn; j += block.threads()) {
-      const auto number = static_cast<std::uint32_t>(j), bound = static_cast<std::uint32_t>(base + j + 1);
-      if (!sample_detail::draw_below(random, number, bound, draws[j])) block.keep_max(&shared.rejected, 1u);
+      const auto own = static_cast<std::uint32_t>(j), bound = static_cast<std::uint32_t>(base + j + 1);
+      if (!sample_detail::draw_below(random, number + own, bound, draws[j])) block.keep_max(&shared.rejected, 1u);
     }
   });
   block.sync();
+  std::uint32_t next = number + static_cast<std::uint32_t>(drawn);
   if (shared.rejected != 0) {  // one row in some dozens: later draws come from later numbers
     block.each([&](int thread) {
       if (thread != 0) return;
-      std::uint32_t number = 0;
+      std::uint32_t at = number;
       for (std::int32_t j = 0; j < drawn; ++j) {
-        while (!sample_detail::draw_below(random, number++, static_cast<std::uint32_t>(base + j + 1), draws[j])) {
+        while (!sample_detail::draw_below(random, at++, static_cast<std::uint32_t>(base + j + 1), draws[j])) {
         }
       }
+      shared.next = at;
     });
     block.sync();
+    next = shared.next;
   }
   block.each([&](int thread) {
     for (std::int32_t j = thread; j < drawn; j += block.threads()) block.keep_min(&first[draws[j]], j);
@@ -94,8 +107,8 @@ RETICLE_HD void sample_row(const Block& block, SampleShared& shared, IsCandidate
     }
   });
   block.sync();
-  const auto p = static_cast<float>(static_cast<double>(wanted) / static_cast<double>(n));
   std::int32_t before = 0;
+  PerThread<Block, int> found(block);
   const Index step = static_cast<Index>(block.threads()) * kSamplePerThread;
   for (Index begin = 0; begin < count; begin += step) {
     const auto each_of = [&](int thread, auto&& body) {
@@ -113,11 +126,13 @@ RETICLE_HD void sample_row(const Block& block, SampleShared& shared, IsCandidate
     block.each([&](int thread) {
       std::int32_t rank = before + found[thread];
       each_of(thread, [&](Index i) {
-        if ((first[rank++] != sample_detail::kNever) != inverse) take(i, p);
+        if ((first[rank++] != sample_detail::kNever) != inverse) take(thread, i);
       });
     });
     before += here;
   }
+  block.sync();
+  return next;
 }
 
 }  // namespace reticle::cuda

@@ -35,6 +35,11 @@ class MassScale {
     return static_cast<std::uint64_t>(static_cast<std::int64_t>(sum * static_cast<double>(one_))) >> -whole;
   }
 
+  /// The same as a number, 1 for the highest.
+  RETICLE_HD double weight(std::uint32_t key) const {
+    return static_cast<double>(static_cast<std::int64_t>(of(key))) / static_cast<double>(one_);
+  }
+
  private:
   std::uint32_t largest_;
   double highest_;

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include <reticle/core/masker.hpp>
+#include <reticle/core/ops/mass.hpp>
 #include <reticle/core/ops/scores.hpp>
 #include <reticle/core/ops/statistics.hpp>
 
@@ -58,19 +59,29 @@ class AdaptiveSampling final : public Masker {
         context);
   }
 
+  std::optional<Rule> rule(Index keys) const override {
+    if (config_.replacement || !config_.base_rate_sampling.positive()) return std::nullopt;
+    return Rule{.kind = Rule::Kind::adaptive,
+                .base = config_.base_rate_sampling,
+                .epsilon = config_.epsilon,
+                .quantile = z_,
+                .first = config_.init_offset.resolve(keys),
+                .last = keys - config_.local_offset.resolve(keys)};
+  }
+
  private:
   /// One row's scores, and what the keys chosen already sum to. Weights are computed for the keys that are asked for:
   /// the chosen ones and a sample, a fraction of all.
   struct Weights {
     std::span<const float> scores;
-    float largest = 0;
+    std::optional<MassScale> scale;  // none: no key is allowed
     std::vector<Run> chosen;
     double chosen_sum = 0;
 
-    /// exp(score - largest score); 0 where forbidden.
+    /// exp(score - highest score); 0 where forbidden.
     double of(Index key) const {
-      const float weight = std::exp(scores[static_cast<std::size_t>(key)] - largest);
-      return weight >= 0 ? static_cast<double>(weight) : 0;  // NaN (nothing is allowed, or the scores are) is no weight
+      const std::uint32_t order = order_key(scores[static_cast<std::size_t>(key)]);
+      return scale && order != 0 ? scale->weight(order) : 0;
     }
   };
 
@@ -84,7 +95,8 @@ class AdaptiveSampling final : public Masker {
   static Weights weights_of(std::span<const float> scores, const Mask& previous, RowId row) {
     Weights weights;
     weights.scores = scores;
-    weights.largest = highest(weights.scores);
+    if (const std::uint32_t largest = order_key(highest(scores)); largest != 0)
+      weights.scale.emplace(largest, static_cast<Index>(scores.size()));
     previous.row(row, weights.chosen);
     for (const Run& run : weights.chosen) {
       for (Index key = run.begin; key < run.end; ++key)
@@ -124,19 +136,13 @@ class AdaptiveSampling final : public Masker {
     return {taken, std::max<Index>(0, last)};
   }
 
-  /// The least b for which z standard errors of the estimated sum, sqrt(n^2 s^2 (1/b - 1/n)), are within epsilon of the
-  /// denominator.
   Index budget_of(const Gaps& candidates, const Weights& weights, Philox& random) const {
     const Index n = candidates.size();
     std::vector<std::int32_t> base;
     sample_without_replacement(n, base_size(n), random, base);
     candidates.to_positions(base);
     const auto [mean, deviation] = moments(base, weights);
-    const auto size = static_cast<double>(n);
-    const double tolerated = config_.epsilon * (weights.chosen_sum + size * mean) / (z_ * size);
-    if (!(deviation > 0) || !(z_ > 0)) return 0;
-    const double needed = 1 / (tolerated * tolerated / (deviation * deviation) + 1 / size);
-    return static_cast<Index>(std::ceil(std::min(needed, size)));
+    return adaptive_budget(n, mean, deviation, weights.chosen_sum, config_.epsilon, z_);
   }
 
   /// Mean and sample standard deviation of the weights of some keys.

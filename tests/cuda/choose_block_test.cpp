@@ -21,6 +21,9 @@ constexpr char kTopK[] = R"({"type": "oracle_top_k", "heavy_size": 50})";
 constexpr char kTopP[] = R"({"type": "oracle_top_p", "top_p": 0.4})";
 constexpr char kSample[] = R"({"type": "random_sampling", "sampling_rate": 0.1})";
 constexpr char kPages[] = R"({"type": "quest_top_k", "heavy_size": 100, "page_size": 16, "min_pages": 2})";
+constexpr char kAdaptive[] =
+    R"({"type": "adaptive_sampling", "base_rate_sampling": 0.1, "epsilon": 0.2, "init_offset": 4, "local_offset": 9})";
+constexpr char kAdaptiveFew[] = R"({"type": "adaptive_sampling", "base_rate_sampling": 5, "epsilon": 0.1})";
 constexpr char kSampleMost[] = R"({"type": "random_sampling", "sampling_rate": 0.8})";
 
 /// Lists of what a chain chooses, as device memory would hold them.
@@ -162,6 +165,7 @@ TEST(CudaChoose, ChoosesWhatThePipelineChooses) {
     for (const std::string& maskers :
          {chain({kSink}), chain({kSink, kLocal}), chain({kTopK}), chain({kSink, kLocal, kTopK}), chain({kTopP, kLocal}),
           chain({kSink, kTopK, kTopP}), chain({kSample}), chain({kSampleMost}), chain({kSample, kLocal, kSampleMost}),
+          chain({kSink, kLocal, kTopK, kAdaptive}), chain({kAdaptiveFew, kSample}), chain({kSample, kAdaptive}),
           chain({kPages}), chain({kSink, kPages, kTopK, kSample}), chain({kSink, kLocal, kTopK, kSample})}) {
       compare_with_pipeline<float, 64>(c, maskers, 1e-4);
     }
@@ -180,6 +184,7 @@ TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
     compare_with_pipeline<float, 64>(c, chain({kLocal, kSample}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kSink, kTopP, kSampleMost}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kPages, kSink}), 1e-4);
+    compare_with_pipeline<float, 64>(c, chain({kSink, kAdaptive, kAdaptiveFew}), 1e-4);
   }
 }
 
@@ -187,7 +192,7 @@ TEST(CudaChoose, OfMoreQueriesThanKeysTheFirstSeeNothing) {
   Case c;
   c.rows = 9;
   c.keys = 5;
-  compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK, kTopP, kPages, kSample}), 1e-4);
+  compare_with_pipeline<float, 64>(c, chain({kSink, kLocal, kTopK, kTopP, kPages, kAdaptive, kSample}), 1e-4);
 }
 
 TEST(Rules, NameTheMaskerThatHasNone) {
@@ -244,11 +249,12 @@ TEST(CudaTopP, SelectsWhatTheCpuSelects) {
 /// The numbers drawn of [0, n), on a block; `rejected` says whether a number of the stream was skipped.
 std::vector<std::int32_t> sample_on_block(Index n, double rate, const Philox& random, bool& rejected) {
   const HostBlock block(kTopKThreads);
-  SampleShared shared;
+  SampleShared shared{};
   std::vector<std::int32_t> draws(static_cast<std::size_t>(n), -7), first(draws), found;
-  sample_row(
-      block, shared, [](Index) { return true; }, n, rate, random, draws.data(), first.data(),
-      [&](Index i, float) { found.push_back(static_cast<std::int32_t>(i)); });
+  const auto all = [](Index) { return true; };
+  const std::int32_t count = count_candidates(block, shared, all, n);
+  sample_row(block, shared, all, n, count, static_cast<std::int32_t>(sample_size(rate, n)), random, 0, draws.data(),
+             first.data(), [&](int, Index i) { found.push_back(static_cast<std::int32_t>(i)); });
   std::ranges::sort(found);
   rejected = shared.rejected != 0;
   return found;

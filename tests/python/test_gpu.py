@@ -139,6 +139,7 @@ BY_RULES = [
     [{"type": "oracle_top_k", "heavy_size": 7}, {"type": "random_sampling", "sampling_rate": 0.3}],
     [{"type": "oracle_top_p", "top_p": 0.4}],
     [{"type": "quest_top_k", "heavy_size": 16, "page_size": 4}],
+    [{"type": "oracle_top_k", "heavy_size": 6}, {"type": "adaptive_sampling"}],
     [{"type": "oracle_top_k", "heavy_size": 4}, {"type": "sink", "sink_size": 5}],
 ]
 
