@@ -269,22 +269,17 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
   std::vector<MaskCounts> of_chunk(room.size());
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
     ColumnReader read_a(a), read_b(b);
-    const auto unite = [&](const ColumnList& left, const ColumnList& right, std::int32_t* columns, float* columns_p) {
-      if (!weighted) return merge_columns(left.columns, left.count, right.columns, right.count, columns);
-      const auto as = static_cast<UnionRule>(rule);
-      if ((left.count + right.count) * kPositionsPerEntry > shape.keys)
-        return accumulate_weighted_columns(as, left.columns, left.p, left.count, right.columns, right.p, right.count,
-                                           shape.keys, columns, columns_p);
-      return merge_weighted_columns(as, left.columns, left.p, left.count, right.columns, right.p, right.count, columns,
-                                    columns_p);
-    };
     MaskCounts counts;
     std::int32_t* columns = indices.data() + start[static_cast<std::size_t>(index)];
     float* columns_p = p.data() + (weighted ? start[static_cast<std::size_t>(index)] : 0);
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
       const ColumnList left = read_a.row(id), right = read_b.row(id);
-      const RowCounts merged = unite(left, right, columns + counts.entries, columns_p + counts.entries);
+      const RowCounts merged =
+          weighted
+              ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
+                                       right.p, right.count, columns + counts.entries, columns_p + counts.entries)
+              : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
       row_ptr[static_cast<std::size_t>(row) + 1] = merged.entries;
       run_ptr[static_cast<std::size_t>(row) + 1] = merged.runs;
       counts.entries += merged.entries;

@@ -9,15 +9,11 @@
 // Weighted columns are merged the same way as 64-bit words, column above p; what goes out is decided one column late,
 // when its twin and its successor are known.
 //
-// Weighted columns of rows that are full enough: block by block of columns, both lists are added to p of every
-// position, and the block is packed, and cleared, a vector at a time.
-//
 // Bits of columns that are dense enough: a byte for every position, packed by comparisons.
 #include <bit>
 #include <limits>
 
 #include <reticle/core/mask/row_kernels.hpp>
-#include <reticle/core/mask/run.hpp>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/mask/row_kernels.cpp"
@@ -329,69 +325,15 @@ RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p,
   return MergeWeightedBy<UnionRule::independent>(from_a, from_b, out, out_p);
 }
 
-/// Packs p of columns from `origin` on, and leaves zeros behind. Returns how many there were.
-template <class D>
-HWY_INLINE Index PackAndClear(D tag, float* row, Index origin, Index width, std::int32_t* out, float* out_p) {
-  const hn::RebindToSigned<D> columns_tag;
-  const auto lanes = static_cast<Index>(hn::Lanes(tag));
-  const auto zero = hn::Zero(tag);
-  const auto step = hn::Set(columns_tag, static_cast<std::int32_t>(lanes));
-  auto columns = hn::Add(hn::Iota(columns_tag, 0), hn::Set(columns_tag, static_cast<std::int32_t>(origin)));
-  Index count = 0;
-  for (Index k = 0; k < width; k += lanes) {
-    const auto p = hn::Load(tag, row + k);
-    const auto attended = hn::Gt(p, zero);
-    hn::Store(zero, tag, row + k);
-    hn::StoreU(hn::Compress(columns, hn::RebindMask(columns_tag, attended)), columns_tag, out + count);
-    hn::StoreU(hn::Compress(p, attended), tag, out_p + count);
-    count += static_cast<Index>(hn::CountTrue(tag, attended));
-    columns = hn::Add(columns, step);
-  }
-  return count;
-}
-
-/// put(column, p) for the entries below `end` from `next` on; returns the first beyond. Eight at a time: the entries
-/// are few instructions each, and the bounds would be half of them.
+/// put(column) for the columns below `end` from `next` on; returns the first beyond. Eight at a time: putting one is a
+/// few instructions, and the bounds would be half of them.
 template <class Put>
-HWY_INLINE Index PutBelow(std::int32_t end, const std::int32_t* columns, const float* p, Index next, Index count,
-                          Put&& put) {
-  const auto put_one = [&](Index i) { put(columns[i], p == nullptr ? 1.0f : p[i]); };
+HWY_INLINE Index PutBelow(std::int32_t end, const std::int32_t* columns, Index next, Index count, Put&& put) {
   for (; next + 8 <= count && columns[next + 7] < end; next += 8) {
-    for (Index i = next; i < next + 8; ++i) put_one(i);
+    for (Index i = next; i < next + 8; ++i) put(columns[i]);
   }
-  for (; next < count && columns[next] < end; ++next) put_one(next);
+  for (; next < count && columns[next] < end; ++next) put(columns[next]);
   return next;
-}
-
-template <class Op>
-RowCounts AccumulateBy(const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b, const float* b_p,
-                       Index b_count, Index width, std::int32_t* out, float* out_p) {
-  const hn::CappedTag<float, 16> tag;
-  constexpr Index kBlock = 4096;  // 16 kB of p stay in the first-level cache
-  HWY_ALIGN float row[kBlock] = {};
-  Index entries = 0, next_a = 0, next_b = 0;
-  for (Index begin = 0; begin < width; begin += kBlock) {
-    const Index end = std::min(width, begin + kBlock);
-    const auto last = static_cast<std::int32_t>(end);
-    next_a = PutBelow(last, a, a_p, next_a, a_count, [&](std::int32_t k, float p) { row[k - begin] = p; });
-    next_b = PutBelow(last, b, b_p, next_b, b_count,
-                      [&](std::int32_t k, float p) { row[k - begin] = Op::p(row[k - begin], p); });
-    entries += PackAndClear(tag, row, begin, end - begin, out + entries, out_p + entries);
-  }
-  return {entries, entries - CountJoined(out, out_p, entries)};
-}
-
-RowCounts Accumulate(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
-                     const float* b_p, Index b_count, Index width, std::int32_t* out, float* out_p) {
-  switch (rule) {
-    case UnionRule::add:
-      return AccumulateBy<row_op::Add>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
-    case UnionRule::max:
-      return AccumulateBy<row_op::Max>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
-    case UnionRule::independent:
-      break;
-  }
-  return AccumulateBy<row_op::Independent>(a, a_p, a_count, b, b_p, b_count, width, out, out_p);
 }
 
 /// Bit by bit. Neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last
@@ -418,8 +360,8 @@ void SetBits(const std::int32_t* columns, Index count, std::int32_t origin, std:
   Index next = 0;
   for (Index begin = 0; begin < width; begin += kBlock) {
     const Index end = std::min(width, begin + kBlock), first = origin + begin;
-    next = PutBelow(static_cast<std::int32_t>(origin + end), columns, nullptr, next, count,
-                    [&](std::int32_t column, float) { bytes[column - first] = 1; });
+    next = PutBelow(static_cast<std::int32_t>(origin + end), columns, next, count,
+                    [&](std::int32_t column) { bytes[column - first] = 1; });
     for (Index word = 0; word * 64 < end - begin; ++word) {
       std::uint64_t packed = 0;
       for (Index byte = 0; byte < 64; byte += kLanes) {
@@ -533,7 +475,6 @@ namespace reticle {
 HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
 HWY_EXPORT(MergeWeighted);
-HWY_EXPORT(Accumulate);
 HWY_EXPORT(SetBits);
 HWY_EXPORT(HeldByAtLeast);
 HWY_EXPORT(ColumnsOfBits);
@@ -552,12 +493,6 @@ RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const fl
                                  const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                  float* out_p) {
   return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
-}
-
-RowCounts accumulate_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
-                                      const std::int32_t* b, const float* b_p, Index b_count, Index width,
-                                      std::int32_t* out, float* out_p) {
-  return HWY_DYNAMIC_DISPATCH(Accumulate)(rule, a, a_p, a_count, b, b_p, b_count, width, out, out_p);
 }
 
 RowCounts count_dense(const float* p, Index count, bool& weighted) {

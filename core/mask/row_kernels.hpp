@@ -34,13 +34,6 @@ RETICLE_API RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t*
                                              const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                              float* out_p);
 
-/// The same for columns below `width`, by p of every position: this pays where there is more than one column in
-/// kPositionsPerEntry positions.
-RETICLE_API RowCounts accumulate_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p,
-                                                  Index a_count, const std::int32_t* b, const float* b_p, Index b_count,
-                                                  Index width, std::int32_t* out, float* out_p);
-inline constexpr Index kPositionsPerEntry = 16;
-
 /// Sets the bits of ascending columns; bit 0 of the first word is column `origin`, a multiple of 64.
 RETICLE_API void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words);
 

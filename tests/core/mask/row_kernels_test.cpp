@@ -88,12 +88,6 @@ TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
                 merge_weighted_columns(rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
                                        both ? b.p.data() : nullptr, Index{right}, columns.data(), p.data());
             expect_equal(union_of<Op>(a, b, true), counts, columns, p);
-
-            std::ranges::fill(columns, -1);
-            const RowCounts accumulated =
-                accumulate_weighted_columns(rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
-                                            both ? b.p.data() : nullptr, Index{right}, 100, columns.data(), p.data());
-            expect_equal(union_of<Op>(a, b, true), accumulated, columns, p);
           };
           check(UnionRule::add, row_op::Add());
           check(UnionRule::max, row_op::Max());
