@@ -9,6 +9,7 @@
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
+#include <reticle/core/registry.hpp>
 
 #include "cuda/problem.hpp"
 
@@ -173,6 +174,24 @@ TEST(CudaChoose, ChoosesWhatThePipelineChooses) {
     compare_with_pipeline<BFloat16, 64>(c, chain({kSink, kLocal, kTopK, kSample}), 0.03);
     compare_with_pipeline<Half, 64>(c, chain({kLocal, kPages}), 0.004);
   }
+}
+
+TEST(CudaChoose, EveryMaskerThatHasARuleChoosesByItWhatItSelects) {
+  Case c;
+  c.rows = 1;
+  c.keys = 1500;
+  int with_rules = 0;
+  for (const MaskerType* type : Registry::global().list()) {
+    const std::string masker = R"({"type": ")" + type->name + "\"}";
+    try {
+      SparseAttention::from_json(R"({"maskers": [)" + masker + "]}").rules(Stage::prefill, 0, c.keys);
+    } catch (const Error&) {  // no rule, or a field without a default
+      continue;
+    }
+    ++with_rules;
+    compare_with_pipeline<float, 64>(c, masker, 1e-4);
+  }
+  EXPECT_GE(with_rules, 7);
 }
 
 TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
