@@ -129,6 +129,11 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
   const MaskCounts counts = for_each_stored_row(shape, context, [&](Index row) {
     const RowId id = shape.row_of_stored(row);
     std::uint64_t* of_row = words.data() + row * per_row;
+    if (a.kind() == MaskKind::csr && b.kind() == MaskKind::csr) {
+      const ColumnList left = columns_of(std::get<Csr>(a.representation()), a.shape().stored_row(id));
+      const ColumnList right = columns_of(std::get<Csr>(b.representation()), b.shape().stored_row(id));
+      return unite_columns_as_bits(left.columns, left.count, right.columns, right.count, of_row, per_row);
+    }
     std::fill_n(of_row, per_row, std::uint64_t{0});
     for (const Mask* mask : {&a, &b}) {
       const Index stored = mask->shape().stored_row(id);

@@ -1,15 +1,16 @@
 // Words: three streams at memory speed, popcounts in vectors; a run starts where a bit is set and the one before is
 // not.
 //
-// Columns: a merge network. Two ascending vectors of N lanes, one of them reversed, are bitonic; log2(N) stages of
-// exchanges leave the N smallest ascending in one vector, the N largest in another. The smallest go out, less those
-// equal to their predecessor; the largest meet the next N columns of whichever list is behind. No branch depends on the
-// data: about 2 cycles per column with 16 lanes, where a two-pointer merge mispredicts half of its steps (10 or more).
+// Columns: the N smallest of two ascending lists are, lane by lane, the smaller of the next N of one and the next N of
+// the other reversed; how many lanes came from either says where both lists go on. What was taken is bitonic: log2(N)
+// stages of exchanges sort it, and it goes out less what equals its predecessor. No branch depends on the data, and the
+// next step waits for a load, a comparison and a count only, not for the exchanges: about 1.5 cycles per column with 16
+// lanes, where a two-pointer merge mispredicts half of its steps (10 or more). The p of weighted columns follow them
+// through the exchanges; a column goes out one lane late, when its twin is known.
 //
-// Weighted columns are merged the same way as 64-bit words, column above p; what goes out is decided one column late,
-// when its twin and its successor are known.
-//
-// Bits of columns that are dense enough: a byte for every position, packed by comparisons.
+// Bits of columns that are dense enough: a byte for every position, packed by comparisons. For two such lists at once,
+// word by word: the vector of shifted ones of a word's columns is folded; both lists' loads, comparisons and counts
+// overlap, which for one list would be waited for.
 #include <bit>
 #include <limits>
 
@@ -106,44 +107,69 @@ HWY_INLINE hn::Vec<D> LoadFirst(D tag, const hn::TFromD<D>* from, std::ptrdiff_t
 #endif
 }
 
-/// One list, vector by vector; beyond its end there is kNone.
-struct ColumnReader {
-  static constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
-  const std::int32_t* at;
-  const std::int32_t* end;
+/// Greater than every column.
+constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
 
-  std::int32_t head() const { return at < end ? *at : kNone; }
+/// A list of columns and, if it is weighted, their p; what is before `at` was taken.
+struct ListReader {
+  const std::int32_t* columns;
+  const float* p;
+  Index count;
+  Index at = 0;
 
-  template <class D>
-  HWY_INLINE hn::Vec<D> next(D tag) {
-    const auto lanes = static_cast<std::ptrdiff_t>(hn::Lanes(tag));
-    if (HWY_LIKELY(end - at >= lanes)) {
-      const auto v = hn::LoadU(tag, at);
-      at += lanes;
-      return v;
-    }
-    const auto rest = LoadFirst(tag, at, end - at, kNone);
-    at = end;
-    return rest;
+  Index left() const { return count - at; }
+
+  template <bool kWhole>
+  void skip(std::size_t taken) {
+    at += static_cast<Index>(taken);
+    if constexpr (!kWhole) at = std::min(at, count);
+  }
+
+  /// The next columns; beyond the last one kNone. `kWhole`: a vector or more is left.
+  template <bool kWhole, class D>
+  HWY_INLINE hn::Vec<D> next(D tag) const {
+    if constexpr (kWhole) return hn::LoadU(tag, columns + at);
+    return LoadFirst(tag, columns + at, left(), kNone);
+  }
+
+  template <bool kWhole, class D>
+  HWY_INLINE hn::Vec<D> next_p(D tag) const {
+    if (p == nullptr) return hn::Set(tag, 1.0f);
+    if constexpr (kWhole) return hn::LoadU(tag, p + at);
+    return LoadFirst(tag, p + at, left(), 1.0f);
   }
 };
+
+/// Takes the smallest columns of both lists, a vector at a time: take(whole, of_a, of_b), where of_b is reversed and
+/// the smaller of each lane is taken, a's where they are equal. What take sees of the lists is not taken yet.
+template <class D, class Take>
+HWY_INLINE void TakeSmallest(D tag, ListReader& a, ListReader& b, Take&& take) {
+  const std::size_t lanes = hn::Lanes(tag);
+  const auto step = [&](auto whole) HWY_ATTR {
+    const auto of_a = a.next<whole>(tag), of_b = hn::Reverse(tag, b.next<whole>(tag));
+    const std::size_t of_b_taken = hn::CountTrue(tag, hn::Gt(of_a, of_b));
+    take(whole, of_a, of_b);
+    a.skip<whole>(lanes - of_b_taken);
+    b.skip<whole>(of_b_taken);
+  };
+  const auto vector = static_cast<Index>(lanes);
+  while (a.left() >= vector && b.left() >= vector) step(std::true_type());
+  while (a.left() > 0 || b.left() > 0) step(std::false_type());
+}
 
 RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count, std::int32_t* out) {
   const hn::ScalableTag<std::int32_t> tag;
   using V = hn::Vec<decltype(tag)>;
-  const std::size_t lanes = hn::Lanes(tag);
-
-  const auto lane = hn::Iota(tag, 0);
-  const auto exchanges = [&](V v) HWY_ATTR { return SortBitonic<hn::MaxLanes(tag) / 2>(tag, v); };
-  ColumnReader from_a{a, a + a_count}, from_b{b, b + b_count};
-  const V none = hn::Set(tag, ColumnReader::kNone), one = hn::Set(tag, 1);
-  const auto last = static_cast<std::int32_t>(lanes - 1);
-  const auto rotation = hn::IndicesFromVec(tag, hn::And(hn::Add(lane, hn::Set(tag, last)), hn::Set(tag, last)));
+  const auto last = hn::Set(tag, static_cast<std::int32_t>(hn::Lanes(tag) - 1));
+  const auto rotation = hn::IndicesFromVec(tag, hn::And(hn::Add(hn::Iota(tag, 0), last), last));
   const auto first_lane = hn::FirstN(tag, 1);
+  const V none = hn::Set(tag, kNone), one = hn::Set(tag, 1);
   V before = hn::Set(tag, -2);  // rotated; neither equal to a column nor one before it
   std::int32_t* to = out;
   std::size_t joined = 0;
-  const auto emit = [&](V smallest) {
+  ListReader from_a{a, nullptr, a_count}, from_b{b, nullptr, b_count};
+  TakeSmallest(tag, from_a, from_b, [&](auto, V of_a, V of_b) HWY_ATTR {
+    const V smallest = SortBitonic<hn::MaxLanes(tag) / 2>(tag, hn::Min(of_a, of_b));
     const V rotated = hn::TableLookupLanes(smallest, rotation);
     const V previous = hn::IfThenElse(first_lane, before, rotated);
     before = rotated;
@@ -152,80 +178,10 @@ RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t*
     // Not CompressStore: with a memory operand the instruction is microcoded on some processors. There is room.
     hn::StoreU(hn::Compress(smallest, fresh), tag, to);
     to += hn::CountTrue(tag, fresh);
-  };
-  V largest = from_a.head() <= from_b.head() ? from_a.next(tag) : from_b.next(tag);
-  const auto take = [&](V v) {
-    const V reversed = hn::Reverse(tag, v);
-    emit(exchanges(hn::Min(largest, reversed)));
-    largest = exchanges(hn::Max(largest, reversed));
-  };
-  // While both lists have whole vectors: arithmetic selects instead of a branch that nobody could predict.
-  const auto step = static_cast<std::ptrdiff_t>(lanes);
-  while (from_a.end - from_a.at >= step && from_b.end - from_b.at >= step) {
-    const bool a_is_behind = *from_a.at <= *from_b.at;
-    const std::int32_t* source = a_is_behind ? from_a.at : from_b.at;
-    const std::ptrdiff_t taken = a_is_behind ? step : 0;
-    from_a.at += taken;
-    from_b.at += step - taken;
-    take(hn::LoadU(tag, source));
-  }
-  while (from_a.at < from_a.end || from_b.at < from_b.end)
-    take((from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
-  emit(largest);
+  });
   const Index entries = to - out;
   return {entries, entries - static_cast<Index>(joined)};
 }
-
-/// A weighted list as 64-bit words, the column above the bits of p, so that they sort by column and carry p along. A
-/// list without p reads ones, again and again.
-struct WeightedReader {
-  static constexpr std::size_t kMost = HWY_MAX_BYTES / sizeof(std::uint64_t);
-  const std::int32_t* columns;
-  const float* p;
-  Index left;
-  float ones[kMost];
-
-  WeightedReader(const std::int32_t* columns, const float* p, Index count) : columns(columns), p(p), left(count) {
-    std::fill(ones, ones + kMost, 1.0f);
-  }
-
-  std::int32_t head() const { return left > 0 ? *columns : ColumnReader::kNone; }
-  const float* next_p() const { return p == nullptr ? ones : p; }
-
-  template <class D>
-  HWY_INLINE hn::Vec<D> next(D tag) {
-    const auto lanes = static_cast<Index>(hn::Lanes(tag));
-    if (HWY_LIKELY(left >= lanes)) {
-      const auto word = pack(tag, columns, next_p());
-      skip(lanes);
-      return word;
-    }
-    const hn::Rebind<std::int32_t, D> columns_tag;
-    const hn::Rebind<float, D> p_tag;
-    const auto rest = LoadFirst(columns_tag, columns, left, ColumnReader::kNone);
-    const auto rest_p = LoadFirst(p_tag, next_p(), left, 1.0f);
-    skip(left);
-    return pack(tag, rest, rest_p);
-  }
-
-  template <class D>
-  static HWY_INLINE hn::Vec<D> pack(D tag, const std::int32_t* columns, const float* p) {
-    return pack(tag, hn::LoadU(hn::Rebind<std::int32_t, D>(), columns), hn::LoadU(hn::Rebind<float, D>(), p));
-  }
-
-  template <class D, class C, class P>
-  static HWY_INLINE hn::Vec<D> pack(D tag, C columns, P p) {
-    const hn::Rebind<std::uint32_t, D> bits;
-    const auto high = hn::PromoteTo(tag, hn::BitCast(bits, columns));
-    return hn::Or(hn::ShiftLeft<32>(high), hn::PromoteTo(tag, hn::BitCast(bits, p)));
-  }
-
-  void skip(Index count) {
-    columns += count;
-    if (p != nullptr) p += count;
-    left -= count;
-  }
-};
 
 template <UnionRule kRule, class V>
 V CombineP(V a, V b) {
@@ -238,82 +194,85 @@ V CombineP(V a, V b) {
 
 /// How many go on with the run of the one before.
 Index CountJoined(const std::int32_t* columns, const float* p, Index count) {
-  Index joined = 0;
+  std::int32_t joined = 0;  // as wide as what is compared
   for (Index i = 1; i < count; ++i) joined += (columns[i] == columns[i - 1] + 1) & (p[i] == p[i - 1]);
   return joined;
 }
 
+/// Columns, and the p that goes with each.
+template <class C, class P>
+struct Entries {
+  C columns;
+  P p;
+};
+
+/// SortBitonic with p in tow. Of equal columns each lane keeps its own.
+template <std::size_t kDistance, class D, class C, class P>
+HWY_INLINE Entries<C, P> SortBitonic(D tag, Entries<C, P> entries) {
+  if constexpr (kDistance == 0) {
+    return entries;
+  } else {
+    const hn::DFromV<P> p_tag;
+    const auto lane = hn::Iota(tag, 0);
+    const auto bit = hn::Set(tag, static_cast<hn::TFromD<D>>(kDistance));
+    const auto across = hn::Xor(lane, bit);
+    const C partner = hn::TableLookupLanes(entries.columns, hn::IndicesFromVec(tag, across));
+    const P partner_p = hn::TableLookupLanes(entries.p, hn::IndicesFromVec(p_tag, across));
+    const auto upper = hn::Eq(hn::And(lane, bit), bit);
+    const C columns = hn::IfThenElse(upper, hn::Max(entries.columns, partner), hn::Min(entries.columns, partner));
+    const auto exchanged = hn::RebindMask(p_tag, hn::Ne(columns, entries.columns));
+    return SortBitonic<kDistance / 2>(tag, Entries<C, P>{columns, hn::IfThenElse(exchanged, partner_p, entries.p)});
+  }
+}
+
 template <UnionRule kRule>
-RowCounts MergeWeightedBy(WeightedReader from_a, WeightedReader from_b, std::int32_t* out, float* out_p) {
-  const hn::ScalableTag<std::uint64_t> tag;
-  const hn::Rebind<std::uint32_t, decltype(tag)> half;
-  const hn::Rebind<std::int32_t, decltype(tag)> columns_tag;
+RowCounts MergeWeightedBy(ListReader from_a, ListReader from_b, std::int32_t* out, float* out_p) {
+  const hn::ScalableTag<std::int32_t> tag;
   const hn::Rebind<float, decltype(tag)> p_tag;
-  using V = hn::Vec<decltype(tag)>;
+  using C = hn::Vec<decltype(tag)>;
+  using P = hn::Vec<decltype(p_tag)>;
   const std::size_t lanes = hn::Lanes(tag);
-  const auto exchanges = [&](V v) HWY_ATTR { return SortBitonic<hn::MaxLanes(tag) / 2>(tag, v); };
   // Lane l takes lane l - by of its vector; the first `by` lanes take those of the vector before.
   const auto rotation = [&](std::size_t by) HWY_ATTR {
-    const auto last = hn::Set(half, static_cast<std::uint32_t>(lanes - 1));
-    const auto offset = hn::Set(half, static_cast<std::uint32_t>(lanes - by % lanes));
-    return hn::And(hn::Add(hn::Iota(half, 0), offset), last);
+    const auto last = hn::Set(tag, static_cast<std::int32_t>(lanes - 1));
+    return hn::And(hn::Add(hn::Iota(tag, 0), hn::Set(tag, static_cast<std::int32_t>(lanes - by % lanes))), last);
   };
   const auto by_one = rotation(1), by_two = rotation(2);
-  const auto first = hn::FirstN(columns_tag, 1), first_two = hn::FirstN(columns_tag, lanes < 2 ? 1 : 2);
-  const auto none = hn::Set(columns_tag, ColumnReader::kNone);
-  const auto one = hn::Set(p_tag, 1.0f);
-  auto column_one = none, column_two = none;
-  auto p_one = one, p_two = one;
+  const auto first = hn::FirstN(tag, 1), first_two = hn::FirstN(tag, std::min<std::size_t>(lanes, 2));
+  const C none = hn::Set(tag, kNone);
+  C column_one = none, column_two = none;
+  P p_one = hn::Set(p_tag, 1.0f);
   std::int32_t* to = out;
-  // A column goes out once the next one is seen to be another, with the p of its twin, the one before, if it has one.
-  const auto emit = [&](V word) HWY_ATTR {
-    const auto next = hn::BitCast(columns_tag, hn::TruncateTo(half, hn::ShiftRight<32>(word)));
-    const auto next_p = hn::BitCast(p_tag, hn::TruncateTo(half, word));
-    const auto back = [&](auto v, auto by) HWY_ATTR {
-      return hn::TableLookupLanes(v, hn::IndicesFromVec(hn::DFromV<decltype(v)>(), by));
-    };
-    const auto rotated = back(next, by_one), rotated_two = back(next, by_two);
-    const auto rotated_p = back(next_p, by_one), rotated_p_two = back(next_p, by_two);
-    const auto column = hn::IfThenElse(first, column_one, rotated);
-    const auto p = hn::IfThenElse(hn::RebindMask(p_tag, first), p_one, rotated_p);
-    const auto twin = lanes < 2 ? column_two : hn::IfThenElse(first_two, column_two, rotated_two);
-    const auto twin_p = lanes < 2 ? p_two : hn::IfThenElse(hn::RebindMask(p_tag, first_two), p_two, rotated_p_two);
+  // The first of equal columns goes out once the next one is known, which is its twin or another.
+  const auto emit = [&](Entries<C, P> next) HWY_ATTR {
+    const C rotated = hn::TableLookupLanes(next.columns, hn::IndicesFromVec(tag, by_one));
+    const C rotated_two = hn::TableLookupLanes(next.columns, hn::IndicesFromVec(tag, by_two));
+    const P rotated_p = hn::TableLookupLanes(next.p, hn::IndicesFromVec(p_tag, by_one));
+    const C column = hn::IfThenElse(first, column_one, rotated);
+    const P p = hn::IfThenElse(hn::RebindMask(p_tag, first), p_one, rotated_p);
+    const C before = hn::IfThenElse(first_two, column_two, rotated_two);
     column_two = lanes < 2 ? column_one : rotated_two;
-    p_two = lanes < 2 ? p_one : rotated_p_two;
     column_one = rotated;
     p_one = rotated_p;
-    const auto last_of_it = hn::And(hn::Ne(column, next), hn::Ne(column, none));
-    const auto whole = hn::IfThenElse(hn::RebindMask(p_tag, hn::Eq(column, twin)), CombineP<kRule>(p, twin_p), p);
-    hn::StoreU(hn::Compress(column, last_of_it), columns_tag, to);
-    hn::StoreU(hn::Compress(whole, hn::RebindMask(p_tag, last_of_it)), p_tag, out_p + (to - out));
-    to += hn::CountTrue(columns_tag, last_of_it);
+    const auto fresh = hn::And(hn::Ne(column, before), hn::Ne(column, none));
+    const auto twins = hn::RebindMask(p_tag, hn::Eq(column, next.columns));
+    const P whole = hn::IfThenElse(twins, CombineP<kRule>(p, next.p), p);
+    hn::StoreU(hn::Compress(column, fresh), tag, to);
+    hn::StoreU(hn::Compress(whole, hn::RebindMask(p_tag, fresh)), p_tag, out_p + (to - out));
+    to += hn::CountTrue(tag, fresh);
   };
-  V largest = (from_a.head() <= from_b.head() ? from_a : from_b).next(tag);
-  const auto take = [&](V v) {
-    const V reversed = hn::Reverse(tag, v);
-    emit(exchanges(hn::Min(largest, reversed)));
-    largest = exchanges(hn::Max(largest, reversed));
-  };
-  // While both lists have whole vectors: arithmetic selects instead of a branch that nobody could predict.
-  const auto step = static_cast<Index>(lanes);
-  while (from_a.left >= step && from_b.left >= step) {
-    const bool a_is_behind = *from_a.columns <= *from_b.columns;
-    const std::int32_t* columns = a_is_behind ? from_a.columns : from_b.columns;
-    const float* p = a_is_behind ? from_a.next_p() : from_b.next_p();
-    const Index of_a = a_is_behind ? step : 0;
-    from_a.skip(of_a);
-    from_b.skip(step - of_a);
-    take(WeightedReader::pack(tag, columns, p));
-  }
-  while (from_a.left > 0 || from_b.left > 0) take((from_a.head() <= from_b.head() ? from_a : from_b).next(tag));
-  emit(largest);
-  emit(hn::Set(tag, std::uint64_t{ColumnReader::kNone} << 32));
+  TakeSmallest(tag, from_a, from_b, [&](auto whole, C of_a, C of_b) HWY_ATTR {
+    const P p_of_a = from_a.next_p<whole>(p_tag), p_of_b = hn::Reverse(p_tag, from_b.next_p<whole>(p_tag));
+    const P p = hn::IfThenElse(hn::RebindMask(p_tag, hn::Gt(of_a, of_b)), p_of_b, p_of_a);
+    emit(SortBitonic<hn::MaxLanes(tag) / 2>(tag, Entries<C, P>{hn::Min(of_a, of_b), p}));
+  });
+  if (hn::GetLane(column_one) != kNone) emit({none, p_one});
   return {to - out, (to - out) - CountJoined(out, out_p, to - out)};
 }
 
 RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
                         const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
-  const WeightedReader from_a(a, a_p, a_count), from_b(b, b_p, b_count);
+  const ListReader from_a{a, a_p, a_count}, from_b{b, b_p, b_count};
   switch (rule) {
     case UnionRule::add:
       return MergeWeightedBy<UnionRule::add>(from_a, from_b, out, out_p);
@@ -373,6 +332,60 @@ void SetBits(const std::int32_t* columns, Index count, std::int32_t origin, std:
       words[begin / 64 + word] |= packed;
     }
   }
+}
+
+/// The list's columns in [first, first + 64), as bits spread over the lanes; takes them. kVectors at once.
+template <bool kWhole, std::size_t kVectors, class D>
+HWY_INLINE hn::Vec<D> TakeWord(D tag, ListReader& list, Index first) {
+  const hn::Rebind<std::uint32_t, D> columns_tag;
+  const std::size_t lanes = hn::Lanes(tag);
+  const auto zeroth = hn::Set(tag, static_cast<std::uint64_t>(first));
+  auto bits = hn::Zero(tag);
+  for (std::size_t taken = kVectors * lanes; taken == kVectors * lanes; list.skip<kWhole>(taken)) {
+    taken = 0;
+    for (std::size_t i = 0; i < kVectors; ++i) {
+      const auto offset = static_cast<Index>(i * lanes);
+      const auto* const columns = reinterpret_cast<const std::uint32_t*>(list.columns + list.at + offset);
+      const auto next = kWhole ? hn::LoadU(columns_tag, columns)
+                               : LoadFirst(columns_tag, columns, std::max<Index>(0, list.left() - offset), ~0u);
+      const auto bit = hn::Sub(hn::PromoteTo(tag, next), zeroth);
+      const auto inside = hn::Lt(bit, hn::Set(tag, std::uint64_t{64}));
+      bits = hn::Or(bits, hn::IfThenElseZero(inside, hn::Shl(hn::Set(tag, std::uint64_t{1}), bit)));
+      taken += hn::CountTrue(tag, inside);
+    }
+  }
+  return bits;
+}
+
+template <std::size_t kVectors>
+RowCounts UniteAsBits(ListReader a, ListReader b, std::uint64_t* words, Index count) {
+  const hn::ScalableTag<std::uint64_t> tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag)), room = static_cast<Index>(kVectors) * lanes;
+  RowCounts counts;
+  std::uint64_t before = 0;
+  const auto unite = [&](auto whole, Index w) HWY_ATTR {
+    HWY_ALIGN std::uint64_t bits[HWY_MAX_BYTES / sizeof(std::uint64_t)];
+    hn::Store(hn::Or(TakeWord<whole, kVectors>(tag, a, w * 64), TakeWord<whole, kVectors>(tag, b, w * 64)), tag, bits);
+    std::uint64_t word = 0;
+    for (Index lane = 0; lane < lanes; ++lane) word |= bits[lane];
+    words[w] = word;
+    counts.entries += std::popcount(word);
+    counts.runs += std::popcount(word & ~((word << 1) | (before >> 63)));
+    before = word;
+  };
+  Index w = 0;
+  // A word takes at most 64 columns, and looks at `room` more.
+  for (; w < count && a.left() >= 64 + room && b.left() >= 64 + room; ++w) unite(std::true_type(), w);
+  for (; w < count; ++w) unite(std::false_type(), w);
+  return counts;
+}
+
+RowCounts UniteColumnsAsBits(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
+                             std::uint64_t* words, Index count) {
+  constexpr std::size_t kFew = hn::MaxLanes(hn::ScalableTag<std::uint64_t>()) >= 8 ? 2 : 4;
+  const ListReader from_a{a, nullptr, a_count}, from_b{b, nullptr, b_count};
+  return std::max(a_count, b_count) <= 12 * count ? UniteAsBits<kFew>(from_a, from_b, words, count)
+                                                  : UniteAsBits<2 * kFew>(from_a, from_b, words, count);
 }
 
 Index CountBits(const std::uint64_t* words, Index count) {
@@ -476,6 +489,7 @@ HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
 HWY_EXPORT(MergeWeighted);
 HWY_EXPORT(SetBits);
+HWY_EXPORT(UniteColumnsAsBits);
 HWY_EXPORT(HeldByAtLeast);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
@@ -493,6 +507,11 @@ RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const fl
                                  const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                  float* out_p) {
   return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
+}
+
+RowCounts unite_columns_as_bits(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
+                                std::uint64_t* words, Index count) {
+  return HWY_DYNAMIC_DISPATCH(UniteColumnsAsBits)(a, a_count, b, b_count, words, count);
 }
 
 RowCounts count_dense(const float* p, Index count, bool& weighted) {

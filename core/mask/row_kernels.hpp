@@ -26,6 +26,10 @@ inline constexpr Index kSlack = 64;
 RETICLE_API RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                                     std::int32_t* out);
 
+/// The same as `count` words of bits, whose first bit is column 0.
+RETICLE_API RowCounts unite_columns_as_bits(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
+                                            std::uint64_t* words, Index count);
+
 /// How p of a column that both lists hold combine: row_op::Add, Max and Independent in vectors.
 enum class UnionRule : std::uint8_t { add, max, independent };
 

@@ -156,6 +156,30 @@ TEST(SetBits, AddsEachColumnsBitForEveryDensityAndTarget) {
   });
 }
 
+TEST(UniteColumnsAsBits, IsTheUnionForEveryDensityAndTarget) {
+  for_each_target([] {
+    std::mt19937 random(5);
+    for (const std::int32_t below : {1, 64, 100, 5000}) {
+      for (const unsigned left : {0u, 1u, 10u, 30u, 70u, 100u}) {
+        for (const unsigned right : {0u, 2u, 30u, 100u}) {
+          const auto of = [&](unsigned per_cent) {
+            return random_row(static_cast<std::size_t>(below) * per_cent / 100, below, random);
+          };
+          const Row a = of(left), b = of(right);
+          std::vector<std::uint64_t> words(static_cast<std::size_t>(below) / 64 + 2, ~std::uint64_t{0});
+          const auto count = static_cast<Index>(words.size());
+          const RowCounts counts =
+              unite_columns_as_bits(a.columns.data(), static_cast<Index>(a.columns.size()), b.columns.data(),
+                                    static_cast<Index>(b.columns.size()), words.data(), count);
+          std::vector<std::int32_t> columns(static_cast<std::size_t>(below + kSlack));
+          ASSERT_EQ(columns_of_bits(words.data(), count, 0, columns.data()), counts.entries);
+          expect_equal(union_of<row_op::Add>(a, b, false), counts, columns, {});
+        }
+      }
+    }
+  });
+}
+
 TEST(CountDense, CountsEntriesRunsAndWeights) {
   std::mt19937 random(6);
   const float values[] = {0, 0, 0.5f, 1, 1};
