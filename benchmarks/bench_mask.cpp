@@ -22,7 +22,7 @@ Mask random_mask(double density, bool weighted, std::uint32_t seed) {
       [&](RowId, Selection& selection) {
         for (std::int32_t key = gap(random); key < shape.keys; key += 1 + gap(random)) {
           selection.indices.push_back(key);
-          if (weighted) selection.p.push_back(0.25f);
+          if (weighted) selection.p.push_back(static_cast<float>(1 + random() % 64) / 64);
         }
       },
       Context(1));
@@ -84,6 +84,7 @@ BENCHMARK_CAPTURE(union_of, csr_weighted, true, MaskKind::csr)
     ->Arg(1)
     ->Arg(10)
     ->Arg(100)
+    ->Arg(300)
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(union_of, bits, false, MaskKind::bits)->Arg(100)->Arg(300)->Unit(benchmark::kMillisecond);
 

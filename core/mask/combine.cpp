@@ -155,41 +155,77 @@ Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const C
   return conformed(shape, BitDense{std::move(words)}, counts, MaskKind::bits, context);
 }
 
+/// The same mask by runs: `run_ptr` says how many each row has.
+template <class Rep>
+Mask as_runs(const MaskShape& shape, const Rep& rep, Array<Index> run_ptr, const MaskCounts& counts,
+             const Context& context) {
+  Array<Interval> intervals(static_cast<std::size_t>(run_ptr.back()));
+  Array<float> p(counts.weighted ? intervals.size() : 0);
+  const Index rows = shape.stored_rows();
+  context.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
+    for (Index row = begin; row < end; ++row) {
+      auto next = static_cast<std::size_t>(run_ptr[static_cast<std::size_t>(row)]);
+      for_each_run(rep, row, shape.keys, [&](Run run) {
+        intervals[next] = {run.begin, run.end};
+        if (counts.weighted) p[next] = run.p;
+        ++next;
+      });
+    }
+  });
+  return MaskAssembler::make(shape, Runs{std::move(run_ptr), std::move(intervals), std::move(p)}, counts.entries,
+                             counts.weighted);
+}
+
+/// Counts of rows become where each begins.
+void accumulate(Array<Index>& row_ptr) {
+  row_ptr[0] = 0;
+  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
+}
+
+/// Writes a row of either mask over the other's, p of every position.
+template <class Op>
+void add_row(const Mask& mask, RowId id, float* of_row) {
+  const Index stored = mask.shape().stored_row(id), keys = mask.shape().keys;
+  if (const auto* dense = std::get_if<WeightedDense>(&mask.representation())) {
+    const float* from = dense->p.data() + stored * keys;
+    for (Index k = 0; k < keys; ++k) of_row[k] = Op::p(of_row[k], from[k]);
+    return;
+  }
+  std::visit(
+      [&](const auto& rep) {
+        for_each_run(rep, stored, keys, [&](Run run) {
+          for (std::int32_t k = run.begin; k < run.end; ++k) of_row[k] = Op::p(of_row[k], run.p);
+        });
+      },
+      mask.representation());
+}
+
 /// The union of two masks that is weighted and dense: both are written over a row of p. 4 bytes per position, and for
 /// CSR operands a read and a write where an entry falls.
 template <class Op>
-Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
+Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, MergeRule rule, const Context& context) {
   const Index keys = shape.keys, rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
   Array<float> p(static_cast<std::size_t>(rows * keys));
+  Array<Index> run_ptr(static_cast<std::size_t>(rows) + 1);
   std::vector<MaskCounts> of_chunk(static_cast<std::size_t>((rows - 1) / chunk + 1));
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
     MaskCounts& sum = of_chunk[static_cast<std::size_t>(index)];
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
       float* of_row = p.data() + row * keys;
-      std::fill_n(of_row, keys, 0.0f);
-      for (const Mask* mask : {&a, &b}) {
-        const Index stored = mask->shape().stored_row(id);
-        if (const auto* dense = std::get_if<WeightedDense>(&mask->representation())) {
-          const float* from = dense->p.data() + stored * keys;
-          for (Index k = 0; k < keys; ++k) of_row[k] = Op::p(of_row[k], from[k]);
-        } else if (const auto* csr = std::get_if<Csr>(&mask->representation())) {
-          const ColumnList columns = columns_of(*csr, stored);
-          for (Index i = 0; i < columns.count; ++i) {
-            float& at = of_row[columns.columns[i]];
-            at = Op::p(at, columns.p == nullptr ? 1.0f : columns.p[i]);
-          }
-        } else {
-          std::visit(
-              [&](const auto& rep) {
-                for_each_run(rep, stored, keys, [&](Run run) {
-                  for (std::int32_t k = run.begin; k < run.end; ++k) of_row[k] = Op::p(of_row[k], run.p);
-                });
-              },
-              mask->representation());
-        }
+      RowCounts counts;
+      if (a.kind() == MaskKind::csr && b.kind() == MaskKind::csr) {
+        const ColumnList left = columns_of(std::get<Csr>(a.representation()), a.shape().stored_row(id));
+        const ColumnList right = columns_of(std::get<Csr>(b.representation()), b.shape().stored_row(id));
+        counts = unite_columns_as_dense(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
+                                        right.p, right.count, of_row, keys, sum.weighted);
+      } else {
+        std::fill_n(of_row, keys, 0.0f);
+        add_row<Op>(a, id, of_row);
+        add_row<Op>(b, id, of_row);
+        counts = count_dense(of_row, keys, sum.weighted);
       }
-      const RowCounts counts = count_dense(of_row, keys, sum.weighted);
+      run_ptr[static_cast<std::size_t>(row) + 1] = counts.runs;
       sum.entries += counts.entries;
       sum.runs += counts.runs;
     }
@@ -200,7 +236,12 @@ Mask unite_as_dense(const MaskShape& shape, const Mask& a, const Mask& b, const 
     counts.runs += part.runs;
     counts.weighted |= part.weighted;
   }
-  return conformed(shape, WeightedDense{std::move(p)}, counts, MaskKind::dense, context);
+  WeightedDense dense{std::move(p)};
+  if (conform(shape, counts) == MaskKind::runs) {
+    accumulate(run_ptr);
+    return as_runs(shape, dense, std::move(run_ptr), counts, context);
+  }
+  return conformed(shape, std::move(dense), counts, MaskKind::dense, context);
 }
 
 /// Whether both are lists of columns, or are to be read as such: bits beside a weighted list.
@@ -219,32 +260,6 @@ bool dense_union(const MaskShape& shape, const Mask& a, const Mask& b) {
   if (a.kind() == MaskKind::dense || b.kind() == MaskKind::dense) return true;
   if (!merges_by_columns(a, b) || !(a.weighted() || b.weighted())) return false;
   return a.density() + b.density() - a.density() * b.density() > 0.5;
-}
-
-/// The same mask by runs: `run_ptr` says how many each row has.
-Mask as_runs(const MaskShape& shape, const Csr& csr, Array<Index> run_ptr, const MaskCounts& counts,
-             const Context& context) {
-  Array<Interval> intervals(static_cast<std::size_t>(run_ptr.back()));
-  Array<float> p(counts.weighted ? intervals.size() : 0);
-  const Index rows = shape.stored_rows();
-  context.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
-    for (Index row = begin; row < end; ++row) {
-      auto next = static_cast<std::size_t>(run_ptr[static_cast<std::size_t>(row)]);
-      for_each_run(csr, row, shape.keys, [&](Run run) {
-        intervals[next] = {run.begin, run.end};
-        if (counts.weighted) p[next] = run.p;
-        ++next;
-      });
-    }
-  });
-  return MaskAssembler::make(shape, Runs{std::move(run_ptr), std::move(intervals), std::move(p)}, counts.entries,
-                             counts.weighted);
-}
-
-/// Counts of rows become where each begins.
-void accumulate(Array<Index>& row_ptr) {
-  row_ptr[0] = 0;
-  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
 }
 
 /// The union of two masks that merge by columns.
@@ -280,15 +295,24 @@ Mask unite_columns(const MaskShape& shape, const Mask& a, const Mask& b, MergeRu
     for (Index row = begin; row < end; ++row) {
       const RowId id = shape.row_of_stored(row);
       const ColumnList left = read_a.row(id), right = read_b.row(id);
-      const RowCounts merged =
-          weighted
-              ? merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
-                                       right.p, right.count, columns + counts.entries, columns_p + counts.entries)
-              : merge_columns(left.columns, left.count, right.columns, right.count, columns + counts.entries);
-      row_ptr[static_cast<std::size_t>(row) + 1] = merged.entries;
-      run_ptr[static_cast<std::size_t>(row) + 1] = merged.runs;
-      counts.entries += merged.entries;
-      counts.runs += merged.runs;
+      std::int32_t* const to = columns + counts.entries;
+      Index& entries = row_ptr[static_cast<std::size_t>(row) + 1];
+      if (weighted) {
+        entries = merge_weighted_columns(static_cast<UnionRule>(rule), left.columns, left.p, left.count, right.columns,
+                                         right.p, right.count, to, columns_p + counts.entries);
+      } else {
+        const RowCounts merged = merge_columns(left.columns, left.count, right.columns, right.count, to);
+        entries = merged.entries;
+        run_ptr[static_cast<std::size_t>(row) + 1] = merged.runs;
+      }
+      counts.entries += entries;
+    }
+    for (Index row = begin, at = 0; row < end; ++row) {
+      const Index entries = row_ptr[static_cast<std::size_t>(row) + 1];
+      Index& runs = run_ptr[static_cast<std::size_t>(row) + 1];
+      if (weighted) runs = count_runs(columns + at, columns_p + at, entries);
+      counts.runs += runs;
+      at += entries;
     }
     counts.weighted = weighted && std::any_of(columns_p, columns_p + counts.entries, [](float x) { return x < 1; });
     of_chunk[static_cast<std::size_t>(index)] = counts;
@@ -369,7 +393,7 @@ Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional
   const MaskShape shape = a.shape().sharing_both(b.shape());
   if (shape.positions() > 0 && a.kind() == MaskKind::bits && b.kind() == MaskKind::bits)
     return combine_bits(kBitOp<Op>, shape, a, b, context);
-  if (rule && dense_union(shape, a, b)) return unite_as_dense<Op>(shape, a, b, context);
+  if (rule && dense_union(shape, a, b)) return unite_as_dense<Op>(shape, a, b, *rule, context);
   const bool to_bits = (a.kind() == MaskKind::bits || b.kind() == MaskKind::bits) && !a.weighted() && !b.weighted();
   if (rule && shape.positions() > 0 && to_bits) return unite_as_bits(shape, a, b, context);
   if (rule && shape.positions() > 0 && merges_by_columns(a, b)) return unite_columns(shape, a, b, *rule, context);

@@ -15,6 +15,7 @@
 #include <limits>
 
 #include <reticle/core/mask/row_kernels.hpp>
+#include <reticle/core/mask/run.hpp>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/mask/row_kernels.cpp"
@@ -183,20 +184,34 @@ RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t*
   return {entries, entries - static_cast<Index>(joined)};
 }
 
-template <UnionRule kRule, class V>
+/// Op::p in vectors.
+template <class Op, class V>
 V CombineP(V a, V b) {
   const hn::DFromV<V> tag;
   const auto one = hn::Set(tag, 1.0f);
-  if (kRule == UnionRule::add) return hn::Min(one, hn::Add(a, b));
-  if (kRule == UnionRule::max) return hn::Max(a, b);
+  if constexpr (std::is_same_v<Op, row_op::Add>) return hn::Min(one, hn::Add(a, b));
+  if constexpr (std::is_same_v<Op, row_op::Max>) return hn::Max(a, b);
   return hn::Sub(one, hn::Mul(hn::Sub(one, a), hn::Sub(one, b)));
 }
 
-/// How many go on with the run of the one before.
-Index CountJoined(const std::int32_t* columns, const float* p, Index count) {
+/// work(the operation that the rule names).
+template <class Work>
+auto ByRule(UnionRule rule, Work&& work) {
+  switch (rule) {
+    case UnionRule::add:
+      return work(row_op::Add());
+    case UnionRule::max:
+      return work(row_op::Max());
+    case UnionRule::independent:
+      break;
+  }
+  return work(row_op::Independent());
+}
+
+Index CountRuns(const std::int32_t* columns, const float* p, Index count) {
   std::int32_t joined = 0;  // as wide as what is compared
   for (Index i = 1; i < count; ++i) joined += (columns[i] == columns[i - 1] + 1) & (p[i] == p[i - 1]);
-  return joined;
+  return count - joined;
 }
 
 /// Columns, and the p that goes with each.
@@ -225,8 +240,8 @@ HWY_INLINE Entries<C, P> SortBitonic(D tag, Entries<C, P> entries) {
   }
 }
 
-template <UnionRule kRule>
-RowCounts MergeWeightedBy(ListReader from_a, ListReader from_b, std::int32_t* out, float* out_p) {
+template <class Op>
+HWY_INLINE Index MergeWeightedBy(ListReader from_a, ListReader from_b, std::int32_t* out, float* out_p) {
   const hn::ScalableTag<std::int32_t> tag;
   const hn::Rebind<float, decltype(tag)> p_tag;
   using C = hn::Vec<decltype(tag)>;
@@ -256,7 +271,7 @@ RowCounts MergeWeightedBy(ListReader from_a, ListReader from_b, std::int32_t* ou
     p_one = rotated_p;
     const auto fresh = hn::And(hn::Ne(column, before), hn::Ne(column, none));
     const auto twins = hn::RebindMask(p_tag, hn::Eq(column, next.columns));
-    const P whole = hn::IfThenElse(twins, CombineP<kRule>(p, next.p), p);
+    const P whole = hn::IfThenElse(twins, CombineP<Op>(p, next.p), p);
     hn::StoreU(hn::Compress(column, fresh), tag, to);
     hn::StoreU(hn::Compress(whole, hn::RebindMask(p_tag, fresh)), p_tag, out_p + (to - out));
     to += hn::CountTrue(tag, fresh);
@@ -267,31 +282,24 @@ RowCounts MergeWeightedBy(ListReader from_a, ListReader from_b, std::int32_t* ou
     emit(SortBitonic<hn::MaxLanes(tag) / 2>(tag, Entries<C, P>{hn::Min(of_a, of_b), p}));
   });
   if (hn::GetLane(column_one) != kNone) emit({none, p_one});
-  return {to - out, (to - out) - CountJoined(out, out_p, to - out)};
+  return to - out;
 }
 
-RowCounts MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
-                        const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
-  const ListReader from_a{a, a_p, a_count}, from_b{b, b_p, b_count};
-  switch (rule) {
-    case UnionRule::add:
-      return MergeWeightedBy<UnionRule::add>(from_a, from_b, out, out_p);
-    case UnionRule::max:
-      return MergeWeightedBy<UnionRule::max>(from_a, from_b, out, out_p);
-    case UnionRule::independent:
-      break;
-  }
-  return MergeWeightedBy<UnionRule::independent>(from_a, from_b, out, out_p);
+Index MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+                    const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
+  return ByRule(rule, [&](auto op) {
+    return MergeWeightedBy<decltype(op)>({a, a_p, a_count}, {b, b_p, b_count}, out, out_p);
+  });
 }
 
-/// put(column) for the columns below `end` from `next` on; returns the first beyond. Eight at a time: putting one is a
-/// few instructions, and the bounds would be half of them.
+/// put(column, its place in the list) for the columns below `end` from `next` on; returns the first beyond. Eight at a
+/// time: putting one is a few instructions, and the bounds would be half of them.
 template <class Put>
 HWY_INLINE Index PutBelow(std::int32_t end, const std::int32_t* columns, Index next, Index count, Put&& put) {
   for (; next + 8 <= count && columns[next + 7] < end; next += 8) {
-    for (Index i = next; i < next + 8; ++i) put(columns[i]);
+    for (Index i = next; i < next + 8; ++i) put(columns[i], i);
   }
-  for (; next < count && columns[next] < end; ++next) put(columns[next]);
+  for (; next < count && columns[next] < end; ++next) put(columns[next], next);
   return next;
 }
 
@@ -320,7 +328,7 @@ void SetBits(const std::int32_t* columns, Index count, std::int32_t origin, std:
   for (Index begin = 0; begin < width; begin += kBlock) {
     const Index end = std::min(width, begin + kBlock), first = origin + begin;
     next = PutBelow(static_cast<std::int32_t>(origin + end), columns, next, count,
-                    [&](std::int32_t column) { bytes[column - first] = 1; });
+                    [&](std::int32_t column, Index) { bytes[column - first] = 1; });
     for (Index word = 0; word * 64 < end - begin; ++word) {
       std::uint64_t packed = 0;
       for (Index byte = 0; byte < 64; byte += kLanes) {
@@ -419,26 +427,78 @@ HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Ind
   hn::StoreU(all, tag, by_all);
 }
 
-RowCounts CountDense(const float* p, Index count, bool* weighted) {
-  RowCounts counts;
-  const auto from = [&](auto tag, Index& k) {
-    const auto lanes = static_cast<Index>(hn::Lanes(tag));
+/// What a row of p holds.
+struct DenseCounts {
+  RowCounts row;
+  bool weighted = false;
+
+  /// Adds positions [begin, end) of `p`.
+  HWY_ATTR void add(const float* p, Index begin, Index end) {
+    if (begin == end) return;
+    if (begin == 0) {
+      const bool attended = p[0] > 0;
+      row = {attended ? 1 : 0, attended ? 1 : 0};
+      weighted = attended && p[0] < 1;
+      ++begin;
+    }
+    begin = add_vectors(hn::ScalableTag<float>(), p, begin, end);
+    add_vectors(hn::CappedTag<float, 1>(), p, begin, end);
+  }
+
+  template <class D>
+  HWY_INLINE Index add_vectors(D tag, const float* p, Index k, Index end) {
     const auto zero = hn::Zero(tag), one = hn::Set(tag, 1.0f);
-    for (; k + lanes <= count; k += lanes) {
+    std::size_t entries = 0, runs = 0;
+    auto least = one;
+    for (; k + static_cast<Index>(hn::Lanes(tag)) <= end; k += static_cast<Index>(hn::Lanes(tag))) {
       const auto here = hn::LoadU(tag, p + k), before = hn::LoadU(tag, p + k - 1);
       const auto attended = hn::Gt(here, zero);
-      counts.entries += static_cast<Index>(hn::CountTrue(tag, attended));
-      counts.runs += static_cast<Index>(hn::CountTrue(tag, hn::And(attended, hn::Ne(here, before))));
-      *weighted |= !hn::AllFalse(tag, hn::And(attended, hn::Lt(here, one)));
+      entries += hn::CountTrue(tag, attended);
+      runs += hn::CountTrue(tag, hn::And(attended, hn::Ne(here, before)));
+      least = hn::Min(least, hn::IfThenElse(attended, here, one));
     }
+    row.entries += static_cast<Index>(entries);
+    row.runs += static_cast<Index>(runs);
+    weighted |= !hn::AllFalse(tag, hn::Lt(least, one));
+    return k;
+  }
+};
+
+RowCounts CountDense(const float* p, Index count, bool* weighted) {
+  DenseCounts counts;
+  counts.add(p, 0, count);
+  *weighted |= counts.weighted;
+  return counts.row;
+}
+
+/// Both lists are written over a block of zeros that stays in L1.
+template <class Op>
+HWY_INLINE RowCounts UniteAsDenseBy(ListReader a, ListReader b, float* p, Index keys, bool* weighted) {
+  constexpr Index kBlock = 4096;
+  DenseCounts counts;
+  const auto put_below = [](Index end, ListReader& list, auto&& put) {
+    const auto with = [&](auto p_of) {
+      return PutBelow(static_cast<std::int32_t>(end), list.columns, list.at, list.count,
+                      [&](std::int32_t column, Index i) { put(column, p_of(i)); });
+    };
+    list.at = list.p == nullptr ? with([](Index) { return 1.0f; }) : with([&](Index i) { return list.p[i]; });
   };
-  if (count == 0) return counts;
-  counts.entries = counts.runs = p[0] > 0 ? 1 : 0;
-  *weighted |= p[0] > 0 && p[0] < 1;
-  Index k = 1;
-  from(hn::ScalableTag<float>(), k);
-  from(hn::CappedTag<float, 1>(), k);
-  return counts;
+  for (Index begin = 0; begin < keys; begin += kBlock) {
+    const Index end = std::min(keys, begin + kBlock);
+    std::fill(p + begin, p + end, 0.0f);
+    put_below(end, a, [&](std::int32_t column, float weight) { p[column] = weight; });
+    put_below(end, b, [&](std::int32_t column, float weight) { p[column] = Op::p(p[column], weight); });
+    counts.add(p, begin, end);
+  }
+  *weighted |= counts.weighted;
+  return counts.row;
+}
+
+RowCounts UniteAsDense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+                       const float* b_p, Index b_count, float* p, Index keys, bool* weighted) {
+  return ByRule(rule, [&](auto op) {
+    return UniteAsDenseBy<decltype(op)>({a, a_p, a_count}, {b, b_p, b_count}, p, keys, weighted);
+  });
 }
 
 /// A vector of columns at a time, packed by its bits: the cost is by words, not by entries.
@@ -488,12 +548,14 @@ namespace reticle {
 HWY_EXPORT(CombineWords);
 HWY_EXPORT(MergeColumns);
 HWY_EXPORT(MergeWeighted);
+HWY_EXPORT(CountRuns);
 HWY_EXPORT(SetBits);
 HWY_EXPORT(UniteColumnsAsBits);
 HWY_EXPORT(HeldByAtLeast);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
 HWY_EXPORT(CountDense);
+HWY_EXPORT(UniteAsDense);
 
 RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
   return HWY_DYNAMIC_DISPATCH(CombineWords)(op, a, b, out, count);
@@ -503,10 +565,13 @@ RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t
   return HWY_DYNAMIC_DISPATCH(MergeColumns)(a, a_count, b, b_count, out);
 }
 
-RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
-                                 const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
-                                 float* out_p) {
+Index merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                             const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
   return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
+}
+
+Index count_runs(const std::int32_t* columns, const float* p, Index count) {
+  return HWY_DYNAMIC_DISPATCH(CountRuns)(columns, p, count);
 }
 
 RowCounts unite_columns_as_bits(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
@@ -516,6 +581,12 @@ RowCounts unite_columns_as_bits(const std::int32_t* a, Index a_count, const std:
 
 RowCounts count_dense(const float* p, Index count, bool& weighted) {
   return HWY_DYNAMIC_DISPATCH(CountDense)(p, count, &weighted);
+}
+
+RowCounts unite_columns_as_dense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                                 const std::int32_t* b, const float* b_p, Index b_count, float* p, Index keys,
+                                 bool& weighted) {
+  return HWY_DYNAMIC_DISPATCH(UniteAsDense)(rule, a, a_p, a_count, b, b_p, b_count, p, keys, &weighted);
 }
 
 Index count_bits(const std::uint64_t* words, Index count) { return HWY_DYNAMIC_DISPATCH(CountBits)(words, count); }

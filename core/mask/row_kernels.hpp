@@ -26,17 +26,26 @@ inline constexpr Index kSlack = 64;
 RETICLE_API RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                                     std::int32_t* out);
 
-/// The same as `count` words of bits, whose first bit is column 0.
+/// The union as `count` words of bits, whose first bit is column 0.
 RETICLE_API RowCounts unite_columns_as_bits(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                                             std::uint64_t* words, Index count);
 
 /// How p of a column that both lists hold combine: row_op::Add, Max and Independent in vectors.
 enum class UnionRule : std::uint8_t { add, max, independent };
 
-/// The same with a p in (0, 1] per column; null: all 1. `out_p` is aligned with `out`, and has the same room.
-RETICLE_API RowCounts merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
-                                             const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
-                                             float* out_p);
+/// The same with a p in (0, 1] per column; null: all 1. `out_p` is aligned with `out`, and has the same room. Returns
+/// the number of entries; count_runs is a call of its own because what was just written is not to be read at once.
+RETICLE_API Index merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                                         const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
+                                         float* out_p);
+
+/// Maximal runs of neighbours of equal p.
+RETICLE_API Index count_runs(const std::int32_t* columns, const float* p, Index count);
+
+/// The union as p of every position, 0 where neither list has it; `weighted` is set when some p is below 1.
+RETICLE_API RowCounts unite_columns_as_dense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+                                             const std::int32_t* b, const float* b_p, Index b_count, float* p,
+                                             Index keys, bool& weighted);
 
 /// Sets the bits of ascending columns; bit 0 of the first word is column `origin`, a multiple of 64.
 RETICLE_API void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words);

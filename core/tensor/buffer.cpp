@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstdint>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -22,7 +24,11 @@ constexpr std::size_t kMostKept = 0;  // memory that is used again would hide er
 constexpr std::size_t kMostKept = std::size_t{256} << 20;
 #endif
 
-void* allocate_block(std::size_t bytes, std::align_val_t alignment) {
+/// Small blocks would be rounded up by too much.
+std::align_val_t alignment_of(std::size_t size) { return std::align_val_t{size >= 2 * kHugePage ? kHugePage : 64}; }
+
+void* allocate_block(std::size_t bytes) {
+  const std::align_val_t alignment = alignment_of(bytes);
   void* const memory = ::operator new(bytes, alignment);
 #ifdef __linux__
   if (static_cast<std::size_t>(alignment) == kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -30,9 +36,11 @@ void* allocate_block(std::size_t bytes, std::align_val_t alignment) {
   return memory;
 }
 
+void free_block(void* memory, std::size_t bytes) noexcept { ::operator delete(memory, alignment_of(bytes)); }
+
 /// Freed blocks, kept for the next ones of their size: the system clears every page that it hands out, which takes as
 /// long as a union of masks does. Sizes are rounded up to a quarter of a power of two, so that what grows slowly, as
-/// masks do while decoding, finds a block again.
+/// masks do while decoding, finds a block again. Those that nobody asked for longest make room.
 class KeptBlocks {
  public:
   /// Smaller blocks come from malloc, which keeps them itself.
@@ -46,36 +54,51 @@ class KeptBlocks {
   /// Null when there is none of this size.
   void* take(std::size_t size) {
     const std::lock_guard lock(mutex_);
-    std::vector<void*>& blocks = blocks_[class_of(size)];
+    std::vector<Block>& blocks = blocks_[class_of(size)];
     if (blocks.empty()) return nullptr;
-    void* const block = blocks.back();
+    void* const memory = blocks.back().memory;
     blocks.pop_back();
     kept_ -= size;
-    return block;
+    return memory;
   }
 
-  /// False when enough are kept.
-  bool keep(void* block, std::size_t size) noexcept {
+  void keep(void* memory, std::size_t size) noexcept {
     const std::lock_guard lock(mutex_);
-    if (kept_ + size > kMostKept) return false;
     try {
-      blocks_[class_of(size)].push_back(block);
+      blocks_[class_of(size)].push_back({memory, size, ++clock_});
+      kept_ += size;
     } catch (const std::bad_alloc&) {
-      return false;
+      free_block(memory, size);
     }
-    kept_ += size;
-    return true;
+    while (kept_ > kMostKept) drop_oldest();
   }
 
  private:
+  struct Block {
+    void* memory;
+    std::size_t size;
+    std::uint64_t freed;
+  };
+
+  void drop_oldest() noexcept {
+    const auto oldest = [](const std::vector<Block>& blocks) {
+      return blocks.empty() ? std::numeric_limits<std::uint64_t>::max() : blocks.front().freed;
+    };
+    std::vector<Block>& blocks = *std::ranges::min_element(blocks_, {}, oldest);
+    kept_ -= blocks.front().size;
+    free_block(blocks.front().memory, blocks.front().size);
+    blocks.erase(blocks.begin());
+  }
+
   static std::size_t quarter_of(std::size_t size) { return std::max<std::size_t>(1, std::bit_floor(size) / 4); }
   static std::size_t class_of(std::size_t size) {
     return static_cast<std::size_t>(std::bit_width(size)) * 4 + size / quarter_of(size) % 4;
   }
 
   std::mutex mutex_;
-  std::array<std::vector<void*>, 65 * 4> blocks_;
+  std::array<std::vector<Block>, 65 * 4> blocks_;
   std::size_t kept_ = 0;
+  std::uint64_t clock_ = 0;
 };
 
 /// Never destroyed: what is freed last may be a static's.
@@ -84,22 +107,18 @@ KeptBlocks& kept_blocks() {
   return blocks;
 }
 
-/// Small blocks would be rounded up by too much.
-std::align_val_t alignment_of(std::size_t size) { return std::align_val_t{size >= 2 * kHugePage ? kHugePage : 64}; }
-
 }  // namespace
 
 void* allocate_aligned(std::size_t bytes) {
-  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return allocate_block(bytes, alignment_of(bytes));
+  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return allocate_block(bytes);
   const std::size_t size = KeptBlocks::rounded(bytes);
   void* const kept = kept_blocks().take(size);
-  return kept != nullptr ? kept : allocate_block(size, alignment_of(size));
+  return kept != nullptr ? kept : allocate_block(size);
 }
 
 void free_aligned(void* memory, std::size_t bytes) noexcept {
-  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return ::operator delete(memory, alignment_of(bytes));
-  const std::size_t size = KeptBlocks::rounded(bytes);
-  if (!kept_blocks().keep(memory, size)) ::operator delete(memory, alignment_of(size));
+  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return free_block(memory, bytes);
+  kept_blocks().keep(memory, KeptBlocks::rounded(bytes));
 }
 
 }  // namespace reticle

@@ -22,7 +22,7 @@ Row random_row(std::size_t count, std::int32_t below, std::mt19937& random) {
   for (std::int32_t i = 0; i < below; ++i) all[static_cast<std::size_t>(i)] = i;
   Row row;
   std::sample(all.begin(), all.end(), std::back_inserter(row.columns), count, random);
-  for (std::size_t i = 0; i < row.columns.size(); ++i) row.p.push_back(static_cast<float>(1 + random() % 4) / 4);
+  for (std::size_t i = 0; i < row.columns.size(); ++i) row.p.push_back(static_cast<float>(1 + random() % 7) / 7);
   return row;
 }
 
@@ -84,9 +84,10 @@ TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
           const auto check = [&]<class Op>(UnionRule rule, Op) {
             std::vector<std::int32_t> columns(left + right + kSlack);
             std::vector<float> p(columns.size());
-            const RowCounts counts =
+            const Index entries =
                 merge_weighted_columns(rule, a.columns.data(), a.p.data(), Index{left}, b.columns.data(),
                                        both ? b.p.data() : nullptr, Index{right}, columns.data(), p.data());
+            const RowCounts counts{entries, count_runs(columns.data(), p.data(), entries)};
             expect_equal(union_of<Op>(a, b, true), counts, columns, p);
           };
           check(UnionRule::add, row_op::Add());
@@ -151,6 +152,39 @@ TEST(SetBits, AddsEachColumnsBitForEveryDensityAndTarget) {
         for (std::int32_t& column : moved) column += 6400;
         set_bits(moved.data(), count, 6400, further.data());
         ASSERT_EQ(further, expected) << per_cent << " % of " << below << ", from 6400";
+      }
+    }
+  });
+}
+
+TEST(UniteColumnsAsDense, IsTheUnionByEachRule) {
+  for_each_target([] {
+    std::mt19937 random(7);
+    for (const std::int32_t below : {1, 100, 10000}) {
+      for (const bool both : {false, true}) {
+        const Row a = random_row(static_cast<std::size_t>(below) / 2, below, random);
+        Row b = random_row(static_cast<std::size_t>(below), below, random);
+        if (!both) std::fill(b.p.begin(), b.p.end(), 1.0f);
+        const auto check = [&]<class Op>(UnionRule rule, Op) {
+          std::vector<float> p(static_cast<std::size_t>(below), -1.0f);
+          bool weighted = false;
+          const RowCounts counts = unite_columns_as_dense(
+              rule, a.columns.data(), a.p.data(), static_cast<Index>(a.columns.size()), b.columns.data(),
+              both ? b.p.data() : nullptr, static_cast<Index>(b.columns.size()), p.data(), below, weighted);
+          std::vector<std::int32_t> columns;
+          std::vector<float> listed;
+          for (std::int32_t k = 0; k < below; ++k) {
+            if (const float here = p[static_cast<std::size_t>(k)]; here != 0) {
+              columns.push_back(k);
+              listed.push_back(here);
+            }
+          }
+          expect_equal(union_of<Op>(a, b, true), counts, columns, listed);
+          EXPECT_EQ(weighted, std::ranges::any_of(listed, [](float x) { return x < 1; }));
+        };
+        check(UnionRule::add, row_op::Add());
+        check(UnionRule::max, row_op::Max());
+        check(UnionRule::independent, row_op::Independent());
       }
     }
   });
