@@ -115,7 +115,7 @@ class TileExecutor {
         const Index taken = std::min(kRowsPerStep, rows - first);
         score(first, taken, step_->keys.data(), count);
         for (Index r = 0; step_->partial && r < taken; ++r)
-          drop_unattended(scores_.data() + r * kKeysPerStep, step_->attended.data(), first + r, count);
+          drop_unattended(scores_.data() + r * kKeysPerStep, step_->attended, first + r, count);
         const float* inverse_p = nullptr;
         if (!plan.inverse_p.empty()) {
           inverse_p_.resize(static_cast<std::size_t>(kRowsPerStep * kKeysPerStep));

@@ -35,36 +35,6 @@ constexpr TileCost kTileCosts[] = {{kTileRows, 1}, {16, 1.15}, {8, 1.5}};
 /// The share of all entries below which setting up what a few rows share costs more than it saves.
 constexpr double kLeastSharedOfFew = 0.5;
 
-/// Row r of the result is bit r of each of the 64 words: recursive transposition of the halves.
-void transpose(std::array<std::uint64_t, 64>& bits) {
-  std::uint64_t mask = 0x00000000FFFFFFFFu;
-  for (std::size_t half = 32; half != 0; half >>= 1, mask ^= mask << half) {
-    for (std::size_t i = 0; i < 64; i = (i + half + 1) & ~half) {
-      const std::uint64_t swap = ((bits[i] >> half) ^ bits[i + half]) & mask;
-      bits[i] ^= swap << half;
-      bits[i + half] ^= swap;
-    }
-  }
-}
-
-/// The same for eight words, of which eight bits each are looked at at a time: three exchanges within a word.
-void transpose_eight(std::array<std::uint64_t, 64>& bits) {
-  std::array<std::uint64_t, 8> rows;
-  std::copy_n(bits.begin(), 8, rows.begin());
-  const auto exchange = [](std::uint64_t x, int distance, std::uint64_t mask) {
-    const std::uint64_t swap = (x ^ (x >> distance)) & mask;
-    return x ^ swap ^ (swap << distance);
-  };
-  for (std::size_t byte = 0; byte < 8; ++byte) {
-    std::uint64_t x = 0;
-    for (std::size_t r = 0; r < 8; ++r) x |= (rows[r] >> (8 * byte) & 0xFF) << (8 * r);
-    x = exchange(x, 7, 0x00AA00AA00AA00AA);
-    x = exchange(x, 14, 0x0000CCCC0000CCCC);
-    x = exchange(x, 28, 0x00000000F0F0F0F0);
-    for (std::size_t i = 0; i < 8; ++i) bits[8 * byte + i] = x >> (8 * i) & 0xFF;
-  }
-}
-
 }  // namespace
 
 void require_mask_fits(const AttentionInputs& inputs, const Mask& mask) {
@@ -313,19 +283,19 @@ void TilePlanner::share_whole_words(Index rows, Index width) {
 }
 
 void TilePlanner::make_segments(Index rows, Index width) {
-  std::array<std::uint64_t, 64> bits;
+  Array<std::uint64_t>& attended = plan_.attended;
+  attended.reserve(static_cast<std::size_t>(count_bits(shared_.data(), width) + 64));
   for (Index w = 0; w < width; ++w) {
     const std::uint64_t shared = shared_[static_cast<std::size_t>(w)];
+    if (shared == 0) continue;
     const bool full = (shared & ~by_all_[static_cast<std::size_t>(w)]) == 0;
+    // The word's 64 keys go to the end, and those that are shared move together.
+    std::size_t end_of_attended = attended.size();
+    std::uint64_t* keys = nullptr;
     if (!full) {
-      bits.fill(0);
-      for (Index r = 0; r < rows; ++r)
-        bits[static_cast<std::size_t>(r)] = words_[static_cast<std::size_t>(r * width + w)];
-      if (rows <= 8) {
-        transpose_eight(bits);
-      } else {
-        transpose(bits);
-      }
+      attended.resize(end_of_attended + 64);
+      keys = attended.data() + end_of_attended;
+      transpose_bits(words_.data() + w, rows, width, keys);
     }
     const auto first = static_cast<std::int32_t>(origin_ + w * 64);
     for (int bit = 0; bit < 64 && shared >> bit != 0;) {
@@ -335,11 +305,16 @@ void TilePlanner::make_segments(Index rows, Index width) {
       if (!plan_.shared.empty() && plan_.shared.back().end == begin && (plan_.shared.back().attended == -1) == full) {
         plan_.shared.back().end = end;
       } else {
-        plan_.shared.push_back({begin, end, full ? -1 : static_cast<Index>(plan_.attended.size())});
+        plan_.shared.push_back({begin, end, full ? -1 : static_cast<Index>(end_of_attended)});
       }
-      if (!full) plan_.attended.insert(plan_.attended.end(), bits.begin() + bit, bits.begin() + bit + length);
+      if (!full) {
+        if (attended.data() + end_of_attended != keys + bit)
+          std::copy(keys + bit, keys + bit + length, attended.data() + end_of_attended);
+        end_of_attended += static_cast<std::size_t>(length);
+      }
       bit += length;
     }
+    attended.resize(end_of_attended);
   }
 }
 

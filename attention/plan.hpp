@@ -39,12 +39,12 @@ struct RETICLE_API TilePlan {
     Index attended = -1;
   };
 
-  std::vector<Shared> shared;           // ascending
-  std::vector<std::uint64_t> attended;  // per key of a segment that has some: bit r, row r attends
-  std::vector<float> inverse_p;         // (keys of all segments, rows); empty when every p is 1
-  std::vector<Index> rest_ptr;          // rows + 1
-  Array<std::int32_t> rest;             // keys that only their row computes, ascending in each
-  std::vector<float> rest_inverse_p;    // aligned with rest; empty when every p is 1
+  std::vector<Shared> shared;         // ascending
+  Array<std::uint64_t> attended;      // per key of a segment that has some: bit r, row r attends
+  std::vector<float> inverse_p;       // (keys of all segments, rows); empty when every p is 1
+  std::vector<Index> rest_ptr;        // rows + 1
+  Array<std::int32_t> rest;           // keys that only their row computes, ascending in each
+  std::vector<float> rest_inverse_p;  // aligned with rest; empty when every p is 1
 
   Index shared_keys() const;
   Index bytes() const;

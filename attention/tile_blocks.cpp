@@ -15,11 +15,19 @@ bool SharedKeys::read(Index size, Step& step) {
     const auto taken = static_cast<std::int32_t>(std::min<Index>(segment.end - begin, size - count));
     const auto at = static_cast<std::size_t>(count);
     for (std::int32_t i = 0; i < taken; ++i) step.keys[at + static_cast<std::size_t>(i)] = begin + i;
-    if (segment.attended >= 0) {
-      std::copy_n(plan_->attended.data() + segment.attended + offset_, taken, step.attended.data() + at);
-      step.partial = true;
+    const std::uint64_t* const attended =
+        segment.attended >= 0 ? plan_->attended.data() + segment.attended + offset_ : nullptr;
+    step.partial |= attended != nullptr;
+    const bool last = begin + taken < segment.end || segment_ + 1 == plan_->shared.size() || count + taken == size;
+    if (count == 0 && last) {
+      step.attended = attended;
     } else if (!plan_->attended.empty()) {
-      std::fill_n(step.attended.data() + at, taken, ~std::uint64_t{0});
+      step.attended = step.joined.data();
+      if (attended != nullptr) {
+        std::copy_n(attended, taken, step.joined.data() + at);
+      } else {
+        std::fill_n(step.joined.data() + at, taken, ~std::uint64_t{0});
+      }
     }
     count += taken;
     if (begin + taken < segment.end) {
@@ -52,7 +60,7 @@ bool TileBlocks::read(TileBlock& block) {
     std::tie(block.keys, block.key_stride) = as_floats(*keys_, packed_keys_);
     std::tie(block.values, block.value_stride) = as_floats(*values_, packed_values_);
   }
-  if (step_.partial) block.attended = step_.attended.data();
+  if (step_.partial) block.attended = step_.attended;
   block.soft_cap = soft_cap_;
   const auto fill = [&](std::vector<float>& to, auto&& value) {
     to.resize(static_cast<std::size_t>(kTileKeys * kTileRows));

@@ -20,7 +20,12 @@ class SharedKeys {
     Index first = 0, count = 0;  // the first one's number among all of them
     bool partial = false;        // whether some row attends to not all of them
     std::array<std::int32_t, kMost> keys;
-    std::array<std::uint64_t, kMost> attended;  // per key, bit r: row r attends
+    const std::uint64_t* attended = nullptr;  // per key, bit r: row r attends; where the plan has them, or `joined`
+    std::array<std::uint64_t, kMost> joined;
+
+    Step() = default;
+    Step(const Step&) = delete;
+    Step& operator=(const Step&) = delete;
   };
 
   explicit SharedKeys(const TilePlan& plan) : plan_(&plan) {}

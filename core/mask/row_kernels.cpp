@@ -520,6 +520,62 @@ Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin
   return out - begin;
 }
 
+/// One exchange of a transposition by halves, over lanes at this distance: of each block of 2 x 2, the off-diagonal
+/// ones. `kept` are the bits that a word of the lower half keeps.
+template <std::size_t kDistance, class D, class V>
+HWY_INLINE V ExchangeLanes(D tag, V v, std::uint64_t kept) {
+  const auto lane = hn::Iota(tag, 0), bit = hn::Set(tag, std::uint64_t{kDistance});
+  const V partner = hn::TableLookupLanes(v, hn::IndicesFromVec(tag, hn::Xor(lane, bit)));
+  const auto upper = hn::Eq(hn::And(lane, bit), bit);
+  const V moved = hn::IfThenElse(upper, hn::ShiftRight<kDistance>(partner), hn::ShiftLeft<kDistance>(partner));
+  const V from_own = hn::IfThenElse(upper, hn::Set(tag, ~kept), hn::Set(tag, kept));
+  return hn::Or(hn::And(v, from_own), hn::AndNot(from_own, moved));
+}
+
+/// Few rows: each sets its bit in the lanes whose keys it holds.
+template <class D>
+HWY_INLINE void SpreadBits(D tag, const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out) {
+  const std::size_t lanes = hn::Lanes(tag);
+  for (std::size_t i = 0; i < 64; i += lanes) {
+    auto held = hn::Zero(tag);
+    for (Index r = 0; r < rows; ++r) {
+      const std::uint64_t bits = words[r * stride] >> i;
+      const auto holds = hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits));
+      held = hn::Or(held, hn::IfThenElseZero(holds, hn::Set(tag, std::uint64_t{1} << r)));
+    }
+    hn::StoreU(held, tag, out + i);
+  }
+}
+
+void TransposeBits(const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out) {
+  const hn::CappedTag<std::uint64_t, 8> tag;
+  using V = hn::Vec<decltype(tag)>;
+  constexpr std::size_t kLanes = hn::MaxLanes(tag);
+  if (kLanes >= 4 && rows <= 8) return SpreadBits(tag, words, rows, stride, out);
+  HWY_ALIGN std::uint64_t rest[64] = {};
+  for (Index r = 0; r < rows; ++r) rest[r] = words[r * stride];
+  // Halves by halves: whole vectors first, then lanes within each.
+  std::uint64_t kept = 0x00000000FFFFFFFFu;
+  std::size_t half = 32;
+  const auto next = [&] { kept ^= kept << (half >>= 1); };
+  for (; half >= kLanes; next()) {
+    for (std::size_t i = 0; i < 64; i = (i + half + kLanes) & ~half) {
+      const V lower = hn::Load(tag, rest + i), upper = hn::Load(tag, rest + i + half);
+      const V low_bits = hn::Set(tag, kept),
+              swap = hn::And(hn::Xor(hn::ShiftRightSame(lower, static_cast<int>(half)), upper), low_bits);
+      hn::Store(hn::Xor(lower, hn::ShiftLeftSame(swap, static_cast<int>(half))), tag, rest + i);
+      hn::Store(hn::Xor(upper, swap), tag, rest + i + half);
+    }
+  }
+  for (std::size_t i = 0; i < 64; i += kLanes) {
+    V v = hn::Load(tag, rest + i);
+    if constexpr (kLanes > 4) v = ExchangeLanes<4>(tag, v, 0x0F0F0F0F0F0F0F0Fu);
+    if constexpr (kLanes > 2) v = ExchangeLanes<2>(tag, v, 0x3333333333333333u);
+    if constexpr (kLanes > 1) v = ExchangeLanes<1>(tag, v, 0x5555555555555555u);
+    hn::StoreU(v, tag, out + i);
+  }
+}
+
 /// For up to 2^kPlanes - 1 rows.
 template <std::size_t kPlanes>
 void HeldBy(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
@@ -552,6 +608,7 @@ HWY_EXPORT(CountRuns);
 HWY_EXPORT(SetBits);
 HWY_EXPORT(UniteColumnsAsBits);
 HWY_EXPORT(HeldByAtLeast);
+HWY_EXPORT(TransposeBits);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
 HWY_EXPORT(CountDense);
@@ -598,6 +655,10 @@ Index columns_of_bits(const std::uint64_t* words, Index count, std::int32_t orig
 Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
                        std::uint64_t* by_all) {
   return HWY_DYNAMIC_DISPATCH(HeldByAtLeast)(least, words, rows, width, by_enough, by_all);
+}
+
+void transpose_bits(const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out) {
+  HWY_DYNAMIC_DISPATCH(TransposeBits)(words, rows, stride, out);
 }
 
 void set_bits(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words) {

@@ -67,4 +67,7 @@ RETICLE_API Index columns_of_bits(const std::uint64_t* words, Index count, std::
 RETICLE_API Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Index width,
                                    std::uint64_t* by_enough, std::uint64_t* by_all);
 
+/// Bit r of out[i] is bit i of words[r * stride], for up to 64 rows and each of 64 i.
+RETICLE_API void transpose_bits(const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out);
+
 }  // namespace reticle

@@ -214,6 +214,23 @@ TEST(UniteColumnsAsBits, IsTheUnionForEveryDensityAndTarget) {
   });
 }
 
+TEST(TransposeBits, MovesBitIOfRowRToBitROfWordI) {
+  for_each_target([] {
+    std::mt19937_64 random(8);
+    for (const Index rows : {1, 4, 8, 9, 33, 64}) {
+      constexpr Index kStride = 3;
+      std::vector<std::uint64_t> words(static_cast<std::size_t>(rows * kStride)), out(64);
+      for (std::uint64_t& word : words) word = random();
+      transpose_bits(words.data(), rows, kStride, out.data());
+      for (Index i = 0; i < 64; ++i) {
+        std::uint64_t expected = 0;
+        for (Index r = 0; r < rows; ++r) expected |= (words[static_cast<std::size_t>(r * kStride)] >> i & 1) << r;
+        ASSERT_EQ(out[static_cast<std::size_t>(i)], expected) << rows << " rows, bit " << i;
+      }
+    }
+  });
+}
+
 TEST(CountDense, CountsEntriesRunsAndWeights) {
   std::mt19937 random(6);
   const float values[] = {0, 0, 0.5f, 1, 1};
