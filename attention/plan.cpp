@@ -253,11 +253,11 @@ void TilePlanner::find_shared(Index rows) {
   make_segments(rows, width);
   if (mask_.weighted()) {
     plan_.inverse_p.assign(static_cast<std::size_t>(plan_.shared_keys() * rows), 1.0f);
-    rank_.resize(static_cast<std::size_t>(width));
-    Index rank = 0;
-    for (std::size_t w = 0; w < rank_.size(); ++w) {
-      rank_[w] = rank;
-      rank += std::popcount(shared_[w]);
+    rank_.assign(static_cast<std::size_t>(width * 64), -1);
+    std::int32_t rank = 0;
+    for (const TilePlan::Shared& segment : plan_.shared) {
+      for (std::int32_t key = segment.begin; key < segment.end; ++key)
+        rank_[static_cast<std::size_t>(key - origin_)] = rank++;
     }
   }
 }
@@ -360,20 +360,19 @@ void TilePlanner::keep_bits(std::span<const std::uint64_t> words, std::int32_t o
 }
 
 void TilePlanner::place_weighted(const RowEntries& row, Index r, Index rows) {
-  const auto place = [&](std::int32_t key, float p) {
-    const auto w = static_cast<std::size_t>((key - origin_) >> 6);
-    const std::uint64_t bit = std::uint64_t{1} << (key & 63);
-    if ((shared_[w] & bit) == 0) {
+  const auto place = [&](std::int32_t key, float inverse_p) {
+    const std::int32_t rank = rank_[static_cast<std::size_t>(key - origin_)];
+    if (rank < 0) {
       plan_.rest.push_back(key);
-      plan_.rest_inverse_p.push_back(1.0f / p);
+      plan_.rest_inverse_p.push_back(inverse_p);
     } else {
-      const Index rank = rank_[w] + std::popcount(shared_[w] & (bit - 1));
-      plan_.inverse_p[static_cast<std::size_t>(rank * rows + r)] = 1.0f / p;
+      plan_.inverse_p[static_cast<std::size_t>(Index{rank} * rows + r)] = inverse_p;
     }
   };
-  for (std::size_t i = 0; i < row.columns.size(); ++i) place(row.columns[i], row.p[i]);
+  for (std::size_t i = 0; i < row.columns.size(); ++i) place(row.columns[i], 1.0f / row.p[i]);
   for (const Run& run : row.runs) {
-    for (std::int32_t key = run.begin; key < run.end; ++key) place(key, run.p);
+    const float inverse_p = 1.0f / run.p;
+    for (std::int32_t key = run.begin; key < run.end; ++key) place(key, inverse_p);
   }
 }
 

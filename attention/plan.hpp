@@ -110,7 +110,7 @@ class RETICLE_API TilePlanner {
   // Bit k % 64 of word k / 64 is key origin_ + k: of each row, of the shared keys, and of those that all rows share.
   std::int32_t origin_ = 0;
   std::vector<std::uint64_t> words_, shared_, by_all_, own_;
-  std::vector<Index> rank_;  // shared keys before each word
+  std::vector<std::int32_t> rank_;  // of each key among the shared ones; -1: not shared
   TilePlan plan_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <span>
 
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/types.hpp>
@@ -36,15 +37,22 @@ class MassScale {
   }
 
   /// The same as a number, 1 for the highest.
-  RETICLE_HD double weight(std::uint32_t key) const {
-    return static_cast<double>(static_cast<std::int64_t>(of(key))) / static_cast<double>(one_);
+  RETICLE_HD double weight(std::uint32_t key) const { return as_number(of(key)); }
+  RETICLE_HD double as_number(std::uint64_t mass) const {
+    return static_cast<double>(static_cast<std::int64_t>(mass)) / static_cast<double>(one_);
   }
+
+  double highest() const { return highest_; }
+  std::uint64_t one() const { return one_; }
 
  private:
   std::uint32_t largest_;
   double highest_;
   std::uint64_t one_;
 };
+
+/// The mass of each score, 0 for -infinity and NaN; `to` has room for as many.
+RETICLE_API void masses(const MassScale& scale, std::span<const float> scores, std::uint64_t* to);
 
 /// What a sum must exceed to be more than `share` (0 to 1) of `total`.
 RETICLE_HD inline std::uint64_t share_of(double share, std::uint64_t total) {

@@ -83,11 +83,14 @@ void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& s
   if (largest == 0) return;
   if (p >= 1) return take(keys, {0, 0}, selected);
   const MassScale mass(largest, static_cast<Index>(keys.size()));
+  thread_local std::vector<std::uint64_t> of_scores;
   thread_local std::vector<Candidate> candidates;
+  of_scores.resize(scores.size());
+  masses(mass, scores, of_scores.data());
   candidates.clear();
   std::uint64_t total = 0;
-  for (const std::uint32_t key : keys) {
-    if (key != 0) total += candidates.emplace_back(Candidate{key, mass.of(key)}).mass;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (keys[i] != 0) total += candidates.emplace_back(Candidate{keys[i], of_scores[i]}).mass;
   }
   take(keys, find_cut(candidates, share_of(p, total)), selected);
 }

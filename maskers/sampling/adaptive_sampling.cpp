@@ -98,10 +98,25 @@ class AdaptiveSampling final : public Masker {
     if (const std::uint32_t largest = order_key(highest(scores)); largest != 0)
       weights.scale.emplace(largest, static_cast<Index>(scores.size()));
     previous.row(row, weights.chosen);
+    if (!weights.scale) return weights;
+    // Most were chosen for certain, and are weighed in vectors.
+    thread_local std::vector<float> certain;
+    thread_local std::vector<std::uint64_t> of_certain;
+    certain.clear();
     for (const Run& run : weights.chosen) {
-      for (Index key = run.begin; key < run.end; ++key)
-        weights.chosen_sum += weights.of(key) / static_cast<double>(run.p);
+      const auto of_run =
+          scores.subspan(static_cast<std::size_t>(run.begin), static_cast<std::size_t>(run.end - run.begin));
+      if (run.p == 1) {
+        certain.insert(certain.end(), of_run.begin(), of_run.end());
+      } else {
+        for (Index key = run.begin; key < run.end; ++key)
+          weights.chosen_sum += weights.of(key) / static_cast<double>(run.p);
+      }
     }
+    of_certain.resize(certain.size());
+    masses(*weights.scale, certain, of_certain.data());
+    weights.chosen_sum +=
+        weights.scale->as_number(std::accumulate(of_certain.begin(), of_certain.end(), std::uint64_t{0}));
     return weights;
   }
 
