@@ -163,6 +163,31 @@ def build_and_attend(copy: float, keys: int, heavy: int) -> None:
     record(name, ours, moved / ours / copy, "copy bandwidth", "the same in torch, dense masks", seconds(by_torch))
 
 
+def plan(copy: float, length: int, density: float) -> None:
+    """From blocks of 64 that are attended to, by head, to what the tensor cores' kernel reads."""
+    q, k, v = random_tensors(length, length)
+    blocks = torch.rand(1, HEADS, length // 64, length // 64, device="cuda") < density
+    make = lambda: reticle.torch.AttentionPlan(q, k, v, blocks, block_size=(64, 64))
+    name = f"plan of {HEADS} x {length // 64} x {length // 64} blocks, {100 * density:.0f} %"
+    last = slice(-256, None)
+    attended = blocks[:, :, -4:].repeat_interleave(64, 2).repeat_interleave(64, 3)
+    check(name, make()(q, k, v)[0][:, :, last], q[:, :, last], k, v, attended)
+    ours = seconds(make)
+    record(name, ours, (blocks.nbytes + 8 * int(blocks.sum())) / ours / copy, "copy bandwidth")
+
+
+def unite(copy: float, queries: int, keys: int, density: float) -> None:
+    """Two masks of random tokens in device memory, against a logical or of dense ones."""
+    dense = [torch.rand(1, HEADS, queries, keys, device="cuda") < density for _ in range(2)]
+    a, b = (reticle.torch.DeviceMask(reticle.Mask.dense(each.cpu().numpy())) for each in dense)
+    name = f"union, {HEADS} x {queries} rows of {keys}, {100 * density:g} %, as {a.kind}"
+    if (a | b).to_host() != reticle.Mask.dense((dense[0] | dense[1]).cpu().numpy()):
+        sys.exit(f"{name}: differs from torch's")
+    entries = 4 * sum(mask.to_host().nnz for mask in (a, b, a | b)) if a.kind == "lists" else 3 * a.nbytes
+    ours = seconds(lambda: a | b)
+    record(name, ours, entries / ours / copy, "copy bandwidth", "torch, dense", seconds(lambda: dense[0] | dense[1]))
+
+
 def select(copy: float, count: int, length: int, k: int) -> None:
     scores = torch.randn(count, length, device="cuda")
     indices, _ = reticle.torch.top_k(scores, k)
@@ -189,7 +214,10 @@ def main() -> None:
             decode(copy, keys, tokens, run)
     for block, density in [(128, 0.1)] if quick else [(128, 0.1), (128, 0.5), (64, 0.1)]:
         prefill(rate, 8192 if quick else 32768, block, density)
+    plan(copy, 16384, 0.1)
     build_and_attend(copy, 32768, 655)
+    for queries, density in [(1, 0.1)] if quick else [(1, 0.1), (1024, 0.02), (1024, 0.1)]:
+        unite(copy, queries, 32768, density)
     for length, k in [(131072, 2048)] if quick else [(131072, 2048), (131072, 256), (32768, 2048)]:
         select(copy, 128, length, k)
     if arguments.json:

@@ -4,6 +4,7 @@
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
+#include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 
 #include "module.hpp"
@@ -48,23 +49,27 @@ struct DeviceResult {
 
 cuda::Stream stream_from(std::uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
 
-/// A plan for attention over a mask, a Mask or a tensor on the device, or for its gradients.
-template <class Plan, class GivenMask>
+/// A plan for attention over a mask, a Mask, a DeviceMask or, by blocks of a size, a tensor on the device, or for its
+/// gradients.
+template <class Plan, class GivenMask, class... BlockSize>
 Plan planned(const py::object& queries, const py::object& keys, const py::object& values, const GivenMask& mask,
              float scaling, bool causal, std::optional<float> soft_cap, const std::vector<float>& sink_logits,
-             std::uintptr_t stream) {
+             std::uintptr_t stream, BlockSize... block_size) {
   if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
   const DeviceCall call(queries, keys, values, scaling, causal);
   AttentionOptions options;
   options.soft_cap = soft_cap;
   options.sink_logits = sink_logits;
-  if constexpr (std::is_same_v<GivenMask, Mask>) {
+  if constexpr (!std::is_same_v<GivenMask, py::object>) {
     const py::gil_scoped_release released;
     return Plan(call.inputs, mask, stream_from(stream), options);
   } else {
     const Borrowed attended(mask, "mask", Device::Kind::cuda);
     const py::gil_scoped_release released;
-    return Plan(call.inputs, attended.view(), stream_from(stream), options);
+    const auto [block_queries, block_keys] = std::pair<Index, Index>(block_size...);
+    const bool by_position = block_queries == 1 && block_keys == 1;
+    return by_position ? Plan(call.inputs, attended.view(), stream_from(stream), options)
+                       : Plan(call.inputs, attended.view(), block_queries, block_keys, stream_from(stream), options);
   }
 }
 
@@ -82,13 +87,50 @@ float* floats_of(const Borrowed& tensor, Index elements, const char* name) {
 void add_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::device_count, "GPUs that there are; 0 in a build without CUDA.");
   module.def("why_cuda_is_unavailable", [] { return std::string(cuda::why_unavailable()); });
+  using cuda::DeviceMask;
+  py::class_<DeviceMask>(module, "CudaMask", "A mask in device memory.")
+      .def(py::init([](const Mask& mask, std::uintptr_t stream) {
+             if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
+             const py::gil_scoped_release released;
+             return DeviceMask(mask, stream_from(stream));
+           }),
+           py::arg("mask"), py::kw_only(), py::arg("stream") = 0)
+      .def_property_readonly("shape", [](const DeviceMask& mask) { return extents_of(mask.shape()); })
+      .def_property_readonly("kind", [](const DeviceMask& mask) { return mask.is_bits() ? "bits" : "lists"; })
+      .def_property_readonly("weighted", &DeviceMask::weighted)
+      .def_property_readonly("nbytes", &DeviceMask::bytes)
+      .def(
+          "merge",
+          [](const DeviceMask& a, const DeviceMask& b, const std::string& rule, std::uintptr_t stream) {
+            return merge(a, b, rule_from(rule), stream_from(stream));
+          },
+          py::arg("other"), py::arg("rule") = "add", py::kw_only(), py::arg("stream") = 0)
+      .def(
+          "intersect",
+          [](const DeviceMask& a, const DeviceMask& b, std::uintptr_t stream) {
+            return intersect(a, b, stream_from(stream));
+          },
+          py::arg("other"), py::kw_only(), py::arg("stream") = 0)
+      .def(
+          "subtract",
+          [](const DeviceMask& a, const DeviceMask& b, std::uintptr_t stream) {
+            return subtract(a, b, stream_from(stream));
+          },
+          py::arg("other"), py::kw_only(), py::arg("stream") = 0)
+      .def(
+          "to_host", [](const DeviceMask& mask, std::uintptr_t stream) { return mask.to_host(stream_from(stream)); },
+          py::kw_only(), py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>(), "Waits for the stream.");
   py::class_<cuda::AttentionPlan>(module, "CudaAttentionPlan", "A mask in device memory, laid out for a kernel.")
       .def(py::init(&planned<cuda::AttentionPlan, Mask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
            py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
            py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
-      .def(py::init(&planned<cuda::AttentionPlan, py::object>), py::arg("queries"), py::arg("keys"), py::arg("values"),
+      .def(py::init(&planned<cuda::AttentionPlan, DeviceMask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
            py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
            py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
+      .def(py::init(&planned<cuda::AttentionPlan, py::object, std::pair<Index, Index>>), py::arg("queries"),
+           py::arg("keys"), py::arg("values"), py::arg("mask"), py::kw_only(), py::arg("scaling"),
+           py::arg("causal") = false, py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(),
+           py::arg("stream") = 0, py::arg("block_size") = std::pair<Index, Index>(1, 1))
       .def(
           "run",
           [](const cuda::AttentionPlan& plan, const py::object& queries, const py::object& keys,

@@ -167,13 +167,6 @@ py::array_t<float> pictured(const Mask& mask, Index batch, Index head, Index wid
   return to_numpy(Array<float>(picture.cells.begin(), picture.cells.end()), {picture.height, picture.width});
 }
 
-MergeRule rule_from(const std::string& rule) {
-  if (rule == "add") return MergeRule::add;
-  if (rule == "max") return MergeRule::max;
-  if (rule == "independent") return MergeRule::independent;
-  throw py::value_error("rule is \"" + rule + R"("; needed is "add", "max" or "independent")");
-}
-
 /// What a mask is made of again: extents and sharing, kind, and the stored arrays.
 py::tuple pickled(const Mask& mask) {
   const MaskShape& s = mask.shape();
@@ -235,6 +228,17 @@ Mask unpickled(const py::tuple& state) {
 
 }  // namespace
 
+MergeRule rule_from(const std::string& rule) {
+  if (rule == "add") return MergeRule::add;
+  if (rule == "max") return MergeRule::max;
+  if (rule == "independent") return MergeRule::independent;
+  throw py::value_error("rule is \"" + rule + R"("; needed is "add", "max" or "independent")");
+}
+
+py::tuple extents_of(const MaskShape& shape) {
+  return py::make_tuple(shape.batch, shape.heads, shape.queries, shape.keys);
+}
+
 void add_mask(py::module_& module) {
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<Mask>(module, "Mask",
@@ -268,12 +272,7 @@ void add_mask(py::module_& module) {
           "__hash__", [](const Mask& mask) { return hash(mask); }, Released())
       .def("__repr__", [](const Mask& mask) { return describe(mask); })
       .def_property_readonly(
-          "shape",
-          [](const Mask& mask) {
-            const MaskShape& s = mask.shape();
-            return py::make_tuple(s.batch, s.heads, s.queries, s.keys);
-          },
-          "(batch, heads, queries, keys)")
+          "shape", [](const Mask& mask) { return extents_of(mask.shape()); }, "(batch, heads, queries, keys)")
       .def_property_readonly(
           "kind", [](const Mask& mask) { return name_of(mask.kind()); },
           "How it is stored: empty, full, bits, dense, csr or runs.")

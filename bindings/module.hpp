@@ -2,6 +2,9 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <string>
+
+#include <reticle/core/mask/combine.hpp>
 
 namespace reticle::bindings {
 
@@ -11,5 +14,10 @@ void add_attention(pybind11::module_& module);
 void add_masker(pybind11::module_& module);
 void add_nsa(pybind11::module_& module);
 void add_cuda(pybind11::module_& module);
+
+/// "add", "max" or "independent"; ValueError for another.
+MergeRule rule_from(const std::string& rule);
+/// (batch, heads, queries, keys).
+pybind11::tuple extents_of(const MaskShape& shape);
 
 }  // namespace reticle::bindings

@@ -26,16 +26,17 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
 endif()
 find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
-target_sources(${compiled} PRIVATE core/cuda/choose.cu core/cuda/runtime.cu core/cuda/scores.cu core/cuda/top_k.cu
-  attention/cuda/attention.cu attention/cuda/backward.cu)
+target_sources(${compiled} PRIVATE core/cuda/choose.cu core/cuda/mask.cu core/cuda/runtime.cu core/cuda/scores.cu
+  core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu)
 target_link_libraries(${compiled} PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
 set(cuda_options --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden)
 if(RETICLE_WARNINGS_AS_ERRORS)
   list(APPEND cuda_options -Werror=all-warnings)
 endif()
 target_compile_options(${compiled} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>")
-# Softmax mass is cut where the CPU cuts it: products and sums are rounded one by one (core/ops/mass.hpp).
-set_source_files_properties(core/cuda/choose.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
+# Softmax mass is cut where the CPU cuts it (core/ops/mass.hpp), and p are combined as there: products and sums are
+# rounded one by one.
+set_source_files_properties(core/cuda/choose.cu core/cuda/mask.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
 
 # Headers that CPU and GPU share, as device code, so that they stay compilable there.
 add_library(reticle_device_logic OBJECT ${PROJECT_SOURCE_DIR}/tests/devices/device_logic.cu)

@@ -6,6 +6,7 @@
 #include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/cuda/planned_inputs.cuh>
 #include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/mask_block.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 
@@ -26,16 +27,30 @@ __global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constan
                            problem.tiles[blockIdx.x]);
 }
 
+template <class MaskView>
 __global__ void __launch_bounds__(kPlanThreads)
-    plan_kernel(const __grid_constant__ ByteMask mask, Tile* tiles, KeyBlock* blocks, std::uint64_t* bits) {
+    plan_kernel(const __grid_constant__ MaskView mask, Tile* tiles, KeyBlock* blocks, std::uint64_t* bits) {
   __shared__ PlanShared shared;
   plan_tile(DeviceBlock(), shared, mask, tiles, blocks, bits, static_cast<int>(blockIdx.x));
 }
 
+template <class MaskView>
 __global__ void __launch_bounds__(kPlanThreads)
-    list_kernel(const __grid_constant__ ByteMask mask, int heads, std::int32_t* indices, std::int32_t* counts) {
+    list_kernel(const __grid_constant__ MaskView mask, int heads, const __grid_constant__ ColumnLists to) {
   __shared__ int scan[kWarp + 1];
-  list_row(DeviceBlock(), scan, mask, heads, indices, counts, static_cast<int>(blockIdx.x));
+  list_row(DeviceBlock(), scan, mask, heads, to, static_cast<int>(blockIdx.x));
+}
+
+/// The keys of each logical row's list that its query sees.
+__global__ void __launch_bounds__(kMaskThreads, 8)
+    visible_kernel(const __grid_constant__ ColumnLists lists, const __grid_constant__ RowMap stored, int queries,
+                   int keys, bool causal, const __grid_constant__ ColumnLists to) {
+  __shared__ CombineShared shared;
+  const Index row = blockIdx.x;
+  ColumnList list = ColumnList::of(lists, stored.of(row));
+  const int visible = visible_keys(keys, queries, static_cast<int>(row % queries), causal);
+  list.count = list.before(visible);
+  combine_lists<row_op::Add>(DeviceBlock(), shared, list, ColumnList{nullptr, nullptr, 0}, to, row);
 }
 
 template <class T, int head_dim>
@@ -60,6 +75,22 @@ bool tiles_serve(const PlannedInputs& inputs) {
          inputs.queries * (inputs.heads / inputs.kv_heads) >= kFewRows;
 }
 
+/// Strides of a mask (b, hq, sq, sk) by blocks, 0 where a dimension of 1 shares a pattern; ShapeError unless it fits.
+Strides strides_of_mask(const TensorView& attended, const MaskShape& shape, Index block_queries, Index block_keys) {
+  const auto blocks = [](Index extent, Index block) { return (extent + block - 1) / block; };
+  const Index wanted[] = {shape.batch, shape.heads, blocks(shape.queries, block_queries),
+                          blocks(shape.keys, block_keys)};
+  bool fits = attended.rank == 4 && (attended.dtype == DType::boolean || attended.dtype == DType::u8) &&
+              attended.size(3) == wanted[3] && (attended.stride(3) == 1 || wanted[3] < 2);
+  for (int dim = 0; fits && dim < 3; ++dim) fits = attended.size(dim) == wanted[dim] || attended.size(dim) == 1;
+  if (!fits)
+    throw ShapeError("attention: mask " + attended.describe() + "; needed is BOOL " +
+                     MaskShape{wanted[0], wanted[1], wanted[2], wanted[3]}.describe() +
+                     " with neighbouring keys, a dimension of 1 where a pattern is shared");
+  const auto stride = [&](int dim) { return attended.size(dim) == 1 ? 0 : attended.stride(dim); };
+  return {stride(0), stride(1), stride(2)};
+}
+
 /// Blocks to a row that keep the device busy, of no fewer than 64 entries each.
 int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
   if (rows == 0) return 1;
@@ -81,6 +112,49 @@ struct AttentionPlan::State {
   int tiles = 0;
   Buffer tile_list, blocks, bits;
 
+  /// Without the mask.
+  static std::shared_ptr<State> started(const AttentionInputs& inputs, const AttentionOptions& options, Stream stream) {
+    auto state = std::make_shared<State>(State{PlannedInputs::of(inputs, options), options.soft_cap.value_or(0)});
+    state->sink_logits = Buffer::copy_of(options.sink_logits, stream);
+    return state;
+  }
+
+  /// Of an unweighted mask on the device; `shape` is the inputs'.
+  template <class MaskView>
+  void plan(const MaskShape& shape, const MaskView& mask, Stream stream) {
+    if (made_for.rows() == 0) return;
+    auto* const native = static_cast<cudaStream_t>(stream);
+    if (!tiles_serve(made_for)) {
+      const ColumnLists to = reserve_lists(made_for.keys, false, stream);
+      list_kernel<<<static_cast<unsigned>(made_for.rows()), kPlanThreads, 0, native>>>(
+          mask, static_cast<int>(made_for.heads), to);
+      return check_launch("planning attention");
+    }
+    const std::vector<Tile> of_rows = tiles_of(shape, made_for.kv_heads);
+    const std::size_t room = of_rows.size() * static_cast<std::size_t>((made_for.keys + kKeyBlock - 1) / kKeyBlock);
+    if (room * kTileRowCount > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
+      throw DeviceError("attention: a mask of " + shape.describe() +
+                        " is too large to be planned on the GPU; plan it by parts, or from a Mask");
+    tiles = static_cast<int>(of_rows.size());
+    tile_list = Buffer::copy_of(std::span<const Tile>(of_rows), stream);
+    blocks = Buffer(room * sizeof(KeyBlock), stream);
+    bits = Buffer(room * kTileRowCount * sizeof(std::uint64_t), stream);
+    plan_kernel<<<static_cast<unsigned>(tiles), kPlanThreads, 0, native>>>(
+        mask, tile_list.as<Tile>(), blocks.as<KeyBlock>(), bits.as<std::uint64_t>());
+    check_launch("planning attention");
+  }
+
+  /// Room for lists of so many keys; where they go.
+  ColumnLists reserve_lists(Index size, bool weighted, Stream stream) {
+    const auto rows = static_cast<std::size_t>(made_for.rows()), entries = rows * static_cast<std::size_t>(size);
+    list_size = size;
+    indices = Buffer(entries * sizeof(std::int32_t), stream);
+    if (weighted) p = Buffer(entries * sizeof(float), stream);
+    counts = Buffer(rows * sizeof(std::int32_t), stream);
+    split(size, stream);
+    return {indices.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), size};
+  }
+
   /// Splits rows of so many entries over blocks.
   void split(Index entries_of_row, Stream stream) {
     const Index rows = made_for.rows();
@@ -93,10 +167,9 @@ struct AttentionPlan::State {
 
 AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream,
                              const AttentionOptions& options, const Context& context) {
-  auto state = std::make_shared<State>(State{PlannedInputs::of(inputs, options), options.soft_cap.value_or(0)});
+  auto state = State::started(inputs, options, stream);
   require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
-  state->sink_logits = Buffer::copy_of(options.sink_logits, stream);
   const Index rows = own.rows();
   if (!mask.weighted() && tiles_serve(own)) {
     const BlockPlan plan = plan_blocks(mask, own.kv_heads, own.causal, context);
@@ -117,47 +190,53 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
 
 AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Stream stream,
                              const AttentionOptions& options) {
-  auto state = std::make_shared<State>(State{PlannedInputs::of(inputs, options), options.soft_cap.value_or(0)});
+  auto state = State::started(inputs, options, stream);
   const PlannedInputs& own = state->made_for;
-  state->sink_logits = Buffer::copy_of(options.sink_logits, stream);
-  const Index wanted[] = {own.batch, own.heads, own.queries, own.keys};
-  bool fits = attended.rank == 4 && (attended.dtype == DType::boolean || attended.dtype == DType::u8) &&
-              (attended.size(3) == own.keys && (attended.stride(3) == 1 || own.keys < 2));
-  for (int dim = 0; fits && dim < 3; ++dim) fits = attended.size(dim) == wanted[dim] || attended.size(dim) == 1;
-  if (!fits)
-    throw ShapeError("attention: mask " + attended.describe() + "; needed is BOOL " + inputs.shape().describe() +
-                     " with neighbouring keys, a dimension of 1 where a pattern is shared");
-  const auto stride = [&](int dim) { return attended.size(dim) == 1 ? 0 : attended.stride(dim); };
-  const ByteMask mask{static_cast<const std::uint8_t*>(attended.data),
-                      {stride(0), stride(1), stride(2)},
-                      static_cast<int>(own.queries),
-                      static_cast<int>(own.keys),
-                      own.causal};
-  auto* const native = static_cast<cudaStream_t>(stream);
-  const auto rows = static_cast<std::size_t>(own.rows()), keys = static_cast<std::size_t>(own.keys);
-  if (rows == 0) {
-    // Nothing will run.
-  } else if (tiles_serve(own)) {
-    const std::vector<Tile> tiles = tiles_of(inputs.shape(), own.kv_heads);
-    const std::size_t room = tiles.size() * ((keys + kKeyBlock - 1) / kKeyBlock);
-    if (room * kTileRowCount > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
-      throw DeviceError("attention: a mask of " + inputs.shape().describe() +
-                        " is too large to be planned on the GPU; plan it by parts, or from a Mask");
-    state->tiles = static_cast<int>(tiles.size());
-    state->tile_list = Buffer::copy_of(std::span<const Tile>(tiles), stream);
-    state->blocks = Buffer(room * sizeof(KeyBlock), stream);
-    state->bits = Buffer(room * kTileRowCount * sizeof(std::uint64_t), stream);
-    plan_kernel<<<static_cast<unsigned>(tiles.size()), kPlanThreads, 0, native>>>(
-        mask, state->tile_list.as<Tile>(), state->blocks.as<KeyBlock>(), state->bits.as<std::uint64_t>());
-  } else {
-    state->list_size = own.keys;
-    state->indices = Buffer(rows * keys * sizeof(std::int32_t), stream);
-    state->counts = Buffer(rows * sizeof(std::int32_t), stream);
-    list_kernel<<<static_cast<unsigned>(rows), kPlanThreads, 0, native>>>(
-        mask, static_cast<int>(own.heads), state->indices.as<std::int32_t>(), state->counts.as<std::int32_t>());
-    state->split(own.keys, stream);
+  const Strides strides = strides_of_mask(attended, inputs.shape(), 1, 1);
+  const ByteMask mask{static_cast<const std::uint8_t*>(attended.data), strides, static_cast<int>(own.queries),
+                      static_cast<int>(own.keys), own.causal};
+  state->plan(inputs.shape(), mask, stream);
+  state_ = std::move(state);
+}
+
+AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Index block_queries,
+                             Index block_keys, Stream stream, const AttentionOptions& options) {
+  auto state = State::started(inputs, options, stream);
+  const PlannedInputs& own = state->made_for;
+  constexpr Index kMost = std::numeric_limits<std::int32_t>::max() / 2;
+  if (block_queries < 1 || block_keys < 1 || block_queries > kMost || block_keys > kMost)
+    throw ValueError("attention: blocks of " + std::to_string(block_queries) + " x " + std::to_string(block_keys) +
+                     "; needed are at least 1 x 1, and at most 2^30");
+  const Strides strides = strides_of_mask(attended, inputs.shape(), block_queries, block_keys);
+  const BlockMask mask{static_cast<const std::uint8_t*>(attended.data),
+                       strides,
+                       static_cast<int>(block_queries),
+                       static_cast<int>(block_keys),
+                       static_cast<int>(own.queries),
+                       static_cast<int>(own.keys),
+                       own.causal};
+  state->plan(inputs.shape(), mask, stream);
+  state_ = std::move(state);
+}
+
+AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DeviceMask& mask, Stream stream,
+                             const AttentionOptions& options) {
+  auto state = State::started(inputs, options, stream);
+  const PlannedInputs& own = state->made_for;
+  inputs.shape().require_same_logical(mask.shape(), "attention");
+  const RowMap stored = RowMap::between(inputs.shape().unshared(), mask.shape());
+  const auto queries = static_cast<int>(own.queries), keys = static_cast<int>(own.keys);
+  if (mask.is_bits() || (!mask.weighted() && tiles_serve(own))) {
+    const DeviceMask bits = mask.as_bits(stream);
+    const Index width = BitDense::words_per_row(own.keys);
+    const Strides strides{stored.batch_stride * width, stored.head_stride * width, stored.query_stride * width};
+    state->plan(inputs.shape(), WordMask{bits.words(), strides, queries, keys, own.causal}, stream);
+  } else if (own.rows() > 0) {
+    const ColumnLists to = state->reserve_lists(mask.list_size(), mask.weighted(), stream);
+    visible_kernel<<<static_cast<unsigned>(own.rows()), kMaskThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        mask.lists(), stored, queries, keys, own.causal, to);
+    check_launch("planning attention");
   }
-  check_launch("planning attention");
   state_ = std::move(state);
 }
 

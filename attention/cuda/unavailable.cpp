@@ -11,6 +11,12 @@ AttentionPlan::AttentionPlan(const AttentionInputs&, const Mask&, Stream, const 
 AttentionPlan::AttentionPlan(const AttentionInputs&, const TensorView&, Stream, const AttentionOptions&) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
+AttentionPlan::AttentionPlan(const AttentionInputs&, const TensorView&, Index, Index, Stream, const AttentionOptions&) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+AttentionPlan::AttentionPlan(const AttentionInputs&, const DeviceMask&, Stream, const AttentionOptions&) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
 void AttentionPlan::run(const AttentionInputs&, void*, float*, Stream) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }

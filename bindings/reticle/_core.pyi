@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import EllipsisType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -284,7 +284,39 @@ def attention_backward(
     soft_cap: float | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 
+class CudaMask:
+    def __init__(self, mask: Mask, *, stream: int = 0) -> None: ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def weighted(self) -> bool: ...
+    @property
+    def nbytes(self) -> int: ...
+    def merge(
+        self, other: CudaMask, rule: Literal["add", "max", "independent"] = "add", *, stream: int = 0
+    ) -> CudaMask: ...
+    def intersect(self, other: CudaMask, *, stream: int = 0) -> CudaMask: ...
+    def subtract(self, other: CudaMask, *, stream: int = 0) -> CudaMask: ...
+    def to_host(self, *, stream: int = 0) -> Mask: ...
+
 class CudaAttentionPlan:
+    @overload
+    def __init__(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        mask: Mask | CudaMask,
+        *,
+        scaling: float,
+        causal: bool = False,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
+        stream: int = 0,
+    ) -> None: ...
+    @overload
     def __init__(
         self,
         queries: Any,
@@ -297,6 +329,7 @@ class CudaAttentionPlan:
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
+        block_size: tuple[int, int] = (1, 1),
     ) -> None: ...
     def run(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor  # by name at run time: torch reads operators' annotations
@@ -127,13 +127,81 @@ def _allowed(attention_mask: Tensor) -> Mask:
     return _core.Mask.dense(allowed.numpy())
 
 
+class DeviceMask:
+    """A mask in the memory of a GPU, and the algebra of masks there.
+
+        fixed = reticle.torch.DeviceMask(mask)  # copied once
+        both = fixed | other  # one launch on the current stream, waits for nothing
+        plan = reticle.torch.AttentionPlan(q, k, v, both)
+
+    Bits where more than a 32nd is attended and no entry has a p; else lists of columns, which have as much room in every
+    row. `|`, `&`, `-` and `merge` are those of Mask. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = _core.CudaMask(mask, stream=_current_stream())
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, heads, queries, keys)."""
+        return self._mask.shape
+
+    @property
+    def kind(self) -> str:
+        """How it is stored: bits or lists."""
+        return self._mask.kind
+
+    @property
+    def weighted(self) -> bool:
+        """Whether entries carry a p."""
+        return self._mask.weighted
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory."""
+        return self._mask.nbytes
+
+    def merge(self, other: DeviceMask, rule: Literal["add", "max", "independent"] = "add") -> DeviceMask:
+        """The union; p of a key that both attend to is min(1, a + b), max(a, b) or 1 - (1-a)(1-b)."""
+        return self._of(self._mask.merge(other._mask, rule, stream=_current_stream()))
+
+    def __or__(self, other: DeviceMask) -> DeviceMask:
+        return self.merge(other)
+
+    def __and__(self, other: DeviceMask) -> DeviceMask:
+        return self._of(self._mask.intersect(other._mask, stream=_current_stream()))
+
+    def __sub__(self, other: DeviceMask) -> DeviceMask:
+        return self._of(self._mask.subtract(other._mask, stream=_current_stream()))
+
+    def to_host(self) -> Mask:
+        """A Mask of the same entries. Waits for the stream."""
+        return self._mask.to_host(stream=_current_stream())
+
+    @classmethod
+    def _of(cls, mask: _core.CudaMask) -> DeviceMask:
+        made = cls.__new__(cls)
+        made._mask = mask
+        return made
+
+    def __repr__(self) -> str:
+        weighted = ", weighted" if self.weighted else ""
+        return f"DeviceMask {self.shape}, {self.kind}{weighted}, {self.nbytes / 1e3:.1f} kB"
+
+
+def _current_stream() -> int:
+    """0 where there is no GPU: what is called with it says so."""
+    return torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
+
+
 class AttentionPlan:
     """Attention over one mask on a GPU, planned once for tensors of these extents, for any number of calls.
 
         plan = reticle.torch.AttentionPlan(q, k, v, mask)
         output, lse = plan(q, k, v)  # as reticle.attention's; launches one kernel on the current stream, waits for nothing
 
-    The mask may also be a bool tensor on the GPU, broadcastable to (batch, heads, queries, keys): the plan is made there.
+    The mask may also be a DeviceMask, or a bool tensor on the GPU, broadcastable to (batch, heads, queries, keys) or, with a
+    block_size (queries, keys), to the numbers of blocks of that size: the plan is made there.
     head_dim is 64, 128 or 256; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
@@ -142,17 +210,23 @@ class AttentionPlan:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        mask: Mask | Tensor,
+        mask: Mask | DeviceMask | Tensor,
         *,
         scaling: float | None = None,
         causal: bool = False,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = (),
+        block_size: tuple[int, int] = (1, 1),
     ) -> None:
+        on_device: Any = mask._mask if isinstance(mask, DeviceMask) else mask
+        of_tensors: Any = {}
         if isinstance(mask, Tensor):
-            mask = mask.to(torch.bool)[(None,) * (4 - mask.dim())].expand(-1, -1, -1, keys.shape[2])
-            if mask.stride(-1) != 1:
-                mask = mask.contiguous()
+            blocks = -(-keys.shape[2] // block_size[1]) if block_size[1] > 0 else -1  # what is refused says so below
+            mask = mask.to(torch.bool)[(None,) * (4 - mask.dim())].expand(-1, -1, -1, blocks)
+            on_device = mask if mask.stride(-1) == 1 else mask.contiguous()
+            of_tensors["block_size"] = block_size
+        elif block_size != (1, 1):
+            raise ValueError(f"block_size is {block_size}; it is for masks that are tensors")
         self._settings: Any = {
             "scaling": queries.shape[-1] ** -0.5 if scaling is None else scaling,
             "causal": causal,
@@ -160,7 +234,7 @@ class AttentionPlan:
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
         options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream}
         self._plan = _core.CudaAttentionPlan(
-            queries.detach(), keys.detach(), values.detach(), mask, **self._settings, **options
+            queries.detach(), keys.detach(), values.detach(), on_device, **self._settings, **options, **of_tensors
         )
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,8 +254,7 @@ class KeyListAttention:
     """
 
     def __init__(self, rows: int) -> None:
-        stream = torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
-        self._attention = _core.CudaKeyListAttention(rows, stream=stream)
+        self._attention = _core.CudaKeyListAttention(rows, stream=_current_stream())
 
     def __call__(
         self,
@@ -220,8 +293,7 @@ class SparseDecoder:
 
     def __init__(self, sparse: SparseAttention, rows: int, most_keys: int) -> None:
         self._sparse = sparse
-        stream = torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
-        self._decoder = _core.CudaSparseDecoder(rows, most_keys, stream=stream)
+        self._decoder = _core.CudaSparseDecoder(rows, most_keys, stream=_current_stream())
 
     def reset(self) -> None:
         """Forgets what is kept of the sequence: before another one."""

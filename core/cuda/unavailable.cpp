@@ -1,6 +1,8 @@
 // What stands in for the GPU in a build without a CUDA toolkit.
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/choose.hpp>
+#include <reticle/core/cuda/mask.hpp>
+#include <reticle/core/cuda/mask_block.hpp>
 #include <reticle/core/cuda/runtime.hpp>
 #include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/top_k.hpp>
@@ -29,5 +31,21 @@ void dot_scores(const AttentionInputs&, float*, Stream) { refuse(); }
 KeyChooser::KeyChooser(Index, Index, Stream) { refuse(); }
 void KeyChooser::reset() const { refuse(); }
 KeyLists KeyChooser::choose(const AttentionInputs&, std::span<const Rule>, Stream, std::int32_t*) const { refuse(); }
+
+struct DeviceMask::State {};
+DeviceMask::DeviceMask(const Mask&, Stream) { refuse(); }
+const MaskShape& DeviceMask::shape() const { refuse(); }
+bool DeviceMask::is_bits() const { refuse(); }
+bool DeviceMask::weighted() const { refuse(); }
+Index DeviceMask::list_size() const { refuse(); }
+Index DeviceMask::bytes() const { refuse(); }
+Mask DeviceMask::to_host(Stream) const { refuse(); }
+const std::uint64_t* DeviceMask::words() const { refuse(); }
+ColumnLists DeviceMask::lists() const { refuse(); }
+DeviceMask DeviceMask::as_bits(Stream) const { refuse(); }
+DeviceMask DeviceMask::as_lists(Stream) const { refuse(); }
+DeviceMask merge(const DeviceMask&, const DeviceMask&, MergeRule, Stream) { refuse(); }
+DeviceMask intersect(const DeviceMask&, const DeviceMask&, Stream) { refuse(); }
+DeviceMask subtract(const DeviceMask&, const DeviceMask&, Stream) { refuse(); }
 
 }  // namespace reticle::cuda

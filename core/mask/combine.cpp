@@ -8,12 +8,6 @@
 namespace reticle {
 namespace {
 
-void require_same_shape(const Mask& a, const Mask& b, const char* operation) {
-  if (!a.shape().same_logical(b.shape()))
-    throw ShapeError(std::string(operation) + ": masks of shapes " + a.shape().describe() + " and " +
-                     b.shape().describe() + "; needed is one shape (broadcast_to gives it)");
-}
-
 void decode(const Mask& mask, RowId row, std::vector<Run>& runs) {
   runs.clear();
   mask.row(row, runs);
@@ -411,7 +405,7 @@ Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional
 }  // namespace
 
 Mask merge(const Mask& a, const Mask& b, MergeRule rule, const Context& context) {
-  require_same_shape(a, b, "merge");
+  a.shape().require_same_logical(b.shape(), "merge");
   if (a.kind() == MaskKind::empty || b.kind() == MaskKind::full) return b;
   if (b.kind() == MaskKind::empty || a.kind() == MaskKind::full) return a;
   switch (rule) {
@@ -426,14 +420,14 @@ Mask merge(const Mask& a, const Mask& b, MergeRule rule, const Context& context)
 }
 
 Mask intersect(const Mask& a, const Mask& b, const Context& context) {
-  require_same_shape(a, b, "intersect");
+  a.shape().require_same_logical(b.shape(), "intersect");
   if (a.kind() == MaskKind::empty || b.kind() == MaskKind::full) return a;
   if (b.kind() == MaskKind::empty || a.kind() == MaskKind::full) return b;
   return combine<row_op::Intersect>(a, b, context);
 }
 
 Mask subtract(const Mask& a, const Mask& b, const Context& context) {
-  require_same_shape(a, b, "subtract");
+  a.shape().require_same_logical(b.shape(), "subtract");
   if (a.kind() == MaskKind::empty || b.kind() == MaskKind::empty) return a;
   if (b.kind() == MaskKind::full) return Mask::empty(a.shape());
   return combine<row_op::Subtract>(a, b, context);

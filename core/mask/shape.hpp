@@ -65,6 +65,12 @@ struct MaskShape {
   bool same_logical(const MaskShape& other) const {
     return batch == other.batch && heads == other.heads && queries == other.queries && keys == other.keys;
   }
+  /// ShapeError that names the operation, unless they are one.
+  void require_same_logical(const MaskShape& other, const char* operation) const {
+    if (!same_logical(other))
+      throw ShapeError(std::string(operation) + ": masks of shapes " + describe() + " and " + other.describe() +
+                       "; needed is one shape (broadcast_to gives it)");
+  }
   std::string describe() const {
     return "(" + std::to_string(batch) + ", " + std::to_string(heads) + ", " + std::to_string(queries) + ", " +
            std::to_string(keys) + ")";

@@ -11,18 +11,13 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace reticle {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr std::size_t kMostKept = 0;  // memory that is used again would hide errors
-#else
-constexpr std::size_t kMostKept = std::size_t{256} << 20;
-#endif
 
 /// Small blocks would be rounded up by too much.
 std::align_val_t alignment_of(std::size_t size) { return std::align_val_t{size >= 2 * kHugePage ? kHugePage : 64}; }
@@ -70,7 +65,7 @@ class KeptBlocks {
     } catch (const std::bad_alloc&) {
       free_block(memory, size);
     }
-    while (kept_ > kMostKept) drop_oldest();
+    while (kept_ > most_kept_bytes()) drop_oldest();
   }
 
  private:
@@ -109,15 +104,33 @@ KeptBlocks& kept_blocks() {
 
 }  // namespace
 
+std::size_t most_kept_bytes() {
+#if defined(__SANITIZE_ADDRESS__)
+  return 0;  // memory that is used again would hide errors
+#else
+  static constexpr std::size_t kMost = std::size_t{512} << 20;
+#ifdef __linux__
+  static const std::size_t least_of_both = [] {
+    const long pages = sysconf(_SC_PHYS_PAGES), page_size = sysconf(_SC_PAGESIZE);
+    const bool known = pages > 0 && page_size > 0;
+    return known ? std::min(kMost, static_cast<std::size_t>(pages) / 32 * static_cast<std::size_t>(page_size)) : kMost;
+  }();
+  return least_of_both;
+#else
+  return kMost;
+#endif
+#endif
+}
+
 void* allocate_aligned(std::size_t bytes) {
-  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return allocate_block(bytes);
+  if (bytes < KeptBlocks::kLeast || bytes > most_kept_bytes()) return allocate_block(bytes);
   const std::size_t size = KeptBlocks::rounded(bytes);
   void* const kept = kept_blocks().take(size);
   return kept != nullptr ? kept : allocate_block(size);
 }
 
 void free_aligned(void* memory, std::size_t bytes) noexcept {
-  if (bytes < KeptBlocks::kLeast || bytes > kMostKept) return free_block(memory, bytes);
+  if (bytes < KeptBlocks::kLeast || bytes > most_kept_bytes()) return free_block(memory, bytes);
   kept_blocks().keep(memory, KeptBlocks::rounded(bytes));
 }
 

@@ -15,10 +15,12 @@
 namespace reticle {
 
 /// Memory aligned to cache lines and the widest vectors. Large blocks ask the system for huge pages: first touches of
-/// small ones cost more than filling them. Up to 256 MB of what was freed is kept for blocks of equal size.
+/// small ones cost more than filling them. Up to most_kept_bytes() of what was freed are kept for blocks of equal size.
 /// std::bad_alloc when there is none.
 RETICLE_API void* allocate_aligned(std::size_t bytes);
 RETICLE_API void free_aligned(void* memory, std::size_t bytes) noexcept;
+/// 512 MB, or a 32nd of the machine's memory if that is less.
+RETICLE_API std::size_t most_kept_bytes();
 
 /// Aligned to cache lines (and the widest vectors); leaves scalars uninitialised when resized, so that memory is
 /// touched first by the thread that fills it.

@@ -88,6 +88,48 @@ TEST_F(CudaDevice, TilesComputeWhatTheCpuComputes) {
   }
 }
 
+TEST_F(CudaDevice, MasksCombineAsOnTheCpuAndArePlanned) {
+  for (const bool weighted : {false, true}) {
+    for (const double density : {0.01, 0.3}) {
+      Case c;
+      c.rows = 40;
+      c.keys = 3000;
+      c.causal = true;
+      c.weighted = weighted;
+      const Mask a = random_mask(c, density, 1);
+      c.weighted = false;
+      const Mask b = random_mask(c, 0.1, 2);
+      const Mask window = Mask::intervals(a.shape().one_head(), [](RowId row) {
+        const auto end = static_cast<std::int32_t>(2961 + row.query);
+        return Interval{end - 100, end};
+      });
+      const DeviceMask on_a(a, nullptr), on_b(b, nullptr), on_window(window, nullptr);
+      EXPECT_EQ(merge(on_a, on_b, MergeRule::add, nullptr).to_host(nullptr), merge(a, b));
+      EXPECT_EQ(merge(on_a, on_b, MergeRule::independent, nullptr).to_host(nullptr),
+                merge(a, b, MergeRule::independent));
+      EXPECT_EQ(intersect(on_a, on_b, nullptr).to_host(nullptr), intersect(a, b));
+      EXPECT_EQ(subtract(on_a, on_b, nullptr).to_host(nullptr), subtract(a, b));
+      const DeviceMask both = merge(on_a, on_window, MergeRule::max, nullptr);
+      const Mask expected_mask = merge(a, window, MergeRule::max);
+      EXPECT_EQ(both.to_host(nullptr), expected_mask);
+
+      const Problem<BFloat16> drawn(c, 128);
+      const AttentionResult expected = attention(drawn.inputs, expected_mask, drawn.options());
+      const OnDevice<BFloat16> on_device(drawn);
+      const AttentionPlan plan(on_device.inputs, both, nullptr, drawn.options());
+      EXPECT_EQ(plan.uses_tiles(), !weighted);
+      const Buffer out(drawn.output_size() * sizeof(BFloat16), nullptr),
+          logs(drawn.lse_size() * sizeof(float), nullptr);
+      plan.run(on_device.inputs, out.as<BFloat16>(), logs.as<float>(), nullptr);
+      std::vector<BFloat16> found(drawn.output_size());
+      std::vector<float> found_lse(drawn.lse_size());
+      out.copy_to(found.data(), nullptr);
+      logs.copy_to(found_lse.data(), nullptr);
+      expect_equal(expected, found, found_lse, 0.03, 1e-3);
+    }
+  }
+}
+
 TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
   std::mt19937 random(3);
   std::normal_distribution<float> draw;

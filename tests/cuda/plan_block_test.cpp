@@ -39,9 +39,9 @@ BlocksOfTile blocks_of(const Tile& tile, const KeyBlock* blocks, const std::uint
   return found;
 }
 
-void expect_tiles_of_the_cpu(const Case& c, const Mask& mask) {
+template <class MaskView>
+void expect_tiles_of_the_cpu(const Case& c, const Mask& mask, const MaskView& view) {
   const BlockPlan expected = plan_blocks(mask, c.kv_heads, c.causal);
-  const std::vector<std::uint8_t> bytes = bytes_of(mask);
   std::vector<Tile> tiles = expected.tiles;
   for (Tile& tile : tiles) tile.first_block = tile.blocks = -7;
   const Index key_blocks = (c.keys + kKeyBlock - 1) / kKeyBlock, room = static_cast<Index>(tiles.size()) * key_blocks;
@@ -50,7 +50,7 @@ void expect_tiles_of_the_cpu(const Case& c, const Mask& mask) {
   const HostBlock block(kPlanThreads);
   const auto shared = std::make_unique<PlanShared>();
   for (int i = 0; i < static_cast<int>(tiles.size()); ++i)
-    plan_tile(block, *shared, view_of(bytes, c), tiles.data(), blocks.data(), bits.data(), i);
+    plan_tile(block, *shared, view, tiles.data(), blocks.data(), bits.data(), i);
   for (std::size_t i = 0; i < tiles.size(); ++i) {
     EXPECT_EQ(blocks_of(tiles[i], blocks.data(), bits.data()),
               blocks_of(expected.tiles[i], expected.blocks.data(), expected.bits.data()))
@@ -58,16 +58,16 @@ void expect_tiles_of_the_cpu(const Case& c, const Mask& mask) {
   }
 }
 
-void expect_lists_of_the_cpu(const Case& c, const Mask& mask) {
+template <class MaskView>
+void expect_lists_of_the_cpu(const Case& c, const Mask& mask, const MaskView& view) {
   const Csr expected = to_csr(c.causal ? restrict_causal(mask) : mask);
-  const std::vector<std::uint8_t> bytes = bytes_of(mask);
   const Index rows = c.batch * c.heads * c.rows;
   std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * c.keys), -1),
       counts(static_cast<std::size_t>(rows));
   const HostBlock block(kPlanThreads);
   int scan[kWarp + 1];
   for (int row = 0; row < rows; ++row)
-    list_row(block, scan, view_of(bytes, c), static_cast<int>(c.heads), indices.data(), counts.data(), row);
+    list_row(block, scan, view, static_cast<int>(c.heads), {indices.data(), nullptr, counts.data(), c.keys}, row);
   for (Index row = 0; row < rows; ++row) {
     const Index begin = expected.row_ptr[row], count = expected.row_ptr[row + 1] - begin;
     ASSERT_EQ(counts[static_cast<std::size_t>(row)], count) << "row " << row;
@@ -76,7 +76,13 @@ void expect_lists_of_the_cpu(const Case& c, const Mask& mask) {
   }
 }
 
-TEST(CudaPlan, BytesBecomeTheTilesAndListsThatTheCpuMakes) {
+template <class MaskView>
+void expect_plans_of_the_cpu(const Case& c, const Mask& mask, const MaskView& view) {
+  expect_tiles_of_the_cpu(c, mask, view);
+  expect_lists_of_the_cpu(c, mask, view);
+}
+
+TEST(CudaPlan, BytesAndBitsBecomeTheTilesAndListsThatTheCpuMakes) {
   for (const bool causal : {false, true}) {
     for (const double density : {0.0, 0.001, 0.3, 1.0}) {
       for (const Index keys : {64, 200, 2500}) {
@@ -87,9 +93,46 @@ TEST(CudaPlan, BytesBecomeTheTilesAndListsThatTheCpuMakes) {
         c.keys = keys;
         c.causal = causal;
         const Mask mask = random_mask(c, density, 4);
-        expect_tiles_of_the_cpu(c, mask);
-        expect_lists_of_the_cpu(c, mask);
+        const std::vector<std::uint8_t> bytes = bytes_of(mask);
+        expect_plans_of_the_cpu(c, mask, view_of(bytes, c));
+        const Mask as_bits = convert(mask, MaskKind::bits);
+        const Index width = BitDense::words_per_row(c.keys);
+        const RowMap stored = RowMap::between(mask.shape().unshared(), as_bits.shape());
+        expect_plans_of_the_cpu(
+            c, mask,
+            WordMask{std::get<BitDense>(as_bits.representation()).words.data(),
+                     {stored.batch_stride * width, stored.head_stride * width, stored.query_stride * width},
+                     static_cast<int>(c.rows),
+                     static_cast<int>(c.keys),
+                     c.causal});
       }
+    }
+  }
+}
+
+TEST(CudaPlan, BlocksOfAnySizeBecomeTheTilesAndListsThatTheCpuMakes) {
+  for (const auto& [block_queries, block_keys] : {std::pair{1, 1}, {16, 10}, {64, 64}, {7, 100}, {128, 256}}) {
+    for (const bool causal : {false, true}) {
+      SCOPED_TRACE("blocks of " + std::to_string(block_queries) + " x " + std::to_string(block_keys) +
+                   (causal ? ", causal" : ""));
+      Case c;
+      c.rows = 70;
+      c.keys = 333;
+      c.causal = causal;
+      Case by_blocks = c;
+      by_blocks.rows = (c.rows + block_queries - 1) / block_queries;
+      by_blocks.keys = (c.keys + block_keys - 1) / block_keys;
+      const std::vector<std::uint8_t> bytes = bytes_of(random_mask(by_blocks, 0.3, 8));
+      std::vector<float> p;
+      for (Index row = 0; row < c.batch * c.heads * c.rows; ++row) {
+        const Index matrix = row / c.rows, of_block = matrix * by_blocks.rows + row % c.rows / block_queries;
+        for (Index key = 0; key < c.keys; ++key)
+          p.push_back(bytes[static_cast<std::size_t>(of_block * by_blocks.keys + key / block_keys)]);
+      }
+      const BlockMask view{bytes.data(), view_of(bytes, by_blocks).strides, block_queries,
+                           block_keys,   static_cast<int>(c.rows),          static_cast<int>(c.keys),
+                           causal};
+      expect_plans_of_the_cpu(c, Mask::dense({c.batch, c.heads, c.rows, c.keys}, p), view);
     }
   }
 }
@@ -106,7 +149,8 @@ TEST(CudaPlan, StridesOfZeroShareAPatternAmongHeads) {
   const HostBlock block(kPlanThreads);
   int scan[kWarp + 1];
   for (int row = 0; row < c.batch * c.heads * c.rows; ++row)
-    list_row(block, scan, shared_by_all, static_cast<int>(c.heads), indices.data(), counts.data(), row);
+    list_row(block, scan, shared_by_all, static_cast<int>(c.heads), {indices.data(), nullptr, counts.data(), c.keys},
+             row);
   const Csr expected = to_csr(one);
   for (std::size_t row = 0; row < counts.size(); ++row) {
     const auto own = static_cast<Index>(row) % c.rows;

@@ -168,6 +168,41 @@ def test_lists_of_keys_from_torch_are_attended_to():
 
 
 @needs_gpu
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_gpu_mask_of_blocks_is_planned_there(rows):
+    q, k, v = (on_gpu(2, h, n, 128) for h, n in ((8, rows), (2, 700), (2, 700)))
+    blocks = torch.rand(1, 8, -(-rows // 32), -(-700 // 48), device="cuda") < 0.5
+    attended = blocks.repeat_interleave(32, 2)[:, :, :rows].repeat_interleave(48, 3)[..., :700]
+    mask = reticle.Mask.dense(attended.expand(2, 8, -1, -1).cpu().numpy())
+    expected, expected_lse = reticle.attention(*(x.cpu() for x in (q, k, v)), mask, causal=True)
+    output, lse = reticle.torch.AttentionPlan(q, k, v, blocks, causal=True, block_size=(32, 48))(q, k, v)
+    torch.testing.assert_close(output.cpu(), expected, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=3e-3, rtol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 40])
+def test_masks_combine_on_the_gpu_and_are_planned_there(rows):
+    q, k, v = (on_gpu(2, h, n, 128) for h, n in ((8, rows), (2, 700), (2, 700)))
+    a, b, c = (reticle.Mask.dense((torch.rand(2, 8, rows, 700) < density).numpy()) for density in (0.01, 0.2, 0.3))
+    x, y, z = (reticle.torch.DeviceMask(mask) for mask in (a, b, c))
+    mask = (a | b) - (b & c)
+    on_device = (x | y) - (y & z)
+    assert on_device.to_host() == mask and on_device.shape == mask.shape
+    output, lse = reticle.torch.AttentionPlan(q, k, v, on_device)(q, k, v)
+    expected, expected_lse = reticle.attention(q.cpu().float(), k.cpu().float(), v.cpu().float(), mask)
+    torch.testing.assert_close(output.cpu().float(), expected, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-2, rtol=1e-3)
+
+
+def test_masks_on_the_gpu_say_where_there_is_none():
+    if reticle._core.cuda_device_count() > 0:
+        pytest.skip("there is a GPU")
+    with pytest.raises(reticle.DeviceError, match="CUDA"):
+        reticle.torch.DeviceMask(reticle.Mask.full((1, 1, 4, 8)))
+
+
+@needs_gpu
 def test_a_gpu_plan_runs_in_a_graph():
     q, k, v = on_gpu(1, 8, 1, 64), on_gpu(1, 2, 4096, 64), on_gpu(1, 2, 4096, 64)
     mask = reticle.Mask.dense((torch.rand(1, 8, 1, 4096) < 0.3).numpy())

@@ -9,20 +9,20 @@ TEST(Buffer, BlocksFreedLastAreGivenOutAgainAndOldOnesMakeRoom) {
 #if defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "nothing is kept under the address sanitizer, to which memory used again would hide errors";
 #endif
-  constexpr std::size_t kOld = std::size_t{192} << 20, kNew = std::size_t{96} << 20;
-  free_aligned(allocate_aligned(kOld), kOld);
-  void* const block = allocate_aligned(kNew);
-  free_aligned(block, kNew);
-  void* const again = allocate_aligned(kNew);
+  const std::size_t old_size = most_kept_bytes() / 4 * 3, new_size = old_size / 2;
+  free_aligned(allocate_aligned(old_size), old_size);
+  void* const block = allocate_aligned(new_size);
+  free_aligned(block, new_size);
+  void* const again = allocate_aligned(new_size);
   EXPECT_EQ(again, block);
-  free_aligned(again, kNew);
+  free_aligned(again, new_size);
 }
 
 TEST(Buffer, BlocksLargerThanWhatIsKeptGoBackToTheSystem) {
-  constexpr std::size_t kHuge = std::size_t{512} << 20;
-  void* const block = allocate_aligned(kHuge);
+  const std::size_t size = most_kept_bytes() + (std::size_t{1} << 20);
+  void* const block = allocate_aligned(size);
   ASSERT_NE(block, nullptr);
-  free_aligned(block, kHuge);
+  free_aligned(block, size);
 }
 
 }  // namespace
