@@ -287,6 +287,7 @@ void add_attention(py::module_& module) {
           },
           "\"sinks\", \"window\", \"top_k\", \"top_p\", \"pages\", \"sample\" or \"adaptive\".")
       .def_readonly("count", &Rule::count, "Keys, of sinks, window and top_k; pages.")
+      .def_readonly("dilation", &Rule::dilation, "From one key to the next, of a window.")
       .def_readonly("page_size", &Rule::page_size, "Keys, of pages.")
       .def_readonly("share", &Rule::share, "Of the mass (top_p) or of the keys not chosen yet (sample).");
   py::class_<SparseAttention>(module, "SparseAttention",

@@ -13,7 +13,7 @@ namespace reticle {
 struct Rule {
   enum class Kind : std::uint8_t {
     sinks,   // the first `count` keys
-    window,  // the last `count` keys up to the row's own position
+    window,  // `count` keys, `dilation` apart, back from the row's own position
     top_k,   // the `count` keys of highest exact score that are not chosen yet
     top_p,   // the fewest of highest exact score whose mass over those not chosen yet exceeds `share`
     pages,   // whole pages of `page_size` keys, the `count` of highest upper bound of q.k, chosen before or not
@@ -24,7 +24,7 @@ struct Rule {
   };
 
   Kind kind = Kind::sinks;
-  Index count = 0;
+  Index count = 0, dilation = 1;
   double share = 0;
   Index page_size = 0;
   Size base = 0;

@@ -123,12 +123,12 @@ def run(
 
 
 def entries_of(rules: Sequence[Rule], keys: int) -> int | None:
-    """How many of `keys` keys a row gets from rules; None where that depends on the scores."""
+    """How many of `keys` keys a row gets from rules; None where that depends on the scores, or on what meets."""
     chosen = 0
     kinds: set[str] = set()
     for rule in rules:
         if rule.kind in ("sinks", "window"):
-            if rule.kind in kinds or not kinds <= {"sinks", "window"}:
+            if rule.kind in kinds or not kinds <= {"sinks", "window"} or rule.dilation > 1:
                 return None
             added = rule.count
         elif rule.kind == "top_k":

@@ -93,11 +93,12 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
   float* const p = problem.p + first;
   const float* const scores = problem.scores == nullptr ? nullptr : problem.scores + first;
   std::int32_t* const indices = problem.indices + first;
-  const auto keep = [&](int from, int to) {
-    from = from < 0 ? 0 : from;
-    to = to > visible ? visible : to;
+  const auto keep = [&](int count, auto&& key_of) {
     block.each([&](int thread) {
-      for (int key = from + thread; key < to; key += block.threads()) p[key] = 1;
+      for (int i = thread; i < count; i += block.threads()) {
+        const Index key = key_of(i);
+        if (key >= 0 && key < visible) p[key] = 1;
+      }
     });
   };
   const auto key_of = [&](Index i) { return p[i] > 0 ? 0u : order_key(scores[i]); };
@@ -109,9 +110,9 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
     const auto count = static_cast<int>(rule.count < keys ? rule.count : keys);
     block.sync();
     if (rule.kind == Rule::Kind::sinks) {
-      keep(0, count);
+      keep(count, [](Index nth) { return nth; });
     } else if (rule.kind == Rule::Kind::window) {
-      keep(end - count, end);
+      keep(count, [&](Index nth) { return end - 1 - nth * rule.dilation; });
     } else if (rule.samples()) {
       const Philox random(rule.seed, static_cast<std::uint32_t>(problem.layer), static_cast<std::uint32_t>(batch),
                           static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(query));

@@ -4,9 +4,9 @@
 // Columns: the N smallest of two ascending lists are, lane by lane, the smaller of the next N of one and the next N of
 // the other reversed; how many lanes came from either says where both lists go on. What was taken is bitonic: log2(N)
 // stages of exchanges sort it, and it goes out less what equals its predecessor. No branch depends on the data, and the
-// next step waits for a load, a comparison and a count only, not for the exchanges: about 1.5 cycles per column with 16
-// lanes, where a two-pointer merge mispredicts half of its steps (10 or more). The p of weighted columns follow them
-// through the exchanges; a column goes out one lane late, when its twin is known.
+// next step waits for a load, a comparison and a count only, not for the exchanges: about 2 cycles per column with 16
+// lanes, 3 with p, where a two-pointer merge mispredicts half of its steps (10 or more). The p of weighted columns
+// follow them through the exchanges; a column goes out one lane late, when its twin is known.
 //
 // Bits of columns that are dense enough: a byte for every position, packed by comparisons. For two such lists at once,
 // word by word: the vector of shifted ones of a word's columns is folded; both lists' loads, comparisons and counts
@@ -287,7 +287,7 @@ HWY_INLINE Index MergeWeightedBy(ListReader from_a, ListReader from_b, std::int3
 
 Index MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
                     const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
-  return ByRule(rule, [&](auto op) {
+  return ByRule(rule, [&](auto op) HWY_ATTR {
     return MergeWeightedBy<decltype(op)>({a, a_p, a_count}, {b, b_p, b_count}, out, out_p);
   });
 }
@@ -496,7 +496,7 @@ HWY_INLINE RowCounts UniteAsDenseBy(ListReader a, ListReader b, float* p, Index 
 
 RowCounts UniteAsDense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
                        const float* b_p, Index b_count, float* p, Index keys, bool* weighted) {
-  return ByRule(rule, [&](auto op) {
+  return ByRule(rule, [&](auto op) HWY_ATTR {
     return UniteAsDenseBy<decltype(op)>({a, a_p, a_count}, {b, b_p, b_count}, p, keys, weighted);
   });
 }

@@ -14,6 +14,8 @@ class Causal final : public Masker {
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
     return restrict_causal(Mask::full(inputs.shape()), context);
   }
+
+  std::optional<Rule> rule(Index keys) const override { return Rule{Rule::Kind::window, keys}; }
 };
 
 RETICLE_REGISTER_MASKER("causal", Causal, CausalConfig,

@@ -36,8 +36,7 @@ class Local final : public Masker {
   }
 
   std::optional<Rule> rule(Index keys) const override {
-    if (config_.dilation != 1) return std::nullopt;
-    return Rule{Rule::Kind::window, config_.window_size.resolve(keys)};
+    return Rule{Rule::Kind::window, config_.window_size.resolve(keys), config_.dilation};
   }
 
  private:

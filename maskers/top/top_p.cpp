@@ -32,6 +32,11 @@ class TopP final : public Masker {
         context);
   }
 
+  std::optional<Rule> rule(Index) const override {
+    if (config_.scorer != ScorerName::exact) return std::nullopt;
+    return Rule{.kind = Rule::Kind::top_p, .share = config_.top_p};
+  }
+
  private:
   TopPConfig config_;
 };

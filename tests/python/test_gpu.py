@@ -209,6 +209,8 @@ def test_entries_of_rules_are_counted_where_scores_do_not_matter():
     assert counted(best, sink) is None
     assert counted(sink, sink) is None
     assert counted({"type": "oracle_top_p"}) is None
+    assert counted({"type": "local", "window_size": 4, "dilation": 3}) is None
+    assert counted({"type": "causal"}) == 100
     rules = reticle.SparseAttention.from_json(json.dumps({"maskers": [sink, best, sampled]})).rules(50)
     assert [(rule.kind, rule.count, rule.share) for rule in rules] == [
         ("sinks", 4, 0),
