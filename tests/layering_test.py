@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "core/mask": {"core/base", "core/tensor", "core/mask"},
     "core/config": {"core/base", "core/config"},
     "core/ops": {"core/base", "core/tensor", "core/mask", "core", "core/ops"},
-    "core/cuda": {"core/base", "core/tensor", "core/ops", "core", "core/cuda"},
+    "core/cuda": {"core/base", "core/tensor", "core/mask", "core/ops", "core", "core/cuda"},
     "core": {"core/base", "core/tensor", "core/mask", "core/config", "core"},
     "maskers": {"core", "core/mask", "core/ops"},
     "attention": {

@@ -175,7 +175,7 @@ def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added):
     [
         ([{"type": "sink", "sink_size": 2, "layers": [1]}], "no masker serves layer 0"),
         ([{"type": "sink", "sink_size": 2, "heads": [1]}], "some heads only"),
-        ([{"type": "local", "window_size": 2, "dilation": 3}], 'masker 0, "local", has no rule'),
+        ([{"type": "top_k", "heavy_size": 2, "scorer": "value_aware"}], 'masker 0, "top_k", has no rule'),
         ([{"type": "sink", "sink_size": 2}, {"type": "moba"}], 'masker 1, "moba", has no rule'),
         ([], "no masker serves layer 0"),
     ],
