@@ -556,9 +556,7 @@ void TransposeBits(const std::uint64_t* words, Index rows, Index stride, std::ui
   for (Index r = 0; r < rows; ++r) rest[r] = words[r * stride];
   // Halves by halves: whole vectors first, then lanes within each.
   std::uint64_t kept = 0x00000000FFFFFFFFu;
-  std::size_t half = 32;
-  const auto next = [&] { kept ^= kept << (half >>= 1); };
-  for (; half >= kLanes; next()) {
+  for (std::size_t half = 32; half >= kLanes; half >>= 1, kept ^= kept << half) {
     for (std::size_t i = 0; i < 64; i = (i + half + kLanes) & ~half) {
       const V lower = hn::Load(tag, rest + i), upper = hn::Load(tag, rest + i + half);
       const V low_bits = hn::Set(tag, kept),
