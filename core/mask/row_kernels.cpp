@@ -358,7 +358,9 @@ HWY_INLINE hn::Vec<D> TakeWord(D tag, ListReader& list, Index first) {
                                : LoadFirst(columns_tag, columns, std::max<Index>(0, list.left() - offset), ~0u);
       const auto bit = hn::Sub(hn::PromoteTo(tag, next), zeroth);
       const auto inside = hn::Lt(bit, hn::Set(tag, std::uint64_t{64}));
-      bits = hn::Or(bits, hn::IfThenElseZero(inside, hn::Shl(hn::Set(tag, std::uint64_t{1}), bit)));
+      // A shift by more than 63 is not defined on every target.
+      const auto shift = hn::IfThenElseZero(inside, bit);
+      bits = hn::Or(bits, hn::IfThenElseZero(inside, hn::Shl(hn::Set(tag, std::uint64_t{1}), shift)));
       taken += hn::CountTrue(tag, inside);
     }
   }
