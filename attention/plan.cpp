@@ -18,10 +18,10 @@ constexpr Index kLeastShared = 32;
 /// `bench_attention --benchmark_filter=key` and `prefill_tokens`.
 Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (2 * rows + 14) / 15; }
 
-/// A word of 64 keys of which so many are shared is shared whole: segments stay long, and the few keys that nobody or
-/// one row wants cost less than their bookkeeping. The few rows of a decode step are bound by reading keys, and memory
-/// streams faster than it is picked from: there, keys count that any row wants.
-constexpr int kWholeWord = 48;
+/// A word of keys of which three quarters are shared is shared whole: segments stay long, and the few keys that nobody
+/// or one row wants cost less than their bookkeeping. The few rows of a decode step are bound by reading keys, and
+/// memory streams faster than it is picked from: there, keys count that any row wants.
+bool nearly_whole(std::uint64_t held, std::uint64_t keys) { return 4 * std::popcount(held) >= 3 * std::popcount(keys); }
 
 /// What an entry costs in a tile of so many rows, against one of 64: fewer compute slower, but where neighbouring
 /// queries attend to other keys, as those of Native Sparse Attention may, they compute less that nobody attends to.
@@ -147,7 +147,8 @@ void TilePlanner::read_runs(RowId row, std::vector<Run>& runs) const {
 void TilePlanner::read(RowId row, RowEntries& entries) const {
   entries.columns = {};
   entries.p = {};
-  entries.words.clear();
+  entries.words = {};
+  entries.last_word = 0;
   entries.runs.clear();
   const auto visible = static_cast<std::int32_t>(inputs_.visible_keys(row.query));
   const Index stored = mask_.shape().stored_row(row);
@@ -157,14 +158,22 @@ void TilePlanner::read(RowId row, RowEntries& entries) const {
     if (begin != end && end[-1] >= visible) end = std::lower_bound(begin, end, visible);
     entries.columns = {begin, end};
     if (!csr->p.empty()) entries.p = {csr->p.data() + csr->row_ptr[stored], entries.columns.size()};
+    entries.count = end - begin;
   } else if (const auto* bits = std::get_if<BitDense>(&mask_.representation())) {
-    if (visible == 0) return;
-    const std::uint64_t* words = bits->words.data() + stored * BitDense::words_per_row(mask_.shape().keys);
-    entries.words.assign(words, words + BitDense::words_per_row(visible));
-    entries.words.back() &= ~std::uint64_t{0} >> (63 - ((visible - 1) & 63));
+    const std::uint64_t* const words = bits->words.data() + stored * BitDense::words_per_row(mask_.shape().keys);
+    entries.words = {words, static_cast<std::size_t>(visible / 64)};
+    if (visible % 64 != 0) entries.last_word = words[visible / 64] & ((std::uint64_t{1} << (visible % 64)) - 1);
+    entries.count = count_bits(words, visible / 64) + std::popcount(entries.last_word);
   } else {
     read_runs(row, entries.runs);
+    entries.count = 0;
+    for (const Run& run : entries.runs) entries.count += run.end - run.begin;
   }
+}
+
+bool TilePlanner::RowEntries::operator==(const RowEntries& other) const {
+  return count == other.count && std::ranges::equal(columns, other.columns) && std::ranges::equal(p, other.p) &&
+         std::ranges::equal(words, other.words) && last_word == other.last_word && runs == other.runs;
 }
 
 const TilePlan& TilePlanner::plan(const TileRows& rows) {
@@ -174,15 +183,17 @@ const TilePlan& TilePlanner::plan(const TileRows& rows) {
   if (count > 1 && all_rows_equal(rows)) return share_all_of(rows.row(0), count);
   for (Index r = 0; r < count; ++r) read(rows.row(r), entries_[static_cast<std::size_t>(r)]);
   if (count > 1) {
-    const auto same = [&](const RowEntries& other) {
-      return std::ranges::equal(other.columns, entries_[0].columns) && std::ranges::equal(other.p, entries_[0].p) &&
-             other.words == entries_[0].words && other.runs == entries_[0].runs;
-    };
+    const auto same = [&](const RowEntries& other) { return other == entries_[0]; };
     if (std::all_of(entries_.begin() + 1, entries_.begin() + count, same)) return share_all_of(rows.row(0), count);
     find_shared(count);
   }
-  for (Index r = 0; r < count; ++r) place(r, count);
+  place(count);
   return plan_;
+}
+
+TilePlan TilePlanner::take(const TileRows& rows) {
+  plan(rows);
+  return std::exchange(plan_, {});
 }
 
 /// Without reading them.
@@ -215,16 +226,14 @@ void TilePlanner::find_shared(Index rows) {
   Index lowest = mask_.shape().keys, highest = 0, entries = 0;
   for (Index r = 0; r < rows; ++r) {
     const RowEntries& row = entries_[static_cast<std::size_t>(r)];
-    const auto meet = [&](Index begin, Index end, Index count) {
+    const auto meet = [&](Index begin, Index end) {
       lowest = std::min(lowest, begin);
       highest = std::max(highest, end);
-      entries += count;
     };
-    if (!row.columns.empty()) meet(row.columns.front(), row.columns.back() + 1, static_cast<Index>(row.columns.size()));
-    for (const Run& run : row.runs) meet(run.begin, run.end, run.end - run.begin);
-    if (!row.words.empty())
-      meet(0, static_cast<Index>(row.words.size()) * 64,
-           count_bits(row.words.data(), static_cast<Index>(row.words.size())));
+    entries += row.count;
+    if (!row.columns.empty()) meet(row.columns.front(), row.columns.back() + 1);
+    if (!row.runs.empty()) meet(row.runs.front().begin, row.runs.back().end);
+    if (!row.words.empty() || row.last_word != 0) meet(0, row.words_end() + (row.last_word != 0 ? 64 : 0));
   }
   const Index least = least_rows(rows);
   if (entries < least * kLeastShared) return;
@@ -235,6 +244,7 @@ void TilePlanner::find_shared(Index rows) {
     const RowEntries& row = entries_[static_cast<std::size_t>(r)];
     std::uint64_t* words = words_.data() + r * width;
     std::copy(row.words.begin(), row.words.end(), words);
+    if (row.last_word != 0) words[row.words.size()] = row.last_word;
     set_bits(row.columns.data(), static_cast<Index>(row.columns.size()), origin_, words);
     for (const Run& run : row.runs) set_bit_range(words, run.begin - origin_, run.end - origin_);
   }
@@ -273,12 +283,18 @@ double TilePlanner::shared_entries(Index rows, Index width) {
 
 void TilePlanner::share_whole_words(Index rows, Index width) {
   const bool few = rows <= kRowPathRows;
-  for (std::size_t w = 0; w < static_cast<std::size_t>(width); ++w) {
-    if (!few && std::popcount(shared_[w]) < kWholeWord) continue;
+  for (Index w = 0; w < width; ++w) {
+    const Index beyond = origin_ + (w + 1) * 64 - mask_.shape().keys;
+    const std::uint64_t keys = ~std::uint64_t{0} >> std::max<Index>(0, beyond);
+    std::uint64_t& shared = shared_[static_cast<std::size_t>(w)];
+    if (!few && !nearly_whole(shared, keys)) continue;
     std::uint64_t any = 0;
-    for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width) + w];
-    if (std::popcount(any) < kWholeWord) continue;
-    shared_[w] = (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
+    for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width + w)];
+    if (!nearly_whole(any, keys)) continue;
+    // Up to where somebody attends, if all do; else without gaps, so that neighbouring words make one segment.
+    const std::uint64_t attended =
+        (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
+    shared = (attended & ~by_all_[static_cast<std::size_t>(w)]) == 0 ? attended : keys;
   }
 }
 
@@ -319,44 +335,49 @@ void TilePlanner::make_segments(Index rows, Index width) {
 }
 
 /// What a row does not share goes to its rest; the p of what it shares to where the tile looks for it.
-void TilePlanner::place(Index r, Index rows) {
-  const RowEntries& row = entries_[static_cast<std::size_t>(r)];
+void TilePlanner::place(Index rows) {
+  const auto entries = [&](Index r) -> const RowEntries& { return entries_[static_cast<std::size_t>(r)]; };
   if (shared_.empty()) {
-    keep_all(row);
+    fill_rest(
+        rows, [&](Index r) { return entries(r).count; }, [&](Index r, std::int32_t* to) { keep_all(entries(r), to); });
   } else if (mask_.weighted()) {
-    place_weighted(row, r, rows);
-  } else {
-    own_.resize(shared_.size());
-    const std::uint64_t* const words = words_.data() + static_cast<std::size_t>(r) * shared_.size();
-    std::uint64_t any = 0;
-    for (std::size_t w = 0; w < shared_.size(); ++w) {
-      own_[w] = words[w] & ~shared_[w];
-      any |= own_[w];
+    for (Index r = 0; r < rows; ++r) {
+      place_weighted(entries(r), r, rows);
+      plan_.rest_ptr.push_back(static_cast<Index>(plan_.rest.size()));
     }
-    if (any != 0) keep_bits(own_, origin_);
+  } else {
+    const auto width = static_cast<Index>(shared_.size());
+    const auto words = [&](Index r) { return words_.data() + r * width; };
+    fill_rest(
+        rows,
+        [&](Index r) { return combine_words(BitOp::subtract, words(r), shared_.data(), words(r), width).entries; },
+        [&](Index r, std::int32_t* to) { columns_of_bits(words(r), width, origin_, to); });
   }
-  plan_.rest_ptr.push_back(static_cast<Index>(plan_.rest.size()));
 }
 
-void TilePlanner::keep_all(const RowEntries& row) {
-  plan_.rest.insert(plan_.rest.end(), row.columns.begin(), row.columns.end());
+/// Calls write(r, where) for each row, where it has room for count(r) keys, and may write kSlack beyond.
+template <class Count, class Write>
+void TilePlanner::fill_rest(Index rows, Count&& count, Write&& write) {
+  for (Index r = 0; r < rows; ++r) plan_.rest_ptr.push_back(plan_.rest_ptr.back() + count(r));
+  const auto total = static_cast<std::size_t>(plan_.rest_ptr.back());
+  if (total == 0) return;
+  plan_.rest.resize(total + kSlack);
+  for (Index r = 0; r < rows; ++r) write(r, plan_.rest.data() + plan_.rest_ptr[static_cast<std::size_t>(r)]);
+  plan_.rest.resize(total);
+}
+
+void TilePlanner::keep_all(const RowEntries& row, std::int32_t* to) {
+  std::vector<float>& inverse_p = plan_.rest_inverse_p;
+  std::copy(row.columns.begin(), row.columns.end(), to);
+  for (const float p : row.p) inverse_p.push_back(1.0f / p);
   for (const Run& run : row.runs) {
-    const std::size_t before = plan_.rest.size();
-    plan_.rest.resize(before + static_cast<std::size_t>(run.end - run.begin));
-    std::iota(plan_.rest.begin() + static_cast<std::ptrdiff_t>(before), plan_.rest.end(), run.begin);
-    if (mask_.weighted()) plan_.rest_inverse_p.resize(plan_.rest.size(), 1.0f / run.p);
+    const auto length = static_cast<std::size_t>(run.end - run.begin);
+    std::iota(to, to + length, run.begin);
+    to += length;
+    if (mask_.weighted()) inverse_p.resize(inverse_p.size() + length, 1.0f / run.p);
   }
-  for (const float p : row.p) plan_.rest_inverse_p.push_back(1.0f / p);
-  keep_bits(row.words, 0);
-}
-
-void TilePlanner::keep_bits(std::span<const std::uint64_t> words, std::int32_t origin) {
-  const std::size_t before = plan_.rest.size();
-  const Index count = count_bits(words.data(), static_cast<Index>(words.size()));
-  plan_.rest.resize(before + static_cast<std::size_t>(count + kSlack));
-  const Index kept =
-      columns_of_bits(words.data(), static_cast<Index>(words.size()), origin, plan_.rest.data() + before);
-  plan_.rest.resize(before + static_cast<std::size_t>(kept));
+  to += columns_of_bits(row.words.data(), static_cast<Index>(row.words.size()), 0, to);
+  columns_of_bits(&row.last_word, 1, static_cast<std::int32_t>(row.words_end()), to);
 }
 
 void TilePlanner::place_weighted(const RowEntries& row, Index r, Index rows) {
@@ -386,7 +407,7 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, co
   context.for_each_chunk(tiling.count(), tiling.per_task(), [&](Index, Index begin, Index end) {
     TilePlanner planner(inputs, mask);
     for (Index tile = begin; tile < end; ++tile)
-      tiles_[static_cast<std::size_t>(tile)] = planner.plan(tiling.rows(tile));
+      tiles_[static_cast<std::size_t>(tile)] = planner.take(tiling.rows(tile));
   });
 }
 

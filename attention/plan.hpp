@@ -81,14 +81,21 @@ class RETICLE_API TilePlanner {
   TilePlanner(const AttentionInputs& inputs, const Mask& mask);
   /// Valid until the next call.
   const TilePlan& plan(const TileRows& rows);
+  /// The same, to keep.
+  TilePlan take(const TileRows& rows);
 
  private:
   /// A row's entries, up to what causality leaves, in the form that the mask stores: columns, words of bits, or runs.
   struct RowEntries {
     std::span<const std::int32_t> columns;
     std::span<const float> p;  // of columns; empty: all 1
-    std::vector<std::uint64_t> words;
+    std::span<const std::uint64_t> words;
+    std::uint64_t last_word = 0;  // the one after them, as far as it is visible
     std::vector<Run> runs;
+    Index count = 0;
+
+    Index words_end() const { return static_cast<Index>(words.size()) * 64; }
+    bool operator==(const RowEntries& other) const;
   };
 
   void read(RowId row, RowEntries& entries) const;
@@ -99,9 +106,10 @@ class RETICLE_API TilePlanner {
   double shared_entries(Index rows, Index width);
   void share_whole_words(Index rows, Index width);
   void make_segments(Index rows, Index width);
-  void place(Index r, Index rows);
-  void keep_all(const RowEntries& row);
-  void keep_bits(std::span<const std::uint64_t> words, std::int32_t origin);
+  void place(Index rows);
+  template <class Count, class Write>
+  void fill_rest(Index rows, Count&& count, Write&& write);
+  void keep_all(const RowEntries& row, std::int32_t* to);
   void place_weighted(const RowEntries& row, Index r, Index rows);
 
   const AttentionInputs& inputs_;

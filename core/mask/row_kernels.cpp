@@ -17,6 +17,7 @@
 #include <reticle/core/mask/row_kernels.hpp>
 #include <reticle/core/mask/run.hpp>
 
+#define HWY_WANT_AVX3_DL  // which compresses bytes and counts bits in vectors (Ice Lake, Zen 4 and later)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/mask/row_kernels.cpp"
 #include <hwy/foreach_target.h>
@@ -503,21 +504,37 @@ RowCounts UniteAsDense(UnionRule rule, const std::int32_t* a, const float* a_p, 
   });
 }
 
-/// A vector of columns at a time, packed by its bits: the cost is by words, not by entries.
-Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin, std::int32_t* out) {
+/// The columns of a word's bits, ascending; may write 16 more. Where bytes can be compressed, all 64 numbers are, and
+/// widened 16 at a time: the cost is by entries. Elsewhere a vector of columns at a time: by words.
+inline std::int32_t* PutColumns(std::uint64_t word, std::int32_t first, std::int32_t* out) {
   const hn::CappedTag<std::int32_t, 16> tag;
   const auto lanes = static_cast<int>(hn::Lanes(tag));
+#if HWY_TARGET == HWY_AVX3_DL
+  const hn::Full512<std::uint8_t> bytes;
+  const hn::Full128<std::uint8_t> some;
+  HWY_ALIGN std::uint8_t numbers[64];
+  const auto set = hn::LoadMaskBits(bytes, reinterpret_cast<const std::uint8_t*>(&word));
+  hn::Store(hn::Compress(hn::Iota(bytes, 0), set), bytes, numbers);
+  const int count = std::popcount(word);
+  for (int i = 0; i < count; i += lanes)
+    hn::StoreU(hn::Add(hn::Set(tag, first), hn::PromoteTo(tag, hn::Load(some, numbers + i))), tag, out + i);
+  return out + count;
+#else
   const auto from_zero = hn::Iota(tag, 0);
+  for (int bit = 0; bit < 64; bit += lanes) {
+    const std::uint64_t bits = word >> bit & ((std::uint64_t{1} << lanes) - 1);
+    const auto columns = hn::Add(from_zero, hn::Set(tag, first + bit));
+    hn::StoreU(hn::Compress(columns, hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits))), tag, out);
+    out += std::popcount(bits);
+  }
+  return out;
+#endif
+}
+
+Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin, std::int32_t* out) {
   std::int32_t* const begin = out;
   for (Index w = 0; w < count; ++w) {
-    if (words[w] == 0) continue;
-    const auto first = static_cast<std::int32_t>(origin + w * 64);
-    for (int bit = 0; bit < 64; bit += lanes) {
-      const std::uint64_t bits = words[w] >> bit & ((std::uint64_t{1} << lanes) - 1);
-      const auto columns = hn::Add(from_zero, hn::Set(tag, first + bit));
-      hn::StoreU(hn::Compress(columns, hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits))), tag, out);
-      out += std::popcount(bits);
-    }
+    if (words[w] != 0) out = PutColumns(words[w], static_cast<std::int32_t>(origin + w * 64), out);
   }
   return out - begin;
 }
@@ -554,8 +571,9 @@ void TransposeBits(const std::uint64_t* words, Index rows, Index stride, std::ui
   using V = hn::Vec<decltype(tag)>;
   constexpr std::size_t kLanes = hn::MaxLanes(tag);
   if (kLanes >= 4 && rows <= 8) return SpreadBits(tag, words, rows, stride, out);
-  HWY_ALIGN std::uint64_t rest[64] = {};
+  HWY_ALIGN std::uint64_t rest[64];
   for (Index r = 0; r < rows; ++r) rest[r] = words[r * stride];
+  std::fill(rest + rows, rest + 64, std::uint64_t{0});
   // Halves by halves: whole vectors first, then lanes within each.
   std::uint64_t kept = 0x00000000FFFFFFFFu;
   for (std::size_t half = 32; half >= kLanes; half >>= 1, kept ^= kept << half) {

@@ -2,12 +2,15 @@
 //
 // Narrow: a threshold guessed from a few samples, low enough that more than k scores pass it almost surely, leaves a
 // small list of candidates; one pass at load speed. Should fewer pass, nothing is lost but that pass.
-// Cut: bisection over the bits of floats in the order of selection finds the k-th highest candidate; each step counts
-// the candidates above its middle, 16 per instruction with AVX-512, and it ends as soon as the count is k: a dozen
-// steps, at most 32 whatever the distribution.
-// Take: one more pass writes the positions in ascending order, of scores equal to the last one the first.
-// Bound by reading the scores once when they are many, by the steps over the candidates when they are few.
+// Cut: the k-th highest candidate lies between two scores that are drawn together; each step counts the candidates from
+// a score between them on, 16 per instruction with AVX-512, and the first that counts k ends it. That score is where
+// k is reached if ranks are distributed as those of a logistic distribution (near enough to a normal one, tails
+// included): about four steps. Where that does not halve what lies between, the next step halves the bits of floats, in
+// the order of selection, instead: at most 64 steps whatever the distribution. Take: one more pass writes the positions
+// in ascending order, of scores equal to the last one the first. Bound by reading the scores once when they are many,
+// by the steps over the candidates when they are few.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -31,19 +34,20 @@ Index CountFrom(const float* scores, Index n, float threshold) {
   const hn::RebindToSigned<decltype(tag)> counts;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const auto least = hn::Set(tag, threshold);
-  // A mask is -1 where it holds. Four sums, each below 2^31, so that additions do not wait for one another.
+  const auto passing = [&](Index i) HWY_ATTR { return hn::Ge(hn::LoadU(tag, scores + i), least); };
+  // Four sums, each below 2^31, so that additions do not wait for one another.
   auto a = hn::Zero(counts), b = a, c = a, d = a;
-  const auto passing = [&](Index i) HWY_ATTR {
-    return hn::VecFromMask(counts, hn::RebindMask(counts, hn::Ge(hn::LoadU(tag, scores + i), least)));
-  };
+  const auto one = hn::Set(counts, 1);
+  const auto add = [&](auto& sum, Index i)
+                       HWY_ATTR { sum = hn::IfThenElse(hn::RebindMask(counts, passing(i)), hn::Add(sum, one), sum); };
   Index i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    a = hn::Sub(a, passing(i));
-    b = hn::Sub(b, passing(i + lanes));
-    c = hn::Sub(c, passing(i + 2 * lanes));
-    d = hn::Sub(d, passing(i + 3 * lanes));
+    add(a, i);
+    add(b, i + lanes);
+    add(c, i + 2 * lanes);
+    add(d, i + 3 * lanes);
   }
-  for (; i + lanes <= n; i += lanes) a = hn::Sub(a, passing(i));
+  for (; i + lanes <= n; i += lanes) add(a, i);
   Index count = hn::GetLane(hn::SumOfLanes(counts, hn::Add(hn::Add(a, b), hn::Add(c, d))));
   for (; i < n; ++i) count += scores[i] >= threshold ? 1 : 0;
   return count;
@@ -67,6 +71,26 @@ float Highest(const float* scores, Index n) {
   float highest = hn::GetLane(hn::MaxOfLanes(tag, hn::Max(a, b)));
   for (; i < n; ++i) highest = scores[i] > highest ? scores[i] : highest;
   return highest;
+}
+
+/// The lowest of the scores at or above the threshold; +infinity if there is none.
+float LowestFrom(const float* scores, Index n, float threshold) {
+  const hn::ScalableTag<float> tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  const auto least = hn::Set(tag, threshold), infinity = hn::Set(tag, std::numeric_limits<float>::infinity());
+  auto a = infinity, b = infinity;
+  const auto passing = [&](Index i) HWY_ATTR {
+    const auto v = hn::LoadU(tag, scores + i);
+    return hn::IfThenElse(hn::Ge(v, least), v, infinity);
+  };
+  Index i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    a = hn::Min(a, passing(i));
+    b = hn::Min(b, passing(i + lanes));
+  }
+  float lowest = hn::GetLane(hn::MinOfLanes(tag, hn::Min(a, b)));
+  for (; i < n; ++i) lowest = scores[i] >= threshold && scores[i] < lowest ? scores[i] : lowest;
+  return lowest;
 }
 
 /// Scores at or above the threshold, with their positions (from `indices`, or their own); returns how many.
@@ -145,8 +169,13 @@ namespace reticle {
 
 HWY_EXPORT(CountFrom);
 HWY_EXPORT(Highest);
+HWY_EXPORT(LowestFrom);
 HWY_EXPORT(CollectFrom);
 HWY_EXPORT(TakeAbove);
+
+float highest(std::span<const float> scores) {
+  return HWY_DYNAMIC_DISPATCH(Highest)(scores.data(), static_cast<Index>(scores.size()));
+}
 
 namespace {
 
@@ -176,16 +205,30 @@ Cut find_cut(const float* scores, Index n, Index k, Index enough, std::uint32_t 
   };
   Cut cut{low, count_from(low), 0};
   if (cut.reaching <= enough) return cut;
-  const std::uint32_t highest = order_key(HWY_DYNAMIC_DISPATCH(Highest)(scores, n));
-  const Index at_highest = count_from(highest);
-  if (at_highest >= k) return {highest, at_highest, 0};  // the k are all equal to the highest
-  std::uint32_t high = highest;                          // fewer than k reach it
-  cut.above = at_highest;
+  std::uint32_t high = order_key(highest({scores, static_cast<std::size_t>(n)}));
+  cut.above = count_from(high);
+  if (cut.above >= k) return {high, cut.above, 0};  // the k are all equal to the highest
+  if (low == order_key(kLowest)) cut.low = order_key(HWY_DYNAMIC_DISPATCH(LowestFrom)(scores, n, kLowest));
+  // log(count / (n - count)): a positive float's bits are its logarithm, near enough, and cost nothing.
+  const auto logit = [&](Index count) {
+    const auto log = [](Index of) { return std::bit_cast<std::int32_t>(static_cast<float>(of) + 0.5f); };
+    return static_cast<float>(log(count) - log(n - count));
+  };
+  const float wanted = logit((k + enough) / 2);
+  float at_low = logit(cut.reaching), at_high = logit(cut.above);
+  bool halved = true;
   while (cut.reaching > enough && high - cut.low > 1) {
-    const std::uint32_t middle = cut.low + (high - cut.low) / 2;
-    const Index count = count_from(middle);
-    (count >= k ? cut.low : high) = middle;
+    std::uint32_t between = cut.low + (high - cut.low) / 2;
+    if (halved) {
+      const double from = score_of_key(cut.low), to = score_of_key(high);
+      const double at = from + (to - from) * static_cast<double>((at_low - wanted) / (at_low - at_high));
+      between = std::clamp(order_key(static_cast<float>(at)), cut.low + 1, high - 1);
+    }
+    const Index undecided = cut.reaching - cut.above, count = count_from(between);
+    (count >= k ? cut.low : high) = between;
     (count >= k ? cut.reaching : cut.above) = count;
+    (count >= k ? at_low : at_high) = logit(count);
+    halved = !halved || 2 * (cut.reaching - cut.above) <= undecided;
   }
   return cut;
 }
@@ -205,14 +248,10 @@ Guess guess_threshold(const Candidates& candidates, Index k) {
   const Index at = std::min(count, static_cast<Index>(rank + 3 * std::sqrt(rank) + 3));
   const Cut cut = find_cut(samples, count, at, at + at / 8, order_key(kLowest));
   const float threshold = score_of_key(cut.low);
-  return {threshold, threshold == HWY_DYNAMIC_DISPATCH(Highest)(samples, count)};
+  return {threshold, threshold == highest({samples, static_cast<std::size_t>(count)})};
 }
 
 }  // namespace
-
-float highest(std::span<const float> scores) {
-  return HWY_DYNAMIC_DISPATCH(Highest)(scores.data(), static_cast<Index>(scores.size()));
-}
 
 void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected) {
   if (k <= 0) return;
@@ -225,7 +264,7 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   while (candidates.count > kFew && k < candidates.count / 4) {
     const auto [threshold, is_highest] = guess_threshold(candidates, k);
     // More than k scores at the highest there is: nothing narrows them down, and the first k are what is wanted.
-    all_highest = is_highest && threshold == HWY_DYNAMIC_DISPATCH(Highest)(candidates.scores, candidates.count);
+    all_highest = is_highest && threshold == highest({candidates.scores, static_cast<std::size_t>(candidates.count)});
     if (all_highest) {
       low = order_key(threshold);
       break;

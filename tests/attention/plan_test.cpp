@@ -107,6 +107,24 @@ TEST(AttentionPlan, BlocksOfOneRowAreSharedInFull) {
   }
 }
 
+TEST(AttentionPlan, KeysThatMostlySomeRowOfADecodeStepWantsAreOneStretchUpToTheLastKey) {
+  const OwnedInputs owned({1, 4, 1, 1, 300, 4, 4}, 3);
+  const Mask mask = Mask::from_selections(
+      owned.inputs.shape(),
+      [](RowId row, Selection& selection) {
+        for (std::int32_t key = 0; key < 300; ++key) {
+          if (key % 8 != 0 && (key + row.head) % 2 == 0) selection.indices.push_back(key);
+        }
+      },
+      Context(1));
+  const AttentionPlan plan(owned.inputs, mask);
+  ASSERT_EQ(plan.tiles().size(), 1u);
+  ASSERT_EQ(plan.tiles()[0].shared.size(), 1u);
+  EXPECT_EQ(plan.tiles()[0].shared[0].begin, 0);
+  EXPECT_EQ(plan.tiles()[0].shared[0].end, 300);
+  EXPECT_TRUE(plan.tiles()[0].rest.empty());
+}
+
 TEST(AttentionPlan, IsRefusedForOtherExtents) {
   OwnedInputs owned({1, 4, 2, 3, 8, 4, 4}, 4);
   const AttentionPlan plan(owned.inputs, Mask::full(owned.inputs.shape()));

@@ -1,6 +1,8 @@
 // Kernels, forced through every instruction set that they are compiled for and this processor has.
 #pragma once
 
+#define HWY_WANT_AVX3_DL  // as the kernels that have it
+
 #include <gtest/gtest.h>
 #include <hwy/detect_targets.h>
 #include <hwy/targets.h>
