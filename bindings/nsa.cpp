@@ -19,6 +19,17 @@ Compression compression_from(const std::string& type) {
   throw py::value_error("compress_type is \"" + type + "\"; needed is \"avgpool\", \"weightedpool\" or \"linear\"");
 }
 
+const char* name_of(Compression type) {
+  switch (type) {
+    case Compression::avgpool:
+      return "avgpool";
+    case Compression::weightedpool:
+      return "weightedpool";
+    default:
+      return "linear";
+  }
+}
+
 NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index kernel_stride, Index block_size,
                       Index topk, Index init_blocks, Index local_blocks, Index window_size) {
   const NsaConfig config{compression_from(compress_type),
@@ -236,9 +247,20 @@ void add_nsa(py::module_& module) {
            py::arg("block_size") = defaults.block_size, py::arg("topk") = defaults.topk,
            py::arg("init_blocks") = defaults.init_blocks, py::arg("local_blocks") = defaults.local_blocks,
            py::arg("window_size") = defaults.window_size)
-      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"));
+      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"))
+      .def_property_readonly("compress_type", [](const NsaConfig& config) { return name_of(config.compress_type); })
+      .def_readonly("kernel_size", &NsaConfig::kernel_size)
+      .def_readonly("kernel_stride", &NsaConfig::kernel_stride)
+      .def_readonly("block_size", &NsaConfig::block_size)
+      .def_readonly("topk", &NsaConfig::topk)
+      .def_readonly("init_blocks", &NsaConfig::init_blocks)
+      .def_readonly("local_blocks", &NsaConfig::local_blocks)
+      .def_readonly("window_size", &NsaConfig::window_size);
   py::class_<Rope>(module, "Rope", "Rotary position embeddings.")
-      .def(py::init(&rope_from), py::arg("head_dim"), py::arg("theta"), py::arg("scaling") = py::none());
+      .def(py::init(&rope_from), py::arg("head_dim"), py::arg("theta"), py::arg("scaling") = py::none())
+      .def_property_readonly("inverse_frequencies", [](const Rope& rope) {
+        return std::vector<float>(rope.inverse_frequencies().begin(), rope.inverse_frequencies().end());
+      });
   py::class_<NsaTape>(module, "NsaTape", "What a forward pass leaves for the backward one.");
   py::class_<NsaState>(module, "NsaState", "What decoding keeps of a batch of sequences.")
       .def_property_readonly("lengths", [](const NsaState& state) {

@@ -35,7 +35,8 @@ from reticle._core import (
 from reticle._core import __version__ as __version__
 from reticle._masker import Masker, register
 
-# A torch tensor, a numpy array, or anything with DLPack on the CPU; results come back as what the queries are.
+# A torch tensor, a numpy array, or anything with DLPack (on a GPU: where torch is installed); results come back as what
+# the queries are.
 Array = TypeVar("Array")
 
 __all__ = [
@@ -125,4 +126,15 @@ def attention(
             differentiable: Any = reticle.torch.attention
             result: tuple[Array, Array] = differentiable(queries, keys, values, mask, **options)
             return result
+    elif _lies_on_gpu(queries):
+        import reticle.torch
+
+        with_package: Any = reticle.torch.of_other_package
+        return with_package(queries, keys, values, mask, sink_logits=sink_logits, **options)  # type: ignore[no-any-return]
     return _core.attention(queries, keys, values, mask, sink_logits=sink_logits, **options)
+
+
+def _lies_on_gpu(tensor: Any) -> bool:
+    """Whether DLPack says that a tensor of any package lies in CUDA memory (kDLCUDA)."""
+    where = getattr(tensor, "__dlpack_device__", None)
+    return where is not None and int(where()[0]) == 2

@@ -1,7 +1,8 @@
 """Native Sparse Attention (Yuan et al. 2025, arXiv 2502.11089) for torch, trainable, on Reticle's C++ operations.
 
 Sequences are packed: activations (tokens, ...), and cu_seqlens, (sequences + 1) offsets from 0. Names, shapes and
-semantics are those of native-sparse-attention-triton, whose state dicts load as they are; float32 on the CPU.
+semantics are those of native-sparse-attention-triton, whose state dicts load as they are. Float32 in C++ on the CPU; on
+a GPU in the tensors' dtype, see `reticle.nsa_gpu`.
 
     module = reticle.nsa.NativeSparseAttention("weightedpool", 256, num_q_heads=8, num_kv_heads=2, head_dim=32)
     y = module(x, cu_seqlens)  # (tokens, 256)
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import reticle._core as _core
+from reticle import nsa_gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 Offsets = Tensor | list[int]
 Compression = Literal["avgpool", "weightedpool", "linear"]
@@ -27,6 +29,17 @@ Compression = Literal["avgpool", "weightedpool", "linear"]
 
 def _offsets(cu_seqlens: Offsets) -> list[int]:
     return cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+
+
+def _checked(cu_seqlens: Offsets, x: Tensor) -> list[int]:
+    """As the C++ operations check them."""
+    offsets = _offsets(cu_seqlens)
+    ascending = all(begin <= end for begin, end in pairwise(offsets))
+    if not offsets or offsets[0] != 0 or offsets[-1] != x.shape[0] or not ascending:
+        raise _core.ShapeError(
+            f"cu_seqlens: needed are ascending offsets from 0 to the number of tokens, {x.shape[0]}; given are {offsets}"
+        )
+    return offsets
 
 
 class _Forward(torch.autograd.Function):
@@ -127,17 +140,23 @@ class NativeSparseAttention(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, cu_seqlens: Offsets) -> Tensor:
         """(tokens, hidden_size) of whole sequences x (tokens, hidden_size); gradients reach x and every parameter."""
+        if x.is_cuda:
+            return nsa_gpu.forward(self, x, _checked(cu_seqlens, x))
         y: Tensor = _Forward.apply(x, self, _offsets(cu_seqlens), *self.parameters())  # type: ignore[no-untyped-call]
         return y
 
-    def start(self, sequences: int, capacity: int) -> _core.NsaState:
-        """An empty cache for decoding a batch of sequences of up to `capacity` tokens each."""
+    def start(self, sequences: int, capacity: int) -> _core.NsaState | nsa_gpu.State:
+        """An empty cache, where the module is, for decoding a batch of sequences of up to `capacity` tokens each."""
+        if self.proj_q.weight.is_cuda:
+            return nsa_gpu.State(self, sequences, capacity)
         return self._core_module().start(sequences, capacity)
 
     @torch.no_grad()
-    def extend(self, x: Tensor, cu_seqlens: Offsets, state: _core.NsaState) -> Tensor:
+    def extend(self, x: Tensor, cu_seqlens: Offsets, state: _core.NsaState | nsa_gpu.State) -> Tensor:
         """The next tokens of each sequence, whole prompts or single tokens, through its cache; the rows that `forward`
         over all tokens would give. When it fails the caches are as before."""
+        if isinstance(state, nsa_gpu.State):
+            return nsa_gpu.extend(self, x, _checked(cu_seqlens, x), state)
         return self._core_module().extend(x.float(), _offsets(cu_seqlens), state).to(x.dtype)
 
 
@@ -181,6 +200,9 @@ def compress(
     config = _core.NsaConfig(
         compress_type=compress_type, kernel_size=kernel_size, kernel_stride=kernel_stride, block_size=kernel_stride
     )
+    if x.is_cuda:
+        compressed, offsets = nsa_gpu.compress(x, weight, pe, _checked(cu_seqlens, x), config)
+        return compressed, torch.tensor(offsets, dtype=torch.int32, device=x.device)
     y, windows = _Compress.apply(x, weight, pe, _offsets(cu_seqlens), config)  # type: ignore[no-untyped-call]
     return y, windows
 
@@ -206,18 +228,13 @@ def linear_compress(
     return compress(x, w, cu_seqlens, kernel_size, kernel_stride, pe, compress_type="linear")
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, masks: Sequence[_core.Mask], scale: float | None, interleave: Sequence[slice]
+def _choose_blocks(
+    queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None, config: _core.NsaConfig
 ) -> Tensor:
-    """Attention of one packed sequence (n, heads, d), for groups of query heads that have a mask each."""
-    import reticle
-
-    outputs = []
-    for group, (mask, heads) in enumerate(zip(masks, interleave, strict=True)):
-        kv = slice(None) if len(masks) == 1 else slice(group, group + 1)
-        own_q, own_k, own_v = (tensor.transpose(0, 1)[None] for tensor in (q[:, heads], k[:, kv], v[:, kv]))
-        outputs.append(reticle.attention(own_q, own_k, own_v, mask, scaling=scale)[0][0].transpose(0, 1))
-    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+    if queries.is_cuda:
+        return nsa_gpu.choose_blocks(queries, keys, 0, scaling, config)
+    q, k, v = (tensor.detach().float() for tensor in (queries, keys, values))
+    return torch.from_numpy(_core.nsa_compressed_attention(q, k, v, 0, scaling, config)[2])
 
 
 def compressed_attention(
@@ -250,15 +267,15 @@ def compressed_attention(
         local_blocks=local_blocks,
     )
     offsets, windows = _offsets(cu_seqlens_q), _offsets(cu_seqlens_k)
-    outputs, blocks, width = [], torch.full((k.shape[1], q.shape[0], topk), -1, dtype=torch.int32), 0
+    outputs, width = [], 0
+    blocks = torch.full((k.shape[1], q.shape[0], topk), -1, dtype=torch.int32, device=q.device)
     for (begin, end), (first, last) in zip(pairwise(offsets), pairwise(windows), strict=True):
         own_q, own_k, own_v = q[begin:end], k[first:last], v[first:last]
-        plain_q, plain_k, plain_v = (tensor.detach().float() for tensor in (own_q, own_k, own_v))
-        _, _, chosen = _core.nsa_compressed_attention(plain_q, plain_k, plain_v, 0, sm_scale, config)
-        blocks[:, begin:end, : chosen.shape[2]] = torch.from_numpy(chosen)
+        chosen = _choose_blocks(own_q, own_k, own_v, sm_scale, config)
+        blocks[:, begin:end, : chosen.shape[2]] = chosen
         width = max(width, chosen.shape[2])
         mask = _core.nsa_compressed_mask(q.shape[1], end - begin, last - first, 0, config)
-        outputs.append(_attend(own_q, own_k, own_v, [mask], sm_scale, [slice(None)]))
+        outputs.append(nsa_gpu.attend(own_q, own_k, own_v, [mask], sm_scale))
     return torch.cat(outputs), blocks[..., :width]
 
 
@@ -276,11 +293,10 @@ def topk_sparse_attention(
     q (tokens, heads, head_dim); k, v (tokens, kv_heads, head_dim). Differentiable by q, k and v. A token without blocks
     gets 0.
     """
-    offsets, group = _offsets(cu_seqlens), q.shape[1] // k.shape[1]
-    outputs = []
-    for begin, end in pairwise(offsets):
-        lists = topk_idx[:, begin:end].contiguous().numpy()
-        masks = [_core.nsa_selected_mask(lists, head, group, end - begin, 0, block_size) for head in range(k.shape[1])]
-        heads = [slice(head * group, (head + 1) * group) for head in range(k.shape[1])]
-        outputs.append(_attend(q[begin:end], k[begin:end], v[begin:end], masks, softmax_scale, heads))
+    outputs = [
+        nsa_gpu.attend_selected(
+            q[begin:end], k[begin:end], v[begin:end], topk_idx[:, begin:end], 0, block_size, softmax_scale
+        )
+        for begin, end in pairwise(_offsets(cu_seqlens))
+    ]
     return torch.cat(outputs)

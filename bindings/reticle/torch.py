@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor  # by name at run time: torch reads operators' annotations
+from torch.utils.dlpack import from_dlpack
 
 import reticle._core as _core
 
@@ -78,6 +80,24 @@ def on_gpu(
         sink_logits=sink_logits,
     )
     return plan(queries, keys, values)
+
+
+def of_other_package(
+    queries: Any, keys: Any, values: Any, mask: Mask | None, *, attention_mask: Any, **options: Any
+) -> tuple[Any, Any]:
+    """`reticle.attention` of arrays of cupy, jax, ... on a GPU: seen as torch's, without copies, and the results as theirs.
+    DLPack makes each package's current stream wait for the other's."""
+    import reticle
+
+    q, k, v = (from_dlpack(tensor) for tensor in (queries, keys, values))
+    bias = attention_mask if attention_mask is None else from_dlpack(attention_mask)
+    results = reticle.attention(q, k, v, mask, attention_mask=bias, **options)
+    if hasattr(queries, "__array_namespace__"):
+        package = queries.__array_namespace__()
+    else:
+        package = sys.modules[type(queries).__module__.partition(".")[0]]
+    output, lse = (package.from_dlpack(result) for result in results)
+    return output, lse
 
 
 def _backward_on_gpu(

@@ -57,6 +57,32 @@ def cpu_as_gpu(monkeypatch):
         yield Decoder
 
 
+def test_arrays_of_another_package_on_a_gpu_go_through_dlpack_and_come_back_as_its_own(cpu_as_gpu, monkeypatch):
+    class Package:
+        @staticmethod
+        def from_dlpack(tensor):
+            return OnGpu(tensor)
+
+    class OnGpu:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __array_namespace__(self):
+            return Package
+
+    monkeypatch.setattr(reticle.torch, "from_dlpack", lambda array: array.tensor)
+    q, k, v = tensors(5, 9)
+    mask = reticle.Mask.dense(torch.rand(*q.shape[:3], 9) < 0.5)
+    expected = reticle.attention(q, k, v, mask, sink_logits=[0.5] * q.shape[1])
+    results = reticle.attention(OnGpu(q), OnGpu(k), OnGpu(v), mask, sink_logits=[0.5] * q.shape[1])
+    for result, own in zip(results, expected, strict=True):
+        assert isinstance(result, OnGpu)
+        assert torch.equal(result.tensor, own)
+
+
 def tensors(queries, keys, seed=0):
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(1, 4, queries, 8, generator=generator)

@@ -10,6 +10,7 @@ import reticle
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 nsa = pytest.importorskip("reticle.nsa")
+nsa_gpu = pytest.importorskip("reticle.nsa_gpu")
 GOLDEN = Path(os.environ["RETICLE_SOURCE_DIR"]) / "tests/golden/nsa"
 MODULE = ("compress_type", "hidden_size", "num_q_heads", "num_kv_heads", "head_dim", "kernel_size", "kernel_stride")
 MODULE += ("block_size", "topk", "init_blocks", "local_blocks", "window_size", "rope_theta", "rope_scaling")
@@ -36,12 +37,22 @@ def module_of(params, tensors):
     return module
 
 
+def through_cpp(module, x, cu_seqlens):
+    return module(x, cu_seqlens)
+
+
+def as_on_a_gpu(module, x, cu_seqlens):
+    """What CUDA tensors take, which runs on any device."""
+    return nsa_gpu.forward(module, x, cu_seqlens.tolist())
+
+
+@pytest.mark.parametrize("forward", [through_cpp, as_on_a_gpu])
 @pytest.mark.parametrize("case", cases("nsa_module"))
-def test_the_module_gives_the_recorded_output_and_gradients(case):
+def test_the_module_gives_the_recorded_output_and_gradients(case, forward):
     params, tensors = load(case)
     module = module_of(params, tensors)
     x = tensors["x"].clone().requires_grad_()
-    y = module(x, tensors["cu_seqlens"])
+    y = forward(module, x, tensors["cu_seqlens"])
     close(y, tensors["y"])
     y.backward(tensors["dy"])
     close(x.grad, tensors["dx"])
@@ -49,15 +60,16 @@ def test_the_module_gives_the_recorded_output_and_gradients(case):
         close(parameter.grad, tensors[f"grads.{name}"])
 
 
+@pytest.mark.parametrize("start", [nsa.NativeSparseAttention.start, nsa_gpu.State])
 @pytest.mark.parametrize("case", cases("nsa_module"))
-def test_decoding_token_by_token_equals_the_forward_pass(case):
+def test_decoding_token_by_token_equals_the_forward_pass(case, start):
     params, tensors = load(case)
     module = module_of(params, tensors)
     cu, x = tensors["cu_seqlens"].tolist(), tensors["x"]
     whole = module(x, cu)
     prompts = [max(0, end - begin - 5) for begin, end in pairwise(cu)]
     offsets = [0, *torch.tensor(prompts).cumsum(0).tolist()]
-    state = module.start(len(prompts), 200)
+    state = start(module, len(prompts), 200)
     parts = torch.cat([x[begin : begin + n] for begin, n in zip(cu, prompts, strict=False)])
     expected = torch.cat([whole[begin : begin + n] for begin, n in zip(cu, prompts, strict=False)])
     close(module.extend(parts, offsets, state), expected.detach())
@@ -82,6 +94,37 @@ def test_compression_and_its_gradients(case):
     for tensor, name in zip(inputs, ("dx", "dw", "dpe"), strict=True):
         if tensor is not None:
             close(tensor.grad, tensors[name])
+
+
+@pytest.mark.parametrize("case", cases("compress_"))
+def test_compression_on_a_gpu_and_its_gradients(case):
+    params, tensors = load(case)
+    names = ("kernel_size", "kernel_stride")
+    sizes = {name: params[name] for name in names}
+    config = reticle._core.NsaConfig(compress_type=case.split("_")[1], block_size=params["kernel_stride"], **sizes)
+    inputs = [tensors[name].clone().requires_grad_() if name in tensors else None for name in ("x", "w", "pe")]
+    y, windows = nsa_gpu.compress(*inputs, tensors["cu_seqlens"].tolist(), config)
+    close(y, tensors["y"])
+    assert windows == tensors["y_cu_seqlens"].tolist()
+    y.backward(tensors["dy"])
+    for tensor, name in zip(inputs, ("dx", "dw", "dpe"), strict=True):
+        if tensor is not None:
+            close(tensor.grad, tensors[name])
+
+
+@pytest.mark.parametrize("case", cases("compressed_attn"))
+def test_blocks_are_chosen_on_a_gpu_as_recorded(case, monkeypatch):
+    params, tensors = load(case)
+    monkeypatch.setattr(nsa_gpu, "_MOST_SCORES", 1)  # query by query
+    names = ("kernel_size", "kernel_stride", "block_size", "topk", "init_blocks", "local_blocks")
+    config = reticle._core.NsaConfig(compress_type="avgpool", **{name: params[name] for name in names})
+    offsets = (tensors["cu_seqlens_q"].tolist(), tensors["cu_seqlens_k"].tolist())
+    for (begin, end), (first, last) in zip(*map(pairwise, offsets), strict=True):
+        q, k = tensors["q"][begin:end], tensors["k"][first:last]
+        chosen = nsa_gpu.choose_blocks(q, k, 0, params["sm_scale"], config)
+        recorded = tensors["topk_idx"][:, begin:end]
+        assert torch.equal(chosen, recorded[..., : chosen.shape[2]])
+        assert (recorded[..., chosen.shape[2] :] == -1).all()
 
 
 @pytest.mark.parametrize("case", cases("compressed_attn"))
@@ -138,6 +181,27 @@ def test_a_step_of_gradient_descent_lowers_the_loss():
         optimiser.step()
     assert losses[-1] < 0.97 * losses[0]
     assert "compress_key" not in module.state_dict()
+
+
+@pytest.mark.skipif(reticle._core.cuda_device_count() == 0, reason=f"no GPU: {reticle._core.why_cuda_is_unavailable()}")
+def test_a_gpu_gives_output_gradients_and_decoding_of_the_cpu():
+    torch.manual_seed(0)
+    sizes = {"kernel_size": 8, "kernel_stride": 4, "block_size": 16, "topk": 4, "window_size": 32}
+    module, offsets = nsa.NativeSparseAttention("weightedpool", 128, 4, 2, 64, **sizes), [0, 150, 200]
+    x = torch.randn(200, 128)
+    expected = module(x, offsets)
+    expected.sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+    module = module.cuda()
+    module.zero_grad()
+    output = module(x.cuda(), offsets)
+    output.sum().backward()
+    torch.testing.assert_close(output.cpu(), expected, atol=1e-3, rtol=1e-3)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad.cpu(), gradients[name], atol=2e-2, rtol=1e-2)
+    state = module.start(1, 150)
+    steps = [module.extend(part, [0, len(part)], state) for part in x[:150].cuda().split([148, 1, 1])]
+    torch.testing.assert_close(torch.cat(steps).cpu(), expected[:150].detach(), atol=1e-3, rtol=1e-3)
 
 
 def test_half_precision_goes_in_and_out():

@@ -1,0 +1,282 @@
+"""Native Sparse Attention of torch tensors on a GPU: what `reticle.nsa` does there.
+
+Attention and its gradients are Reticle's kernels; projections, compression and the choice of blocks are torch's own
+operations, in chunks of queries, so that nothing grows with the square of the length. The numbers of selected blocks go
+to the host, where masks are made of them: 4 bytes for each block, query and KV head. Nothing here needs a GPU: tests
+run it on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import reticle
+import reticle._core as _core
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reticle.nsa import NativeSparseAttention
+
+# Scores of compressed keys that are held at once while blocks are chosen: 64 MB of them.
+_MOST_SCORES = 1 << 24
+
+
+def compress(
+    x: Tensor, weight: Tensor | None, pe: Tensor | None, cu_seqlens: list[int], config: _core.NsaConfig
+) -> tuple[Tensor, list[int]]:
+    """`reticle.nsa.compress`, differentiable by autograd: (windows, heads, head_dim), and their offsets."""
+    if (weight is None) != (config.compress_type == "avgpool"):
+        raise _core.ShapeError("compress: weightedpool and linear need a weight, avgpool takes none")
+    kernel, counts, parts = config.kernel_size, [0], []
+    for begin, end in pairwise(cu_seqlens):
+        counts.append(config.compressed_length(end - begin))
+        if counts[-1]:
+            parts.append(x[begin:end].unfold(0, kernel, config.kernel_stride).transpose(2, 3))
+    windows = torch.cat(parts) if parts else x.new_zeros((0, x.shape[1], kernel, x.shape[2]))
+    if pe is not None:
+        windows = windows + pe
+    if weight is None:
+        y = windows.mean(2)
+    elif config.compress_type == "weightedpool":
+        y = (windows * weight[:, :, None]).sum(2)
+    else:
+        y = torch.einsum("whi,hio->who", windows.flatten(2), weight)
+    return y, list(accumulate(counts))
+
+
+@torch.no_grad()
+def choose_blocks(
+    queries: Tensor, compressed_keys: Tensor, first_query: int, scaling: float | None, config: _core.NsaConfig
+) -> Tensor:
+    """The blocks that queries (n, heads, head_dim), from position first_query on, find worth a closer look by the
+    compressed keys (m, kv_heads, head_dim): (kv_heads, n, topk or fewer) int32, ascending, -1 on the right. Equal scores go
+    to the first block."""
+    n, kv_heads, device = queries.shape[0], compressed_keys.shape[1], queries.device
+    positions = torch.arange(first_query, first_query + n, device=device)
+    blocks = torch.arange((first_query + n - 1) // config.block_size + 1 if n else 0, device=device)
+    width, own = min(config.topk, len(blocks)), (positions // config.block_size)[:, None]
+    always = (blocks < config.init_blocks) | (blocks > own - config.local_blocks)
+    factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
+    step = max(1, _MOST_SCORES // max(1, queries.shape[1] * compressed_keys.shape[0]))
+    chosen = [torch.zeros((kv_heads, 0, width), dtype=torch.int32, device=device)]
+    for begin in range(0, n, step):
+        rows = slice(begin, begin + step)
+        scores = _block_scores(queries[rows].float() * factor, compressed_keys, positions[rows], len(blocks), config)
+        scores = scores.masked_fill(always[rows], torch.inf).masked_fill(blocks > own[rows], -torch.inf)
+        best = scores.sort(dim=-1, descending=True, stable=True)
+        numbers = best.indices[..., :width].masked_fill(best.values[..., :width] == -torch.inf, len(blocks))
+        ascending = numbers.sort(-1).values
+        chosen.append(ascending.masked_fill(ascending == len(blocks), -1).to(torch.int32))
+    return torch.cat(chosen, 1)
+
+
+def _block_scores(
+    queries: Tensor, compressed_keys: Tensor, positions: Tensor, blocks: int, config: _core.NsaConfig
+) -> Tensor:
+    """(kv_heads, n, blocks): what a block's tokens share with compressed ones, weighted by the probabilities of these, summed
+    over the heads of the KV head."""
+    (n, heads, d), (compressed, kv_heads, _) = queries.shape, compressed_keys.shape
+    group = heads // kv_heads
+    by_kv_head = queries.view(n, kv_heads, group, d).transpose(0, 1).flatten(1, 2)
+    products = torch.bmm(by_kv_head, compressed_keys.float().permute(1, 2, 0)).view(kv_heads, n, group, compressed)
+    visible = torch.div(positions + 1 - config.kernel_size, config.kernel_stride, rounding_mode="floor") + 1
+    hidden = torch.arange(compressed, device=queries.device) >= visible[:, None, None]
+    p = products.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(0).sum(2)  # rows that see nothing: 0
+    in_token, in_block = config.kernel_size // config.kernel_stride, config.block_size // config.kernel_stride
+    overlap = torch.zeros(in_token + in_block - 1, device=queries.device)
+    for m in range(in_token):
+        overlap[m : m + in_block] += 1
+    beyond = max(0, blocks * in_block - compressed)
+    around = torch.nn.functional.pad(p, (in_token - 1, beyond)).unfold(-1, len(overlap), in_block)
+    scores: Tensor = around[:, :, :blocks] @ overlap
+    return scores
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, masks: Sequence[_core.Mask], scaling: float | None = None
+) -> Tensor:
+    """Attention (n, heads, head_dim) of one packed sequence, over one mask or a mask for each KV head."""
+    n, heads, kv_heads = *queries.shape[:2], keys.shape[1]
+    if keys.shape[0] == 0 or n == 0:
+        return queries.new_zeros((n, heads, values.shape[2]))
+    outputs, group, own_kv = [], heads // len(masks), kv_heads // len(masks)
+    for i, mask in enumerate(masks):
+        own, of_kv = slice(i * group, (i + 1) * group), slice(i * own_kv, (i + 1) * own_kv)
+        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries[:, own], keys[:, of_kv], values[:, of_kv]))
+        outputs.append(reticle.attention(q, k, v, mask, scaling=scaling)[0][0].transpose(0, 1))
+    return torch.cat(outputs, 1)
+
+
+def attend_selected(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: Tensor,
+    first_query: int,
+    block_size: int,
+    scaling: float | None = None,
+) -> Tensor:
+    """`attend` over selected blocks (kv_heads, n, any), causally."""
+    group, numbers = queries.shape[1] // keys.shape[1], blocks.contiguous().cpu().numpy()
+    masks = [
+        _core.nsa_selected_mask(numbers, head, group, keys.shape[0], first_query, block_size)
+        for head in range(keys.shape[1])
+    ]
+    return attend(queries, keys, values, masks, scaling)
+
+
+def _branches(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    compressed_keys: Tensor,
+    compressed_values: Tensor,
+    first_query: int,
+    config: _core.NsaConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three attentions of one sequence's queries, (n, heads, head_dim) each."""
+    (n, heads, _), length, compressed = queries.shape, keys.shape[0], compressed_keys.shape[0]
+    blocks = choose_blocks(queries, compressed_keys, first_query, None, config)
+    of_compressed = _core.nsa_compressed_mask(heads, n, compressed, first_query, config)
+    of_window = _core.nsa_window_mask(heads, n, length, first_query, config.window_size)
+    return (
+        attend(queries, compressed_keys, compressed_values, [of_compressed]),
+        attend_selected(queries, keys, values, blocks, first_query, config.block_size),
+        attend(queries, keys, values, [of_window]),
+    )
+
+
+def _rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
+    """x (tokens, heads, head_dim), rotated in pairs (x[i], x[i + head_dim / 2])."""
+    frequencies = torch.tensor(rope.inverse_frequencies, device=x.device)
+    angles = (positions.to(x.device).float()[:, None] * frequencies)[:, None]
+    first, second = x.float().chunk(2, -1)
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1).to(x.dtype)
+
+
+def _packed_positions(cu_seqlens: list[int], stride: int = 1) -> Tensor:
+    return torch.cat([stride * torch.arange(end - begin) for begin, end in pairwise(cu_seqlens)])
+
+
+def _projected(module: NativeSparseAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (tokens, heads, head_dim), and gates (tokens, heads, 3)."""
+    q, k, v = (
+        projection(x).unflatten(-1, (heads, -1))
+        for projection, heads in (
+            (module.proj_q, module.num_q_heads),
+            (module.proj_k, module.num_kv_heads),
+            (module.proj_v, module.num_kv_heads),
+        )
+    )
+    return q, k, v, module.gate(x).unflatten(-1, (module.num_q_heads, 3))
+
+
+def _mixed(gates: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    return (gates.unsqueeze(-1) * torch.stack(tuple(branches), 2)).sum(2)
+
+
+def forward(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int]) -> Tensor:
+    """`NativeSparseAttention.forward`, differentiable by autograd."""
+    config, rope = module._config, module._rope
+    q, k, v, gates = _projected(module, x)
+    compressed_k, windows = compress(k, module.compress_key, module.intra_block_pe, cu_seqlens, config)
+    compressed_v, _ = compress(v, module.compress_value, None, cu_seqlens, config)
+    positions = _packed_positions(cu_seqlens)
+    q, k = _rotated(q, positions, rope), _rotated(k, positions, rope)
+    compressed_k = _rotated(compressed_k, _packed_positions(windows, config.kernel_stride), rope)
+    mixed = []
+    for (begin, end), (first, last) in zip(pairwise(cu_seqlens), pairwise(windows), strict=True):
+        own = slice(begin, end)
+        of_windows = (compressed_k[first:last], compressed_v[first:last])
+        mixed.append(_mixed(gates[own], _branches(q[own], k[own], v[own], *of_windows, 0, config)))
+    y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
+    return y
+
+
+@dataclass
+class _Sequence:
+    """What decoding keeps of one sequence: rotated keys, values, compressed ones, and the tokens of windows to come."""
+
+    keys: Tensor
+    values: Tensor
+    compressed_keys: Tensor
+    compressed_values: Tensor
+    pending_keys: Tensor
+    pending_values: Tensor
+    length: int = 0
+    compressed: int = 0
+
+
+class State:
+    """What decoding keeps of a batch of sequences, on the module's device: room for `capacity` tokens of each."""
+
+    def __init__(self, module: NativeSparseAttention, sequences: int, capacity: int) -> None:
+        weight = module.proj_k.weight
+        shape = (module.num_kv_heads, weight.shape[0] // module.num_kv_heads)
+
+        def room(tokens: int) -> Tensor:
+            return torch.empty((tokens, *shape), dtype=weight.dtype, device=weight.device)
+
+        windows = module._config.compressed_length(capacity)
+        self._sequences = [
+            _Sequence(room(capacity), room(capacity), room(windows), room(windows), room(0), room(0))
+            for _ in range(sequences)
+        ]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence so far."""
+        return [sequence.length for sequence in self._sequences]
+
+
+@torch.no_grad()
+def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], state: State) -> Tensor:
+    """`NativeSparseAttention.extend`."""
+    sequences, config, rope = state._sequences, module._config, module._rope
+    if len(cu_seqlens) != len(sequences) + 1:
+        raise _core.ShapeError(
+            f"cu_seqlens: has {len(cu_seqlens)} entries; needed are {len(sequences) + 1}, for the sequences of the state"
+        )
+    for sequence, (begin, end) in zip(sequences, pairwise(cu_seqlens), strict=True):
+        if sequence.length + end - begin > sequence.keys.shape[0]:
+            raise _core.ShapeError(
+                f"NSA: {sequence.length} tokens and {end - begin} more do not fit a cache of {sequence.keys.shape[0]}"
+            )
+    q, k, v, gates = _projected(module, x)
+    mixed, grown = [gates.new_zeros((0, *q.shape[1:]))], []
+    for sequence, (begin, end) in zip(sequences, pairwise(cu_seqlens), strict=True):
+        own, first, length = slice(begin, end), sequence.length, sequence.length + end - begin
+        pending_k = torch.cat((sequence.pending_keys, k[own]))
+        pending_v = torch.cat((sequence.pending_values, v[own]))
+        new_k, (_, fresh) = compress(pending_k, module.compress_key, module.intra_block_pe, [0, len(pending_k)], config)
+        new_v, _ = compress(pending_v, module.compress_value, None, [0, len(pending_v)], config)
+        known, compressed = sequence.compressed, sequence.compressed + fresh
+        at = config.kernel_stride * torch.arange(known, compressed)
+        sequence.compressed_keys[known:compressed] = _rotated(new_k, at, rope)
+        sequence.compressed_values[known:compressed] = new_v
+        positions = torch.arange(first, length)
+        sequence.keys[first:length] = _rotated(k[own], positions, rope)
+        sequence.values[first:length] = v[own]
+        taken = config.kernel_stride * fresh
+        grown.append((pending_k[taken:], pending_v[taken:], length, compressed))
+        if begin == end:
+            continue
+        tensors = (
+            sequence.keys[:length],
+            sequence.values[:length],
+            sequence.compressed_keys[:compressed],
+            sequence.compressed_values[:compressed],
+        )
+        mixed.append(_mixed(gates[own], _branches(_rotated(q[own], positions, rope), *tensors, first, config)))
+    y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
+    for sequence, (pending_k, pending_v, length, compressed) in zip(sequences, grown, strict=True):
+        sequence.pending_keys, sequence.pending_values = pending_k.clone(), pending_v.clone()
+        sequence.length, sequence.compressed = length, compressed
+    return y
