@@ -3,21 +3,21 @@
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/cuda/planned_inputs.cuh>
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/mask_block.hpp>
-#include <reticle/core/mask/combine.hpp>
-#include <reticle/core/mask/convert.hpp>
 
 namespace reticle::cuda {
 namespace {
 
-template <class T, int head_dim>
-__global__ void __launch_bounds__(kDecodeThreads, 4) decode_kernel(const __grid_constant__ DecodeProblem problem) {
+template <class T, int head_dim, int sharing>
+__global__ void __launch_bounds__(kDecodeThreads, sharing == 1 ? 4 : 3)
+    decode_kernel(const __grid_constant__ DecodeProblem problem) {
   __shared__ DecodeShared<head_dim> shared;
-  decode_part<T, head_dim>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x) / problem.parts,
-                           static_cast<int>(blockIdx.x) % problem.parts);
+  decode_part<T, head_dim, sharing>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x) / problem.parts,
+                                    static_cast<int>(blockIdx.x) % problem.parts);
 }
 
 template <class T, int head_dim>
@@ -55,8 +55,10 @@ __global__ void __launch_bounds__(kMaskThreads, 8)
 
 template <class T, int head_dim>
 void launch(const DecodeProblem& problem, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(problem.batch * problem.heads * problem.rows * problem.parts);
-  decode_kernel<T, head_dim><<<blocks, kDecodeThreads, 0, stream>>>(problem);
+  const auto blocks = static_cast<unsigned>(problem.lists() * problem.parts);
+  dispatch_together(problem.sharing, [&]<int sharing>() {
+    decode_kernel<T, head_dim, sharing><<<blocks, kDecodeThreads, 0, stream>>>(problem);
+  });
 }
 
 template <class T, int head_dim>
@@ -91,11 +93,11 @@ Strides strides_of_mask(const TensorView& attended, const MaskShape& shape, Inde
   return {stride(0), stride(1), stride(2)};
 }
 
-/// Blocks to a row that keep the device busy, of no fewer than 64 entries each.
-int parts_for(Index rows, Index entries_of_row, int multiprocessors) {
-  if (rows == 0) return 1;
-  const Index wanted = (Index{8} * multiprocessors + rows - 1) / rows;
-  return static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, entries_of_row / 64)));
+/// Blocks to a list that keep the device busy, of no fewer than 64 entries each.
+int parts_for(Index lists, Index entries_of_list, int multiprocessors) {
+  if (lists == 0) return 1;
+  const Index wanted = (Index{8} * multiprocessors + lists - 1) / lists;
+  return static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, entries_of_list / 64)));
 }
 
 }  // namespace
@@ -105,7 +107,7 @@ struct AttentionPlan::State {
   float soft_cap;
   Buffer sink_logits;
   // Lists.
-  int parts = 1;
+  int sharing = 1, parts = 1;
   Index list_size = 0;  // of lists with room for all keys
   Buffer row_ptr, counts, indices, p, workspace, arrived;
   // Tiles.
@@ -119,15 +121,24 @@ struct AttentionPlan::State {
     return state;
   }
 
+  /// Of a mask on the device, of which only this is known without waiting; before lists are made.
+  void share_lists(bool heads_alike) {
+    sharing = heads_alike ? heads_taken_together(made_for.heads / made_for.kv_heads) : 1;
+  }
+  /// Heads that have lists of their own.
+  Index list_heads() const { return made_for.heads / sharing; }
+  Index lists() const { return made_for.batch * list_heads() * made_for.queries; }
+
   /// Of an unweighted mask on the device; `shape` is the inputs'.
   template <class MaskView>
   void plan(const MaskShape& shape, const MaskView& mask, Stream stream) {
     if (made_for.rows() == 0) return;
     auto* const native = static_cast<cudaStream_t>(stream);
     if (!tiles_serve(made_for)) {
+      share_lists(mask.strides.head == 0);
       const ColumnLists to = reserve_lists(made_for.keys, false, stream);
-      list_kernel<<<static_cast<unsigned>(made_for.rows()), kPlanThreads, 0, native>>>(
-          mask, static_cast<int>(made_for.heads), to);
+      list_kernel<<<static_cast<unsigned>(lists()), kPlanThreads, 0, native>>>(mask, static_cast<int>(list_heads()),
+                                                                               to);
       return check_launch("planning attention");
     }
     const std::vector<Tile> of_rows = tiles_of(shape, made_for.kv_heads);
@@ -146,19 +157,19 @@ struct AttentionPlan::State {
 
   /// Room for lists of so many keys; where they go.
   ColumnLists reserve_lists(Index size, bool weighted, Stream stream) {
-    const auto rows = static_cast<std::size_t>(made_for.rows()), entries = rows * static_cast<std::size_t>(size);
+    const auto count = static_cast<std::size_t>(lists()), entries = count * static_cast<std::size_t>(size);
     list_size = size;
     indices = Buffer(entries * sizeof(std::int32_t), stream);
     if (weighted) p = Buffer(entries * sizeof(float), stream);
-    counts = Buffer(rows * sizeof(std::int32_t), stream);
+    counts = Buffer(count * sizeof(std::int32_t), stream);
     split(size, stream);
     return {indices.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), size};
   }
 
-  /// Splits rows of so many entries over blocks.
-  void split(Index entries_of_row, Stream stream) {
+  /// Splits lists of so many entries over blocks.
+  void split(Index entries_of_list, Stream stream) {
     const Index rows = made_for.rows();
-    parts = parts_for(rows, entries_of_row, multiprocessors());
+    parts = parts_for(lists(), entries_of_list, multiprocessors());
     if (parts == 1) return;
     workspace = Buffer(static_cast<std::size_t>(rows * parts * (made_for.head_dim + 2)) * sizeof(float), stream);
     arrived = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
@@ -170,7 +181,6 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   auto state = State::started(inputs, options, stream);
   require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
-  const Index rows = own.rows();
   if (!mask.weighted() && tiles_serve(own)) {
     const BlockPlan plan = plan_blocks(mask, own.kv_heads, own.causal, context);
     state->tiles = static_cast<int>(plan.tiles.size());
@@ -178,12 +188,12 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
     state->blocks = Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream);
     state->bits = Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream);
   } else {
-    const Csr csr = to_csr(own.causal ? restrict_causal(mask, context) : mask);
-    state->row_ptr = Buffer::copy_of(csr.row_ptr.span(), stream);
-    state->indices = Buffer::copy_of(csr.indices.span(), stream);
-    state->p = Buffer::copy_of(csr.p.span(), stream);
-    const Index mean = rows == 0 ? 0 : static_cast<Index>(csr.indices.size()) / rows;
-    state->split(mean, stream);
+    const auto [sharing, lists] = plan_lists(mask, own.kv_heads, own.causal, context);
+    state->sharing = sharing;
+    state->row_ptr = Buffer::copy_of(lists.row_ptr.span(), stream);
+    state->indices = Buffer::copy_of(lists.indices.span(), stream);
+    state->p = Buffer::copy_of(lists.p.span(), stream);
+    state->split(lists.indices.size() / std::max<Index>(1, state->lists()), stream);
   }
   state_ = std::move(state);
 }
@@ -224,7 +234,7 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DeviceMask& ma
   auto state = State::started(inputs, options, stream);
   const PlannedInputs& own = state->made_for;
   inputs.shape().require_same_logical(mask.shape(), "attention");
-  const RowMap stored = RowMap::between(inputs.shape().unshared(), mask.shape());
+  RowMap stored = RowMap::between(inputs.shape().unshared(), mask.shape());
   const auto queries = static_cast<int>(own.queries), keys = static_cast<int>(own.keys);
   if (mask.is_bits() || (!mask.weighted() && tiles_serve(own))) {
     const DeviceMask bits = mask.as_bits(stream);
@@ -232,8 +242,10 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DeviceMask& ma
     const Strides strides{stored.batch_stride * width, stored.head_stride * width, stored.query_stride * width};
     state->plan(inputs.shape(), WordMask{bits.words(), strides, queries, keys, own.causal}, stream);
   } else if (own.rows() > 0) {
+    state->share_lists(mask.shape().shared_heads);
+    stored.heads = state->list_heads();
     const ColumnLists to = state->reserve_lists(mask.list_size(), mask.weighted(), stream);
-    visible_kernel<<<static_cast<unsigned>(own.rows()), kMaskThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+    visible_kernel<<<static_cast<unsigned>(state->lists()), kMaskThreads, 0, static_cast<cudaStream_t>(stream)>>>(
         mask.lists(), stored, queries, keys, own.causal, to);
     check_launch("planning attention");
   }
@@ -260,6 +272,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
   problem.batch = static_cast<int>(made_for.batch);
+  problem.sharing = own.sharing;
   problem.row_ptr = own.row_ptr.as<Index>();
   problem.counts = own.counts.as<std::int32_t>();
   problem.list_size = own.list_size;

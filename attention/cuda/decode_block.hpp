@@ -1,10 +1,11 @@
 // Attention of single rows over lists of keys on a GPU, split over blocks and merged in the same launch: decoding.
 //
-// One block takes one part of a row's list. A group of lanes that together hold a key in 16-byte pieces takes one key
-// after another, four at a time so that their loads are in flight together, and keeps the row's state (maximum, sum,
-// weighted values) in registers; the groups' states merge in shared memory, the blocks' in a workspace, by whichever
-// block of the row arrives last. Cost: the bytes of the selected keys and values, once, and 4 (8 with p) per entry.
-// Arithmetic is float32, in powers of two.
+// One block takes one part of a list, for its row, or for the rows of up to four heads of a KV head that share it. A
+// group of lanes that together hold a key in 16-byte pieces takes one key after another, four at a time so that their
+// loads are in flight together, and keeps the rows' states (maximum, sum, weighted values) in registers; the groups'
+// states merge in shared memory, the blocks' in a workspace, by whichever block of the list arrives last. Cost: the
+// bytes of the selected keys and values, once for the heads that share a list, and 4 (8 with p) per entry. Arithmetic
+// is float32, in powers of two.
 #pragma once
 
 #include <cmath>
@@ -25,8 +26,9 @@ struct DecodeProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
   Strides query_strides, key_strides, value_strides;
   int batch = 1, heads = 1, kv_heads = 1, rows = 1;  // rows: queries of a head
-  // The lists of keys, by (batch, head, query): [row_ptr[i], row_ptr[i + 1]), or, without row_ptr, counts[i] from
-  // i * list_size on, as top_k writes them.
+  // The lists of keys, by (batch, head / sharing, query): [row_ptr[i], row_ptr[i + 1]), or, without row_ptr, counts[i]
+  // from i * list_size on, as top_k writes them.
+  int sharing = 1;  // neighbouring heads, of one KV head, that share a list
   const Index* row_ptr = nullptr;
   const std::int32_t* counts = nullptr;
   Index list_size = 0;
@@ -34,11 +36,13 @@ struct DecodeProblem {
   const float* p = nullptr;            // of every entry; null: 1
   const float* sink_logits = nullptr;  // by head; null: none
   float scaling = 1, soft_cap = 0;     // no soft cap: 0
-  int parts = 1;                       // blocks to a row
+  int parts = 1;                       // blocks to a list
   void* output = nullptr;              // (b, hq, sq, d), of the queries' dtype, contiguous
   float* lse = nullptr;                // (b, hq, sq)
   float* workspace = nullptr;          // (b * hq * sq, parts, d + 2); needed when parts > 1
   int* arrived = nullptr;              // (b * hq * sq), zeros, and zeros again when done; likewise
+
+  RETICLE_HD int lists() const { return batch * (heads / sharing) * rows; }
 };
 
 /// What both kernels are told of the inputs.
@@ -117,41 +121,49 @@ RETICLE_HD std::uint32_t pack_pair(float first, float second) {
 #endif
 }
 
-/// Part `part` of row (batch, head, query) number `row`, and, when it is the last part to be done, the merge of all.
-template <class T, int head_dim, class Block>
-RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int row,
+/// Part `part` of list number `list`, for the rows of the `sharing` heads whose it is, and, when it is the last part to
+/// be done, the merge of all.
+template <class T, int head_dim, int sharing, class Block>
+RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int list,
                             int part) {
   using Lanes = RowLanes<T, head_dim>;
   constexpr int kLanes = Lanes::kCount, kGroups = kDecodeThreads / kLanes;
   static_assert(kGroups <= DecodeShared<head_dim>::kMostGroups);
 
-  const int head = row / problem.rows % problem.heads, batch = row / problem.rows / problem.heads;
+  const int lists = problem.heads / sharing, query = list % problem.rows;
+  const int head = list / problem.rows % lists * sharing, batch = list / problem.rows / lists;
   const int kv_head = head * problem.kv_heads / problem.heads;
+  const auto row_of = [&](int h) { return (batch * problem.heads + head + h) * problem.rows + query; };
   const Strides &q = problem.query_strides, &k = problem.key_strides, &v = problem.value_strides;
-  const T* const query =
-      static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + row % problem.rows * q.row;
+  const T* const queries = static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + query * q.row;
   const T* const keys = static_cast<const T*>(problem.keys) + batch * k.batch + kv_head * k.head;
   const T* const values = static_cast<const T*>(problem.values) + batch * v.batch + kv_head * v.head;
   const bool padded = problem.row_ptr == nullptr;
-  const Index first = padded ? row * problem.list_size : problem.row_ptr[row];
-  const Index entries = padded ? problem.counts[row] : problem.row_ptr[row + 1] - first;
+  const Index first = padded ? list * problem.list_size : problem.row_ptr[list];
+  const Index entries = padded ? problem.counts[list] : problem.row_ptr[list + 1] - first;
   const Index begin = first + entries * part / problem.parts, end = first + entries * (part + 1) / problem.parts;
 
-  PerThread<Block, FloatShare<T, head_dim>> own_query(block), total(block);
-  PerThread<Block, float> max(block), sum(block);
+  struct State {
+    FloatShare<T, head_dim> query, total;
+    float max = kNone, sum = 0;
+  };
+  struct States {
+    State of[extent<sharing>];
+  };
+  PerThread<Block, States> states(block);
   block.each([&](int thread) {
-    own_query[thread].load(query, thread % kLanes);
-    max[thread] = kNone;
-    sum[thread] = 0;
+    unrolled<sharing>([&](int h) { states[thread].of[h].query.load(queries + h * q.head, thread % kLanes); });
   });
 
   struct Loaded {
     RowShare<T, head_dim> key, value;
   };
+  struct Scores {
+    float of[extent<sharing>][kDecodeInFlight];
+  };
   PerThread<Block, Loaded> loaded[kDecodeInFlight] = {PerThread<Block, Loaded>(block), PerThread<Block, Loaded>(block),
                                                       PerThread<Block, Loaded>(block), PerThread<Block, Loaded>(block)};
-  PerThread<Block, float> scores[kDecodeInFlight] = {PerThread<Block, float>(block), PerThread<Block, float>(block),
-                                                     PerThread<Block, float>(block), PerThread<Block, float>(block)};
+  PerThread<Block, Scores> scores(block);
   for (Index at = begin; at < end; at += kGroups * kDecodeInFlight) {
     unrolled<kDecodeInFlight>([&](int i) {
       block.each([&](int thread) {
@@ -163,44 +175,40 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       });
     });
     unrolled<kDecodeInFlight>([&](int i) {
-      block.each([&](int thread) { scores[i][thread] = own_query[thread].product(loaded[i][thread].key); });
-      block.template sum_over<kLanes>(scores[i]);
+      unrolled<sharing>([&](int h) {
+        block.each(
+            [&](int thread) { scores[thread].of[h][i] = states[thread].of[h].query.product(loaded[i][thread].key); });
+        block.template sum_over<kLanes>(scores, [&](Scores& own) -> float& { return own.of[h][i]; });
+      });
     });
     block.each([&](int thread) {
-      float highest = max[thread];
+      float minus_log_p[kDecodeInFlight];
       unrolled<kDecodeInFlight>([&](int i) {
         const Index entry = at + i * kGroups + thread / kLanes;
         const float p = entry < end && problem.p != nullptr ? problem.p[entry] : 1;
-        const float score =
-            entry < end ? scaled(scores[i][thread], problem.scaling, problem.soft_cap) - (p == 1 ? 0 : std::log2(p))
-                        : kNone;
-        scores[i][thread] = score;
-        highest = score > highest ? score : highest;
+        minus_log_p[i] = entry >= end ? kNone : p == 1 ? 0 : -std::log2(p);
       });
-      if (highest == kNone) return;  // nothing for this group yet
-      const float before = power_of_2(max[thread] - highest);
-      max[thread] = highest;
-      sum[thread] *= before;
-      total[thread].scale(before);
-      unrolled<kDecodeInFlight>([&](int i) {
-        const float weight = power_of_2(scores[i][thread] - highest);
-        sum[thread] += weight;
-        total[thread].add(weight, loaded[i][thread].value);
+      unrolled<sharing>([&](int h) {
+        State& state = states[thread].of[h];
+        float(&own)[kDecodeInFlight] = scores[thread].of[h];
+        float highest = state.max;
+        unrolled<kDecodeInFlight>([&](int i) {
+          own[i] = minus_log_p[i] == kNone ? kNone : scaled(own[i], problem.scaling, problem.soft_cap) + minus_log_p[i];
+          highest = own[i] > highest ? own[i] : highest;
+        });
+        if (highest == kNone) return;  // nothing for this group yet
+        const float before = power_of_2(state.max - highest);
+        state.max = highest;
+        state.sum *= before;
+        state.total.scale(before);
+        unrolled<kDecodeInFlight>([&](int i) {
+          const float weight = power_of_2(own[i] - highest);
+          state.sum += weight;
+          state.total.add(weight, loaded[i][thread].value);
+        });
       });
     });
   }
-
-  block.each([&](int thread) {
-    const int lane = thread % kLanes, group = thread / kLanes;
-    if (lane == 0) {
-      shared.max[group] = max[thread];
-      shared.sum[group] = sum[thread];
-    }
-    total[thread].each([&](int o, int e, float x) {
-      shared.values[group * head_dim + (o * kLanes + lane) * Piece<T>::kElements + e] = x;
-    });
-  });
-  block.sync();
 
   // States of powers of two: n of them, `max` and `sum` every `step`, values of element d at d, each `stride` on.
   const auto merged = [](const float* maxes, const float* sums, int step, const float* element, int stride, int n,
@@ -216,37 +224,56 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
     }
     return value;
   };
-  const auto finish = [&](int d, float value, float highest, float weight) {
+  const auto finish = [&](int h, int d, float value, float highest, float weight) {
     float factor = 1;
-    if (problem.sink_logits != nullptr) add_sink(problem.sink_logits[head], highest, weight, factor);
-    static_cast<T*>(problem.output)[static_cast<Index>(row) * head_dim + d] =
+    if (problem.sink_logits != nullptr) add_sink(problem.sink_logits[head + h], highest, weight, factor);
+    static_cast<T*>(problem.output)[static_cast<Index>(row_of(h)) * head_dim + d] =
         from_float<T>(weight > 0 ? value * factor / weight : 0);
-    if (d == 0) problem.lse[row] = natural_log_of_sum(highest, weight);
+    if (d == 0) problem.lse[row_of(h)] = natural_log_of_sum(highest, weight);
   };
-  float* const states = problem.workspace + static_cast<Index>(row) * problem.parts * (head_dim + 2);
-  block.each([&](int thread) {
-    for (int d = thread; d < head_dim; d += block.threads()) {
-      float highest, weight;
-      const float value = merged(shared.max, shared.sum, 1, shared.values + d, head_dim, kGroups, highest, weight);
-      if (problem.parts == 1) {
-        finish(d, value, highest, weight);
-      } else {
-        float* const state = states + part * (head_dim + 2);
-        state[d] = value;
-        if (d == 0) {
-          state[head_dim] = highest;
-          state[head_dim + 1] = weight;
+  const auto parts_of = [&](int h) {
+    return problem.workspace + static_cast<Index>(row_of(h)) * problem.parts * (head_dim + 2);
+  };
+  unrolled<sharing>([&](int h) {
+    block.each([&](int thread) {
+      const int lane = thread % kLanes, group = thread / kLanes;
+      State& state = states[thread].of[h];
+      if (lane == 0) {
+        shared.max[group] = state.max;
+        shared.sum[group] = state.sum;
+      }
+      state.total.each([&](int o, int e, float x) {
+        shared.values[group * head_dim + (o * kLanes + lane) * Piece<T>::kElements + e] = x;
+      });
+    });
+    block.sync();
+    block.each([&](int thread) {
+      for (int d = thread; d < head_dim; d += block.threads()) {
+        float highest, weight;
+        const float value = merged(shared.max, shared.sum, 1, shared.values + d, head_dim, kGroups, highest, weight);
+        if (problem.parts == 1) {
+          finish(h, d, value, highest, weight);
+        } else {
+          float* const state = parts_of(h) + part * (head_dim + 2);
+          state[d] = value;
+          if (d == 0) {
+            state[head_dim] = highest;
+            state[head_dim + 1] = weight;
+          }
         }
       }
-    }
+    });
+    block.sync();
   });
-  if (problem.parts == 1 || !block.last_to_arrive(problem.arrived + row, problem.parts, &shared.last)) return;
+  if (problem.parts == 1 || !block.last_to_arrive(problem.arrived + list, problem.parts, &shared.last)) return;
   block.each([&](int thread) {
-    for (int d = thread; d < head_dim; d += block.threads()) {
+    for (int i = thread; i < sharing * head_dim; i += block.threads()) {
+      const int h = i / head_dim, d = i % head_dim;
+      const float* const own = parts_of(h);
       float highest, weight;
-      const float value = merged(states + head_dim, states + head_dim + 1, head_dim + 2, states + d, head_dim + 2,
-                                 problem.parts, highest, weight);
-      finish(d, value, highest, weight);
+      const float value = merged(own + head_dim, own + head_dim + 1, head_dim + 2, own + d, head_dim + 2, problem.parts,
+                                 highest, weight);
+      finish(h, d, value, highest, weight);
     }
   });
 }

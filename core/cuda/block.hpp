@@ -60,11 +60,16 @@ class DeviceBlock {
   }
   __device__ void sync() const { __syncthreads(); }
 
-  /// Every thread's x becomes the sum over the `lanes` (a power of two) neighbours that it is one of.
+  /// Every thread's of(x) becomes the sum over the `lanes` (a power of two) neighbours that it is one of.
+  template <int lanes, class T, class Of>
+  __device__ void sum_over(PerThread<T>& x, Of&& of) const {
+    float& own = of(x.value);
+#pragma unroll
+    for (int offset = lanes / 2; offset > 0; offset /= 2) own += __shfl_xor_sync(0xFFFFFFFFu, own, offset);
+  }
   template <int lanes>
   __device__ void sum_over(PerThread<float>& x) const {
-#pragma unroll
-    for (int offset = lanes / 2; offset > 0; offset /= 2) x.value += __shfl_xor_sync(0xFFFFFFFFu, x.value, offset);
+    sum_over<lanes>(x, [](float& own) -> float& { return own; });
   }
 
   /// The same for the maximum.
@@ -210,13 +215,18 @@ class HostBlock {
   }
   void sync() const {}
 
+  template <int lanes, class T, class Of>
+  void sum_over(PerThread<T>& x, Of&& of) const {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+      std::vector<float> before;
+      for (T& value : x.values) before.push_back(of(value));
+      for (std::size_t thread = 0; thread < x.values.size(); ++thread)
+        of(x.values[thread]) += before[thread ^ static_cast<std::size_t>(offset)];
+    }
+  }
   template <int lanes>
   void sum_over(PerThread<float>& x) const {
-    for (int offset = lanes / 2; offset > 0; offset /= 2) {
-      const std::vector<float> before = x.values;
-      for (std::size_t thread = 0; thread < x.values.size(); ++thread)
-        x.values[thread] += before[thread ^ static_cast<std::size_t>(offset)];
-    }
+    sum_over<lanes>(x, [](float& own) -> float& { return own; });
   }
   template <int lanes>
   void max_over(PerThread<float>& x) const {

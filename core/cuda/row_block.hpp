@@ -47,6 +47,18 @@ struct Piece {
   }
 };
 
+/// How many neighbouring heads of a group a block takes together, so that it loads keys once for them: what registers
+/// hold.
+constexpr int heads_taken_together(Index group) { return group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1; }
+
+/// Calls work.operator()<together>().
+template <class Work>
+void dispatch_together(int together, Work&& work) {
+  if (together == 4) return work.template operator()<4>();
+  if (together == 2) return work.template operator()<2>();
+  work.template operator()<1>();
+}
+
 /// The lanes that share a row: lane l has pieces l, l + kCount, ...
 template <class T, int head_dim>
 struct RowLanes {

@@ -1,7 +1,7 @@
 // Scores of decoding on a GPU: the product of a query with every key, written where selection reads it.
 //
-// A block takes some keys of one row; lanes share a key as in decode_block.hpp. Cost: the bytes of the keys once, 4 per
-// score.
+// A block takes some keys for a query of up to four heads of their KV head; lanes share a key. Cost: the bytes of the
+// keys once for those heads, 4 per score.
 #pragma once
 
 #include <limits>
@@ -22,41 +22,56 @@ struct ScoreProblem {
   float* scores = nullptr;  // (b * hq * sq, sk)
 };
 
-/// Scores of row number `row` with keys [part * kScoreKeys, (part + 1) * kScoreKeys).
-template <class T, int head_dim, class Block>
+/// Scores of row number `row` of (batch, head / together, query) with keys [part * kScoreKeys, (part + 1) *
+/// kScoreKeys).
+template <class T, int head_dim, int together, class Block>
 RETICLE_HD void score_part(const Block& block, const ScoreProblem& problem, int row, int part) {
   using Lanes = RowLanes<T, head_dim>;
   constexpr int kGroups = kScoreThreads / Lanes::kCount, kInFlight = 4;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const int head = row / problem.rows % problem.heads, batch = row / problem.rows / problem.heads;
-  const int kv_head = head * problem.kv_heads / problem.heads, query = row % problem.rows;
+  const int taken = problem.heads / together, query = row % problem.rows;
+  const int head = row / problem.rows % taken * together, batch = row / problem.rows / taken;
+  const int kv_head = head * problem.kv_heads / problem.heads;
   const Strides &q = problem.query_strides, &k = problem.key_strides;
-  const T* const own = static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + query * q.row;
+  const T* const queries = static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + query * q.row;
   const T* const keys = static_cast<const T*>(problem.keys) + batch * k.batch + kv_head * k.head;
   const int position = problem.key_count - problem.rows + query;
-  float* const scores = problem.scores + static_cast<Index>(row) * problem.key_count;
   const int end = (part + 1) * kScoreKeys < problem.key_count ? (part + 1) * kScoreKeys : problem.key_count;
+  const auto scores_of = [&](int h) {
+    return problem.scores +
+           static_cast<Index>((batch * problem.heads + head + h) * problem.rows + query) * problem.key_count;
+  };
 
-  PerThread<Block, FloatShare<T, head_dim>> own_query(block);
-  block.each([&](int thread) { own_query[thread].load(own, thread % Lanes::kCount); });
-  PerThread<Block, float> products[kInFlight] = {PerThread<Block, float>(block), PerThread<Block, float>(block),
-                                                 PerThread<Block, float>(block), PerThread<Block, float>(block)};
+  struct Queries {
+    FloatShare<T, head_dim> of[extent<together>];
+  };
+  struct Products {
+    float of[extent<together>][kInFlight];
+  };
+  PerThread<Block, Queries> own(block);
+  PerThread<Block, Products> products(block);
+  block.each([&](int thread) {
+    unrolled<together>([&](int h) { own[thread].of[h].load(queries + h * q.head, thread % Lanes::kCount); });
+  });
   for (int first = part * kScoreKeys; first < end; first += kGroups * kInFlight) {
     unrolled<kInFlight>([&](int i) {
       block.each([&](int thread) {
         const int key = first + i * kGroups + thread / Lanes::kCount;
         RowShare<T, head_dim> share;
         share.load(keys + static_cast<Index>(key < end ? key : end - 1) * k.row, thread % Lanes::kCount);
-        products[i][thread] = own_query[thread].product(share);
+        unrolled<together>([&](int h) { products[thread].of[h][i] = own[thread].of[h].product(share); });
       });
     });
     unrolled<kInFlight>([&](int i) {
-      block.template sum_over<Lanes::kCount>(products[i]);
+      unrolled<together>([&](int h) {
+        block.template sum_over<Lanes::kCount>(products, [&](Products& sums) -> float& { return sums.of[h][i]; });
+      });
       block.each([&](int thread) {
         const int key = first + i * kGroups + thread / Lanes::kCount;
         if (thread % Lanes::kCount != 0 || key >= end) return;
         const bool forbidden = problem.causal && key > position;
-        scores[key] = forbidden ? -kInfinity : products[i][thread] * problem.scaling;
+        unrolled<together>(
+            [&](int h) { scores_of(h)[key] = forbidden ? -kInfinity : products[thread].of[h][i] * problem.scaling; });
       });
     });
   }

@@ -6,10 +6,10 @@
 namespace reticle::cuda {
 namespace {
 
-template <class T, int head_dim>
+template <class T, int head_dim, int together>
 __global__ void __launch_bounds__(kScoreThreads) score_kernel(const __grid_constant__ ScoreProblem problem, int parts) {
-  score_part<T, head_dim>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts,
-                          static_cast<int>(blockIdx.x) % parts);
+  score_part<T, head_dim, together>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts,
+                                    static_cast<int>(blockIdx.x) % parts);
 }
 
 }  // namespace
@@ -32,11 +32,15 @@ void dot_scores(const AttentionInputs& inputs, float* scores, Stream stream) {
   problem.causal = inputs.causal;
   problem.scores = scores;
   const Index parts = (inputs.keys_length() + kScoreKeys - 1) / kScoreKeys;
-  const Index blocks = inputs.batch() * inputs.heads() * inputs.queries_length() * parts;
-  if (blocks == 0) return;
+  if (inputs.batch() * inputs.heads() * inputs.queries_length() * parts == 0) return;
+  const int together = heads_taken_together(inputs.group());
+  const Index blocks = inputs.batch() * (inputs.heads() / together) * inputs.queries_length() * parts;
+  auto* const native = static_cast<cudaStream_t>(stream);
   dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(), [&]<class T, int head_dim>() {
-    score_kernel<T, head_dim><<<static_cast<unsigned>(blocks), kScoreThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        problem, static_cast<int>(parts));
+    dispatch_together(together, [&]<int heads>() {
+      score_kernel<T, head_dim, heads>
+          <<<static_cast<unsigned>(blocks), kScoreThreads, 0, native>>>(problem, static_cast<int>(parts));
+    });
   });
   check_launch("scoring");
 }

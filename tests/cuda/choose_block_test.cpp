@@ -104,10 +104,13 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   problem.list_p = lists.p.data();
   problem.scratch = scratch.data();
   const auto shared = std::make_unique<ChooseShared>();
-  for (int row = 0; row < static_cast<int>(rows); ++row) {
-    for (int part = 0; part * kScoreKeys < score.key_count; ++part) score_part<T, head_dim>(scoring, score, row, part);
-    choose_row(choosing, *shared, problem, row);
-  }
+  dispatch_together(heads_taken_together(inputs.group()), [&]<int together>() {
+    for (int row = 0; row < static_cast<int>(rows) / together; ++row) {
+      for (int part = 0; part * kScoreKeys < score.key_count; ++part)
+        score_part<T, head_dim, together>(scoring, score, row, part);
+    }
+  });
+  for (int row = 0; row < static_cast<int>(rows); ++row) choose_row(choosing, *shared, problem, row);
   return lists;
 }
 
@@ -149,7 +152,7 @@ void compare_with_pipeline(const Case& c, const std::string& maskers, double tol
   const HostBlock attending(kDecodeThreads);
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
   for (int row = 0; row < static_cast<int>(lists.counts.size()); ++row)
-    decode_part<T, head_dim>(attending, *shared, decode, row, 0);
+    decode_part<T, head_dim, 1>(attending, *shared, decode, row, 0);
   expect_equal(expected.attention, output, lse, tolerance, 1e-4);
 }
 
@@ -207,6 +210,17 @@ TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
     compare_with_pipeline<float, 64>(c, chain({kSink, kTopP, kSampleMost}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kPages, kSink}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kSink, kAdaptive, kAdaptiveFew}), 1e-4);
+  }
+}
+
+TEST(CudaChoose, KeysAreScoredOnceForTheHeadsOfAGroupWhateverItsSize) {
+  for (const Index group : {1, 3, 6, 8}) {
+    Case c;
+    c.heads = 2 * group;
+    c.rows = 2;
+    c.keys = 600;
+    compare_with_pipeline<float, 64>(c, chain({kSink, kTopK}), 1e-4);
+    compare_with_pipeline<BFloat16, 128>(c, chain({kTopK}), 0.03);
   }
 }
 

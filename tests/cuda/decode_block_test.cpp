@@ -5,20 +5,24 @@
 #include <gtest/gtest.h>
 
 #include <reticle/attention/cuda/decode_block.hpp>
+#include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/convert.hpp>
+#include <reticle/core/mask/reshape.hpp>
 
 #include "cuda/problem.hpp"
 
 namespace reticle::cuda {
 namespace {
 
+/// `sharing`: how many heads the plan is to find that share lists; 0: any.
 template <class T, int head_dim>
-void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
+void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sharing = 0) {
   const Problem<T> drawn(c, head_dim);
   const AttentionInputs& inputs = drawn.inputs;
   const AttentionResult expected = attention(inputs, mask, drawn.options());
-  const Csr csr = to_csr(mask);
+  const auto [shared_by, csr] = plan_lists(mask, c.kv_heads, false);
+  EXPECT_TRUE(sharing == 0 || shared_by == sharing) << shared_by;
   const auto rows = static_cast<int>(c.batch * c.heads * c.rows);
   std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
   std::vector<float> lse(drawn.lse_size(), 7),
@@ -27,6 +31,7 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
   auto problem = problem_of<DecodeProblem>(inputs, output.data(), lse.data(), c.soft_cap,
                                            drawn.sinks.empty() ? nullptr : drawn.sinks.data());
   problem.batch = static_cast<int>(c.batch);
+  problem.sharing = shared_by;
   problem.row_ptr = csr.row_ptr.data();
   problem.indices = csr.indices.data();
   problem.p = csr.p.empty() ? nullptr : csr.p.data();
@@ -35,8 +40,11 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
   problem.arrived = arrived.data();
   const HostBlock block(kDecodeThreads);
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
-  for (int row = 0; row < rows; ++row) {
-    for (int part = 0; part < c.parts; ++part) decode_part<T, head_dim>(block, *shared, problem, row, part);
+  for (int list = 0; list < problem.lists(); ++list) {
+    for (int part = 0; part < c.parts; ++part) {
+      dispatch_together(
+          shared_by, [&]<int together>() { decode_part<T, head_dim, together>(block, *shared, problem, list, part); });
+    }
   }
   expect_equal(expected, output, lse, tolerance, 1e-4);
   EXPECT_EQ(arrived, std::vector<int>(arrived.size(), 0)) << "ready for the next launch";
@@ -72,6 +80,30 @@ TEST(CudaDecode, WeightsSinksAndSoftCap) {
     c.weighted = c.sinks = true;
     c.soft_cap = 2;
     compare_with_cpu<float, 64>(c, random_mask(c, 0.1, 8), 2e-5);
+  }
+}
+
+TEST(CudaDecode, HeadsThatAttendAlikeShareLists) {
+  for (const int parts : {1, 3}) {
+    for (const bool weighted : {false, true}) {
+      Case c;
+      c.heads = 8;
+      c.parts = parts;
+      c.weighted = c.sinks = weighted;
+      const MaskShape shape{c.batch, c.heads, c.rows, c.keys};
+      Case one_head = c;
+      one_head.heads = 1;
+      const Mask alike = broadcast_to(random_mask(one_head, 0.2, 10), shape);
+      compare_with_cpu<float, 64>(c, alike, 2e-5, 4);
+      compare_with_cpu<BFloat16, 256>(c, alike, 0.02, 4);
+      // Alike by pairs of heads.
+      Array<float> p = to_dense(random_mask(c, 0.2, 11));
+      const auto of_head = static_cast<std::size_t>(c.rows * c.keys);
+      for (std::size_t i = 0; i < p.size(); ++i) p[i] = p[i / (2 * of_head) * 2 * of_head + i % of_head];
+      compare_with_cpu<float, 128>(c, Mask::dense(shape, p), 2e-5, 2);
+      p.back() = p.back() > 0 ? 0.0f : 1.0f;
+      compare_with_cpu<float, 128>(c, Mask::dense(shape, p), 2e-5, 1);
+    }
   }
 }
 
