@@ -38,7 +38,7 @@ class TileExecutor {
   /// not null.
   void run(const TileRows& rows, const TilePlan& plan, float* weights) {
     start(rows);
-    if (!plan.shared.empty()) {
+    if (plan.shared_keys() > 0) {
       if (rows_.count() > kRowPathRows) {
         share_in_tile(plan);
       } else {

@@ -47,19 +47,20 @@ void require_mask_fits(const AttentionInputs& inputs, const Mask& mask) {
 // --- TilePlan ---
 
 Index TilePlan::shared_keys() const {
-  Index keys = 0;
+  auto keys = static_cast<Index>(shared_list.size());
   for (const Shared& segment : shared) keys += segment.end - segment.begin;
   return keys;
 }
 
 Index TilePlan::bytes() const {
   const auto bytes_of = [](const auto& list) { return list.size() * sizeof(list[0]); };
-  return static_cast<Index>(bytes_of(shared) + bytes_of(attended) + bytes_of(inverse_p) + bytes_of(rest_ptr) +
-                            bytes_of(rest) + bytes_of(rest_inverse_p));
+  return static_cast<Index>(bytes_of(shared) + bytes_of(shared_list) + bytes_of(attended) + bytes_of(inverse_p) +
+                            bytes_of(rest_ptr) + bytes_of(rest) + bytes_of(rest_inverse_p));
 }
 
 void TilePlan::clear() {
   shared.clear();
+  shared_list.clear();
   attended.clear();
   inverse_p.clear();
   rest_ptr.assign(1, 0);
@@ -205,9 +206,12 @@ bool TilePlanner::all_rows_equal(const TileRows& rows) const {
 }
 
 const TilePlan& TilePlanner::share_all_of(RowId row, Index rows) {
-  std::vector<Run>& runs = entries_[0].runs;
-  read_runs(row, runs);
-  for (const Run& run : runs) {
+  RowEntries& entries = entries_[0];
+  read(row, entries);
+  plan_.rest_ptr.assign(static_cast<std::size_t>(rows) + 1, 0);
+  if (list_all_of(entries, rows)) return plan_;
+  read_runs(row, entries.runs);
+  for (const Run& run : entries.runs) {
     if (plan_.shared.empty() || plan_.shared.back().end != run.begin) {
       plan_.shared.push_back({run.begin, run.end, -1});
     } else {
@@ -217,8 +221,28 @@ const TilePlan& TilePlanner::share_all_of(RowId row, Index rows) {
       plan_.inverse_p.resize(plan_.inverse_p.size() + static_cast<std::size_t>((run.end - run.begin) * rows),
                              1.0f / run.p);
   }
-  plan_.rest_ptr.assign(static_cast<std::size_t>(rows) + 1, 0);
   return plan_;
+}
+
+/// Where keys mostly stand alone.
+bool TilePlanner::list_all_of(const RowEntries& row, Index rows) {
+  constexpr Index kLongRun = 8;
+  Array<std::int32_t>& list = plan_.shared_list;
+  if (!row.columns.empty()) {
+    list.assign(row.columns.begin(), row.columns.end());
+    for (const float p : row.p)
+      plan_.inverse_p.resize(plan_.inverse_p.size() + static_cast<std::size_t>(rows), 1.0f / p);
+    return true;
+  }
+  const auto whole = static_cast<Index>(row.words.size());
+  own_.assign(row.words.begin(), row.words.end());
+  own_.push_back(row.last_word);
+  const Index runs = combine_words(BitOp::unite, own_.data(), own_.data(), own_.data(), whole + 1).runs;
+  if (runs * kLongRun <= row.count) return false;
+  list.resize(static_cast<std::size_t>(row.count + kSlack));
+  columns_of_bits(own_.data(), whole + 1, 0, list.data());
+  list.resize(static_cast<std::size_t>(row.count));
+  return true;
 }
 
 /// Every row as bits; keys that enough rows attend to become segments.

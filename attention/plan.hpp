@@ -40,6 +40,7 @@ struct RETICLE_API TilePlan {
   };
 
   std::vector<Shared> shared;         // ascending
+  Array<std::int32_t> shared_list;    // in place of segments, for keys that stand alone: every row attends to all
   Array<std::uint64_t> attended;      // per key of a segment that has some: bit r, row r attends
   std::vector<float> inverse_p;       // (keys of all segments, rows); empty when every p is 1
   std::vector<Index> rest_ptr;        // rows + 1
@@ -102,6 +103,7 @@ class RETICLE_API TilePlanner {
   void read_runs(RowId row, std::vector<Run>& runs) const;
   bool all_rows_equal(const TileRows& rows) const;
   const TilePlan& share_all_of(RowId row, Index rows);
+  bool list_all_of(const RowEntries& row, Index rows);
   void find_shared(Index rows);
   double shared_entries(Index rows, Index width);
   void share_whole_words(Index rows, Index width);

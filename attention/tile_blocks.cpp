@@ -8,6 +8,12 @@ namespace reticle {
 bool SharedKeys::read(Index size, Step& step) {
   step.first = read_;
   step.partial = false;
+  if (const auto& list = plan_->shared_list; !list.empty()) {
+    step.count = std::min(size, static_cast<Index>(list.size()) - read_);
+    std::copy_n(list.data() + read_, step.count, step.keys.data());
+    read_ += step.count;
+    return step.count > 0;
+  }
   Index count = 0;
   for (; segment_ < plan_->shared.size() && count < size; ++segment_, offset_ = 0) {
     const TilePlan::Shared& segment = plan_->shared[segment_];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import platform
@@ -11,6 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 Work = Callable[[], object]
 
@@ -60,9 +64,35 @@ def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, bud
 
 
 def limits(folder: Path) -> dict[str, object]:
-    """What the machine can, by benchmarks/machine_limits."""
+    """What the machine can, by benchmarks/machine_limits, and "row_reader", by benchmarks/row_reader.cpp."""
     printed = subprocess.run([folder / "benchmarks" / "machine_limits"], capture_output=True, text=True, check=True)
-    return json.loads(printed.stdout)
+    return {**json.loads(printed.stdout), "row_reader": RowReader(folder)}
+
+
+class RowReader:
+    """Reads rows of torch tensors in all threads, and does nothing else."""
+
+    # Bytes that are asked for ahead: the best of these is the machine's.
+    AHEAD = (4096, 16384, 65536)
+
+    def __init__(self, folder: Path) -> None:
+        self._read = ctypes.CDLL(str(folder / "benchmarks" / "libbench_row_reader.so")).reticle_bench_read_rows
+
+    def works(self, tensors: list[Any], chosen: Any) -> list[Work]:
+        """Reading the rows (groups, n), as a bool array says, of contiguous tensors (1, groups, n, width); one way for each
+        distance."""
+        lists = [np.flatnonzero(rows).astype(np.int32) for rows in chosen] * len(tensors)
+        row_bytes = tensors[0].shape[-1] * tensors[0].element_size()
+        bases = [group.data_ptr() for tensor in tensors for group in tensor[0]]
+        pointers = (ctypes.c_void_p * len(lists))(*bases)
+        indices = (ctypes.c_void_p * len(lists))(*(each.ctypes.data for each in lists))
+        counts = (ctypes.c_int64 * len(lists))(*map(len, lists))
+        sizes = (ctypes.c_int64(len(lists)), ctypes.c_int64(row_bytes))
+
+        def read(ahead: int, kept: object = (lists, tensors)) -> None:
+            self._read(pointers, indices, counts, *sizes, ctypes.c_int64(max(1, ahead // row_bytes)))
+
+        return [lambda ahead=ahead: read(ahead) for ahead in self.AHEAD]
 
 
 def machine(measured: dict[str, object]) -> str:

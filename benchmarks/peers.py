@@ -222,17 +222,21 @@ def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
                 agree(reticle.attention(q, k, v, mask)[0].float(), truth.float(), 2e-2 if size == 2 else 1e-5, name)
             works = [by_torch, lambda q=q, k=k, v=v: reticle.attention(q, k, v)]
             works += [lambda m=mask, q=q, k=k, v=v: reticle.attention(q, k, v, m) for mask in masks.values()]
-            torch_taken, dense, *sparse = interleaved(works, budget=20)
+            wanted = [(mask.to_dense()[0, :, 0].reshape(8, 4, keys) > 0).any(1) for mask in masks.values()]
+            ways = [limit["row_reader"].works([k, v], chosen) for chosen in wanted]
+            torch_taken, dense, *rest = interleaved(works + [work for way in ways for work in way], budget=25)
+            sparse, reading = rest[: len(masks)], np.reshape(rest[len(masks) :], (len(masks), -1)).min(1)
             read = limit["read"][1]
             yield Row("Dense attention", f"decode, {name}", "torch sdpa", dense, torch_taken, 1.0,
                       2 * 8 * keys * 128 * size / dense / read, "read bandwidth")  # fmt: skip
-            for ((percent, kind, by), mask), taken in zip(masks.items(), sparse, strict=True):
-                distinct = (mask.to_dense()[0, :, 0].reshape(8, 4, keys) > 0).any(1).sum()
-                share = float(2 * distinct * 128 * size / taken / read)
+            for (percent, kind, by), chosen, taken, only_read in zip(masks, wanted, sparse, reading, strict=True):
+                share = float(2 * chosen.sum() * 128 * size / taken / read)
                 reach = (0.75 if percent == 10 else 0.6) / (percent / 100)
                 workload = f"{name}, {percent} %, {kind} by {by}"
                 yield Row("Sparse decode", workload, "torch sdpa", taken, torch_taken, reach, share, "read bandwidth")
-                yield Row("Sparse decode", workload, "our dense", taken, dense, reach, share, "read bandwidth")
+                yield Row(
+                    "Sparse decode", workload, "our dense", taken, dense, reach, only_read / taken, "reading those rows"
+                )
             weighted = random_decode_mask(reticle, 32, 32, keys, 0.1, 1, p=0.5)
             plain = masks[10, "tokens", "head"]
             both = interleaved(

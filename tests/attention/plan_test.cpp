@@ -16,17 +16,17 @@ std::map<std::int32_t, float> planned_row(const TilePlan& plan, Index r) {
   std::map<std::int32_t, float> keys;
   const auto rows = static_cast<Index>(plan.rest_ptr.size()) - 1;
   Index ordinal = 0;
+  const auto share = [&](std::int32_t key, bool attends) {
+    const float inverse_p =
+        plan.inverse_p.empty() ? 1.0f : plan.inverse_p[static_cast<std::size_t>(ordinal++ * rows + r)];
+    EXPECT_TRUE(!attends || keys.emplace(key, inverse_p).second) << "key " << key << " twice";
+  };
   for (const TilePlan::Shared& segment : plan.shared) {
-    for (std::int32_t key = segment.begin; key < segment.end; ++key, ++ordinal) {
-      const bool attends =
-          segment.attended < 0 ||
-          (plan.attended[static_cast<std::size_t>(segment.attended + key - segment.begin)] >> r & 1) != 0;
-      const float inverse_p =
-          plan.inverse_p.empty() ? 1.0f : plan.inverse_p[static_cast<std::size_t>(ordinal * rows + r)];
-      if (!attends) continue;
-      EXPECT_TRUE(keys.emplace(key, inverse_p).second) << "key " << key << " twice";
-    }
+    for (std::int32_t key = segment.begin; key < segment.end; ++key)
+      share(key, segment.attended < 0 ||
+                     (plan.attended[static_cast<std::size_t>(segment.attended + key - segment.begin)] >> r & 1) != 0);
   }
+  for (const std::int32_t key : plan.shared_list) share(key, true);
   for (Index i = plan.rest_ptr[static_cast<std::size_t>(r)]; i < plan.rest_ptr[static_cast<std::size_t>(r) + 1]; ++i) {
     const auto at = static_cast<std::size_t>(i);
     const float inverse_p = plan.rest_inverse_p.empty() ? 1.0f : plan.rest_inverse_p[at];
