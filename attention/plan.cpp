@@ -2,6 +2,7 @@
 #include <bit>
 #include <cstdio>
 #include <numeric>
+#include <utility>
 
 #include <reticle/attention/plan.hpp>
 #include <reticle/core/mask/row_kernels.hpp>

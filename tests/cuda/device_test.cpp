@@ -8,6 +8,8 @@
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/top_k.hpp>
+#include <reticle/core/mask/convert.hpp>
+#include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/ops/select.hpp>
 
 #include "cuda/problem.hpp"
@@ -70,6 +72,37 @@ TEST_F(CudaDevice, ListsComputeWhatTheCpuComputes) {
       compare_with_cpu<float>(c, head_dim, random_mask(c, density, 1), false, 1e-4, 1e-3);
       compare_with_cpu<BFloat16>(c, head_dim, random_mask(c, density, 1), false, 0.03, 1e-3);
       compare_with_cpu<Half>(c, head_dim, random_mask(c, density, 1), false, 0.004, 1e-3);
+    }
+  }
+}
+
+TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {
+  for (const Index heads : {2, 4, 8, 16}) {
+    Case c;
+    c.heads = heads;
+    c.rows = 1;
+    c.keys = 5000;
+    Case one_head = c;
+    one_head.batch = one_head.heads = 1;
+    const Mask pattern = random_mask(one_head, 0.2, 4);
+    const Mask mask = broadcast_to(pattern, {c.batch, c.heads, c.rows, c.keys});
+    const Array<float> dense = to_dense(pattern);
+    const std::vector<std::uint8_t> bytes(dense.begin(), dense.end());
+    const Buffer on_gpu = Buffer::copy_of(std::span<const std::uint8_t>(bytes), nullptr);
+    TensorView attended(on_gpu.as<std::uint8_t>(), DType::u8, {1, 1, 1, c.keys});
+
+    const Problem<float> drawn(c, 64);
+    const AttentionResult expected = attention(drawn.inputs, mask, drawn.options());
+    const OnDevice<float> on_device(drawn);
+    for (const AttentionPlan& plan : {AttentionPlan(on_device.inputs, mask, nullptr),
+                                      AttentionPlan(on_device.inputs, DeviceMask(mask, nullptr), nullptr),
+                                      AttentionPlan(on_device.inputs, attended, nullptr)}) {
+      const Buffer out(drawn.output_size() * sizeof(float), nullptr), logs(drawn.lse_size() * sizeof(float), nullptr);
+      plan.run(on_device.inputs, out.as<float>(), logs.as<float>(), nullptr);
+      std::vector<float> found(drawn.output_size()), found_lse(drawn.lse_size());
+      out.copy_to(found.data(), nullptr);
+      logs.copy_to(found_lse.data(), nullptr);
+      expect_equal(expected, found, found_lse, 1e-4, 1e-3);
     }
   }
 }
