@@ -267,7 +267,7 @@ def compressed_attention(
         local_blocks=local_blocks,
     )
     offsets, windows = _offsets(cu_seqlens_q), _offsets(cu_seqlens_k)
-    outputs, width = [], 0
+    outputs, width = [q.new_zeros((0, q.shape[1], v.shape[2]))], 0
     blocks = torch.full((k.shape[1], q.shape[0], topk), -1, dtype=torch.int32, device=q.device)
     for (begin, end), (first, last) in zip(pairwise(offsets), pairwise(windows), strict=True):
         own_q, own_k, own_v = q[begin:end], k[first:last], v[first:last]
@@ -293,10 +293,8 @@ def topk_sparse_attention(
     q (tokens, heads, head_dim); k, v (tokens, kv_heads, head_dim). Differentiable by q, k and v. A token without blocks
     gets 0.
     """
-    outputs = [
-        nsa_gpu.attend_selected(
-            q[begin:end], k[begin:end], v[begin:end], topk_idx[:, begin:end], 0, block_size, softmax_scale
-        )
-        for begin, end in pairwise(_offsets(cu_seqlens))
-    ]
+    outputs = [q.new_zeros((0, q.shape[1], v.shape[2]))]
+    for begin, end in pairwise(_offsets(cu_seqlens)):
+        own_q, own_k, own_v, own_blocks = (q[begin:end], k[begin:end], v[begin:end], topk_idx[:, begin:end])
+        outputs.append(nsa_gpu.attend_selected(own_q, own_k, own_v, own_blocks, 0, block_size, softmax_scale))
     return torch.cat(outputs)

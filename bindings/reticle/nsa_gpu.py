@@ -162,7 +162,7 @@ def _rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
 
 
 def _packed_positions(cu_seqlens: list[int], stride: int = 1) -> Tensor:
-    return torch.cat([stride * torch.arange(end - begin) for begin, end in pairwise(cu_seqlens)])
+    return torch.cat([torch.arange(0), *(stride * torch.arange(end - begin) for begin, end in pairwise(cu_seqlens))])
 
 
 def _projected(module: NativeSparseAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -191,7 +191,7 @@ def forward(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int]) -> 
     positions = _packed_positions(cu_seqlens)
     q, k = _rotated(q, positions, rope), _rotated(k, positions, rope)
     compressed_k = _rotated(compressed_k, _packed_positions(windows, config.kernel_stride), rope)
-    mixed = []
+    mixed = [q.new_zeros((0, *q.shape[1:]))]
     for (begin, end), (first, last) in zip(pairwise(cu_seqlens), pairwise(windows), strict=True):
         own = slice(begin, end)
         of_windows = (compressed_k[first:last], compressed_v[first:last])
@@ -250,7 +250,7 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
                 f"NSA: {sequence.length} tokens and {end - begin} more do not fit a cache of {sequence.keys.shape[0]}"
             )
     q, k, v, gates = _projected(module, x)
-    mixed, grown = [gates.new_zeros((0, *q.shape[1:]))], []
+    mixed, grown = [q.new_zeros((0, *q.shape[1:]))], []
     for sequence, (begin, end) in zip(sequences, pairwise(cu_seqlens), strict=True):
         own, first, length = slice(begin, end), sequence.length, sequence.length + end - begin
         pending_k = torch.cat((sequence.pending_keys, k[own]))

@@ -509,7 +509,7 @@ RowCounts UniteAsDense(UnionRule rule, const std::int32_t* a, const float* a_p, 
 inline std::int32_t* PutColumns(std::uint64_t word, std::int32_t first, std::int32_t* out) {
   const hn::CappedTag<std::int32_t, 16> tag;
   const auto lanes = static_cast<int>(hn::Lanes(tag));
-#if HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET <= HWY_AVX3_DL  // better targets are smaller numbers
   const hn::Full512<std::uint8_t> bytes;
   const hn::Full128<std::uint8_t> some;
   HWY_ALIGN std::uint8_t numbers[64];

@@ -168,6 +168,31 @@ def small(**options):
     return nsa.NativeSparseAttention("avgpool", 32, 4, 2, 8, **settings)
 
 
+@pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 0, 5, 5]])
+def test_batches_without_sequences_or_tokens_give_no_rows(offsets):
+    module, x = small(), torch.randn(offsets[-1], 32)
+    close(nsa_gpu.forward(module, x, offsets), module(x, offsets).detach())
+    q, k = torch.randn(offsets[-1], 4, 8), torch.randn(offsets[-1], 2, 8)
+    compressed, windows = nsa.avgpool_compress(k, None, offsets, 4, 2)
+    output, blocks = nsa.compressed_attention(q, compressed, compressed, 4, 2, 4, 4, offsets, windows)
+    assert output.shape == q.shape
+    assert nsa.topk_sparse_attention(q, k, k, blocks, 4, offsets).shape == q.shape
+
+
+def test_a_gpu_cache_takes_no_more_than_its_capacity_and_stays_as_it_was():
+    module = small()
+    state = nsa_gpu.State(module, 2, 4)
+    with pytest.raises(reticle.ShapeError, match="0 tokens and 6 more do not fit a cache of 4"):
+        module.extend(torch.randn(9, 32), [0, 3, 9], state)
+    with pytest.raises(reticle.ShapeError, match="needed are 3, for the sequences of the state"):
+        module.extend(torch.randn(3, 32), [0, 3], state)
+    with pytest.raises(reticle.ShapeError, match="needed are ascending offsets from 0 to the number of tokens, 3"):
+        module.extend(torch.randn(3, 32), [0, 4, 3], state)
+    assert state.lengths == [0, 0]
+    assert module.extend(torch.randn(3, 32), [0, 3, 3], state).shape == (3, 32)
+    assert state.lengths == [3, 0]
+
+
 def test_a_step_of_gradient_descent_lowers_the_loss():
     torch.manual_seed(0)
     module, x, target = small(), torch.randn(40, 32), torch.randn(40, 32)
