@@ -326,10 +326,12 @@ std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, con
     if (!entries[i].layers.contains(layer)) continue;
     const auto name = [&] { return "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"'; };
     if (!entries[i].heads.all()) throw DeviceError(name() + ", serves some heads only: it chooses on the CPU");
-    std::optional<Rule> rule = entries[i].masker->rule(keys);
-    if (!rule) throw DeviceError(name() + ", has no rule for a GPU: it chooses on the CPU");
-    rule->seed = derive_seed(seed, i);
-    rules.push_back(*rule);
+    const std::vector<Rule> of_masker = entries[i].masker->rules(keys);
+    if (of_masker.empty()) throw DeviceError(name() + ", has no rule for a GPU: it chooses on the CPU");
+    for (Rule rule : of_masker) {
+      rule.seed = derive_seed(seed, i);
+      rules.push_back(rule);
+    }
   }
   if (rules.empty()) throw DeviceError("no masker serves layer " + std::to_string(layer) + ": it is dense");
   return rules;

@@ -13,6 +13,6 @@ Masker::~Masker() = default;
 
 void Masker::observe(const AttentionInputs&, LayerState&, const Context&) const {}
 
-std::optional<Rule> Masker::rule(Index) const { return std::nullopt; }
+std::vector<Rule> Masker::rules(Index) const { return {}; }
 
 }  // namespace reticle

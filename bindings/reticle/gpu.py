@@ -2,7 +2,7 @@
 
 `SparseAttention.run`, `SparseAttention.mask` and `InferenceHandler.attend` come here when tensors lie on a GPU, and so do
 models that `reticle.hf` attaches to. Attention runs on the GPU. Where a handler decodes after a dense prompt, so does the
-choice of keys, if every masker of the layer says what it chooses as a rule (`SparseAttention.rules`). Any other masker
+choice of keys, if every masker of the layer says what it chooses as rules (`SparseAttention.rules`). Any other masker
 chooses on the host, with a warning that names it: keys and values are copied to it once, when a sequence begins, and then
 token by token, and the mask goes to the GPU with every call.
 """

@@ -31,6 +31,11 @@ class AShape final : public Masker {
         context);
   }
 
+  std::vector<Rule> rules(Index keys) const override {
+    return {Rule{Rule::Kind::sinks, config_.n_init.resolve(keys)},
+            Rule{Rule::Kind::window, config_.n_local.resolve(keys)}};
+  }
+
  private:
   AShapeConfig config_;
 };

@@ -35,8 +35,8 @@ class Local final : public Masker {
         context);
   }
 
-  std::optional<Rule> rule(Index keys) const override {
-    return Rule{Rule::Kind::window, config_.window_size.resolve(keys), config_.dilation};
+  std::vector<Rule> rules(Index keys) const override {
+    return {Rule{Rule::Kind::window, config_.window_size.resolve(keys), config_.dilation}};
   }
 
  private:

@@ -47,6 +47,12 @@ class Strided final : public Masker {
         context);
   }
 
+  std::vector<Rule> rules(Index keys) const override {
+    if (config_.pattern != StridedPattern::strided) return {};
+    const Index stride = config_.stride;
+    return {Rule{Rule::Kind::window, stride}, Rule{Rule::Kind::window, keys / stride + 1, stride}};
+  }
+
  private:
   StridedConfig config_;
 };

@@ -59,14 +59,14 @@ class AdaptiveSampling final : public Masker {
         context);
   }
 
-  std::optional<Rule> rule(Index keys) const override {
-    if (config_.replacement || !config_.base_rate_sampling.positive()) return std::nullopt;
-    return Rule{.kind = Rule::Kind::adaptive,
-                .base = config_.base_rate_sampling,
-                .epsilon = config_.epsilon,
-                .quantile = z_,
-                .first = config_.init_offset.resolve(keys),
-                .last = keys - config_.local_offset.resolve(keys)};
+  std::vector<Rule> rules(Index keys) const override {
+    if (config_.replacement || !config_.base_rate_sampling.positive()) return {};
+    return {Rule{.kind = Rule::Kind::adaptive,
+                 .base = config_.base_rate_sampling,
+                 .epsilon = config_.epsilon,
+                 .quantile = z_,
+                 .first = config_.init_offset.resolve(keys),
+                 .last = keys - config_.local_offset.resolve(keys)}};
   }
 
  private:

@@ -34,9 +34,9 @@ class RandomSampling final : public Masker {
         context);
   }
 
-  std::optional<Rule> rule(Index) const override {
-    if (config_.replacement) return std::nullopt;
-    return Rule{.kind = Rule::Kind::sample, .share = config_.sampling_rate};
+  std::vector<Rule> rules(Index) const override {
+    if (config_.replacement) return {};
+    return {Rule{.kind = Rule::Kind::sample, .share = config_.sampling_rate}};
   }
 
  private:

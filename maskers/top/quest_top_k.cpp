@@ -52,9 +52,9 @@ class QuestTopK final : public Masker {
         context);
   }
 
-  std::optional<Rule> rule(Index keys) const override {
-    if (config_.label_bits != 16 || config_.share_within_group || config_.keep_current_page) return std::nullopt;
-    return Rule{.kind = Rule::Kind::pages, .count = pages_kept(keys), .page_size = config_.page_size};
+  std::vector<Rule> rules(Index keys) const override {
+    if (config_.label_bits != 16 || config_.share_within_group || config_.keep_current_page) return {};
+    return {Rule{.kind = Rule::Kind::pages, .count = pages_kept(keys), .page_size = config_.page_size}};
   }
 
  private:

@@ -31,9 +31,9 @@ class TopK final : public Masker {
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }
 
-  std::optional<Rule> rule(Index keys) const override {
-    if (config_.scorer != ScorerName::exact) return std::nullopt;
-    return Rule{Rule::Kind::top_k, config_.heavy_size.resolve(keys)};
+  std::vector<Rule> rules(Index keys) const override {
+    if (config_.scorer != ScorerName::exact) return {};
+    return {Rule{Rule::Kind::top_k, config_.heavy_size.resolve(keys)}};
   }
 
  private:

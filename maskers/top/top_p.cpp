@@ -32,9 +32,9 @@ class TopP final : public Masker {
         context);
   }
 
-  std::optional<Rule> rule(Index) const override {
-    if (config_.scorer != ScorerName::exact) return std::nullopt;
-    return Rule{.kind = Rule::Kind::top_p, .share = config_.top_p};
+  std::vector<Rule> rules(Index) const override {
+    if (config_.scorer != ScorerName::exact) return {};
+    return {Rule{.kind = Rule::Kind::top_p, .share = config_.top_p}};
   }
 
  private:
