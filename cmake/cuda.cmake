@@ -17,7 +17,7 @@ if(NOT found_cuda)
   return()
 endif()
 
-set(CMAKE_CUDA_ARCHITECTURES "80-real;89-real;90-real;100" CACHE STRING "CUDA architectures")
+set(CMAKE_CUDA_ARCHITECTURES "80-real;89-real;90a-real;100" CACHE STRING "CUDA architectures")
 enable_language(CUDA)
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   # CMake 3.25 does not know the language levels of CUDA 13.

@@ -6,6 +6,7 @@
 #include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/cuda/planned_inputs.cuh>
+#include <reticle/attention/cuda/wide_tile_block.hpp>
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/mask_block.hpp>
 
@@ -27,11 +28,22 @@ __global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constan
                            problem.tiles[blockIdx.x]);
 }
 
-template <class MaskView>
+template <class T, int head_dim>
+__global__ void __launch_bounds__(kWideTileThreads, 1) wide_tile_kernel(const __grid_constant__ TileProblem problem) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(16) unsigned char memory[];
+  // Room for this is in what launch() asks for: how dynamic memory is aligned is nowhere promised.
+  unsigned char* const aligned = memory + (kPanelAlignment - __cvta_generic_to_shared(memory) % kPanelAlignment);
+  attend_wide_tile<T, head_dim>(DeviceBlock(), *reinterpret_cast<WideTileShared<T, head_dim>*>(aligned), problem,
+                                problem.tiles[blockIdx.x]);
+#endif  // elsewhere it is never launched
+}
+
+template <int tile_rows, class MaskView>
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(const __grid_constant__ MaskView mask, Tile* tiles, KeyBlock* blocks, std::uint64_t* bits) {
-  __shared__ PlanShared shared;
-  plan_tile(DeviceBlock(), shared, mask, tiles, blocks, bits, static_cast<int>(blockIdx.x));
+  __shared__ PlanShared<tile_rows> shared;
+  plan_tile<tile_rows>(DeviceBlock(), shared, mask, tiles, blocks, bits, static_cast<int>(blockIdx.x));
 }
 
 template <class MaskView>
@@ -61,12 +73,18 @@ void launch(const DecodeProblem& problem, cudaStream_t stream) {
   });
 }
 
+template <class Shared, class Kernel>
+void launch(Kernel* kernel, int threads, const TileProblem& problem, int tiles, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(Shared) + (alignof(Shared) > 16 ? alignof(Shared) : 0);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attention over tiles");
+  kernel<<<static_cast<unsigned>(tiles), threads, kBytes, stream>>>(problem);
+}
+
 template <class T, int head_dim>
-void launch(const TileProblem& problem, int tiles, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(TileShared<T, head_dim>);
-  check(cudaFuncSetAttribute(tile_kernel<T, head_dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-        "attention over tiles");
-  tile_kernel<T, head_dim><<<static_cast<unsigned>(tiles), kTileThreads, kBytes, stream>>>(problem);
+void launch(const TileProblem& problem, int tiles, int tile_rows, cudaStream_t stream) {
+  if (tile_rows == kWideTileRows)
+    return launch<WideTileShared<T, head_dim>>(wide_tile_kernel<T, head_dim>, kWideTileThreads, problem, tiles, stream);
+  launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim>, kTileThreads, problem, tiles, stream);
 }
 
 /// Whether tiles serve unweighted masks of such inputs: one of few rows wastes the tensor cores, and reads no less than
@@ -75,6 +93,13 @@ bool tiles_serve(const PlannedInputs& inputs) {
   constexpr Index kFewRows = 16;
   return inputs.dtype != DType::f32 && inputs.head_dim < 256 &&
          inputs.queries * (inputs.heads / inputs.kv_heads) >= kFewRows;
+}
+
+/// Rows of the tiles of such inputs on the current device: where Hopper's instructions are, those of 128, unless there
+/// are too few rows to fill the second half.
+int tile_rows_for(const PlannedInputs& inputs) {
+  const bool fill = inputs.queries * (inputs.heads / inputs.kv_heads) > kTileRowCount;
+  return fill && compute_capability() == 90 ? kWideTileRows : kTileRowCount;
 }
 
 /// Strides of a mask (b, hq, sq, sk) by blocks, 0 where a dimension of 1 shares a pattern; ShapeError unless it fits.
@@ -111,7 +136,7 @@ struct AttentionPlan::State {
   Index list_size = 0;  // of lists with room for all keys
   Buffer row_ptr, counts, indices, p, workspace, arrived;
   // Tiles.
-  int tiles = 0;
+  int tiles = 0, tile_rows = kTileRowCount;
   Buffer tile_list, blocks, bits;
 
   /// Without the mask.
@@ -141,17 +166,22 @@ struct AttentionPlan::State {
                                                                                to);
       return check_launch("planning attention");
     }
-    const std::vector<Tile> of_rows = tiles_of(shape, made_for.kv_heads);
+    tile_rows = tile_rows_for(made_for);
+    const std::vector<Tile> of_rows = tiles_of(shape, made_for.kv_heads, tile_rows);
     const std::size_t room = of_rows.size() * static_cast<std::size_t>((made_for.keys + kKeyBlock - 1) / kKeyBlock);
-    if (room * kTileRowCount > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
+    if (room * tile_rows > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
       throw DeviceError("attention: a mask of " + shape.describe() +
                         " is too large to be planned on the GPU; plan it by parts, or from a Mask");
     tiles = static_cast<int>(of_rows.size());
     tile_list = Buffer::copy_of(std::span<const Tile>(of_rows), stream);
     blocks = Buffer(room * sizeof(KeyBlock), stream);
-    bits = Buffer(room * kTileRowCount * sizeof(std::uint64_t), stream);
-    plan_kernel<<<static_cast<unsigned>(tiles), kPlanThreads, 0, native>>>(
-        mask, tile_list.as<Tile>(), blocks.as<KeyBlock>(), bits.as<std::uint64_t>());
+    bits = Buffer(room * static_cast<std::size_t>(tile_rows) * sizeof(std::uint64_t), stream);
+    const auto fill = [&](auto* kernel) {
+      kernel<<<static_cast<unsigned>(tiles), kPlanThreads, 0, native>>>(
+          mask, tile_list.as<Tile>(), blocks.as<KeyBlock>(), bits.as<std::uint64_t>());
+    };
+    tile_rows == kWideTileRows ? fill(plan_kernel<kWideTileRows, MaskView>)
+                               : fill(plan_kernel<kTileRowCount, MaskView>);
     check_launch("planning attention");
   }
 
@@ -182,7 +212,8 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
   if (!mask.weighted() && tiles_serve(own)) {
-    const BlockPlan plan = plan_blocks(mask, own.kv_heads, own.causal, context);
+    state->tile_rows = tile_rows_for(own);
+    const BlockPlan plan = plan_blocks(mask, own.kv_heads, own.causal, state->tile_rows, context);
     state->tiles = static_cast<int>(plan.tiles.size());
     state->tile_list = Buffer::copy_of(std::span<const Tile>(plan.tiles), stream);
     state->blocks = Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream);
@@ -265,7 +296,8 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
     problem.blocks = own.blocks.as<KeyBlock>();
     problem.bits = own.bits.as<std::uint64_t>();
     const auto launch_of = [&]<class T>() {
-      made_for.head_dim == 64 ? launch<T, 64>(problem, own.tiles, native) : launch<T, 128>(problem, own.tiles, native);
+      made_for.head_dim == 64 ? launch<T, 64>(problem, own.tiles, own.tile_rows, native)
+                              : launch<T, 128>(problem, own.tiles, own.tile_rows, native);
     };
     made_for.dtype == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
     return check_launch("attention over tiles");

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <map>
 
 #include <reticle/attention/cuda/block_plan.hpp>
@@ -16,7 +17,7 @@ std::int32_t narrowed(Index number) {
 /// The blocks of one tile, while it is planned.
 class TileBuilder {
  public:
-  TileBuilder(const Mask& mask, bool causal) : mask_(mask), causal_(causal) {}
+  TileBuilder(const Mask& mask, bool causal, int tile_rows) : mask_(mask), causal_(causal), tile_rows_(tile_rows) {}
 
   void plan(const Tile& tile, std::vector<KeyBlock>& blocks, std::vector<std::uint64_t>& bits) {
     words_.clear();
@@ -41,7 +42,7 @@ class TileBuilder {
                                     [](std::uint64_t row) { return row == ~std::uint64_t{0}; });
       blocks.push_back(
           {static_cast<std::int32_t>(block * kKeyBlock), full ? -1 : static_cast<std::int32_t>(bits.size())});
-      if (!full) bits.insert(bits.end(), of_rows.begin(), of_rows.end());
+      if (!full) bits.insert(bits.end(), of_rows.begin(), of_rows.begin() + tile_rows_);
     }
   }
 
@@ -51,7 +52,8 @@ class TileBuilder {
 
   const Mask& mask_;
   bool causal_;
-  std::map<Index, std::array<std::uint64_t, extent<kTileRowCount>>> words_;
+  int tile_rows_;
+  std::map<Index, std::array<std::uint64_t, extent<kWideTileRows>>> words_;
   std::vector<Run> runs_;
 };
 
@@ -62,12 +64,12 @@ Index BlockPlan::bytes() const {
                             bits.size() * sizeof(std::uint64_t));
 }
 
-std::vector<Tile> tiles_of(const MaskShape& shape, Index kv_heads) {
+std::vector<Tile> tiles_of(const MaskShape& shape, Index kv_heads, int tile_rows) {
   if (kv_heads < 1 || shape.heads % kv_heads != 0)
     throw ShapeError("block plan: " + std::to_string(shape.heads) + " query heads are no multiple of " +
                      std::to_string(kv_heads) + " KV heads");
-  const Index group = shape.heads / kv_heads, heads = std::min<Index>(group, kTileRowCount);
-  const Index queries = kTileRowCount / heads;
+  const Index group = shape.heads / kv_heads, heads = std::min<Index>(group, tile_rows);
+  const Index queries = tile_rows / heads;
   std::vector<Tile> tiles;
   for (Index batch = 0; batch < shape.batch; ++batch) {
     for (Index kv_head = 0; kv_head < kv_heads; ++kv_head) {
@@ -83,14 +85,14 @@ std::vector<Tile> tiles_of(const MaskShape& shape, Index kv_heads) {
   return tiles;
 }
 
-BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, const Context& context) {
+BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, int tile_rows, const Context& context) {
   if (mask.weighted()) throw ValueError("block plan: the mask is weighted; needed is p of 0 or 1");
-  std::vector<Tile> tiles = tiles_of(mask.shape(), kv_heads);
+  std::vector<Tile> tiles = tiles_of(mask.shape(), kv_heads, tile_rows);
   const auto count = static_cast<Index>(tiles.size());
   std::vector<std::vector<KeyBlock>> blocks(tiles.size());
   std::vector<std::vector<std::uint64_t>> bits(tiles.size());
   context.for_each_chunk(count, std::max<Index>(1, count / 256), [&](Index, Index begin, Index end) {
-    TileBuilder builder(mask, causal);
+    TileBuilder builder(mask, causal, tile_rows);
     for (Index i = begin; i < end; ++i) {
       const auto at = static_cast<std::size_t>(i);
       builder.plan(tiles[at], blocks[at], bits[at]);

@@ -78,9 +78,12 @@ struct DecodeShared {
 inline constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 inline constexpr float kNone = -std::numeric_limits<float>::infinity();
 
+/// Of weights: what is below 2^-126 may be 0.
 RETICLE_HD inline float power_of_2(float x) {
 #if defined(__CUDA_ARCH__)
-  return exp2f(x);
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 #else
   return std::exp2(x);
 #endif
@@ -89,7 +92,7 @@ RETICLE_HD inline float power_of_2(float x) {
 /// A score in powers of two, from a product.
 RETICLE_HD inline float scaled(float product, float scaling, float soft_cap) {
   float score = product * scaling;
-  if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
+  if (soft_cap > 0) score = soft_cap * std::tanh(score * (1 / soft_cap));
   return score * kLog2E;
 }
 

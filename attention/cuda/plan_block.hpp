@@ -96,19 +96,20 @@ struct WordMask {
   }
 };
 
-/// Shared memory of a block that plans a tile.
+/// Shared memory of a block that plans a tile of up to tile_rows rows.
+template <int tile_rows>
 struct PlanShared {
-  std::uint64_t words[kPlanStep][kTileRowCount];
-  int place[kPlanStep];  // of a block of keys in the tile's list; -1: nobody attends to it
+  std::uint64_t words[kPlanStep][extent<tile_rows + 1>];  // one more: a column lies in different banks
+  int place[kPlanStep];                           // of a block of keys in the tile's list; -1: nobody attends to it
   int full[kPlanStep];
   int scan[kWarp + 1];
 };
 
 /// Fills the blocks of tile number `number`, from number * (blocks of keys) on, and their bits, and says in the tile
 /// how many there are.
-template <class Block, class MaskView>
-RETICLE_HD void plan_tile(const Block& block, PlanShared& shared, const MaskView& mask, Tile* tiles, KeyBlock* blocks,
-                          std::uint64_t* bits, int number) {
+template <int tile_rows, class Block, class MaskView>
+RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, const MaskView& mask, Tile* tiles,
+                          KeyBlock* blocks, std::uint64_t* bits, int number) {
   const Tile tile = tiles[number];
   const int key_blocks = (mask.keys + kKeyBlock - 1) / kKeyBlock;
   const Index first = static_cast<Index>(number) * key_blocks;
@@ -116,7 +117,7 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared& shared, const MaskView
   for (int step = 0; step < key_blocks; step += kPlanStep) {
     const int count = key_blocks - step < kPlanStep ? key_blocks - step : kPlanStep;
     block.each([&](int thread) {
-      for (int i = thread; i < kTileRowCount * kPlanStep; i += kPlanThreads) {
+      for (int i = thread; i < tile_rows * kPlanStep; i += kPlanThreads) {
         const int row = i / kPlanStep, own = i % kPlanStep, key = (step + own) * kKeyBlock;
         std::uint64_t word = 0;
         if (row < tile.rows && own < count)
@@ -144,14 +145,14 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared& shared, const MaskView
       const Index place = first + found + before[thread];
       shared.place[thread] = found + before[thread];
       blocks[place] = {(step + thread) * kKeyBlock,
-                       shared.full[thread] != 0 ? -1 : static_cast<std::int32_t>(place * kTileRowCount)};
+                       shared.full[thread] != 0 ? -1 : static_cast<std::int32_t>(place * tile_rows)};
     });
     block.sync();
     block.each([&](int thread) {
-      for (int i = thread; i < kTileRowCount * count; i += kPlanThreads) {
-        const int row = i % kTileRowCount, own = i / kTileRowCount;
+      for (int i = thread; i < tile_rows * count; i += kPlanThreads) {
+        const int row = i % tile_rows, own = i / tile_rows;
         if (shared.place[own] >= 0 && shared.full[own] == 0)
-          bits[(first + shared.place[own]) * kTileRowCount + row] = shared.words[own][row];
+          bits[(first + shared.place[own]) * tile_rows + row] = shared.words[own][row];
       }
     });
     block.sync();

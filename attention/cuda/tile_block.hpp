@@ -1,4 +1,5 @@
-// Attention of tiles of rows over blocks of keys on a GPU's tensor cores: prefill.
+// Attention of tiles of rows over blocks of keys on a GPU's tensor cores: prefill, where wide_tile_block.hpp does not
+// serve.
 //
 // One block of threads takes one tile: 64 rows that share a KV head, four warps of 16 rows each. Rows are the query
 // heads of a group at neighbouring queries, so that a tile is full even when the queries are few. Its plan lists blocks
@@ -15,6 +16,7 @@ namespace reticle::cuda {
 
 inline constexpr int kTileThreads = 128;
 inline constexpr int kTileRowCount = 64;
+inline constexpr int kWideTileRows = 128;  // of wide_tile_block.hpp
 inline constexpr int kKeyBlock = 64;
 
 /// A block of keys of a tile's plan.
@@ -28,6 +30,9 @@ struct KeyBlock {
 struct Tile {
   std::int32_t batch, first_head, heads, first_query, rows;
   std::int32_t first_block, blocks;  // in TileProblem::blocks
+
+  RETICLE_HD int head_of(int row) const { return first_head + row % heads; }
+  RETICLE_HD int query_of(int row) const { return first_query + row / heads; }
 };
 
 /// As DecodeProblem; T is Half or BFloat16, and no entry has a p.
@@ -43,6 +48,127 @@ struct TileProblem {
   void* output = nullptr;  // (b, hq, sq, d), contiguous
   float* lse = nullptr;    // (b, hq, sq)
 };
+
+/// Scores of a block of keys, or their weights, as tensor cores leave them: of its warp's 16 rows a thread has rows
+/// lane / 4 and lane / 4 + 8, its halves, and of every 8 keys lane % 4 * 2 and the next.
+struct TileScores {
+  float of[extent<kKeyBlock / 8>][4];
+};
+/// Weighted values, likewise.
+template <int head_dim>
+struct TileOutput {
+  float of[extent<head_dim / 8>][4] = {};
+};
+/// The softmax of a thread's two rows so far; sum is the thread's own share. `factor` is what the weighted values are
+/// to be multiplied by before the weights of the last block are added.
+struct RowStates {
+  float max[2] = {kNone, kNone}, sum[2] = {}, highest[2] = {}, factor[2] = {};
+};
+RETICLE_HD inline int tile_row(int thread, int half) { return thread / kWarp * 16 + thread % kWarp / 4 + half * 8; }
+
+/// Products of a block of keys become weights.
+template <class Block>
+RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const KeyBlock& keys,
+                      PerThread<Block, TileScores>& scores, PerThread<Block, RowStates>& states) {
+  constexpr int kScoreTiles = kKeyBlock / 8;
+  block.each([&](int thread) {
+    TileScores& own = scores[thread];
+    const auto each_score = [&](auto&& f) {
+      unrolled<kScoreTiles>([&](int tile_of) { unrolled<4>([&](int e) { f(own.of[tile_of][e], tile_of, e); }); });
+    };
+    if (problem.soft_cap > 0) {
+      each_score([&](float& score, int, int) { score = scaled(score, problem.scaling, problem.soft_cap); });
+    } else {
+      const float scaling = problem.scaling * kLog2E;
+      each_score([&](float& score, int, int) { score *= scaling; });
+    }
+    if (keys.bits >= 0) {
+      const std::uint64_t* const words = problem.bits + keys.bits;
+      unrolled<2>([&](int half) {
+        const std::uint64_t attended = words[tile_row(thread, half)] >> (thread % 4 * 2);
+        unrolled<kScoreTiles>([&](int tile_of) {
+          unrolled<2>([&](int e) {
+            if ((attended & std::uint64_t{1} << (tile_of * 8 + e)) == 0) own.of[tile_of][half * 2 + e] = kNone;
+          });
+        });
+      });
+    }
+    unrolled<2>([&](int half) { states[thread].highest[half] = kNone; });
+    each_score([&](float& score, int, int e) {
+      float& highest = states[thread].highest[e / 2];
+      highest = score > highest ? score : highest;
+    });
+  });
+  unrolled<2>([&](int half) {
+    block.template max_over<4>(states, [half](RowStates& own) -> float& { return own.highest[half]; });
+  });
+  block.each([&](int thread) {
+    RowStates& own = states[thread];
+    unrolled<2>([&](int half) {
+      const float before = own.max[half], now = own.highest[half] > before ? own.highest[half] : before;
+      const float origin = now == kNone ? 0 : now;  // of rows that attend to nothing yet, all powers are 0
+      own.max[half] = now;
+      own.factor[half] = power_of_2(before - origin);
+      float total = own.sum[half] * own.factor[half];
+      unrolled<kScoreTiles>([&](int tile_of) {
+        unrolled<2>([&](int e) {
+          float& score = scores[thread].of[tile_of][half * 2 + e];
+          score = power_of_2(score - origin);
+          total += score;
+        });
+      });
+      own.sum[half] = total;
+    });
+  });
+}
+
+/// Weighted values become those of the new maximum.
+template <class Block, int head_dim>
+RETICLE_HD void rescale(const Block& block, PerThread<Block, RowStates>& states,
+                        PerThread<Block, TileOutput<head_dim>>& output) {
+  block.each([&](int thread) {
+    unrolled<head_dim / 8>([&](int tile_of) {
+      unrolled<4>([&](int e) { output[thread].of[tile_of][e] *= states[thread].factor[e / 2]; });
+    });
+  });
+}
+
+/// Weights of 16 keys from number 16 * step on, as the first factor of a product.
+template <class T>
+RETICLE_HD void pack_weights(const TileScores& scores, int step, std::uint32_t* to) {
+  unrolled<4>([&](int piece) {
+    const float* const pair = &scores.of[step * 2 + piece / 2][piece % 2 * 2];
+    to[piece] = pack_pair<T>(pair[0], pair[1]);
+  });
+}
+
+/// Output and log-sum-exp of the tile's rows.
+template <class T, class Block, int head_dim>
+RETICLE_HD void finish_rows(const Block& block, const TileProblem& problem, const Tile& tile,
+                            PerThread<Block, RowStates>& states, PerThread<Block, TileOutput<head_dim>>& output) {
+  unrolled<2>([&](int half) {
+    block.template sum_over<4>(states, [half](RowStates& own) -> float& { return own.sum[half]; });
+  });
+  block.each([&](int thread) {
+    const int lane = thread % kWarp;
+    unrolled<2>([&](int half) {
+      const int row = tile_row(thread, half);
+      if (row >= tile.rows) return;
+      const int head = tile.head_of(row);
+      float top = states[thread].max[half], weight = states[thread].sum[half], factor = 1;
+      if (problem.sink_logits != nullptr) add_sink(problem.sink_logits[head], top, weight, factor);
+      const Index at = (static_cast<Index>(tile.batch) * problem.heads + head) * problem.rows + tile.query_of(row);
+      factor = weight > 0 ? factor / weight : 0;
+      unrolled<head_dim / 8>([&](int tile_of) {
+        const float* const own = &output[thread].of[tile_of][half * 2];
+        const std::uint32_t pair = pack_pair<T>(own[0] * factor, own[1] * factor);
+        auto* const to = static_cast<T*>(problem.output) + at * head_dim + tile_of * 8 + lane % 4 * 2;
+        *reinterpret_cast<std::uint32_t*>(to) = pair;
+      });
+      if (lane % 4 == 0) problem.lse[at] = natural_log_of_sum(top, weight);
+    });
+  });
+}
 
 /// Shared memory of a block. Rows are 16 bytes longer than they hold, so that eight of them lie in different banks.
 template <class T, int head_dim>
@@ -60,12 +186,6 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
   constexpr int kPieces = head_dim / 8;     // of 16 bytes, of a row
   constexpr int kKeySteps = head_dim / 16;  // products along the head size
   constexpr int kScoreTiles = kKeyBlock / 8, kValueTiles = head_dim / 8;
-  struct Scores {
-    float of[extent<kScoreTiles>][4];
-  };
-  struct Output {
-    float of[extent<kValueTiles>][4] = {};
-  };
   struct Queries {
     std::uint32_t of[extent<kKeySteps>][4];
   };
@@ -78,8 +198,6 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
   const T* const queries = static_cast<const T*>(problem.queries) + tile.batch * q.batch;
   const T* const keys = static_cast<const T*>(problem.keys) + tile.batch * k.batch + kv_head * k.head;
   const T* const values = static_cast<const T*>(problem.values) + tile.batch * v.batch + kv_head * v.head;
-  const auto head_of = [&tile](int row) { return tile.first_head + row % tile.heads; };
-  const auto query_of = [&tile](int row) { return tile.first_query + row / tile.heads; };
 
   const auto fetch = [&](int i) {
     const int first = problem.blocks[tile.first_block + i].first_key;
@@ -101,7 +219,7 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
       const bool there = row < tile.rows;
       const int of = there ? row : 0;
       block.copy_16(&shared.queries[row * kRow + column],
-                    queries + head_of(of) * q.head + query_of(of) * q.row + column, there);
+                    queries + tile.head_of(of) * q.head + tile.query_of(of) * q.row + column, there);
     }
   });
   block.commit();
@@ -122,19 +240,10 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
         [&](int thread) { return own_queries[thread].of[step]; });
   });
 
-  PerThread<Block, Output> output(block);
-  PerThread<Block, Scores> scores(block);
+  PerThread<Block, TileOutput<head_dim>> output(block);
+  PerThread<Block, TileScores> scores(block);
+  PerThread<Block, RowStates> states(block);
   PerThread<Block, Fragment> matrices(block), weights(block);
-  PerThread<Block, float> max[2] = {PerThread<Block, float>(block), PerThread<Block, float>(block)};
-  PerThread<Block, float> sum[2] = {PerThread<Block, float>(block), PerThread<Block, float>(block)};
-  PerThread<Block, float> highest[2] = {PerThread<Block, float>(block), PerThread<Block, float>(block)};
-  block.each([&](int thread) {
-    unrolled<2>([&](int half) {
-      max[half][thread] = kNone;
-      sum[half][thread] = 0;
-    });
-  });
-
   for (int i = 0; i < tile.blocks; ++i) {
     if (i + 1 < tile.blocks) {
       fetch(i + 1);
@@ -165,51 +274,10 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
       });
     });
 
-    block.each([&](int thread) {
-      const int lane = thread % kWarp, row = thread / kWarp * 16 + lane / 4;
-      unrolled<2>([&](int half) {
-        const std::uint64_t attended =
-            key_block.bits < 0 ? ~std::uint64_t{0} : problem.bits[static_cast<Index>(key_block.bits) + row + half * 8];
-        float top = kNone;
-        unrolled<kScoreTiles>([&](int tile_of) {
-          unrolled<2>([&](int e) {
-            float& score = scores[thread].of[tile_of][half * 2 + e];
-            const int key = tile_of * 8 + lane % 4 * 2 + e;
-            score = (attended >> key & 1) != 0 ? scaled(score, problem.scaling, problem.soft_cap) : kNone;
-            top = score > top ? score : top;
-          });
-        });
-        highest[half][thread] = top;
-      });
-    });
-    unrolled<2>([&](int half) { block.template max_over<4>(highest[half]); });
-    block.each([&](int thread) {
-      unrolled<2>([&](int half) {
-        const float before = max[half][thread], now = highest[half][thread] > before ? highest[half][thread] : before;
-        max[half][thread] = now;
-        const float origin = now == kNone ? 0 : now;  // of rows that attend to nothing yet, all powers are 0
-        const float factor = power_of_2(before - origin);
-        float total = sum[half][thread] * factor;
-        unrolled<kScoreTiles>([&](int tile_of) {
-          unrolled<2>([&](int e) {
-            float& score = scores[thread].of[tile_of][half * 2 + e];
-            score = power_of_2(score - origin);
-            total += score;
-          });
-        });
-        sum[half][thread] = total;
-        unrolled<kValueTiles>(
-            [&](int tile_of) { unrolled<2>([&](int e) { output[thread].of[tile_of][half * 2 + e] *= factor; }); });
-      });
-    });
-
+    weigh(block, problem, key_block, scores, states);
+    rescale<Block, head_dim>(block, states, output);
     unrolled<kKeyBlock / 16>([&](int step) {
-      block.each([&](int thread) {
-        unrolled<4>([&](int piece) {
-          const float* const pair = &scores[thread].of[step * 2 + piece / 2][piece % 2 * 2];
-          weights[thread].of[piece] = pack_pair<T>(pair[0], pair[1]);
-        });
-      });
+      block.each([&](int thread) { pack_weights<T>(scores[thread], step, weights[thread].of); });
       unrolled<kValueTiles / 2>([&](int pair) {
         block.template load_matrices<true>(
             [&](int thread) {
@@ -227,26 +295,7 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
     block.sync();  // the next block but one comes into this one's place
   }
 
-  unrolled<2>([&](int half) { block.template sum_over<4>(sum[half]); });
-  block.each([&](int thread) {
-    const int lane = thread % kWarp;
-    unrolled<2>([&](int half) {
-      const int row = thread / kWarp * 16 + lane / 4 + half * 8;
-      if (row >= tile.rows) return;
-      const int head = head_of(row);
-      float top = max[half][thread], weight = sum[half][thread], factor = 1;
-      if (problem.sink_logits != nullptr) add_sink(problem.sink_logits[head], top, weight, factor);
-      const Index at = (static_cast<Index>(tile.batch) * problem.heads + head) * problem.rows + query_of(row);
-      factor = weight > 0 ? factor / weight : 0;
-      unrolled<kValueTiles>([&](int tile_of) {
-        const float* const own = &output[thread].of[tile_of][half * 2];
-        const std::uint32_t pair = pack_pair<T>(own[0] * factor, own[1] * factor);
-        auto* const to = static_cast<T*>(problem.output) + at * head_dim + tile_of * 8 + lane % 4 * 2;
-        *reinterpret_cast<std::uint32_t*>(to) = pair;
-      });
-      if (lane % 4 == 0) problem.lse[at] = natural_log_of_sum(top, weight);
-    });
-  });
+  finish_rows<T, Block, head_dim>(block, problem, tile, states, output);
 }
 
 }  // namespace reticle::cuda

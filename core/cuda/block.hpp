@@ -39,6 +39,28 @@ RETICLE_HD void unrolled(F&& f) {
   block_detail::call_each(f, std::make_integer_sequence<int, n>());
 }
 
+inline constexpr int kWarpgroup = 4 * kWarp;
+
+/// A panel is 64 rows of 64 elements of 16 bits in shared memory as Hopper's tensor cores read them (swizzled by 128
+/// bytes): of a row's pieces of 16 bytes, number p lies at p ^ row % 8, so that a column of pieces meets every bank. It
+/// begins at a multiple of kPanelAlignment.
+inline constexpr int kPanelRows = 64, kPanelElements = kPanelRows * 64, kPanelAlignment = 1024;
+RETICLE_HD constexpr int panel_place(int row, int element) {
+  return row * 64 + ((element / 8) ^ (row % 8)) * 8 + element % 8;
+}
+/// Where in its panel the second factor of product number `step` begins, in bytes: 16 columns of all rows, or, where
+/// the panel is transposed, 16 rows.
+template <bool transposed>
+RETICLE_HD constexpr int panel_step(int step) {
+  return step * (transposed ? 16 * 128 : 32);
+}
+/// What the instruction is told of such a factor (PTX ISA, matrix descriptor): its address, the distance of one group
+/// of eight rows from the next, and the swizzle. The other distance says nothing here: 64 columns are one group.
+RETICLE_HD constexpr std::uint64_t panel_descriptor(std::uint32_t address) {
+  constexpr std::uint64_t kGroup = 8 * 128 >> 4, kSwizzled128 = 1;
+  return (address & 0x3FFFFu) >> 4 | kGroup << 16 | kGroup << 32 | kSwizzled128 << 62;
+}
+
 #if defined(__CUDACC__)
 
 /// One thread of a real block.
@@ -73,11 +95,11 @@ class DeviceBlock {
   }
 
   /// The same for the maximum.
-  template <int lanes>
-  __device__ void max_over(PerThread<float>& x) const {
+  template <int lanes, class T, class Of>
+  __device__ void max_over(PerThread<T>& x, Of&& of) const {
+    float& own = of(x.value);
 #pragma unroll
-    for (int offset = lanes / 2; offset > 0; offset /= 2)
-      x.value = fmaxf(x.value, __shfl_xor_sync(0xFFFFFFFFu, x.value, offset));
+    for (int offset = lanes / 2; offset > 0; offset /= 2) own = fmaxf(own, __shfl_xor_sync(0xFFFFFFFFu, own, offset));
   }
 
   /// Four 8 x 8 matrices of 16-bit elements from shared memory: lane l has the address of row l % 8 of matrix l / 8,
@@ -119,6 +141,60 @@ class DeviceBlock {
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     }
   }
+
+  /// C (64 x 64, float) += A (64 x 16) B (16 x 64) of Half or BFloat16 for every warpgroup, begun and not waited for; C
+  /// is 0 before unless `accumulate`. A thread's warp has 16 rows of C, of every 8 columns as above, and A likewise. B
+  /// is step number `step` of a panel: B(k, n) is its element (n, step * 16 + k) or, transposed, (step * 16 + k, n).
+  /// Between open_products and close_products. Compute capability 9.0 only.
+  template <class T, bool transposed, bool accumulate, class C, class A>
+  __device__ void multiply_panel(C&& c_of, A&& a_of, const T* panel, int step) const {
+    float* const c = c_of(static_cast<int>(threadIdx.x));
+    const std::uint32_t* const a = a_of(static_cast<int>(threadIdx.x));
+    const std::uint64_t b = panel_descriptor(static_cast<std::uint32_t>(__cvta_generic_to_shared(panel)) +
+                                             static_cast<std::uint32_t>(panel_step<transposed>(step)));
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+          "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+          "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
+            "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
+            "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+            "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(accumulate ? 1 : 0), "n"(transposed ? 1 : 0));
+    } else {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+          "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+          "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
+            "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
+            "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+            "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(accumulate ? 1 : 0), "n"(transposed ? 1 : 0));
+    }
+  }
+  /// What products read and add to is as this thread has left it.
+  __device__ void open_products() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  /// Ends a group of products.
+  __device__ void close_products() const { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+  /// Waits until at most `pending` groups are on their way.
+  template <int pending>
+  __device__ void wait_products() const {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+  }
+  /// Tells the compiler that registers have changed since products on them were begun.
+  template <int n, class Of>
+  __device__ void settle(Of&& of) const {
+    float* const values = of(static_cast<int>(threadIdx.x));
+    unrolled<n>([&](int i) { asm volatile("" : "+f"(values[i])::"memory"); });
+  }
+  /// What this thread has put into shared memory may be read by products, after sync().
+  __device__ void publish() const { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
   /// 16 bytes into shared memory, on the way while the thread goes on; zeros where there is nothing to copy. `from`
   /// must be an address even then.
@@ -217,24 +293,15 @@ class HostBlock {
 
   template <int lanes, class T, class Of>
   void sum_over(PerThread<T>& x, Of&& of) const {
-    for (int offset = lanes / 2; offset > 0; offset /= 2) {
-      std::vector<float> before;
-      for (T& value : x.values) before.push_back(of(value));
-      for (std::size_t thread = 0; thread < x.values.size(); ++thread)
-        of(x.values[thread]) += before[thread ^ static_cast<std::size_t>(offset)];
-    }
+    combine_over<lanes>(x, of, [](float a, float b) { return a + b; });
   }
   template <int lanes>
   void sum_over(PerThread<float>& x) const {
     sum_over<lanes>(x, [](float& own) -> float& { return own; });
   }
-  template <int lanes>
-  void max_over(PerThread<float>& x) const {
-    for (int offset = lanes / 2; offset > 0; offset /= 2) {
-      const std::vector<float> before = x.values;
-      for (std::size_t thread = 0; thread < x.values.size(); ++thread)
-        x.values[thread] = std::max(x.values[thread], before[thread ^ static_cast<std::size_t>(offset)]);
-    }
+  template <int lanes, class T, class Of>
+  void max_over(PerThread<T>& x, Of&& of) const {
+    combine_over<lanes>(x, of, [](float a, float b) { return std::max(a, b); });
   }
   template <bool transposed, class RowOf, class To>
   void load_matrices(RowOf&& row_of, To&& to) const {
@@ -273,6 +340,48 @@ class HostBlock {
       }
     }
   }
+  template <class T, bool transposed, bool accumulate, class C, class A>
+  void multiply_panel(C&& c_of, A&& a_of, const T* panel, int step) const {
+    const auto half = [](std::uint16_t bits) { return to_float(T{bits}); };
+    // As the hardware does: from the descriptor's fields, on addresses.
+    const std::uint64_t descriptor = panel_descriptor(static_cast<std::uint32_t>(panel_step<transposed>(step)));
+    const auto start = static_cast<std::uintptr_t>((descriptor & 0x3FFF) << 4),
+               group = static_cast<std::uintptr_t>((descriptor >> 32 & 0x3FFF) << 4);
+    float b[16][64];
+    for (std::uintptr_t k = 0; k < 16; ++k) {
+      for (std::uintptr_t n = 0; n < 64; ++n) {
+        const std::uintptr_t row = transposed ? k : n, column = transposed ? n : k;
+        std::uintptr_t address = start + row / 8 * group + row % 8 * 128 + column * 2;
+        address ^= (address >> 7 & 7) << 4;
+        std::uint16_t bits = 0;
+        std::memcpy(&bits, reinterpret_cast<const char*>(panel) + address, 2);
+        b[k][n] = half(bits);
+      }
+    }
+    for (int thread = 0; thread < threads_; ++thread) {
+      // A thread's quad has all of its two rows of A.
+      const int quad = thread / 4 * 4;
+      for (int piece = 0; piece < 4; ++piece) {
+        for (int tile = 0; tile < 8; ++tile) {
+          const int column = tile * 8 + thread % 4 * 2 + piece % 2;
+          float sum = accumulate ? c_of(thread)[tile * 4 + piece] : 0;
+          for (int k = 0; k < 16; ++k) {
+            const std::uint32_t pair = a_of(quad + k % 8 / 2)[piece / 2 + k / 8 * 2];
+            sum += half(static_cast<std::uint16_t>(pair >> (k % 2 * 16))) * b[k][column];
+          }
+          c_of(thread)[tile * 4 + piece] = sum;
+        }
+      }
+    }
+  }
+  void open_products() const {}
+  void close_products() const {}
+  template <int pending>
+  void wait_products() const {}
+  template <int n, class Of>
+  void settle(Of&&) const {}
+  void publish() const {}
+
   void copy_16(void* to, const void* from, bool there) const {
     if (there) {
       std::memcpy(to, from, 16);
@@ -309,6 +418,16 @@ class HostBlock {
   }
 
  private:
+  template <int lanes, class T, class Of, class Combine>
+  static void combine_over(PerThread<T>& x, Of&& of, Combine&& combine) {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+      std::vector<float> before;
+      for (T& value : x.values) before.push_back(of(value));
+      for (std::size_t thread = 0; thread < x.values.size(); ++thread)
+        of(x.values[thread]) = combine(before[thread], before[thread ^ static_cast<std::size_t>(offset)]);
+    }
+  }
+
   int threads_;
 };
 

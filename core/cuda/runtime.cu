@@ -6,6 +6,13 @@ namespace {
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&value, which, device), "asking what the device has");
+  return value;
+}
+
 }  // namespace
 
 int device_count() {
@@ -47,11 +54,10 @@ void Buffer::copy_to(void* host, Stream stream) const {
   check(cudaStreamSynchronize(native(stream)), "waiting for the device");
 }
 
-int multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "asking for the multiprocessors");
-  return count;
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+int compute_capability() {
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
 }
 
 }  // namespace reticle::cuda

@@ -66,5 +66,7 @@ class RETICLE_API Buffer {
 
 /// Of the current device.
 RETICLE_API int multiprocessors();
+/// Likewise, 90 for 9.0.
+RETICLE_API int compute_capability();
 
 }  // namespace reticle::cuda

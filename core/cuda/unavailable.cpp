@@ -24,6 +24,7 @@ Buffer Buffer::zeros(std::size_t, Stream) { refuse(); }
 void Buffer::copy_from(const void*, Stream) { refuse(); }
 void Buffer::copy_to(void*, Stream) const { refuse(); }
 int multiprocessors() { refuse(); }
+int compute_capability() { refuse(); }
 void top_k(const float*, Index, Index, Index, std::int32_t*, std::int32_t*, Stream) { refuse(); }
 
 void dot_scores(const AttentionInputs&, float*, Stream) { refuse(); }

@@ -39,18 +39,18 @@ BlocksOfTile blocks_of(const Tile& tile, const KeyBlock* blocks, const std::uint
   return found;
 }
 
-template <class MaskView>
-void expect_tiles_of_the_cpu(const Case& c, const Mask& mask, const MaskView& view) {
-  const BlockPlan expected = plan_blocks(mask, c.kv_heads, c.causal);
+template <int tile_rows, class MaskView>
+void expect_tiles(const Case& c, const Mask& mask, const MaskView& view) {
+  const BlockPlan expected = plan_blocks(mask, c.kv_heads, c.causal, tile_rows);
   std::vector<Tile> tiles = expected.tiles;
   for (Tile& tile : tiles) tile.first_block = tile.blocks = -7;
   const Index key_blocks = (c.keys + kKeyBlock - 1) / kKeyBlock, room = static_cast<Index>(tiles.size()) * key_blocks;
   std::vector<KeyBlock> blocks(static_cast<std::size_t>(room), {-1, -1});
-  std::vector<std::uint64_t> bits(static_cast<std::size_t>(room * kTileRowCount), 0xDEAD);
+  std::vector<std::uint64_t> bits(static_cast<std::size_t>(room * tile_rows), 0xDEAD);
   const HostBlock block(kPlanThreads);
-  const auto shared = std::make_unique<PlanShared>();
+  const auto shared = std::make_unique<PlanShared<tile_rows>>();
   for (int i = 0; i < static_cast<int>(tiles.size()); ++i)
-    plan_tile(block, *shared, view, tiles.data(), blocks.data(), bits.data(), i);
+    plan_tile<tile_rows>(block, *shared, view, tiles.data(), blocks.data(), bits.data(), i);
   for (std::size_t i = 0; i < tiles.size(); ++i) {
     EXPECT_EQ(blocks_of(tiles[i], blocks.data(), bits.data()),
               blocks_of(expected.tiles[i], expected.blocks.data(), expected.bits.data()))
@@ -78,7 +78,8 @@ void expect_lists_of_the_cpu(const Case& c, const Mask& mask, const MaskView& vi
 
 template <class MaskView>
 void expect_plans_of_the_cpu(const Case& c, const Mask& mask, const MaskView& view) {
-  expect_tiles_of_the_cpu(c, mask, view);
+  expect_tiles<kTileRowCount>(c, mask, view);
+  expect_tiles<kWideTileRows>(c, mask, view);
   expect_lists_of_the_cpu(c, mask, view);
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/attention/cuda/wide_tile_block.hpp>
 #include <reticle/attention/executor.hpp>
 
 #include "cuda/problem.hpp"
@@ -17,18 +18,28 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
   const Problem<T> drawn(c, head_dim);
   const AttentionInputs& inputs = drawn.inputs;
   const AttentionResult expected = attention(inputs, mask, drawn.options());
-  const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal);
-  std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
-  std::vector<float> lse(drawn.lse_size(), std::nanf(""));
+  std::vector<T> output(drawn.output_size());
+  std::vector<float> lse(drawn.lse_size());
   auto problem = problem_of<TileProblem>(inputs, output.data(), lse.data(), c.soft_cap,
                                          drawn.sinks.empty() ? nullptr : drawn.sinks.data());
   problem.key_count = static_cast<int>(c.keys);
-  problem.blocks = plan.blocks.data();
-  problem.bits = plan.bits.data();
-  const HostBlock block(kTileThreads);
+  const auto expect_of_tiles = [&](int tile_rows, auto&& attend) {
+    SCOPED_TRACE("tiles of " + std::to_string(tile_rows) + " rows");
+    std::fill(output.begin(), output.end(), from_float<T>(std::nanf("")));
+    std::fill(lse.begin(), lse.end(), std::nanf(""));
+    const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal, tile_rows);
+    problem.blocks = plan.blocks.data();
+    problem.bits = plan.bits.data();
+    for (const Tile& tile : plan.tiles) attend(tile);
+    expect_equal(expected, output, lse, tolerance, 2e-3);
+  };
   const auto shared = std::make_unique<TileShared<T, head_dim>>();
-  for (const Tile& tile : plan.tiles) attend_tile<T, head_dim>(block, *shared, problem, tile);
-  expect_equal(expected, output, lse, tolerance, 2e-3);
+  expect_of_tiles(kTileRowCount,
+                  [&](const Tile& tile) { attend_tile<T, head_dim>(HostBlock(kTileThreads), *shared, problem, tile); });
+  const auto wide = std::make_unique<WideTileShared<T, head_dim>>();
+  expect_of_tiles(kWideTileRows, [&](const Tile& tile) {
+    attend_wide_tile<T, head_dim>(HostBlock(kWideTileThreads), *wide, problem, tile);
+  });
 }
 
 TEST(CudaTile, ComputesWhatTheCpuComputes) {
@@ -52,6 +63,15 @@ TEST(CudaTile, EveryHeadSizeAndGroup) {
   c.batch = 1;
   c.rows = 3;
   compare_with_cpu<Half, 128>(c, random_mask(c, 0.3, 5), 0.004);
+}
+
+TEST(CudaTile, MoreBlocksOfKeysThanAreKeptAtOnce) {
+  Case c;
+  c.batch = 1;
+  c.rows = 150;
+  c.keys = 1000;
+  compare_with_cpu<BFloat16, 64>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 0.03);
+  compare_with_cpu<Half, 128>(c, random_mask(c, 0.2, 12), 0.004);
 }
 
 TEST(CudaTile, CausalityOfDenseAndBlockMasks) {
