@@ -67,9 +67,8 @@ Plan planned(const py::object& queries, const py::object& keys, const py::object
     const Borrowed attended(mask, "mask", Device::Kind::cuda);
     const py::gil_scoped_release released;
     const auto [block_queries, block_keys] = std::pair<Index, Index>(block_size...);
-    const bool by_position = block_queries == 1 && block_keys == 1;
-    return by_position ? Plan(call.inputs, attended.view(), stream_from(stream), options)
-                       : Plan(call.inputs, attended.view(), block_queries, block_keys, stream_from(stream), options);
+    return Plan(call.inputs, cuda::AttendedBytes{attended.view(), block_queries, block_keys}, stream_from(stream),
+                options);
   }
 }
 

@@ -2,13 +2,10 @@
 #include <limits>
 
 #include <reticle/attention/cuda/attention.hpp>
-#include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/attention/cuda/list_plan.hpp>
-#include <reticle/attention/cuda/plan_block.hpp>
-#include <reticle/attention/cuda/planned_inputs.cuh>
 #include <reticle/attention/cuda/wide_tile_block.hpp>
 #include <reticle/core/cuda/check.cuh>
-#include <reticle/core/cuda/mask_block.hpp>
 
 namespace reticle::cuda {
 namespace {
@@ -25,7 +22,7 @@ template <class T, int head_dim>
 __global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constant__ TileProblem problem) {
   extern __shared__ __align__(16) unsigned char memory[];
   attend_tile<T, head_dim>(DeviceBlock(), *reinterpret_cast<TileShared<T, head_dim>*>(memory), problem,
-                           problem.tiles[blockIdx.x]);
+                           problem.plan.tiles[blockIdx.x]);
 }
 
 template <class T, int head_dim>
@@ -35,34 +32,8 @@ __global__ void __launch_bounds__(kWideTileThreads, 1) wide_tile_kernel(const __
   // Room for this is in what launch() asks for: how dynamic memory is aligned is nowhere promised.
   unsigned char* const aligned = memory + (kPanelAlignment - __cvta_generic_to_shared(memory) % kPanelAlignment);
   attend_wide_tile<T, head_dim>(DeviceBlock(), *reinterpret_cast<WideTileShared<T, head_dim>*>(aligned), problem,
-                                problem.tiles[blockIdx.x]);
+                                problem.plan.tiles[blockIdx.x]);
 #endif  // elsewhere it is never launched
-}
-
-template <int tile_rows, class MaskView>
-__global__ void __launch_bounds__(kPlanThreads)
-    plan_kernel(const __grid_constant__ MaskView mask, Tile* tiles, KeyBlock* blocks, std::uint64_t* bits) {
-  __shared__ PlanShared<tile_rows> shared;
-  plan_tile<tile_rows>(DeviceBlock(), shared, mask, tiles, blocks, bits, static_cast<int>(blockIdx.x));
-}
-
-template <class MaskView>
-__global__ void __launch_bounds__(kPlanThreads)
-    list_kernel(const __grid_constant__ MaskView mask, int heads, const __grid_constant__ ColumnLists to) {
-  __shared__ int scan[kWarp + 1];
-  list_row(DeviceBlock(), scan, mask, heads, to, static_cast<int>(blockIdx.x));
-}
-
-/// The keys of each logical row's list that its query sees.
-__global__ void __launch_bounds__(kMaskThreads, 8)
-    visible_kernel(const __grid_constant__ ColumnLists lists, const __grid_constant__ RowMap stored, int queries,
-                   int keys, bool causal, const __grid_constant__ ColumnLists to) {
-  __shared__ CombineShared shared;
-  const Index row = blockIdx.x;
-  ColumnList list = ColumnList::of(lists, stored.of(row));
-  const int visible = visible_keys(keys, queries, static_cast<int>(row % queries), causal);
-  list.count = list.before(visible);
-  combine_lists<row_op::Add>(DeviceBlock(), shared, list, ColumnList{nullptr, nullptr, 0}, to, row);
 }
 
 template <class T, int head_dim>
@@ -81,18 +52,11 @@ void launch(Kernel* kernel, int threads, const TileProblem& problem, int tiles, 
 }
 
 template <class T, int head_dim>
-void launch(const TileProblem& problem, int tiles, int tile_rows, cudaStream_t stream) {
-  if (tile_rows == kWideTileRows)
-    return launch<WideTileShared<T, head_dim>>(wide_tile_kernel<T, head_dim>, kWideTileThreads, problem, tiles, stream);
-  launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim>, kTileThreads, problem, tiles, stream);
-}
-
-/// Whether tiles serve unweighted masks of such inputs: one of few rows wastes the tensor cores, and reads no less than
-/// lists do.
-bool tiles_serve(const PlannedInputs& inputs) {
-  constexpr Index kFewRows = 16;
-  return inputs.dtype != DType::f32 && inputs.head_dim < 256 &&
-         inputs.queries * (inputs.heads / inputs.kv_heads) >= kFewRows;
+void launch(const TileProblem& problem, const DeviceTiles& tiles, cudaStream_t stream) {
+  if (tiles.rows() == kWideTileRows)
+    return launch<WideTileShared<T, head_dim>>(wide_tile_kernel<T, head_dim>, kWideTileThreads, problem, tiles.count(),
+                                               stream);
+  launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim>, kTileThreads, problem, tiles.count(), stream);
 }
 
 /// Rows of the tiles of such inputs on the current device: where Hopper's instructions are, those of 128, unless there
@@ -100,22 +64,6 @@ bool tiles_serve(const PlannedInputs& inputs) {
 int tile_rows_for(const PlannedInputs& inputs) {
   const bool fill = inputs.queries * (inputs.heads / inputs.kv_heads) > kTileRowCount;
   return fill && compute_capability() == 90 ? kWideTileRows : kTileRowCount;
-}
-
-/// Strides of a mask (b, hq, sq, sk) by blocks, 0 where a dimension of 1 shares a pattern; ShapeError unless it fits.
-Strides strides_of_mask(const TensorView& attended, const MaskShape& shape, Index block_queries, Index block_keys) {
-  const auto blocks = [](Index extent, Index block) { return (extent + block - 1) / block; };
-  const Index wanted[] = {shape.batch, shape.heads, blocks(shape.queries, block_queries),
-                          blocks(shape.keys, block_keys)};
-  bool fits = attended.rank == 4 && (attended.dtype == DType::boolean || attended.dtype == DType::u8) &&
-              attended.size(3) == wanted[3] && (attended.stride(3) == 1 || wanted[3] < 2);
-  for (int dim = 0; fits && dim < 3; ++dim) fits = attended.size(dim) == wanted[dim] || attended.size(dim) == 1;
-  if (!fits)
-    throw ShapeError("attention: mask " + attended.describe() + "; needed is BOOL " +
-                     MaskShape{wanted[0], wanted[1], wanted[2], wanted[3]}.describe() +
-                     " with neighbouring keys, a dimension of 1 where a pattern is shared");
-  const auto stride = [&](int dim) { return attended.size(dim) == 1 ? 0 : attended.stride(dim); };
-  return {stride(0), stride(1), stride(2)};
 }
 
 /// Blocks to a list that keep the device busy, of no fewer than 64 entries each.
@@ -131,13 +79,12 @@ struct AttentionPlan::State {
   PlannedInputs made_for;
   float soft_cap;
   Buffer sink_logits;
-  // Lists.
-  int sharing = 1, parts = 1;
-  Index list_size = 0;  // of lists with room for all keys
-  Buffer row_ptr, counts, indices, p, workspace, arrived;
-  // Tiles.
-  int tiles = 0, tile_rows = kTileRowCount;
-  Buffer tile_list, blocks, bits;
+  DeviceTiles tiles;
+  // Or lists, of the host or of the device.
+  Buffer row_ptr;
+  DeviceLists lists;
+  int parts = 1;
+  Buffer workspace, arrived;
 
   /// Without the mask.
   static std::shared_ptr<State> started(const AttentionInputs& inputs, const AttentionOptions& options, Stream stream) {
@@ -146,60 +93,10 @@ struct AttentionPlan::State {
     return state;
   }
 
-  /// Of a mask on the device, of which only this is known without waiting; before lists are made.
-  void share_lists(bool heads_alike) {
-    sharing = heads_alike ? heads_taken_together(made_for.heads / made_for.kv_heads) : 1;
-  }
-  /// Heads that have lists of their own.
-  Index list_heads() const { return made_for.heads / sharing; }
-  Index lists() const { return made_for.batch * list_heads() * made_for.queries; }
-
-  /// Of an unweighted mask on the device; `shape` is the inputs'.
-  template <class MaskView>
-  void plan(const MaskShape& shape, const MaskView& mask, Stream stream) {
-    if (made_for.rows() == 0) return;
-    auto* const native = static_cast<cudaStream_t>(stream);
-    if (!tiles_serve(made_for)) {
-      share_lists(mask.strides.head == 0);
-      const ColumnLists to = reserve_lists(made_for.keys, false, stream);
-      list_kernel<<<static_cast<unsigned>(lists()), kPlanThreads, 0, native>>>(mask, static_cast<int>(list_heads()),
-                                                                               to);
-      return check_launch("planning attention");
-    }
-    tile_rows = tile_rows_for(made_for);
-    const std::vector<Tile> of_rows = tiles_of(shape, made_for.kv_heads, tile_rows);
-    const std::size_t room = of_rows.size() * static_cast<std::size_t>((made_for.keys + kKeyBlock - 1) / kKeyBlock);
-    if (room * tile_rows > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
-      throw DeviceError("attention: a mask of " + shape.describe() +
-                        " is too large to be planned on the GPU; plan it by parts, or from a Mask");
-    tiles = static_cast<int>(of_rows.size());
-    tile_list = Buffer::copy_of(std::span<const Tile>(of_rows), stream);
-    blocks = Buffer(room * sizeof(KeyBlock), stream);
-    bits = Buffer(room * static_cast<std::size_t>(tile_rows) * sizeof(std::uint64_t), stream);
-    const auto fill = [&](auto* kernel) {
-      kernel<<<static_cast<unsigned>(tiles), kPlanThreads, 0, native>>>(
-          mask, tile_list.as<Tile>(), blocks.as<KeyBlock>(), bits.as<std::uint64_t>());
-    };
-    tile_rows == kWideTileRows ? fill(plan_kernel<kWideTileRows, MaskView>)
-                               : fill(plan_kernel<kTileRowCount, MaskView>);
-    check_launch("planning attention");
-  }
-
-  /// Room for lists of so many keys; where they go.
-  ColumnLists reserve_lists(Index size, bool weighted, Stream stream) {
-    const auto count = static_cast<std::size_t>(lists()), entries = count * static_cast<std::size_t>(size);
-    list_size = size;
-    indices = Buffer(entries * sizeof(std::int32_t), stream);
-    if (weighted) p = Buffer(entries * sizeof(float), stream);
-    counts = Buffer(count * sizeof(std::int32_t), stream);
-    split(size, stream);
-    return {indices.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), size};
-  }
-
   /// Splits lists of so many entries over blocks.
   void split(Index entries_of_list, Stream stream) {
     const Index rows = made_for.rows();
-    parts = parts_for(lists(), entries_of_list, multiprocessors());
+    parts = parts_for(rows / lists.sharing, entries_of_list, multiprocessors());
     if (parts == 1) return;
     workspace = Buffer(static_cast<std::size_t>(rows * parts * (made_for.head_dim + 2)) * sizeof(float), stream);
     arrived = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
@@ -212,73 +109,29 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
   if (!mask.weighted() && tiles_serve(own)) {
-    state->tile_rows = tile_rows_for(own);
-    const BlockPlan plan = plan_blocks(mask, own.kv_heads, own.causal, state->tile_rows, context);
-    state->tiles = static_cast<int>(plan.tiles.size());
-    state->tile_list = Buffer::copy_of(std::span<const Tile>(plan.tiles), stream);
-    state->blocks = Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream);
-    state->bits = Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream);
+    const int tile_rows = tile_rows_for(own);
+    state->tiles = DeviceTiles(plan_blocks(mask, own.kv_heads, own.causal, tile_rows, context),
+                               Tiling::of(mask.shape(), own.kv_heads, tile_rows), stream);
   } else {
     const auto [sharing, lists] = plan_lists(mask, own.kv_heads, own.causal, context);
-    state->sharing = sharing;
+    state->lists.sharing = sharing;
     state->row_ptr = Buffer::copy_of(lists.row_ptr.span(), stream);
-    state->indices = Buffer::copy_of(lists.indices.span(), stream);
-    state->p = Buffer::copy_of(lists.p.span(), stream);
-    state->split(lists.indices.size() / std::max<Index>(1, state->lists()), stream);
+    state->lists.indices = Buffer::copy_of(lists.indices.span(), stream);
+    state->lists.p = Buffer::copy_of(lists.p.span(), stream);
+    state->split(lists.indices.size() / std::max<Index>(1, own.rows() / sharing), stream);
   }
   state_ = std::move(state);
 }
 
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Stream stream,
+AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DevicePattern& pattern, Stream stream,
                              const AttentionOptions& options) {
   auto state = State::started(inputs, options, stream);
   const PlannedInputs& own = state->made_for;
-  const Strides strides = strides_of_mask(attended, inputs.shape(), 1, 1);
-  const ByteMask mask{static_cast<const std::uint8_t*>(attended.data), strides, static_cast<int>(own.queries),
-                      static_cast<int>(own.keys), own.causal};
-  state->plan(inputs.shape(), mask, stream);
-  state_ = std::move(state);
-}
-
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Index block_queries,
-                             Index block_keys, Stream stream, const AttentionOptions& options) {
-  auto state = State::started(inputs, options, stream);
-  const PlannedInputs& own = state->made_for;
-  constexpr Index kMost = std::numeric_limits<std::int32_t>::max() / 2;
-  if (block_queries < 1 || block_keys < 1 || block_queries > kMost || block_keys > kMost)
-    throw ValueError("attention: blocks of " + std::to_string(block_queries) + " x " + std::to_string(block_keys) +
-                     "; needed are at least 1 x 1, and at most 2^30");
-  const Strides strides = strides_of_mask(attended, inputs.shape(), block_queries, block_keys);
-  const BlockMask mask{static_cast<const std::uint8_t*>(attended.data),
-                       strides,
-                       static_cast<int>(block_queries),
-                       static_cast<int>(block_keys),
-                       static_cast<int>(own.queries),
-                       static_cast<int>(own.keys),
-                       own.causal};
-  state->plan(inputs.shape(), mask, stream);
-  state_ = std::move(state);
-}
-
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DeviceMask& mask, Stream stream,
-                             const AttentionOptions& options) {
-  auto state = State::started(inputs, options, stream);
-  const PlannedInputs& own = state->made_for;
-  inputs.shape().require_same_logical(mask.shape(), "attention");
-  RowMap stored = RowMap::between(inputs.shape().unshared(), mask.shape());
-  const auto queries = static_cast<int>(own.queries), keys = static_cast<int>(own.keys);
-  if (mask.is_bits() || (!mask.weighted() && tiles_serve(own))) {
-    const DeviceMask bits = mask.as_bits(stream);
-    const Index width = BitDense::words_per_row(own.keys);
-    const Strides strides{stored.batch_stride * width, stored.head_stride * width, stored.query_stride * width};
-    state->plan(inputs.shape(), WordMask{bits.words(), strides, queries, keys, own.causal}, stream);
-  } else if (own.rows() > 0) {
-    state->share_lists(mask.shape().shared_heads);
-    stored.heads = state->list_heads();
-    const ColumnLists to = state->reserve_lists(mask.list_size(), mask.weighted(), stream);
-    visible_kernel<<<static_cast<unsigned>(state->lists()), kMaskThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        mask.lists(), stored, queries, keys, own.causal, to);
-    check_launch("planning attention");
+  if (tiles_serve(own, pattern)) {
+    state->tiles = DeviceTiles(pattern, own, tile_rows_for(own), stream);
+  } else {
+    state->lists = DeviceLists(pattern, own, stream);
+    state->split(state->lists.list_size, stream);
   }
   state_ = std::move(state);
 }
@@ -292,24 +145,21 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   if (uses_tiles()) {
     auto problem = problem_of<TileProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
     problem.key_count = static_cast<int>(made_for.keys);
-    problem.tiles = own.tile_list.as<Tile>();
-    problem.blocks = own.blocks.as<KeyBlock>();
-    problem.bits = own.bits.as<std::uint64_t>();
+    problem.plan = own.tiles.lists();
     const auto launch_of = [&]<class T>() {
-      made_for.head_dim == 64 ? launch<T, 64>(problem, own.tiles, own.tile_rows, native)
-                              : launch<T, 128>(problem, own.tiles, own.tile_rows, native);
+      made_for.head_dim == 64 ? launch<T, 64>(problem, own.tiles, native) : launch<T, 128>(problem, own.tiles, native);
     };
     made_for.dtype == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
     return check_launch("attention over tiles");
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
   problem.batch = static_cast<int>(made_for.batch);
-  problem.sharing = own.sharing;
+  problem.sharing = own.lists.sharing;
   problem.row_ptr = own.row_ptr.as<Index>();
-  problem.counts = own.counts.as<std::int32_t>();
-  problem.list_size = own.list_size;
-  problem.indices = own.indices.as<std::int32_t>();
-  problem.p = own.p.as<float>();
+  problem.counts = own.lists.counts.as<std::int32_t>();
+  problem.list_size = own.lists.list_size;
+  problem.indices = own.lists.indices.as<std::int32_t>();
+  problem.p = own.lists.p.as<float>();
   problem.parts = own.parts;
   problem.workspace = own.workspace.as<float>();
   problem.arrived = own.arrived.as<int>();
@@ -318,13 +168,12 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   check_launch("attention over lists");
 }
 
-bool AttentionPlan::uses_tiles() const { return state_->tiles > 0; }
+bool AttentionPlan::uses_tiles() const { return state_->tiles.count() > 0; }
 
 Index AttentionPlan::bytes() const {
-  std::size_t bytes = 0;
-  for (const Buffer* buffer :
-       {&state_->sink_logits, &state_->row_ptr, &state_->counts, &state_->indices, &state_->p, &state_->workspace,
-        &state_->arrived, &state_->tile_list, &state_->blocks, &state_->bits})
+  std::size_t bytes = state_->tiles.bytes();
+  for (const Buffer* buffer : {&state_->sink_logits, &state_->row_ptr, &state_->lists.counts, &state_->lists.indices,
+                               &state_->lists.p, &state_->workspace, &state_->arrived})
     bytes += buffer->bytes();
   return static_cast<Index>(bytes);
 }

@@ -3,9 +3,9 @@
 
 #include <memory>
 
+#include <reticle/attention/cuda/pattern.hpp>
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/cuda/choose.hpp>
-#include <reticle/core/cuda/mask.hpp>
 
 namespace reticle::cuda {
 
@@ -19,16 +19,9 @@ class RETICLE_API AttentionPlan {
   /// values.
   AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream, const AttentionOptions& options = {},
                 const Context& context = {});
-  /// The same of a mask in device memory: BOOL or U8 (b, hq, sq, sk), not 0 where attended, with stride 1 along the
-  /// keys; a dimension of 1 shares a pattern. The plan is made there, on the stream, and holds nothing of the mask;
-  /// nothing waits but the copying of a list of tiles. Lists keep room for all keys, 4 bytes each a row.
-  AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Stream stream,
-                const AttentionOptions& options = {});
-  /// The same of a mask of blocks: BOOL or U8 (b, hq, ceil(sq / block_queries), ceil(sk / block_keys)).
-  AttentionPlan(const AttentionInputs& inputs, const TensorView& attended, Index block_queries, Index block_keys,
-                Stream stream, const AttentionOptions& options = {});
-  /// The same of a DeviceMask. Lists are copied; of bits, they have room for all keys.
-  AttentionPlan(const AttentionInputs& inputs, const DeviceMask& mask, Stream stream,
+  /// The same of a mask in device memory. The plan is made there, on the stream, and holds nothing of the mask; nothing
+  /// waits. Lists have room for all keys that a query may see, 4 bytes each a row.
+  AttentionPlan(const AttentionInputs& inputs, const DevicePattern& pattern, Stream stream,
                 const AttentionOptions& options = {});
   /// Queries, keys and values are in device memory, their rows contiguous and aligned to 16 bytes; output (b, hq, sq,
   /// d), contiguous, of the queries' dtype, and lse (b, hq, sq) likewise. What it computes is reticle::attention's.

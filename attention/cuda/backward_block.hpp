@@ -1,10 +1,10 @@
 // Gradients of attention over lists on a GPU, without atomics: the same walk twice, so that sums have one order.
 //
-// A row walks over its keys and has dQ = sum of dS K; a key walks over the rows that attend to it, of every head that
-// shares it, and has dK = sum of dS Q and dV = sum of W dO. Either way a block has one vector pair of its own, (Q, dO)
-// or (K, V), and meets others, (K, V) or (Q, dO): scores are products of the first, dW of the second. W = exp(S - LSE)
-// / p is computed again, dS = W (dW - delta), delta = dO . O (Dao et al. 2022). Cost: the bytes of what is walked over,
-// twice in all, and 4 (8 with p) per entry and walk. Arithmetic is float32.
+// A row walks over its keys and has dQ = scaling * sum of dS K; a key walks over the rows that attend to it, of every
+// head that shares it, and has dK = scaling * sum of dS Q and dV = sum of W dO. Either way a block has one vector pair
+// of its own, (Q, dO) or (K, V), and meets others, (K, V) or (Q, dO): scores are products of the first, dW of the
+// second. W = exp(S - LSE) / p is computed again, dS = W (dW - delta), delta = dO . O (Dao et al. 2022). Cost: the
+// bytes of what is walked over, twice in all, and 4 (8 with p) per entry and walk. Arithmetic is float32.
 #pragma once
 
 #include <reticle/attention/cuda/decode_block.hpp>
@@ -21,17 +21,41 @@ struct WalkLists {
   const float* p = nullptr;  // of every entry; null: 1
 };
 
-struct BackwardProblem {
+/// What gradients are computed of, and where they go.
+struct BackwardInputs {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
   const void *output = nullptr, *d_output = nullptr;                  // (b, hq, sq, d)
   Strides query_strides, key_strides, value_strides, output_strides, d_output_strides;
   int heads = 1, kv_heads = 1, rows = 1, key_count = 1;  // rows: queries of a head
-  WalkLists by_row;                                      // (batch, head, query): keys
-  WalkLists by_key;                                      // (batch, head, key): queries
   float scaling = 1, soft_cap = 0;                       // no soft cap: 0
   const float* lse = nullptr;                            // (b, hq, sq)
   float* delta = nullptr;  // (b, hq, sq); the walk by rows writes it, that by keys reads it
   float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // contiguous
+};
+inline BackwardInputs backward_inputs(const AttentionInputs& inputs, const TensorView& output,
+                                      const TensorView& d_output) {
+  BackwardInputs to;
+  to.queries = inputs.queries.data;
+  to.keys = inputs.keys.data;
+  to.values = inputs.values.data;
+  to.output = output.data;
+  to.d_output = d_output.data;
+  to.query_strides = strides_of(inputs.queries);
+  to.key_strides = strides_of(inputs.keys);
+  to.value_strides = strides_of(inputs.values);
+  to.output_strides = strides_of(output);
+  to.d_output_strides = strides_of(d_output);
+  to.heads = static_cast<int>(inputs.heads());
+  to.kv_heads = static_cast<int>(inputs.kv_heads());
+  to.rows = static_cast<int>(inputs.queries_length());
+  to.key_count = static_cast<int>(inputs.keys_length());
+  to.scaling = inputs.scaling;
+  return to;
+}
+
+struct BackwardProblem : BackwardInputs {
+  WalkLists by_row;  // (batch, head, query): keys
+  WalkLists by_key;  // (batch, head, key): queries
 };
 
 /// Shared memory of a block: sums of its groups of lanes.
@@ -41,21 +65,25 @@ struct BackwardShared {
   float sums[2][extent<kMostGroups * head_dim>];
 };
 
-/// What an entry brings: its weight, and the gradient by its product of query and key.
+/// A row's log-sum-exp in powers of two; one that no weight is left of, where the row attends to nothing.
+RETICLE_HD inline float log_sum_of(float lse) {
+  return lse == kNone ? std::numeric_limits<float>::infinity() : lse * kLog2E;
+}
+
+/// What an entry brings: its weight, and the gradient by its product of query and key, but for the scaling.
 struct EntryGradient {
   float weight = 0, d_product = 0;
 };
-RETICLE_HD inline EntryGradient entry_gradient(float product, float d_weight, float p, float lse, float delta,
+RETICLE_HD inline EntryGradient entry_gradient(float product, float d_weight, float p, float log_sum, float delta,
                                                float scaling, float soft_cap) {
-  if (lse == kNone) return {};
-  const float exponent = scaled(product, scaling, soft_cap) - lse * kLog2E;
+  const float exponent = scaled(product, scaling, soft_cap) - log_sum;
   const float weight = power_of_2(p == 1 ? exponent : exponent - std::log2(p));
-  float slope = scaling;
+  float gradient = weight * (d_weight - delta);
   if (soft_cap > 0) {
-    const float share = std::tanh(product * scaling / soft_cap);
-    slope *= 1 - share * share;
+    const float share = std::tanh(product * scaling * (1 / soft_cap));
+    gradient *= 1 - share * share;
   }
-  return {weight, weight * slope * (d_weight - delta)};
+  return {weight, gradient};
 }
 
 /// Item `item`: by rows, row (batch, head, query); by keys, key (batch, KV head, key).
@@ -140,9 +168,10 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
           const Index entry = at + i * kGroups + thread / kLanes;
           if (entry >= end) return;
           const Index row = by_key ? rows_of_head + lists.indices[entry] : list;
-          const EntryGradient gradient = entry_gradient(
-              products[i][thread], d_weights[i][thread], lists.p == nullptr ? 1 : lists.p[entry], problem.lse[row],
-              by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);
+          const EntryGradient gradient =
+              entry_gradient(products[i][thread], d_weights[i][thread], lists.p == nullptr ? 1 : lists.p[entry],
+                             log_sum_of(problem.lse[row]), by_key ? problem.delta[row] : own_delta[thread],
+                             problem.scaling, problem.soft_cap);
           first_sum[thread].add(gradient.d_product, met[i][thread].first);
           if constexpr (by_key) second_sum[thread].add(gradient.weight, met[i][thread].second);
         });
@@ -165,7 +194,7 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
     };
     for (int d = thread; d < head_dim; d += block.threads()) {
       const Index to = static_cast<Index>(item) * head_dim + d;
-      (by_key ? problem.d_keys : problem.d_queries)[to] = total(shared.sums[0], d);
+      (by_key ? problem.d_keys : problem.d_queries)[to] = total(shared.sums[0], d) * problem.scaling;
       if constexpr (by_key) problem.d_values[to] = total(shared.sums[1], d);
     }
   });

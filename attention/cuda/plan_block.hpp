@@ -1,17 +1,19 @@
 // Plans made on a GPU, of masks that are there: a byte for every position, as comparisons leave them, or for every
-// block of positions, or a bit.
+// block of positions, or a bit; numbers of selected blocks; or a band, of which nothing has to be there.
 //
-// Tiles: one block of threads takes one tile, 32 blocks of keys at a time. Every row's 64 bytes become a word in shared
-// memory; a thread per block of keys then sees whether any row attends to it, and whether all do wholly; places come
-// from a scan. Room for all blocks of keys is kept for every tile, so nothing has to be counted beforehand: one launch.
-// Lists: one block of threads takes one row, 64 positions a thread, with a scan for every 8192. Cost: the mask's bytes
-// once, and the plan's.
+// Tiles: one block of threads takes one tile, 32 blocks of keys at a time. Every row's 64 positions become a word in
+// shared memory; a thread per block of keys then sees whether any row attends to it, and whether all do wholly; places
+// come from a scan. Every tile has room for all blocks of keys that it may attend to, so nothing has to be counted
+// beforehand: one launch. Gradients also walk by keys: what tiles attend to a block of keys is counted, summed and
+// listed. Lists: one block of threads takes one row, 64 positions a thread, with a scan for every 8192. Cost: the
+// mask's bytes once, and the plan's.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 
-#include <reticle/attention/cuda/tile_block.hpp>
+#include <reticle/attention/cuda/tiles.hpp>
 #include <reticle/core/cuda/mask_block.hpp>
+#include <reticle/core/cuda/row_block.hpp>
 
 namespace reticle::cuda {
 
@@ -39,6 +41,30 @@ RETICLE_HD inline std::uint64_t bits_of_bytes(const std::uint8_t* bytes, int cou
   return word;
 }
 
+/// Room of a tile: blocks of keys that it may attend to, and those among them in part.
+struct PlanRoom {
+  int blocks = 0, partial = 0;
+};
+inline int key_blocks_of(int keys) { return (keys + kKeyBlock - 1) / kKeyBlock; }
+
+/// Bits [begin, end) of the 64 (or fewer) that begin at `first`.
+RETICLE_HD inline std::uint64_t bits_between(Index begin, Index end, Index first) {
+  begin = begin > first ? begin - first : 0;
+  end = end - first < 64 ? end - first : 64;
+  return end <= begin ? 0 : (~std::uint64_t{0} >> (64 - (end - begin))) << begin;
+}
+/// Which of the 32 blocks of keys from `first_key` on have a key of [begin, end).
+RETICLE_HD inline std::uint32_t blocks_between(Index begin, Index end, Index first_key) {
+  begin = begin > first_key ? (begin - first_key) / kKeyBlock : 0;
+  end = end > first_key ? (end - first_key + kKeyBlock - 1) / kKeyBlock : 0;
+  return static_cast<std::uint32_t>(bits_between(begin, end < kPlanStep ? end : kPlanStep, 0));
+}
+
+// Masks that are planned. Of each a kernel asks word(batch, head, query, key), the bits of keys [key, key + 64) that
+// the query sees, and whether heads_share() them, all heads of a KV head; the host asks for the room of a tile and the
+// most keys of a query. Where most of a long row is empty there is touched(tile, key, thread): which of the 32 blocks
+// of keys from `key` on this thread's share of the tile's entries lies in.
+
 /// A byte for every (batch, head, query, key), not 0 where attended; neighbouring keys are neighbours. A stride of 0
 /// shares a pattern.
 struct ByteMask {
@@ -51,7 +77,9 @@ struct ByteMask {
     return data + batch * strides.batch + head * strides.head + query * strides.row;
   }
   RETICLE_HD int visible(int query) const { return visible_keys(keys, queries, query, causal); }
-  /// Bits of keys [key, key + 64) that the query sees.
+  RETICLE_HD bool heads_share() const { return strides.head == 0; }
+  Index most_keys() const { return keys; }
+  PlanRoom room(const Tiling&) const { return {key_blocks_of(keys), key_blocks_of(keys)}; }
   RETICLE_HD std::uint64_t word(int batch, int head, int query, int key) const {
     const int left = visible(query) - key;
     return left > 0 ? bits_of_bytes(row(batch, head, query) + key, left) : 0;
@@ -66,6 +94,9 @@ struct BlockMask {
   int queries = 1, keys = 0;
   bool causal = false;
 
+  RETICLE_HD bool heads_share() const { return strides.head == 0; }
+  Index most_keys() const { return keys; }
+  PlanRoom room(const Tiling&) const { return {key_blocks_of(keys), key_blocks_of(keys)}; }
   RETICLE_HD std::uint64_t word(int batch, int head, int query, int key) const {
     const std::uint8_t* const row =
         data + batch * strides.batch + head * strides.head + query / block_queries * strides.row;
@@ -88,6 +119,9 @@ struct WordMask {
   int queries = 1, keys = 0;
   bool causal = false;
 
+  RETICLE_HD bool heads_share() const { return strides.head == 0; }
+  Index most_keys() const { return keys; }
+  PlanRoom room(const Tiling&) const { return {key_blocks_of(keys), key_blocks_of(keys)}; }
   RETICLE_HD std::uint64_t word(int batch, int head, int query, int key) const {
     const int left = visible_keys(keys, queries, query, causal) - key;
     if (left <= 0) return 0;
@@ -96,80 +130,257 @@ struct WordMask {
   }
 };
 
+/// For each query of a KV head up to `count` numbers of blocks of block_size keys: ascending, those that are not needed
+/// -1 and last. Of a block, a query sees what is not after its own position, the last query being at the last key.
+struct NumberedBlocks {
+  const std::int32_t* numbers = nullptr;
+  Strides strides;  // of (batch, KV head, query)
+  int group = 1, count = 0, block_size = 64;
+  int queries = 1, keys = 0;
+
+  RETICLE_HD const std::int32_t* row(int batch, int head, int query) const {
+    return numbers + batch * strides.batch + head / group * strides.head + query * strides.row;
+  }
+  RETICLE_HD bool heads_share() const { return true; }
+  Index most_keys() const { return std::min<Index>(static_cast<Index>(count) * block_size, keys); }
+  PlanRoom room(const Tiling& tiling) const {
+    const Index of_query = static_cast<Index>(count) * ((block_size + kKeyBlock - 2) / kKeyBlock + 1);
+    const auto blocks = static_cast<int>(std::min<Index>(of_query * tiling.queries_of_tile(), key_blocks_of(keys)));
+    return {blocks, blocks};
+  }
+  RETICLE_HD std::uint64_t word(int batch, int head, int query, int key) const {
+    const std::int32_t* const own = row(batch, head, query);
+    int low = 0, high = count;  // the first block that ends after `key`
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (own[middle] >= 0 && (static_cast<Index>(own[middle]) + 1) * block_size <= key) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    const int visible = visible_keys(keys, queries, query, true);
+    std::uint64_t bits = 0;
+    for (; low < count && own[low] >= 0; ++low) {
+      const Index begin = static_cast<Index>(own[low]) * block_size;
+      if (begin >= key + kKeyBlock) break;
+      bits |= bits_between(begin, begin + block_size < visible ? begin + block_size : visible, key);
+    }
+    return bits;
+  }
+  RETICLE_HD std::uint32_t touched(const Tile& tile, int key, int thread) const {
+    std::uint32_t blocks = 0;
+    const int entries = tile.rows / tile.heads * count;
+    for (int i = thread; i < entries; i += kPlanThreads) {
+      const Index number = row(tile.batch, tile.first_head, tile.first_query + i / count)[i % count];
+      if (number >= 0) blocks |= blocks_between(number * block_size, (number + 1) * block_size, key);
+    }
+    return blocks;
+  }
+};
+
+/// Columns that end where a query does. Column c is complete at position c * stride + kernel - 1; a query sees those
+/// that are complete at its own, and of them the last `width`. A sliding window has kernel and stride 1; compressed
+/// keys, those of their windows.
+struct BandMask {
+  int first_query = 0;  // the position of query 0
+  int kernel = 1, stride = 1;
+  int width = std::numeric_limits<std::int32_t>::max();
+  int queries = 1, keys = 0;
+
+  RETICLE_HD int end(int query) const {
+    const int after = first_query + query + 1 - kernel;  // fits: positions are below 2^30
+    if (after < 0) return 0;
+    return after / stride + 1 < keys ? after / stride + 1 : keys;
+  }
+  RETICLE_HD int begin(int query) const {
+    const int after = first_query + query + 1 - kernel, complete = after < 0 ? 0 : after / stride + 1;
+    return complete > width ? complete - width : 0;
+  }
+  RETICLE_HD bool heads_share() const { return true; }
+  Index most_keys() const { return std::min(width, keys); }
+  PlanRoom room(const Tiling& tiling) const {
+    // The ends of a tile's queries lie this far apart, and only blocks that one of them is in are seen in part.
+    const int spread = (tiling.queries_of_tile() - 1) / stride + 1, edge = spread / kKeyBlock + 2;
+    const int all = key_blocks_of(keys);
+    const Index seen = static_cast<Index>(width) + spread;
+    return {static_cast<int>(std::min<Index>(all, seen / kKeyBlock + 2)), std::min(all, 2 * edge)};
+  }
+  RETICLE_HD std::uint64_t word(int, int, int query, int key) const {
+    return bits_between(begin(query), end(query), key);
+  }
+  RETICLE_HD std::uint32_t touched(const Tile& tile, int key, int thread) const {
+    if (thread != 0) return 0;
+    return blocks_between(begin(tile.first_query), end(tile.query_of(tile.rows - 1)), key);
+  }
+};
+
 /// Shared memory of a block that plans a tile of up to tile_rows rows.
 template <int tile_rows>
 struct PlanShared {
   std::uint64_t words[kPlanStep][extent<tile_rows + 1>];  // one more: a column lies in different banks
-  int place[kPlanStep];                           // of a block of keys in the tile's list; -1: nobody attends to it
-  int full[kPlanStep];
+  int place[kPlanStep];   // of a block of keys in the tile's list; -1: nobody attends to it
+  int number[kPlanStep];  // of its bits; -1: all rows attend to all of it
   int scan[kWarp + 1];
+  std::uint32_t touched;
 };
 
-/// Fills the blocks of tile number `number`, from number * (blocks of keys) on, and their bits, and says in the tile
-/// how many there are.
+/// Where a plan goes: `room` of every tile, as the mask says, and what it is cut by.
+struct PlannedTiles {
+  Tiling tiling;
+  PlanRoom room;
+  Tile* tiles = nullptr;
+  KeyBlock* blocks = nullptr;
+  std::uint64_t* bits = nullptr;
+};
+
+/// Fills tile number `number`, its blocks of keys and their bits.
 template <int tile_rows, class Block, class MaskView>
-RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, const MaskView& mask, Tile* tiles,
-                          KeyBlock* blocks, std::uint64_t* bits, int number) {
-  const Tile tile = tiles[number];
+RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, const MaskView& mask,
+                          const PlannedTiles& to, int number) {
+  Tile tile = to.tiling.at(number);
+  const bool share = mask.heads_share();
+  const int words = to.tiling.words(share), step_rows = share ? tile.heads : 1, count_rows = tile.rows / step_rows;
   const int key_blocks = (mask.keys + kKeyBlock - 1) / kKeyBlock;
-  const Index first = static_cast<Index>(number) * key_blocks;
-  int found = 0;
+  const Index first = static_cast<Index>(number) * to.room.blocks,
+              first_bits = static_cast<Index>(number) * to.room.partial;
+  int found = 0, partial = 0;
   for (int step = 0; step < key_blocks; step += kPlanStep) {
     const int count = key_blocks - step < kPlanStep ? key_blocks - step : kPlanStep;
+    std::uint32_t touched = ~std::uint32_t{0};
+    if constexpr (requires { mask.touched(tile, 0, 0); }) {
+      block.each([&](int thread) {
+        if (thread == 0) shared.touched = 0;
+      });
+      block.sync();
+      block.each([&](int thread) {
+        if (const std::uint32_t own = mask.touched(tile, step * kKeyBlock, thread); own != 0)
+          block.set_bits(&shared.touched, own);
+      });
+      block.sync();
+      touched = shared.touched;
+      block.sync();
+      if (touched == 0) continue;
+    }
     block.each([&](int thread) {
-      for (int i = thread; i < tile_rows * kPlanStep; i += kPlanThreads) {
+      for (int i = thread; i < count_rows * kPlanStep; i += kPlanThreads) {
         const int row = i / kPlanStep, own = i % kPlanStep, key = (step + own) * kKeyBlock;
         std::uint64_t word = 0;
-        if (row < tile.rows && own < count)
-          word = mask.word(tile.batch, tile.first_head + row % tile.heads, tile.first_query + row / tile.heads, key);
+        if (own < count && (touched >> own & 1) != 0)
+          word = mask.word(tile.batch, tile.head_of(row * step_rows), tile.query_of(row * step_rows), key);
         shared.words[own][row] = word;
       }
     });
     block.sync();
-    PerThread<Block, int> before(block);
+    PerThread<Block, int> before(block);  // blocks attended to, and, above 16 bits, those in part
     block.each([&](int thread) {
       before[thread] = 0;
       if (thread >= count) return;
       std::uint64_t any = 0, all = ~std::uint64_t{0};
-      for (int row = 0; row < tile.rows; ++row) {
+      for (int row = 0; row < count_rows; ++row) {
         any |= shared.words[thread][row];
         all &= shared.words[thread][row];
       }
-      before[thread] = any != 0 ? 1 : 0;
-      shared.full[thread] = all == ~std::uint64_t{0} ? 1 : 0;
+      const bool full = all == ~std::uint64_t{0};
+      before[thread] = any == 0 ? 0 : full ? 1 : 1 | 1 << 16;
       shared.place[thread] = any != 0 ? 0 : -1;
+      shared.number[thread] = full ? -1 : 0;
     });
     const int here = block.exclusive_scan(before, shared.scan);
     block.each([&](int thread) {
       if (thread >= count || shared.place[thread] < 0) return;
-      const Index place = first + found + before[thread];
-      shared.place[thread] = found + before[thread];
-      blocks[place] = {(step + thread) * kKeyBlock,
-                       shared.full[thread] != 0 ? -1 : static_cast<std::int32_t>(place * tile_rows)};
+      const int place = found + (before[thread] & 0xFFFF);
+      if (shared.number[thread] == 0) shared.number[thread] = partial + (before[thread] >> 16);
+      const auto bits = static_cast<std::int32_t>(first_bits + shared.number[thread]);
+      to.blocks[first + place] = {(step + thread) * kKeyBlock, shared.number[thread] < 0 ? -1 : bits};
     });
     block.sync();
     block.each([&](int thread) {
-      for (int i = thread; i < tile_rows * count; i += kPlanThreads) {
-        const int row = i % tile_rows, own = i / tile_rows;
-        if (shared.place[own] >= 0 && shared.full[own] == 0)
-          bits[(first + shared.place[own]) * tile_rows + row] = shared.words[own][row];
+      for (int i = thread; i < count_rows * count; i += kPlanThreads) {
+        const int row = i % count_rows, own = i / count_rows;
+        if (shared.place[own] >= 0 && shared.number[own] >= 0)
+          to.bits[(first_bits + shared.number[own]) * words + row] = shared.words[own][row];
       }
     });
     block.sync();
-    found += here;
+    found += here & 0xFFFF;
+    partial += here >> 16;
   }
   block.each([&](int thread) {
     if (thread != 0) return;
-    tiles[number].first_block = static_cast<std::int32_t>(first);
-    tiles[number].blocks = found;
+    tile.first_block = static_cast<std::int32_t>(first);
+    tile.blocks = found;
+    to.tiles[number] = tile;
   });
 }
 
-/// The keys that row `row` of (batch, head, query) attends to.
+/// The tiles that attend to block of keys `item` of (batch, KV head, block): how many is put into *count, or, with
+/// `to`, they are written there. Tiles are listed in the tiling's order.
+template <class Block>
+RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& lists, const Tiling& tiling,
+                              int key_blocks, int item, std::int32_t* count, TileOfKeys* to) {
+  const std::int32_t key = item % key_blocks * kKeyBlock;
+  const int kv_head = item / key_blocks % tiling.kv_heads, batch = item / key_blocks / tiling.kv_heads;
+  int written = 0;
+  for (int step = 0; step < tiling.tiles_of_kv_head(); step += kPlanThreads) {
+    PerThread<Block, int> before(block);
+    PerThread<Block, TileOfKeys> own(block);
+    block.each([&](int thread) {
+      before[thread] = 0;
+      if (step + thread >= tiling.tiles_of_kv_head()) return;
+      const int number = tiling.number(batch, kv_head, step + thread);
+      const Tile& tile = lists.tiles[number];
+      const KeyBlock* const blocks = lists.blocks + tile.first_block;
+      int low = 0, high = tile.blocks;
+      while (low < high) {
+        const int middle = (low + high) / 2;
+        if (blocks[middle].first_key < key) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
+      }
+      if (low == tile.blocks || blocks[low].first_key != key) return;
+      before[thread] = 1;
+      own[thread] = {number, blocks[low].bits};
+    });
+    PerThread<Block, int> found(block);
+    block.each([&](int thread) { found[thread] = before[thread]; });
+    const int here = block.exclusive_scan(before, scan);
+    block.each([&](int thread) {
+      if (to != nullptr && found[thread] != 0) to[written + before[thread]] = own[thread];
+    });
+    written += here;
+  }
+  block.each([&](int thread) {
+    if (thread == 0 && count != nullptr) *count = written;
+  });
+}
+
+/// starts[i] becomes the sum of the i counts before, for i up to `items`.
+template <class Block>
+RETICLE_HD void sum_counts(const Block& block, Index* scan, const std::int32_t* counts, int items, Index* starts) {
+  Index sum = 0;
+  for (int step = 0; step < items; step += kPlanThreads) {
+    PerThread<Block, Index> before(block);
+    block.each([&](int thread) { before[thread] = step + thread < items ? counts[step + thread] : 0; });
+    const Index here = block.exclusive_scan(before, scan);
+    block.each([&](int thread) {
+      if (step + thread < items) starts[step + thread] = sum + before[thread];
+    });
+    sum += here;
+  }
+  block.each([&](int thread) {
+    if (thread == 0) starts[items] = sum;
+  });
+}
+
+/// The keys that row `row` of (batch, head, query) attends to; each of `heads` heads stands for `sharing` of the
+/// mask's.
 template <class Block, class MaskView>
-RETICLE_HD void list_row(const Block& block, int* scan, const MaskView& mask, int heads, const ColumnLists& to,
-                         int row) {
-  const int query = row % mask.queries, head = row / mask.queries % heads, batch = row / mask.queries / heads;
+RETICLE_HD void list_row(const Block& block, int* scan, const MaskView& mask, int heads, int sharing,
+                         const ColumnLists& to, int row) {
+  const int query = row % mask.queries, head = row / mask.queries % heads * sharing, batch = row / mask.queries / heads;
   const auto word_of = [&](int w) { return mask.word(batch, head, query, w * 64); };
   list_words(block, scan, word_of, (mask.keys + 63) / 64, to, row);
 }

@@ -11,38 +11,19 @@
 #pragma once
 
 #include <reticle/attention/cuda/decode_block.hpp>
+#include <reticle/attention/cuda/tile_products.hpp>
+#include <reticle/attention/cuda/tiles.hpp>
 
 namespace reticle::cuda {
 
 inline constexpr int kTileThreads = 128;
-inline constexpr int kTileRowCount = 64;
-inline constexpr int kWideTileRows = 128;  // of wide_tile_block.hpp
-inline constexpr int kKeyBlock = 64;
-
-/// A block of keys of a tile's plan.
-struct KeyBlock {
-  std::int32_t first_key;
-  std::int32_t bits;  // its 64 words in TileProblem::bits, one a row; -1: all rows attend to all of it
-};
-
-/// Query heads [first_head, + heads) at queries [first_query, ...): row r is head first_head + r % heads at query
-/// first_query + r / heads. All heads have one KV head.
-struct Tile {
-  std::int32_t batch, first_head, heads, first_query, rows;
-  std::int32_t first_block, blocks;  // in TileProblem::blocks
-
-  RETICLE_HD int head_of(int row) const { return first_head + row % heads; }
-  RETICLE_HD int query_of(int row) const { return first_query + row / heads; }
-};
 
 /// As DecodeProblem; T is Half or BFloat16, and no entry has a p.
 struct TileProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;
   Strides query_strides, key_strides, value_strides;
   int heads = 1, kv_heads = 1, rows = 1, key_count = 0;
-  const Tile* tiles = nullptr;
-  const KeyBlock* blocks = nullptr;
-  const std::uint64_t* bits = nullptr;
+  TileLists plan;
   const float* sink_logits = nullptr;
   float scaling = 1, soft_cap = 0;
   void* output = nullptr;  // (b, hq, sq, d), contiguous
@@ -64,11 +45,10 @@ struct TileOutput {
 struct RowStates {
   float max[2] = {kNone, kNone}, sum[2] = {}, highest[2] = {}, factor[2] = {};
 };
-RETICLE_HD inline int tile_row(int thread, int half) { return thread / kWarp * 16 + thread % kWarp / 4 + half * 8; }
 
 /// Products of a block of keys become weights.
 template <class Block>
-RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const KeyBlock& keys,
+RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile& tile, const KeyBlock& keys,
                       PerThread<Block, TileScores>& scores, PerThread<Block, RowStates>& states) {
   constexpr int kScoreTiles = kKeyBlock / 8;
   block.each([&](int thread) {
@@ -83,9 +63,8 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const KeyB
       each_score([&](float& score, int, int) { score *= scaling; });
     }
     if (keys.bits >= 0) {
-      const std::uint64_t* const words = problem.bits + keys.bits;
       unrolled<2>([&](int half) {
-        const std::uint64_t attended = words[tile_row(thread, half)] >> (thread % 4 * 2);
+        const std::uint64_t attended = problem.plan.word(tile, keys, tile_row(thread, half)) >> (thread % 4 * 2);
         unrolled<kScoreTiles>([&](int tile_of) {
           unrolled<2>([&](int e) {
             if ((attended & std::uint64_t{1} << (tile_of * 8 + e)) == 0) own.of[tile_of][half * 2 + e] = kNone;
@@ -133,15 +112,6 @@ RETICLE_HD void rescale(const Block& block, PerThread<Block, RowStates>& states,
   });
 }
 
-/// Weights of 16 keys from number 16 * step on, as the first factor of a product.
-template <class T>
-RETICLE_HD void pack_weights(const TileScores& scores, int step, std::uint32_t* to) {
-  unrolled<4>([&](int piece) {
-    const float* const pair = &scores.of[step * 2 + piece / 2][piece % 2 * 2];
-    to[piece] = pack_pair<T>(pair[0], pair[1]);
-  });
-}
-
 /// Output and log-sum-exp of the tile's rows.
 template <class T, class Block, int head_dim>
 RETICLE_HD void finish_rows(const Block& block, const TileProblem& problem, const Tile& tile,
@@ -170,7 +140,7 @@ RETICLE_HD void finish_rows(const Block& block, const TileProblem& problem, cons
   });
 }
 
-/// Shared memory of a block. Rows are 16 bytes longer than they hold, so that eight of them lie in different banks.
+/// Shared memory of a block.
 template <class T, int head_dim>
 struct TileShared {
   static constexpr int kRow = head_dim + 8;
@@ -183,14 +153,10 @@ template <class T, int head_dim, class Block>
 RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared, const TileProblem& problem,
                             const Tile& tile) {
   constexpr int kRow = TileShared<T, head_dim>::kRow;
-  constexpr int kPieces = head_dim / 8;     // of 16 bytes, of a row
   constexpr int kKeySteps = head_dim / 16;  // products along the head size
   constexpr int kScoreTiles = kKeyBlock / 8, kValueTiles = head_dim / 8;
   struct Queries {
     std::uint32_t of[extent<kKeySteps>][4];
-  };
-  struct Fragment {
-    std::uint32_t of[4];
   };
 
   const int kv_head = tile.first_head * problem.kv_heads / problem.heads;
@@ -200,27 +166,22 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
   const T* const values = static_cast<const T*>(problem.values) + tile.batch * v.batch + kv_head * v.head;
 
   const auto fetch = [&](int i) {
-    const int first = problem.blocks[tile.first_block + i].first_key;
-    block.each([&](int thread) {
-      for (int piece = thread; piece < kKeyBlock * kPieces; piece += kTileThreads) {
-        const int row = piece / kPieces, column = piece % kPieces * 8;
+    const int first = problem.plan.blocks[tile.first_block + i].first_key;
+    const auto copy_keys = [&](T* to, const T* from, Index stride) {
+      copy_rows<head_dim, kKeyBlock, kTileThreads>(block, to, [&](int row) {
         const bool there = first + row < problem.key_count;
-        const Index key = there ? first + row : 0;
-        block.copy_16(&shared.keys[i % 2][row * kRow + column], keys + key * k.row + column, there);
-        block.copy_16(&shared.values[i % 2][row * kRow + column], values + key * v.row + column, there);
-      }
-    });
+        return SourceRow<T>{there ? from + (first + row) * stride : from, there};
+      });
+    };
+    copy_keys(shared.keys[i % 2], keys, k.row);
+    copy_keys(shared.values[i % 2], values, v.row);
     block.commit();
   };
 
-  block.each([&](int thread) {
-    for (int piece = thread; piece < kTileRowCount * kPieces; piece += kTileThreads) {
-      const int row = piece / kPieces, column = piece % kPieces * 8;
-      const bool there = row < tile.rows;
-      const int of = there ? row : 0;
-      block.copy_16(&shared.queries[row * kRow + column],
-                    queries + tile.head_of(of) * q.head + tile.query_of(of) * q.row + column, there);
-    }
+  copy_rows<head_dim, kTileRowCount, kTileThreads>(block, shared.queries, [&](int row) {
+    const bool there = row < tile.rows;
+    const int own = there ? row : 0;
+    return SourceRow<T>{queries + tile.head_of(own) * q.head + tile.query_of(own) * q.row, there};
   });
   block.commit();
   if (tile.blocks > 0) fetch(0);
@@ -232,18 +193,13 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
   block.sync();
   PerThread<Block, Queries> own_queries(block);
   unrolled<kKeySteps>([&](int step) {
-    block.template load_matrices<false>(
-        [&](int thread) {
-          const int lane = thread % kWarp, row = thread / kWarp * 16 + lane / 8 % 2 * 8 + lane % 8;
-          return &shared.queries[row * kRow + step * 16 + lane / 16 * 8];
-        },
-        [&](int thread) { return own_queries[thread].of[step]; });
+    load_first<kRow>(block, shared.queries, step, [&](int thread) { return own_queries[thread].of[step]; });
   });
 
   PerThread<Block, TileOutput<head_dim>> output(block);
   PerThread<Block, TileScores> scores(block);
   PerThread<Block, RowStates> states(block);
-  PerThread<Block, Fragment> matrices(block), weights(block);
+  PerThread<Block, Fragment> weights(block);
   for (int i = 0; i < tile.blocks; ++i) {
     if (i + 1 < tile.blocks) {
       fetch(i + 1);
@@ -252,45 +208,25 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
       block.template wait<0>();
     }
     block.sync();
-    const KeyBlock key_block = problem.blocks[tile.first_block + i];
+    const KeyBlock key_block = problem.plan.blocks[tile.first_block + i];
     const T *const own_keys = shared.keys[i % 2], *const own_values = shared.values[i % 2];
 
     block.each([&](int thread) {
       unrolled<kScoreTiles>([&](int tile_of) { unrolled<4>([&](int e) { scores[thread].of[tile_of][e] = 0; }); });
     });
     unrolled<kKeySteps>([&](int step) {
-      unrolled<kScoreTiles / 2>([&](int pair) {
-        block.template load_matrices<false>(
-            [&](int thread) {
-              const int lane = thread % kWarp, key = pair * 16 + lane / 16 * 8 + lane % 8;
-              return &own_keys[key * kRow + step * 16 + lane / 8 % 2 * 8];
-            },
-            [&](int thread) { return matrices[thread].of; });
-        unrolled<2>([&](int n) {
-          block.template multiply_add<T>([&](int thread) { return scores[thread].of[pair * 2 + n]; },
-                                         [&](int thread) { return own_queries[thread].of[step]; },
-                                         [&](int thread) { return &matrices[thread].of[n * 2]; });
-        });
-      });
+      multiply_by_rows<kRow, kScoreTiles>(
+          block, [&](int thread) { return scores[thread].of; },
+          [&](int thread) { return own_queries[thread].of[step]; }, own_keys, step);
     });
 
-    weigh(block, problem, key_block, scores, states);
+    weigh(block, problem, tile, key_block, scores, states);
     rescale<Block, head_dim>(block, states, output);
     unrolled<kKeyBlock / 16>([&](int step) {
-      block.each([&](int thread) { pack_weights<T>(scores[thread], step, weights[thread].of); });
-      unrolled<kValueTiles / 2>([&](int pair) {
-        block.template load_matrices<true>(
-            [&](int thread) {
-              const int lane = thread % kWarp, key = step * 16 + lane / 8 % 2 * 8 + lane % 8;
-              return &own_values[key * kRow + pair * 16 + lane / 16 * 8];
-            },
-            [&](int thread) { return matrices[thread].of; });
-        unrolled<2>([&](int n) {
-          block.template multiply_add<T>([&](int thread) { return output[thread].of[pair * 2 + n]; },
-                                         [&](int thread) { return weights[thread].of; },
-                                         [&](int thread) { return &matrices[thread].of[n * 2]; });
-        });
-      });
+      block.each([&](int thread) { pack_factor<T>(scores[thread].of, step, weights[thread].of); });
+      multiply_by_columns<kRow, kValueTiles>(
+          block, [&](int thread) { return output[thread].of; }, [&](int thread) { return weights[thread].of; },
+          own_values, step);
     });
     block.sync();  // the next block but one comes into this one's place
   }

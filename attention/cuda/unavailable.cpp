@@ -8,13 +8,7 @@ namespace reticle::cuda {
 AttentionPlan::AttentionPlan(const AttentionInputs&, const Mask&, Stream, const AttentionOptions&, const Context&) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
-AttentionPlan::AttentionPlan(const AttentionInputs&, const TensorView&, Stream, const AttentionOptions&) {
-  throw DeviceError(std::string("CUDA: ") + why_unavailable());
-}
-AttentionPlan::AttentionPlan(const AttentionInputs&, const TensorView&, Index, Index, Stream, const AttentionOptions&) {
-  throw DeviceError(std::string("CUDA: ") + why_unavailable());
-}
-AttentionPlan::AttentionPlan(const AttentionInputs&, const DeviceMask&, Stream, const AttentionOptions&) {
+AttentionPlan::AttentionPlan(const AttentionInputs&, const DevicePattern&, Stream, const AttentionOptions&) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 void AttentionPlan::run(const AttentionInputs&, void*, float*, Stream) const {
@@ -36,6 +30,10 @@ void SparseDecoder::run(const AttentionInputs&, std::span<const Rule>, void*, fl
 BackwardPlan::BackwardPlan(const AttentionInputs&, const Mask&, Stream, const AttentionOptions&, const Context&) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
+BackwardPlan::BackwardPlan(const AttentionInputs&, const DevicePattern&, Stream, const AttentionOptions&) {
+  throw DeviceError(std::string("CUDA: ") + why_unavailable());
+}
+bool BackwardPlan::uses_tiles() const { return false; }
 void BackwardPlan::run(const AttentionInputs&, const TensorView&, const float*, const TensorView&, float*, float*,
                        float*, Stream) const {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());

@@ -52,7 +52,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
   const T* const queries = static_cast<const T*>(problem.queries) + tile.batch * q.batch;
   const T* const keys = static_cast<const T*>(problem.keys) + tile.batch * k.batch + kv_head * k.head;
   const T* const values = static_cast<const T*>(problem.values) + tile.batch * v.batch + kv_head * v.head;
-  const KeyBlock* const blocks = problem.blocks + tile.first_block;
+  const KeyBlock* const blocks = problem.plan.blocks + tile.first_block;
 
   // Every call ends a group of copies, so that waiting can count them.
   const auto fetch = [&](int i) {
@@ -111,7 +111,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
   };
   const auto pack = [&] {
     block.each([&](int thread) {
-      unrolled<kKeyBlock / 16>([&](int step) { pack_weights<T>(scores[thread], step, weights[thread].of[step]); });
+      unrolled<kKeyBlock / 16>([&](int step) { pack_factor<T>(scores[thread].of, step, weights[thread].of[step]); });
     });
   };
 
@@ -134,7 +134,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
     begin_scores(0);
     block.template wait_products<0>();
     settle_scores();
-    weigh(block, problem, blocks[0], scores, states);
+    weigh(block, problem, tile, blocks[0], scores, states);
     pack();
     for (int i = 0; i + 1 < tile.blocks; ++i) {
       block.template wait<kStages - 3>();
@@ -146,7 +146,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
       begin_values(i);
       block.template wait_products<1>();
       settle_scores();
-      weigh(block, problem, blocks[i + 1], scores, states);
+      weigh(block, problem, tile, blocks[i + 1], scores, states);
       block.template wait_products<0>();
       settle_output();
       rescale<Block, head_dim>(block, states, output);

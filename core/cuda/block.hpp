@@ -249,6 +249,7 @@ class DeviceBlock {
     static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
   }
+  __device__ void set_bits(std::uint32_t* in, std::uint32_t bits) const { atomicOr(in, bits); }
   /// Keeps the larger, or the smaller.
   __device__ void keep_max(std::uint32_t* in, std::uint32_t value) const { atomicMax(in, value); }
   __device__ void keep_min(std::int32_t* in, std::int32_t value) const { atomicMin(in, value); }
@@ -409,6 +410,7 @@ class HostBlock {
     return before;
   }
   void add(std::uint64_t* to, std::uint64_t value) const { *to += value; }
+  void set_bits(std::uint32_t* in, std::uint32_t bits) const { *in |= bits; }
   void keep_max(std::uint32_t* in, std::uint32_t value) const { *in = std::max(*in, value); }
   void keep_min(std::int32_t* in, std::int32_t value) const { *in = std::min(*in, value); }
   bool last_to_arrive(int* counter, int blocks, int*) const {

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <reticle/attention/backward.hpp>
-#include <reticle/attention/cuda/backward_block.hpp>
+#include <reticle/attention/cuda/backward_tile_block.hpp>
+#include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
 
@@ -25,49 +27,64 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
   const AttentionGradients expected =
       attention_backward(inputs, mask, result.output.view(), result.lse.view(), d_output.view(), drawn.options());
 
-  const Csr by_row = to_csr(mask), by_key = to_csr(transpose(mask));
   const std::vector<float> unset(static_cast<std::size_t>(c.batch * c.heads * c.keys * head_dim), std::nanf(""));
-  std::vector<float> d_queries(drawn.output_size(), std::nanf("")), d_keys(unset), d_values(unset),
-      delta(drawn.lse_size(), std::nanf(""));
-  BackwardProblem problem;
-  problem.queries = inputs.queries.data;
-  problem.keys = inputs.keys.data;
-  problem.values = inputs.values.data;
-  problem.output = result.output.view().data;
-  problem.d_output = d_output.view().data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.key_strides = strides_of(inputs.keys);
-  problem.value_strides = strides_of(inputs.values);
-  problem.output_strides = strides_of(result.output.view());
-  problem.d_output_strides = strides_of(d_output.view());
-  problem.heads = static_cast<int>(c.heads);
-  problem.kv_heads = static_cast<int>(c.kv_heads);
-  problem.rows = static_cast<int>(c.rows);
-  problem.key_count = static_cast<int>(c.keys);
-  problem.by_row = {by_row.row_ptr.data(), by_row.indices.data(), by_row.p.empty() ? nullptr : by_row.p.data()};
-  problem.by_key = {by_key.row_ptr.data(), by_key.indices.data(), by_key.p.empty() ? nullptr : by_key.p.data()};
-  problem.scaling = inputs.scaling;
-  problem.soft_cap = c.soft_cap;
-  problem.lse = result.lse.span<float>().data();
-  problem.delta = delta.data();
-  problem.d_queries = d_queries.data();
-  problem.d_keys = d_keys.data();
-  problem.d_values = d_values.data();
-  const HostBlock block(kBackwardThreads);
-  const auto shared = std::make_unique<BackwardShared<head_dim>>();
-  for (int row = 0; row < c.batch * c.heads * c.rows; ++row)
-    differentiate<T, head_dim, false>(block, *shared, problem, row);
-  for (int key = 0; key < c.batch * c.kv_heads * c.keys; ++key)
-    differentiate<T, head_dim, true>(block, *shared, problem, key);
-
-  const auto expect_near = [&](const Tensor& wanted, const std::vector<float>& found, const char* name) {
+  std::vector<float> d_queries, d_keys, d_values, delta;
+  const auto fill = [&](auto problem) {
+    d_queries.assign(drawn.output_size(), std::nanf(""));
+    d_keys = d_values = unset;
+    delta.assign(drawn.lse_size(), std::nanf(""));
+    static_cast<BackwardInputs&>(problem) = backward_inputs(inputs, result.output.view(), d_output.view());
+    problem.soft_cap = c.soft_cap;
+    problem.lse = result.lse.span<float>().data();
+    problem.delta = delta.data();
+    problem.d_queries = d_queries.data();
+    problem.d_keys = d_keys.data();
+    problem.d_values = d_values.data();
+    return problem;
+  };
+  const auto expect_near = [&](const Tensor& wanted, const std::vector<float>& found, double allowed,
+                               const char* name) {
     const auto values = wanted.span<float>();
     for (std::size_t i = 0; i < values.size(); ++i)
-      ASSERT_NEAR(found[i], values[i], tolerance * (1 + std::abs(values[i]))) << name << ", element " << i;
+      ASSERT_NEAR(found[i], values[i], allowed * (1 + std::abs(values[i]))) << name << ", element " << i;
   };
-  expect_near(expected.queries, d_queries, "queries");
-  expect_near(expected.keys, d_keys, "keys");
-  expect_near(expected.values, d_values, "values");
+  const auto expect_gradients = [&](double allowed) {
+    expect_near(expected.queries, d_queries, allowed, "queries");
+    expect_near(expected.keys, d_keys, allowed, "keys");
+    expect_near(expected.values, d_values, allowed, "values");
+  };
+  const HostBlock block(kBackwardThreads);
+
+  {
+    SCOPED_TRACE("lists");
+    const Mask attended = c.causal ? restrict_causal(mask) : mask;
+    const Csr by_row = to_csr(attended), by_key = to_csr(transpose(attended));
+    auto problem = fill(BackwardProblem{});
+    problem.by_row = {by_row.row_ptr.data(), by_row.indices.data(), by_row.p.empty() ? nullptr : by_row.p.data()};
+    problem.by_key = {by_key.row_ptr.data(), by_key.indices.data(), by_key.p.empty() ? nullptr : by_key.p.data()};
+    const auto shared = std::make_unique<BackwardShared<head_dim>>();
+    for (int row = 0; row < c.batch * c.heads * c.rows; ++row)
+      differentiate<T, head_dim, false>(block, *shared, problem, row);
+    for (int key = 0; key < c.batch * c.kv_heads * c.keys; ++key)
+      differentiate<T, head_dim, true>(block, *shared, problem, key);
+    expect_gradients(tolerance);
+  }
+  if constexpr (!std::is_same_v<T, float> && head_dim <= 128) {
+    if (mask.weighted()) return;
+    SCOPED_TRACE("tiles");
+    const BlockPlan plan = plan_blocks(mask, c.kv_heads, c.causal);
+    const BlockPlanByKeys transposed = by_keys(plan, mask.shape(), c.kv_heads);
+    auto problem = fill(TileBackwardProblem{});
+    problem.plan = plan.lists();
+    problem.starts = transposed.starts.data();
+    problem.tiles_of_keys = transposed.tiles.data();
+    const auto shared = std::make_unique<BackwardTileShared<T, head_dim>>();
+    for (int tile = 0; tile < static_cast<int>(plan.tiles.size()); ++tile)
+      differentiate_tile<T, head_dim, false>(block, *shared, problem, tile);
+    for (int item = 0; item + 1 < static_cast<int>(transposed.starts.size()); ++item)
+      differentiate_tile<T, head_dim, true>(block, *shared, problem, item);
+    expect_gradients(std::is_same_v<T, BFloat16> ? 0.03 : 0.004);  // weights and dS are rounded to T
+  }
 }
 
 TEST(CudaBackward, ComputesWhatTheCpuComputes) {
@@ -88,6 +105,26 @@ TEST(CudaBackward, EveryDtypeAndHeadSize) {
   compare_with_cpu<BFloat16, 256>(c, mask, 1e-4);
   compare_with_cpu<Half, 64>(c, mask, 1e-4);
   compare_with_cpu<Half, 128>(c, mask, 1e-4);
+}
+
+TEST(CudaBackward, TilesOfWholeAndPartialBlocksSharedHeadsAndCausality) {
+  for (const Index group : {1, 3, 8}) {
+    Case c;
+    c.batch = 1;
+    c.heads = 2 * group;
+    c.rows = 90;
+    compare_with_cpu<Half, 64>(c, random_mask(c, 0.1, 3), 1e-4);
+    c.causal = true;
+    c.rows = c.keys = 150;
+    compare_with_cpu<Half, 64>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 1e-4);
+  }
+  Case c;
+  c.batch = 1;
+  c.rows = 70;
+  c.sinks = true;
+  c.soft_cap = 2;
+  compare_with_cpu<BFloat16, 128>(c, random_mask(c, 0.5, 4), 1e-4);
+  compare_with_cpu<Half, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 1e-4);
 }
 
 TEST(CudaBackward, WeightsSinksAndSoftCap) {

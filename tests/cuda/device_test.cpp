@@ -96,7 +96,7 @@ TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {
     const OnDevice<float> on_device(drawn);
     for (const AttentionPlan& plan : {AttentionPlan(on_device.inputs, mask, nullptr),
                                       AttentionPlan(on_device.inputs, DeviceMask(mask, nullptr), nullptr),
-                                      AttentionPlan(on_device.inputs, attended, nullptr)}) {
+                                      AttentionPlan(on_device.inputs, AttendedBytes{attended}, nullptr)}) {
       const Buffer out(drawn.output_size() * sizeof(float), nullptr), logs(drawn.lse_size() * sizeof(float), nullptr);
       plan.run(on_device.inputs, out.as<float>(), logs.as<float>(), nullptr);
       std::vector<float> found(drawn.output_size()), found_lse(drawn.lse_size());

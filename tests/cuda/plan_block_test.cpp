@@ -1,6 +1,10 @@
 // Plans made on a GPU, run on the CPU, against those that the CPU makes.
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
+#include <set>
+#include <tuple>
 
 #include <gtest/gtest.h>
 
@@ -28,34 +32,53 @@ ByteMask view_of(const std::vector<std::uint8_t>& bytes, const Case& c) {
           c.causal};
 }
 
-using BlocksOfTile = std::map<std::int32_t, std::vector<std::uint64_t>>;  // first key: words, none when full
+using WordsOfBlocks = std::map<std::int32_t, std::vector<std::uint64_t>>;  // by first key: a word a row
 
-BlocksOfTile blocks_of(const Tile& tile, const KeyBlock* blocks, const std::uint64_t* bits) {
-  BlocksOfTile found;
+WordsOfBlocks words_of(const TileLists& lists, const Tile& tile) {
+  WordsOfBlocks found;
   for (std::int32_t i = tile.first_block; i < tile.first_block + tile.blocks; ++i) {
-    std::vector<std::uint64_t>& words = found[blocks[i].first_key];
-    if (blocks[i].bits >= 0) words.assign(bits + blocks[i].bits, bits + blocks[i].bits + tile.rows);
+    std::vector<std::uint64_t>& words = found[lists.blocks[i].first_key];
+    for (std::int32_t row = 0; row < tile.rows; ++row) words.push_back(lists.word(tile, lists.blocks[i], row));
   }
   return found;
+}
+
+/// A plan, as kernels make it.
+struct MadePlan {
+  Tiling tiling;
+  std::vector<Tile> tiles;
+  std::vector<KeyBlock> blocks;
+  std::vector<std::uint64_t> bits;
+  bool heads_share;
+
+  TileLists lists() const { return {tiles.data(), blocks.data(), bits.data(), tiling.words(heads_share), heads_share}; }
+};
+
+template <int tile_rows, class MaskView>
+MadePlan made_plan(const Case& c, const MaskView& view) {
+  MadePlan made;
+  made.tiling = Tiling::of({c.batch, c.heads, c.rows, c.keys}, c.kv_heads, tile_rows);
+  made.heads_share = view.heads_share();
+  const PlanRoom room = view.room(made.tiling);
+  const auto count = static_cast<std::size_t>(made.tiling.tiles());
+  made.tiles.resize(count, Tile{-7, -7, -7, -7, -7, -7, -7});
+  made.blocks.resize(count * static_cast<std::size_t>(room.blocks), {-1, -1});
+  made.bits.resize(count * static_cast<std::size_t>(room.partial * made.tiling.words(made.heads_share)), 0xDEAD);
+  const PlannedTiles to{made.tiling, room, made.tiles.data(), made.blocks.data(), made.bits.data()};
+  const auto shared = std::make_unique<PlanShared<tile_rows>>();
+  for (int i = 0; i < made.tiling.tiles(); ++i) plan_tile<tile_rows>(HostBlock(kPlanThreads), *shared, view, to, i);
+  return made;
 }
 
 template <int tile_rows, class MaskView>
 void expect_tiles(const Case& c, const Mask& mask, const MaskView& view) {
   const BlockPlan expected = plan_blocks(mask, c.kv_heads, c.causal, tile_rows);
-  std::vector<Tile> tiles = expected.tiles;
-  for (Tile& tile : tiles) tile.first_block = tile.blocks = -7;
-  const Index key_blocks = (c.keys + kKeyBlock - 1) / kKeyBlock, room = static_cast<Index>(tiles.size()) * key_blocks;
-  std::vector<KeyBlock> blocks(static_cast<std::size_t>(room), {-1, -1});
-  std::vector<std::uint64_t> bits(static_cast<std::size_t>(room * tile_rows), 0xDEAD);
-  const HostBlock block(kPlanThreads);
-  const auto shared = std::make_unique<PlanShared<tile_rows>>();
-  for (int i = 0; i < static_cast<int>(tiles.size()); ++i)
-    plan_tile<tile_rows>(block, *shared, view, tiles.data(), blocks.data(), bits.data(), i);
-  for (std::size_t i = 0; i < tiles.size(); ++i) {
-    EXPECT_EQ(blocks_of(tiles[i], blocks.data(), bits.data()),
-              blocks_of(expected.tiles[i], expected.blocks.data(), expected.bits.data()))
-        << "tile " << i;
-  }
+  const MadePlan made = made_plan<tile_rows>(c, view);
+  const auto key_of = [](const Tile& tile) { return std::tuple(tile.batch, tile.first_head, tile.first_query); };
+  std::map<std::tuple<int, int, int>, WordsOfBlocks> wanted, found;
+  for (const Tile& tile : expected.tiles) wanted[key_of(tile)] = words_of(expected.lists(), tile);
+  for (const Tile& tile : made.tiles) found[key_of(tile)] = words_of(made.lists(), tile);
+  EXPECT_EQ(wanted, found);
 }
 
 template <class MaskView>
@@ -67,7 +90,7 @@ void expect_lists_of_the_cpu(const Case& c, const Mask& mask, const MaskView& vi
   const HostBlock block(kPlanThreads);
   int scan[kWarp + 1];
   for (int row = 0; row < rows; ++row)
-    list_row(block, scan, view, static_cast<int>(c.heads), {indices.data(), nullptr, counts.data(), c.keys}, row);
+    list_row(block, scan, view, static_cast<int>(c.heads), 1, {indices.data(), nullptr, counts.data(), c.keys}, row);
   for (Index row = 0; row < rows; ++row) {
     const Index begin = expected.row_ptr[row], count = expected.row_ptr[row + 1] - begin;
     ASSERT_EQ(counts[static_cast<std::size_t>(row)], count) << "row " << row;
@@ -150,13 +173,139 @@ TEST(CudaPlan, StridesOfZeroShareAPatternAmongHeads) {
   const HostBlock block(kPlanThreads);
   int scan[kWarp + 1];
   for (int row = 0; row < c.batch * c.heads * c.rows; ++row)
-    list_row(block, scan, shared_by_all, static_cast<int>(c.heads), {indices.data(), nullptr, counts.data(), c.keys},
+    list_row(block, scan, shared_by_all, static_cast<int>(c.heads), 1, {indices.data(), nullptr, counts.data(), c.keys},
              row);
   const Csr expected = to_csr(one);
   for (std::size_t row = 0; row < counts.size(); ++row) {
     const auto own = static_cast<Index>(row) % c.rows;
     EXPECT_EQ(counts[row], expected.row_ptr[own + 1] - expected.row_ptr[own]);
   }
+}
+
+Mask mask_of(const Case& c, const std::function<bool(Index batch, Index kv_head, Index query, Index key)>& attended) {
+  std::vector<float> p;
+  for (Index row = 0; row < c.batch * c.heads * c.rows; ++row) {
+    const Index head = row / c.rows % c.heads, batch = row / c.rows / c.heads;
+    for (Index key = 0; key < c.keys; ++key)
+      p.push_back(attended(batch, head * c.kv_heads / c.heads, row % c.rows, key) ? 1.0f : 0.0f);
+  }
+  return Mask::dense({c.batch, c.heads, c.rows, c.keys}, p);
+}
+
+TEST(CudaPlan, NumbersOfBlocksBecomeTheTilesAndListsThatTheCpuMakes) {
+  for (const int block_size : {16, 64, 100}) {
+    for (const Index rows : {1, 50, 700}) {
+      SCOPED_TRACE("blocks of " + std::to_string(block_size) + ", " + std::to_string(rows) + " queries");
+      Case c;
+      c.batch = rows == 700 ? 1 : 2;
+      c.heads = 6;
+      c.keys = 700;
+      c.rows = rows;
+      constexpr int kCount = 5;
+      std::mt19937 random(6);
+      std::vector<std::int32_t> numbers;
+      for (Index row = 0; row < c.batch * c.kv_heads * c.rows; ++row) {
+        std::set<std::int32_t> own;
+        for (auto n = random() % (kCount + 1); n > 0; --n)
+          own.insert(static_cast<std::int32_t>(random() % (900 / static_cast<unsigned>(block_size))));  // some beyond
+        numbers.insert(numbers.end(), own.begin(), own.end());
+        numbers.resize(static_cast<std::size_t>((row + 1) * kCount), -1);
+      }
+      const NumberedBlocks view{numbers.data(),
+                                {c.kv_heads * c.rows * kCount, c.rows * kCount, kCount},
+                                static_cast<int>(c.heads / c.kv_heads),
+                                kCount,
+                                block_size,
+                                static_cast<int>(c.rows),
+                                static_cast<int>(c.keys)};
+      c.causal = true;  // which such blocks are in any case
+      const Mask mask = mask_of(c, [&](Index batch, Index kv_head, Index query, Index key) {
+        const auto* const own = numbers.data() + ((batch * c.kv_heads + kv_head) * c.rows + query) * kCount;
+        return std::find(own, own + kCount, key / block_size) != own + kCount;
+      });
+      expect_plans_of_the_cpu(c, mask, view);
+    }
+  }
+}
+
+TEST(CudaPlan, BandsBecomeTheTilesAndListsThatTheCpuMakes) {
+  struct Given {
+    int first_query, kernel, stride, width;
+    Index queries, keys;
+  };
+  constexpr int kAll = std::numeric_limits<std::int32_t>::max();
+  for (const Given& given :
+       {Given{0, 1, 1, 100, 300, 300}, Given{0, 32, 16, kAll, 900, 55}, Given{800, 32, 16, kAll, 100, 55},
+        Given{0, 1, 1, kAll, 130, 130}, Given{5000, 1, 1, 512, 3, 5003}, Given{0, 40, 7, 9, 500, 60},
+        Given{0, 1, 1, 1, 70, 70}, Given{10, 1, 1, 64, 140, 90}, Given{0, 3000, 1, kAll, 200, 10}}) {
+    SCOPED_TRACE("band of width " + std::to_string(given.width) + ", kernel " + std::to_string(given.kernel) +
+                 ", stride " + std::to_string(given.stride) + ", queries " + std::to_string(given.queries));
+    Case c;
+    c.batch = 1;
+    c.rows = given.queries;
+    c.keys = given.keys;
+    const BandMask view{
+        given.first_query,           given.kernel, given.stride, given.width, static_cast<int>(given.queries),
+        static_cast<int>(given.keys)};
+    const Mask mask = mask_of(c, [&](Index, Index, Index query, Index key) {
+      const Index position = given.first_query + query;
+      const auto complete = [&](Index column) { return column * given.stride + given.kernel - 1 <= position; };
+      return complete(key) && !complete(key + given.width);
+    });
+    expect_plans_of_the_cpu(c, mask, view);
+  }
+}
+
+TEST(CudaPlan, ListsOfHeadsThatShareThemAreThoseOfTheFirst) {
+  const std::vector<std::int32_t> numbers = {0, 2, 1, 3};  // of two KV heads
+  const NumberedBlocks view{numbers.data(), {4, 2, 2}, 4, 2, 16, 1, 64};
+  std::vector<std::int32_t> indices(4 * 64, -1), counts(4);
+  int scan[kWarp + 1];
+  for (int row = 0; row < 4; ++row)  // 8 heads in twos
+    list_row(HostBlock(kPlanThreads), scan, view, 4, 2, {indices.data(), nullptr, counts.data(), 64}, row);
+  EXPECT_EQ(counts, std::vector<std::int32_t>(4, 32));
+  for (const std::size_t row : {0u, 1u, 2u, 3u}) EXPECT_EQ(indices[row * 64], row < 2 ? 0 : 16);
+}
+
+TEST(CudaPlan, TilesOfABlockOfKeysAreThoseThatAttendToIt) {
+  Case c;
+  c.heads = 6;
+  c.rows = 200;
+  c.keys = 500;
+  const std::vector<std::uint8_t> bytes = bytes_of(random_mask(c, 0.002, 4));
+  const MadePlan made = made_plan<kTileRowCount>(c, view_of(bytes, c));
+  const int key_blocks = key_blocks_of(500), items = static_cast<int>(c.batch * c.kv_heads) * key_blocks;
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(items), -1);
+  std::vector<Index> starts(counts.size() + 1, -1);
+  int scan[kWarp + 1];
+  Index sums[kWarp + 1];
+  const HostBlock block(kPlanThreads);
+  for (int item = 0; item < items; ++item)
+    tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, &counts[static_cast<std::size_t>(item)],
+                  nullptr);
+  sum_counts(block, sums, counts.data(), items, starts.data());
+  std::vector<TileOfKeys> listed(static_cast<std::size_t>(starts.back()), TileOfKeys{-1, -1});
+  for (int item = 0; item < items; ++item)
+    tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, nullptr,
+                  listed.data() + starts[static_cast<std::size_t>(item)]);
+
+  using Entry = std::tuple<int, int, int>;  // item, tile, bits
+  std::set<Entry> wanted, found;
+  for (std::size_t number = 0; number < made.tiles.size(); ++number) {
+    const Tile& tile = made.tiles[number];
+    const int kv_head = tile.first_head / 3;
+    for (std::int32_t i = tile.first_block; i < tile.first_block + tile.blocks; ++i) {
+      const KeyBlock& keys = made.blocks[static_cast<std::size_t>(i)];
+      wanted.insert(
+          {(tile.batch * 2 + kv_head) * key_blocks + keys.first_key / kKeyBlock, static_cast<int>(number), keys.bits});
+    }
+  }
+  for (int item = 0; item < items; ++item) {
+    for (Index i = starts[static_cast<std::size_t>(item)]; i < starts[static_cast<std::size_t>(item) + 1]; ++i)
+      found.insert({item, listed[static_cast<std::size_t>(i)].tile, listed[static_cast<std::size_t>(i)].bits});
+  }
+  EXPECT_EQ(found, wanted);
+  EXPECT_EQ(static_cast<std::size_t>(starts.back()), wanted.size());
 }
 
 TEST(CudaPlan, BytesBecomeBitsWhateverTheirAlignmentAndNumber) {

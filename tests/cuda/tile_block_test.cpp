@@ -28,8 +28,7 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     std::fill(output.begin(), output.end(), from_float<T>(std::nanf("")));
     std::fill(lse.begin(), lse.end(), std::nanf(""));
     const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal, tile_rows);
-    problem.blocks = plan.blocks.data();
-    problem.bits = plan.bits.data();
+    problem.plan = plan.lists();
     for (const Tile& tile : plan.tiles) attend(tile);
     expect_equal(expected, output, lse, tolerance, 2e-3);
   };
@@ -107,7 +106,7 @@ TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
   EXPECT_EQ(plan.tiles.front().blocks, 4);
   EXPECT_EQ(plan.tiles.back().blocks, 1);
   // Queries [32 t, 32 t + 32) attend wholly to the blocks before their own, and to that one in part.
-  EXPECT_EQ(plan.bits.size(), 16u * 64u);
+  EXPECT_EQ(plan.bits.size(), 16u * 32u) << "a word a query, which the heads share";
   for (const Tile& tile : plan.tiles) {
     for (int i = 0; i < tile.blocks; ++i) {
       const KeyBlock& block = plan.blocks[static_cast<std::size_t>(tile.first_block + i)];
@@ -117,6 +116,7 @@ TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
   }
   EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 128}), 1, false).bits.size(), 0u);
   EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 130}), 1, false).bits.size(), 64u) << "the last block is not all keys";
+  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 128, 130}), 1, false, kWideTileRows).tiles.size(), 1u);
 }
 
 TEST(CudaBlockPlan, RefusesWeightsAndHeadsThatDoNotFit) {

@@ -1,0 +1,244 @@
+// Gradients of attention over tiles on a GPU's tensor cores, without atomics: the same walk twice, as in
+// backward_block.hpp, so that sums have one order.
+//
+// A tile of 64 rows walks over its blocks of keys and has dQ = scaling * sum of dS K; a block of 64 keys walks over the
+// tiles that attend to it, of every head that shares it, and has dK = scaling * sum of dS^T Q and dV = sum of W^T dO.
+// Either way a block of threads has 64 rows of a pair of matrices of its own, (Q, dO) or (K, V), and meets 32 rows at a
+// time of another pair, (K, V) or (Q, dO): scores are products of the first, dW of the second. Cost: 7 products of 64 x
+// 64 x head_dim a block of keys of a tile in all, against 2 of the way there.
+#pragma once
+
+#include <reticle/attention/cuda/backward_block.hpp>
+#include <reticle/attention/cuda/plan_block.hpp>
+#include <reticle/attention/cuda/tile_products.hpp>
+
+namespace reticle::cuda {
+
+inline constexpr int kMetRows = 32;  // at a time; half a tile, or half a block of keys
+
+struct TileBackwardProblem : BackwardInputs {
+  TileLists plan;  // tiles of kTileRowCount rows
+  // The tiles that attend to block of keys i of (batch, KV head, block): [starts[i], starts[i + 1]).
+  const Index* starts = nullptr;
+  const TileOfKeys* tiles_of_keys = nullptr;
+};
+
+/// Shared memory of a block.
+template <class T, int head_dim>
+struct BackwardTileShared {
+  static constexpr int kRow = head_dim + 8;
+  alignas(16) T own[2][extent<kTileRowCount * kRow>];
+  alignas(16) T met[2][2][extent<kMetRows * kRow>];  // two pairs: one is computed with while the next one comes
+  float delta[kTileRowCount];                        // of own rows
+  // By keys, of the rows that are met.
+  std::uint64_t words[2][kMetRows];
+  float log_sums[2][kMetRows], deltas[2][kMetRows];
+};
+
+/// Item `item`: by rows, tile `item`; by keys, block of keys (batch, KV head, block).
+template <class T, int head_dim, bool by_key, class Block>
+RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, head_dim>& shared,
+                                   const TileBackwardProblem& problem, int item) {
+  constexpr int kRow = BackwardTileShared<T, head_dim>::kRow;
+  constexpr int kSteps = head_dim / 16, kMetTiles = kMetRows / 8, kSumTiles = head_dim / 8;
+  struct Products {
+    float of[kMetTiles][4];
+  };
+  struct Sums {
+    float of[extent<kSumTiles>][4] = {};
+  };
+  struct OwnRows {
+    float log_sum[2], delta[2];
+  };
+
+  const auto matrix = [](const void* data, const Strides& strides, int batch, int head) {
+    return static_cast<const T*>(data) + batch * strides.batch + head * strides.head;
+  };
+  const auto query_row = [&](const void* data, const Strides& strides, const Tile& tile, int row) {
+    const bool there = row < tile.rows;
+    const int own = there ? row : 0;
+    return SourceRow<T>{matrix(data, strides, tile.batch, tile.head_of(own)) + tile.query_of(own) * strides.row, there};
+  };
+  const auto row_number = [&](const Tile& tile, int row) {
+    return (static_cast<Index>(tile.batch) * problem.heads + tile.head_of(row)) * problem.rows + tile.query_of(row);
+  };
+  const auto key_row = [&](const T* of_head, const Strides& strides, int key) {
+    const bool there = key < problem.key_count;
+    return SourceRow<T>{there ? of_head + key * strides.row : of_head, there};
+  };
+
+  const int key_blocks = (problem.key_count + kKeyBlock - 1) / kKeyBlock;
+  const Tile own_tile = by_key ? Tile{} : problem.plan.tiles[item];
+  const int own_key = by_key ? item % key_blocks * kKeyBlock : 0;
+  const int kv_head =
+      by_key ? item / key_blocks % problem.kv_heads : own_tile.first_head * problem.kv_heads / problem.heads;
+  const int batch = by_key ? item / key_blocks / problem.kv_heads : own_tile.batch;
+  const T* const keys = matrix(problem.keys, problem.key_strides, batch, kv_head);
+  const T* const values = matrix(problem.values, problem.value_strides, batch, kv_head);
+  const TileOfKeys* const met_tiles = by_key ? problem.tiles_of_keys + problem.starts[item] : nullptr;
+  const int met_count = by_key ? static_cast<int>(problem.starts[item + 1] - problem.starts[item]) : own_tile.blocks;
+  const auto met_keys = [&](int i) { return problem.plan.blocks[own_tile.first_block + i]; };
+
+  // Rows that are met at step `step`: half step % 2 of what number step / 2 of the walk is.
+  const auto fetch = [&](int step) {
+    const int first = step % 2 * kMetRows;
+    auto& met = shared.met[step % 2];
+    if constexpr (by_key) {
+      const TileOfKeys entry = met_tiles[step / 2];
+      const Tile tile = problem.plan.tiles[entry.tile];
+      copy_rows<head_dim, kMetRows, kBackwardThreads>(
+          block, met[0], [&](int row) { return query_row(problem.queries, problem.query_strides, tile, first + row); });
+      copy_rows<head_dim, kMetRows, kBackwardThreads>(block, met[1], [&](int row) {
+        return query_row(problem.d_output, problem.d_output_strides, tile, first + row);
+      });
+      block.each([&](int thread) {
+        if (thread >= kMetRows) return;
+        const int row = first + thread;
+        const bool there = row < tile.rows;
+        const Index number = there ? row_number(tile, row) : 0;
+        shared.words[step % 2][thread] = problem.plan.word(tile, {own_key, entry.bits}, row);
+        shared.log_sums[step % 2][thread] = there ? log_sum_of(problem.lse[number]) : 0;
+        shared.deltas[step % 2][thread] = there ? problem.delta[number] : 0;
+      });
+    } else {
+      const int key = met_keys(step / 2).first_key + first;
+      copy_rows<head_dim, kMetRows, kBackwardThreads>(
+          block, met[0], [&](int row) { return key_row(keys, problem.key_strides, key + row); });
+      copy_rows<head_dim, kMetRows, kBackwardThreads>(
+          block, met[1], [&](int row) { return key_row(values, problem.value_strides, key + row); });
+    }
+    block.commit();
+  };
+
+  copy_rows<head_dim, kTileRowCount, kBackwardThreads>(block, shared.own[0], [&](int row) {
+    return by_key ? key_row(keys, problem.key_strides, own_key + row)
+                  : query_row(problem.queries, problem.query_strides, own_tile, row);
+  });
+  copy_rows<head_dim, kTileRowCount, kBackwardThreads>(block, shared.own[1], [&](int row) {
+    return by_key ? key_row(values, problem.value_strides, own_key + row)
+                  : query_row(problem.d_output, problem.d_output_strides, own_tile, row);
+  });
+  block.commit();
+  if (met_count > 0) fetch(0);
+
+  PerThread<Block, OwnRows> rows(block);
+  if constexpr (!by_key) {
+    // delta = dO . O, by two threads a row.
+    static_assert(kBackwardThreads == 2 * kTileRowCount);
+    PerThread<Block, float> delta(block);
+    block.each([&](int thread) {
+      const int row = thread / 2;
+      const T* const output = query_row(problem.output, problem.output_strides, own_tile, row).from;
+      const T* const d_output = query_row(problem.d_output, problem.d_output_strides, own_tile, row).from;
+      delta[thread] = 0;
+      for (int column = thread % 2 * 8; column < head_dim; column += 16) {
+        const Piece<T> a = Piece<T>::load(output + column), b = Piece<T>::load(d_output + column);
+        unrolled<8>([&](int e) { delta[thread] += widened(a.elements[e]) * widened(b.elements[e]); });
+      }
+    });
+    block.template sum_over<2>(delta);
+    block.each([&](int thread) {
+      const int row = thread / 2;
+      if (thread % 2 != 0) return;
+      shared.delta[row] = delta[thread];
+      if (row < own_tile.rows) problem.delta[row_number(own_tile, row)] = delta[thread];
+    });
+    block.sync();
+    block.each([&](int thread) {
+      unrolled<2>([&](int half) {
+        const int row = tile_row(thread, half);
+        const bool there = row < own_tile.rows;
+        rows[thread].log_sum[half] = there ? log_sum_of(problem.lse[row_number(own_tile, row)]) : 0;
+        rows[thread].delta[half] = shared.delta[row];
+      });
+    });
+  }
+
+  PerThread<Block, Sums> first_sum(block), second_sum(block);
+  PerThread<Block, Products> scores(block), d_weights(block);
+  PerThread<Block, Fragment> factor(block);
+  for (int step = 0; step < 2 * met_count; ++step) {
+    if (step + 1 < 2 * met_count) {
+      fetch(step + 1);
+      block.template wait<1>();
+    } else {
+      block.template wait<0>();
+    }
+    block.sync();
+    const auto& met = shared.met[step % 2];
+    const auto multiply = [&](PerThread<Block, Products>& products, const T* own, const T* other) {
+      block.each([&](int thread) {
+        unrolled<kMetTiles>([&](int tile) { unrolled<4>([&](int e) { products[thread].of[tile][e] = 0; }); });
+      });
+      unrolled<kSteps>([&](int of) {
+        load_first<kRow>(block, own, of, [&](int thread) { return factor[thread].of; });
+        multiply_by_rows<kRow, kMetTiles>(
+            block, [&](int thread) { return products[thread].of; }, [&](int thread) { return factor[thread].of; },
+            other, of);
+      });
+    };
+    multiply(scores, shared.own[0], met[0]);
+    multiply(d_weights, shared.own[1], met[1]);
+
+    block.each([&](int thread) {
+      unrolled<2>([&](int half) {
+        const int own = tile_row(thread, half), column = thread % 4 * 2;
+        std::uint64_t attended = 0;  // by rows, bits of what is met
+        if constexpr (!by_key)
+          attended = problem.plan.word(own_tile, met_keys(step / 2), own) >> (step % 2 * kMetRows + column);
+        unrolled<kMetTiles>([&](int tile) {
+          unrolled<2>([&](int e) {
+            const int other = tile * 8 + e;
+            float& score = scores[thread].of[tile][half * 2 + e];
+            float& d_weight = d_weights[thread].of[tile][half * 2 + e];
+            EntryGradient gradient;
+            if constexpr (by_key) {
+              const int met_row = other + column;
+              if ((shared.words[step % 2][met_row] >> own & 1) != 0)
+                gradient = entry_gradient(score, d_weight, 1, shared.log_sums[step % 2][met_row],
+                                          shared.deltas[step % 2][met_row], problem.scaling, problem.soft_cap);
+            } else if ((attended >> other & 1) != 0) {
+              gradient = entry_gradient(score, d_weight, 1, rows[thread].log_sum[half], rows[thread].delta[half],
+                                        problem.scaling, problem.soft_cap);
+            }
+            score = gradient.weight;
+            d_weight = gradient.d_product;
+          });
+        });
+      });
+    });
+
+    const auto add = [&](PerThread<Block, Sums>& sums, PerThread<Block, Products>& products, const T* other) {
+      unrolled<kMetRows / 16>([&](int of) {
+        block.each([&](int thread) { pack_factor<T>(products[thread].of, of, factor[thread].of); });
+        multiply_by_columns<kRow, kSumTiles>(
+            block, [&](int thread) { return sums[thread].of; }, [&](int thread) { return factor[thread].of; }, other,
+            of);
+      });
+    };
+    add(first_sum, d_weights, met[0]);
+    if constexpr (by_key) add(second_sum, scores, met[1]);
+    block.sync();  // the next rows but one come into these rows' place
+  }
+  if (met_count == 0) block.template wait<0>();
+
+  block.each([&](int thread) {
+    unrolled<2>([&](int half) {
+      const int row = tile_row(thread, half);
+      if (by_key ? own_key + row >= problem.key_count : row >= own_tile.rows) return;
+      const Index number =
+          by_key ? (static_cast<Index>(batch) * problem.kv_heads + kv_head) * problem.key_count + own_key + row
+                 : row_number(own_tile, row);
+      unrolled<kSumTiles>([&](int tile) {
+        unrolled<2>([&](int e) {
+          const Index to = number * head_dim + tile * 8 + thread % 4 * 2 + e;
+          (by_key ? problem.d_keys : problem.d_queries)[to] =
+              first_sum[thread].of[tile][half * 2 + e] * problem.scaling;
+          if constexpr (by_key) problem.d_values[to] = second_sum[thread].of[tile][half * 2 + e];
+        });
+      });
+    });
+  });
+}
+
+}  // namespace reticle::cuda

@@ -1,0 +1,218 @@
+#include <reticle/attention/cuda/device_plan.cuh>
+#include <reticle/core/cuda/check.cuh>
+
+namespace reticle::cuda {
+namespace {
+
+template <int tile_rows, class MaskView>
+__global__ void __launch_bounds__(kPlanThreads)
+    plan_kernel(const __grid_constant__ MaskView mask, const __grid_constant__ PlannedTiles to) {
+  __shared__ PlanShared<tile_rows> shared;
+  plan_tile<tile_rows>(DeviceBlock(), shared, mask, to, static_cast<int>(blockIdx.x));
+}
+
+template <class MaskView>
+__global__ void __launch_bounds__(kPlanThreads)
+    list_kernel(const __grid_constant__ MaskView mask, int heads, int sharing, const __grid_constant__ ColumnLists to) {
+  __shared__ int scan[kWarp + 1];
+  list_row(DeviceBlock(), scan, mask, heads, sharing, to, static_cast<int>(blockIdx.x));
+}
+
+/// The keys of each logical row's list that its query sees.
+__global__ void __launch_bounds__(kMaskThreads, 8)
+    visible_kernel(const __grid_constant__ ColumnLists lists, const __grid_constant__ RowMap stored, int queries,
+                   int keys, bool causal, const __grid_constant__ ColumnLists to) {
+  __shared__ CombineShared shared;
+  const Index row = blockIdx.x;
+  ColumnList list = ColumnList::of(lists, stored.of(row));
+  const int visible = visible_keys(keys, queries, static_cast<int>(row % queries), causal);
+  list.count = list.before(visible);
+  combine_lists<row_op::Add>(DeviceBlock(), shared, list, ColumnList{nullptr, nullptr, 0}, to, row);
+}
+
+/// Counts, where `starts` is null; else lists.
+__global__ void __launch_bounds__(kPlanThreads)
+    tiles_of_keys_kernel(const __grid_constant__ TileLists lists, const __grid_constant__ Tiling tiling, int key_blocks,
+                         std::int32_t* counts, const Index* starts, TileOfKeys* to) {
+  __shared__ int scan[kWarp + 1];
+  const auto item = static_cast<int>(blockIdx.x);
+  tiles_of_keys(DeviceBlock(), scan, lists, tiling, key_blocks, item, starts == nullptr ? counts + item : nullptr,
+                starts == nullptr ? nullptr : to + starts[item]);
+}
+
+__global__ void __launch_bounds__(kPlanThreads) sum_kernel(const std::int32_t* counts, int items, Index* starts) {
+  __shared__ Index scan[kWarp + 1];
+  sum_counts(DeviceBlock(), scan, counts, items, starts);
+}
+
+MaskShape shape_of(const PlannedInputs& inputs) { return {inputs.batch, inputs.heads, inputs.queries, inputs.keys}; }
+
+/// Strides of a tensor (b, h, sq, n) of a mask, 0 where a dimension of 1 shares a pattern; ShapeError unless it fits.
+Strides strides_of_mask(const TensorView& view, bool right_dtype, const char* dtype, const Index (&wanted)[4]) {
+  bool fits = view.rank == 4 && right_dtype && view.size(3) == wanted[3] && (view.stride(3) == 1 || wanted[3] < 2);
+  for (int dim = 0; fits && dim < 3; ++dim) fits = view.size(dim) == wanted[dim] || view.size(dim) == 1;
+  if (!fits)
+    throw ShapeError("attention: mask " + view.describe() + "; needed is " + dtype + " " +
+                     MaskShape{wanted[0], wanted[1], wanted[2], wanted[3]}.describe() +
+                     " with neighbours along the last dimension, and a dimension of 1 where a pattern is shared");
+  const auto stride = [&](int dim) { return view.size(dim) == 1 ? 0 : view.stride(dim); };
+  return {stride(0), stride(1), stride(2)};
+}
+
+int within(Index number, const char* name, Index most = std::numeric_limits<std::int32_t>::max() / 2, Index least = 1) {
+  if (number < least || number > most)
+    throw ValueError("attention: " + std::string(name) + " is " + std::to_string(number) + "; needed is " +
+                     std::to_string(least) + " to " + std::to_string(most));
+  return static_cast<int>(number);
+}
+
+/// Calls f with the view of a pattern that kernels read; of a DeviceMask, one of bits.
+template <class F>
+void with_view(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream, F&& f) {
+  const int queries = within(inputs.queries, "queries"), keys = within(inputs.keys, "keys", kMaxColumns, 0);
+  if (const auto* bytes = std::get_if<AttendedBytes>(&pattern)) {
+    const int block_queries = within(bytes->block_queries, "block_queries"),
+              block_keys = within(bytes->block_keys, "block_keys");
+    const auto blocks = [](Index extent, Index block) { return (extent + block - 1) / block; };
+    const TensorView& attended = bytes->attended;
+    const Strides strides =
+        strides_of_mask(attended, attended.dtype == DType::boolean || attended.dtype == DType::u8, "BOOL",
+                        {inputs.batch, inputs.heads, blocks(queries, block_queries), blocks(keys, block_keys)});
+    const auto* const data = static_cast<const std::uint8_t*>(attended.data);
+    if (block_queries == 1 && block_keys == 1) return f(ByteMask{data, strides, queries, keys, inputs.causal});
+    return f(BlockMask{data, strides, block_queries, block_keys, queries, keys, inputs.causal});
+  }
+  if (const auto* selected = std::get_if<NumberedKeyBlocks>(&pattern)) {
+    const TensorView& numbers = selected->numbers;
+    const Index count = numbers.rank == 4 ? numbers.size(3) : 0;
+    const Strides strides = strides_of_mask(numbers, numbers.dtype == DType::i32, "I32",
+                                            {inputs.batch, inputs.kv_heads, inputs.queries, count});
+    return f(NumberedBlocks{
+        static_cast<const std::int32_t*>(numbers.data), strides, static_cast<int>(inputs.heads / inputs.kv_heads),
+        within(count, "blocks of a query", kMaxColumns, 0), within(selected->block_size, "block_size"), queries, keys});
+  }
+  if (const auto* band = std::get_if<Band>(&pattern)) {
+    return f(BandMask{within(band->first_query, "first_query", kMaxColumns / 2, 0), within(band->kernel, "kernel"),
+                      within(band->stride, "stride"), within(band->width, "width", kMaxColumns), queries, keys});
+  }
+  const auto& mask = std::get<DeviceMask>(pattern);
+  shape_of(inputs).require_same_logical(mask.shape(), "attention");
+  const DeviceMask bits = mask.as_bits(stream);
+  const RowMap stored = RowMap::between(shape_of(inputs).unshared(), mask.shape());
+  const Index width = BitDense::words_per_row(inputs.keys);
+  return f(WordMask{bits.words(),
+                    {stored.batch_stride * width, stored.head_stride * width, stored.query_stride * width},
+                    queries,
+                    keys,
+                    inputs.causal});
+}
+
+/// Of tiles of the tiling; DeviceError where 31 bits do not count them.
+std::size_t room_of(const Tiling& tiling, int room, const PlannedInputs& inputs) {
+  const Index all = static_cast<Index>(tiling.tiles()) * room;
+  if (all > std::numeric_limits<std::int32_t>::max())
+    throw DeviceError("attention: a mask of " + shape_of(inputs).describe() +
+                      " is too large to be planned on the GPU; plan it by parts, or from a Mask");
+  return static_cast<std::size_t>(all);
+}
+
+}  // namespace
+
+bool tiles_serve(const PlannedInputs& inputs, const DevicePattern& pattern) {
+  const auto* const mask = std::get_if<DeviceMask>(&pattern);
+  return tiles_serve(inputs) && (mask == nullptr || !mask->weighted());
+}
+
+DeviceTiles::DeviceTiles(const BlockPlan& plan, const Tiling& tiling, Stream stream)
+    : tiling_(tiling),
+      count_(static_cast<int>(plan.tiles.size())),
+      words_(plan.words),
+      heads_share_(plan.heads_share),
+      tiles_(Buffer::copy_of(std::span<const Tile>(plan.tiles), stream)),
+      blocks_(Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream)),
+      bits_(Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream)) {}
+
+DeviceTiles::DeviceTiles(const DevicePattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream)
+    : tiling_(Tiling::of(shape_of(inputs), inputs.kv_heads, tile_rows)), count_(tiling_.tiles()) {
+  with_view(pattern, inputs, stream, [&](const auto& view) {
+    using View = std::remove_cvref_t<decltype(view)>;
+    const PlanRoom room = view.room(tiling_);
+    heads_share_ = view.heads_share();
+    words_ = tiling_.words(heads_share_);
+    tiles_ = Buffer(static_cast<std::size_t>(count_) * sizeof(Tile), stream);
+    blocks_ = Buffer(room_of(tiling_, room.blocks, inputs) * sizeof(KeyBlock), stream);
+    bits_ = Buffer(room_of(tiling_, room.partial, inputs) * static_cast<std::size_t>(words_) * sizeof(std::uint64_t),
+                   stream);
+    if (count_ == 0) return;
+    const PlannedTiles to{tiling_, room, tiles_.as<Tile>(), blocks_.as<KeyBlock>(), bits_.as<std::uint64_t>()};
+    const auto fill = [&](auto* kernel) {
+      kernel<<<static_cast<unsigned>(count_), kPlanThreads, 0, static_cast<cudaStream_t>(stream)>>>(view, to);
+    };
+    tile_rows == kWideTileRows ? fill(plan_kernel<kWideTileRows, View>) : fill(plan_kernel<kTileRowCount, View>);
+    check_launch("planning attention");
+  });
+}
+
+DeviceTilesBothWays::DeviceTilesBothWays(const Mask& mask, const PlannedInputs& inputs, Stream stream,
+                                         const Context& context) {
+  const BlockPlan plan = plan_blocks(mask, inputs.kv_heads, inputs.causal, kTileRowCount, context);
+  const BlockPlanByKeys transposed = by_keys(plan, mask.shape(), inputs.kv_heads);
+  by_row = DeviceTiles(plan, Tiling::of(mask.shape(), inputs.kv_heads, kTileRowCount), stream);
+  starts = Buffer::copy_of(std::span<const Index>(transposed.starts), stream);
+  tiles_of_keys = Buffer::copy_of(std::span<const TileOfKeys>(transposed.tiles), stream);
+}
+
+DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream)
+    : by_row(pattern, inputs, kTileRowCount, stream) {
+  const Index key_blocks = (inputs.keys + kKeyBlock - 1) / kKeyBlock;
+  const int items = within(inputs.batch * inputs.kv_heads * key_blocks, "blocks of keys", kMaxColumns, 0);
+  const Buffer counts(static_cast<std::size_t>(items) * sizeof(std::int32_t), stream);
+  starts = Buffer(static_cast<std::size_t>(items + 1) * sizeof(Index), stream);
+  tiles_of_keys = Buffer(by_row.room() * sizeof(TileOfKeys), stream);
+  if (items == 0) return;
+  auto* const native = static_cast<cudaStream_t>(stream);
+  const auto walk = [&](const Index* from) {
+    tiles_of_keys_kernel<<<static_cast<unsigned>(items), kPlanThreads, 0, native>>>(
+        by_row.lists(), by_row.tiling(), static_cast<int>(key_blocks), counts.as<std::int32_t>(), from,
+        tiles_of_keys.as<TileOfKeys>());
+  };
+  walk(nullptr);
+  sum_kernel<<<1, kPlanThreads, 0, native>>>(counts.as<std::int32_t>(), items, starts.as<Index>());
+  walk(starts.as<Index>());
+  check_launch("planning gradients");
+}
+
+DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream) {
+  auto* const native = static_cast<cudaStream_t>(stream);
+  const Index group = inputs.heads / inputs.kv_heads;
+  // Whether heads agree that do not say so is not known without waiting.
+  const auto reserve = [&](bool heads_share, Index size, bool weighted) {
+    sharing = heads_share ? heads_taken_together(group) : 1;
+    list_size = size;
+    const auto lists = static_cast<std::size_t>(inputs.rows() / sharing),
+               entries = lists * static_cast<std::size_t>(size);
+    indices = Buffer(entries * sizeof(std::int32_t), stream);
+    if (weighted) p = Buffer(entries * sizeof(float), stream);
+    counts = Buffer(lists * sizeof(std::int32_t), stream);
+    return ColumnLists{indices.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), size};
+  };
+  const auto blocks = [&] { return static_cast<unsigned>(inputs.rows() / sharing); };
+  if (inputs.rows() == 0) return;
+  if (const auto* const mask = std::get_if<DeviceMask>(&pattern); mask != nullptr && !mask->is_bits()) {
+    shape_of(inputs).require_same_logical(mask->shape(), "attention");
+    const ColumnLists to = reserve(mask->shape().shared_heads, mask->list_size(), mask->weighted());
+    RowMap stored = RowMap::between(shape_of(inputs).unshared(), mask->shape());
+    stored.heads = inputs.heads / sharing;
+    visible_kernel<<<blocks(), kMaskThreads, 0, native>>>(mask->lists(), stored, static_cast<int>(inputs.queries),
+                                                          static_cast<int>(inputs.keys), inputs.causal, to);
+    check_launch("planning attention");
+    return;
+  }
+  with_view(pattern, inputs, stream, [&](const auto& view) {
+    const ColumnLists to = reserve(view.heads_share(), view.most_keys(), false);
+    list_kernel<<<blocks(), kPlanThreads, 0, native>>>(view, static_cast<int>(inputs.heads / sharing), sharing, to);
+    check_launch("planning attention");
+  });
+}
+
+}  // namespace reticle::cuda

@@ -1,0 +1,93 @@
+// Products of matrices in shared memory by the instructions of compute capability 8.0, 16 rows a warp: what tiles of
+// rows and blocks of keys are made of. Fragments are as Block::multiply_add and load_matrices say. Rows in shared
+// memory are kRow elements apart, 16 bytes more than they hold, so that eight of them lie in different banks.
+#pragma once
+
+#include <reticle/attention/cuda/decode_block.hpp>
+
+namespace reticle::cuda {
+
+struct Fragment {
+  std::uint32_t of[4];
+};
+
+/// The rows of a thread, halves 0 and 1, in the 16 of its warp.
+RETICLE_HD inline int tile_row(int thread, int half) { return thread / kWarp * 16 + thread % kWarp / 4 + half * 8; }
+
+/// Columns [16 step, ...) of a result, as the first factor of another product.
+template <class T>
+RETICLE_HD void pack_factor(const float (*result)[4], int step, std::uint32_t* to) {
+  unrolled<4>([&](int piece) {
+    const float* const pair = &result[step * 2 + piece / 2][piece % 2 * 2];
+    to[piece] = pack_pair<T>(pair[0], pair[1]);
+  });
+}
+
+/// A row of a tensor; where it is not there, zeros stand for it, and `from` is an address all the same.
+template <class T>
+struct SourceRow {
+  const T* from;
+  bool there;
+};
+
+/// Begins to copy rows of head_dim elements into shared memory: row r is row_of(r).
+template <int head_dim, int rows, int threads, class T, class Block, class RowOf>
+RETICLE_HD void copy_rows(const Block& block, T* to, RowOf&& row_of) {
+  constexpr int kPieces = head_dim / 8;  // of 16 bytes
+  block.each([&](int thread) {
+    for (int piece = thread; piece < rows * kPieces; piece += threads) {
+      const int row = piece / kPieces, column = piece % kPieces * 8;
+      const SourceRow<T> source = row_of(row);
+      block.copy_16(&to[row * (head_dim + 8) + column], source.from + column, source.there);
+    }
+  });
+}
+
+/// Columns [16 step, 16 step + 16) of the warp's 16 rows, as a first factor.
+template <int kRow, class T, class Block, class To>
+RETICLE_HD void load_first(const Block& block, const T* matrix, int step, To&& to) {
+  block.template load_matrices<false>(
+      [&](int thread) {
+        const int lane = thread % kWarp, row = thread / kWarp * 16 + lane / 8 % 2 * 8 + lane % 8;
+        return &matrix[row * kRow + step * 16 + lane / 16 * 8];
+      },
+      to);
+}
+
+/// C += A B^T: A has columns [16 step, ...) of its rows, and the 8 * tiles rows of B likewise.
+template <int kRow, int tiles, class T, class Block, class C, class A>
+RETICLE_HD void multiply_by_rows(const Block& block, C&& c_of, A&& a_of, const T* b, int step) {
+  PerThread<Block, Fragment> second(block);
+  unrolled<tiles / 2>([&](int pair) {
+    block.template load_matrices<false>(
+        [&](int thread) {
+          const int lane = thread % kWarp, row = pair * 16 + lane / 16 * 8 + lane % 8;
+          return &b[row * kRow + step * 16 + lane / 8 % 2 * 8];
+        },
+        [&](int thread) { return second[thread].of; });
+    unrolled<2>([&](int n) {
+      block.template multiply_add<T>([&](int thread) { return c_of(thread)[pair * 2 + n]; }, a_of,
+                                     [&](int thread) { return &second[thread].of[n * 2]; });
+    });
+  });
+}
+
+/// C += A B: A has columns [16 step, ...), and B those rows, of 8 * tiles columns.
+template <int kRow, int tiles, class T, class Block, class C, class A>
+RETICLE_HD void multiply_by_columns(const Block& block, C&& c_of, A&& a_of, const T* b, int step) {
+  PerThread<Block, Fragment> second(block);
+  unrolled<tiles / 2>([&](int pair) {
+    block.template load_matrices<true>(
+        [&](int thread) {
+          const int lane = thread % kWarp, row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
+          return &b[row * kRow + pair * 16 + lane / 16 * 8];
+        },
+        [&](int thread) { return second[thread].of; });
+    unrolled<2>([&](int n) {
+      block.template multiply_add<T>([&](int thread) { return c_of(thread)[pair * 2 + n]; }, a_of,
+                                     [&](int thread) { return &second[thread].of[n * 2]; });
+    });
+  });
+}
+
+}  // namespace reticle::cuda

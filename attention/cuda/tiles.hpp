@@ -1,0 +1,97 @@
+// Rows in tiles, and the blocks of 64 keys that each tile attends to, as kernels for the tensor cores read them.
+#pragma once
+
+#include <limits>
+
+#include <reticle/core/base/error.hpp>
+#include <reticle/core/cuda/block.hpp>
+#include <reticle/core/mask/shape.hpp>
+
+namespace reticle::cuda {
+
+inline constexpr int kTileRowCount = 64;
+inline constexpr int kWideTileRows = 128;  // of wide_tile_block.hpp
+inline constexpr int kKeyBlock = 64;
+
+/// A block of keys of a tile's plan.
+struct KeyBlock {
+  std::int32_t first_key;
+  std::int32_t bits;  // the number of its words in TileLists::bits; -1: all rows attend to all of it
+
+  bool operator==(const KeyBlock&) const = default;
+};
+
+/// Query heads [first_head, + heads) at queries [first_query, ...): row r is head first_head + r % heads at query
+/// first_query + r / heads. All heads have one KV head.
+struct Tile {
+  std::int32_t batch, first_head, heads, first_query, rows;
+  std::int32_t first_block, blocks;  // in TileLists::blocks, ascending
+
+  RETICLE_HD int head_of(int row) const { return first_head + row % heads; }
+  RETICLE_HD int query_of(int row) const { return first_query + row / heads; }
+};
+
+/// How rows are cut into tiles of up to tile_rows: as many heads of a group as fit, at neighbouring queries, so that
+/// GQA fills them. The last queries, which attend to most under causality, come first.
+struct Tiling {
+  int batch = 1, kv_heads = 1, group = 1, queries = 1, tile_rows = kTileRowCount;
+
+  /// ShapeError when the heads are no multiple of kv_heads, or there are more tiles than 31 bits count.
+  static Tiling of(const MaskShape& shape, Index kv_heads, int tile_rows) {
+    if (kv_heads < 1 || shape.heads % kv_heads != 0)
+      throw ShapeError("block plan: " + std::to_string(shape.heads) + " query heads are no multiple of " +
+                       std::to_string(kv_heads) + " KV heads");
+    if (shape.batch * shape.heads * shape.queries > std::numeric_limits<std::int32_t>::max())
+      throw ShapeError("block plan: " + shape.describe() + " has more rows than 31 bits count");
+    return {static_cast<int>(shape.batch), static_cast<int>(kv_heads), static_cast<int>(shape.heads / kv_heads),
+            static_cast<int>(shape.queries), tile_rows};
+  }
+
+  RETICLE_HD int heads_of_tile() const { return group < tile_rows ? group : tile_rows; }
+  RETICLE_HD int queries_of_tile() const { return tile_rows / heads_of_tile(); }
+  RETICLE_HD int tiles_of_group() const { return (group + heads_of_tile() - 1) / heads_of_tile(); }
+  RETICLE_HD int query_tiles() const { return (queries + queries_of_tile() - 1) / queries_of_tile(); }
+  RETICLE_HD int tiles_of_kv_head() const { return query_tiles() * tiles_of_group(); }
+  RETICLE_HD int tiles() const { return batch * kv_heads * tiles_of_kv_head(); }
+  /// Words of a block of keys that is attended to in part.
+  RETICLE_HD int words(bool heads_share) const { return heads_share ? queries_of_tile() : tile_rows; }
+
+  /// The i-th tile of a KV head.
+  RETICLE_HD int number(int of_batch, int kv_head, int i) const {
+    return (i / tiles_of_group() * batch + of_batch) * kv_heads * tiles_of_group() + kv_head * tiles_of_group() +
+           i % tiles_of_group();
+  }
+  /// Without blocks of keys.
+  RETICLE_HD Tile at(int number) const {
+    const int parts = tiles_of_group(), part = number % parts, kv_head = number / parts % kv_heads,
+              of_batch = number / parts / kv_heads % batch,
+              query = (query_tiles() - 1 - number / parts / kv_heads / batch) * queries_of_tile();
+    const int head = part * heads_of_tile(), left = group - head,
+              heads = left < heads_of_tile() ? left : heads_of_tile();
+    const int own = queries - query < queries_of_tile() ? queries - query : queries_of_tile();
+    return {of_batch, kv_head * group + head, heads, query, own * heads, 0, 0};
+  }
+};
+
+/// A tile that attends to a block of keys.
+struct TileOfKeys {
+  std::int32_t tile, bits;  // as KeyBlock::bits
+};
+
+/// A plan, as kernels see it.
+struct TileLists {
+  const Tile* tiles = nullptr;
+  const KeyBlock* blocks = nullptr;
+  const std::uint64_t* bits = nullptr;
+  int words = kTileRowCount;  // of a block of keys that is attended to in part
+  bool heads_share = false;   // they are of queries, not of rows
+
+  /// Which keys of a block row `row` attends to; none where the tile has no such row.
+  RETICLE_HD std::uint64_t word(const Tile& tile, const KeyBlock& keys, int row) const {
+    if (row >= tile.rows) return 0;
+    if (keys.bits < 0) return ~std::uint64_t{0};
+    return bits[static_cast<Index>(keys.bits) * words + (heads_share ? row / tile.heads : row)];
+  }
+};
+
+}  // namespace reticle::cuda
