@@ -49,27 +49,43 @@ struct DeviceResult {
 
 cuda::Stream stream_from(std::uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
 
-/// A plan for attention over a mask, a Mask, a DeviceMask or, by blocks of a size, a tensor on the device, or for its
-/// gradients.
-template <class Plan, class GivenMask, class... BlockSize>
+/// A mask in device memory, and the tensor that it lies in.
+struct Pattern {
+  std::shared_ptr<const Borrowed> tensor;
+  cuda::DevicePattern pattern;
+
+  static Pattern of_bytes(const py::object& attended, std::pair<Index, Index> block_size) {
+    auto tensor = std::make_shared<const Borrowed>(attended, "mask", Device::Kind::cuda);
+    return {tensor, cuda::AttendedBytes{tensor->view(), block_size.first, block_size.second}};
+  }
+  static Pattern of_numbers(const py::object& numbers, Index block_size) {
+    auto tensor = std::make_shared<const Borrowed>(numbers, "numbers", Device::Kind::cuda);
+    return {tensor, cuda::NumberedKeyBlocks{tensor->view(), block_size}};
+  }
+};
+
+/// A plan for attention over a Mask or a pattern, or for its gradients.
+template <class Plan, class GivenMask>
 Plan planned(const py::object& queries, const py::object& keys, const py::object& values, const GivenMask& mask,
              float scaling, bool causal, std::optional<float> soft_cap, const std::vector<float>& sink_logits,
-             std::uintptr_t stream, BlockSize... block_size) {
+             std::uintptr_t stream) {
   if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
   const DeviceCall call(queries, keys, values, scaling, causal);
   AttentionOptions options;
   options.soft_cap = soft_cap;
   options.sink_logits = sink_logits;
-  if constexpr (!std::is_same_v<GivenMask, py::object>) {
-    const py::gil_scoped_release released;
-    return Plan(call.inputs, mask, stream_from(stream), options);
+  const py::gil_scoped_release released;
+  if constexpr (std::is_same_v<GivenMask, Pattern>) {
+    return Plan(call.inputs, mask.pattern, stream_from(stream), options);
   } else {
-    const Borrowed attended(mask, "mask", Device::Kind::cuda);
-    const py::gil_scoped_release released;
-    const auto [block_queries, block_keys] = std::pair<Index, Index>(block_size...);
-    return Plan(call.inputs, cuda::AttendedBytes{attended.view(), block_queries, block_keys}, stream_from(stream),
-                options);
+    return Plan(call.inputs, mask, stream_from(stream), options);
   }
+}
+template <class Plan, class GivenMask>
+void add_planned(py::class_<Plan>& of) {
+  of.def(py::init(&planned<Plan, GivenMask>), py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask"),
+         py::kw_only(), py::arg("scaling"), py::arg("causal") = false, py::arg("soft_cap") = py::none(),
+         py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0);
 }
 
 /// Device memory for `elements` floats.
@@ -119,18 +135,26 @@ void add_cuda(py::module_& module) {
       .def(
           "to_host", [](const DeviceMask& mask, std::uintptr_t stream) { return mask.to_host(stream_from(stream)); },
           py::kw_only(), py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>(), "Waits for the stream.");
-  py::class_<cuda::AttentionPlan>(module, "CudaAttentionPlan", "A mask in device memory, laid out for a kernel.")
-      .def(py::init(&planned<cuda::AttentionPlan, Mask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
-           py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
-           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
-      .def(py::init(&planned<cuda::AttentionPlan, DeviceMask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
-           py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
-           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
-      .def(py::init(&planned<cuda::AttentionPlan, py::object, std::pair<Index, Index>>), py::arg("queries"),
-           py::arg("keys"), py::arg("values"), py::arg("mask"), py::kw_only(), py::arg("scaling"),
-           py::arg("causal") = false, py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(),
-           py::arg("stream") = 0, py::arg("block_size") = std::pair<Index, Index>(1, 1))
-      .def(
+  py::class_<Pattern>(module, "CudaPattern", "A mask in device memory, as a plan is made of it there.")
+      .def_static("of_bytes", &Pattern::of_bytes, py::arg("attended"),
+                  py::arg("block_size") = std::pair<Index, Index>(1, 1))
+      .def_static("of_numbers", &Pattern::of_numbers, py::arg("numbers"), py::arg("block_size"))
+      .def_static(
+          "of_band",
+          [](Index first_query, Index kernel, Index stride, Index width) {
+            return Pattern{nullptr, cuda::Band{first_query, kernel, stride, width}};
+          },
+          py::arg("first_query"), py::arg("kernel"), py::arg("stride"), py::arg("width"))
+      .def_static(
+          "of_mask",
+          [](const DeviceMask& mask) {
+            return Pattern{nullptr, mask};
+          },
+          py::arg("mask"));
+  py::class_<cuda::AttentionPlan> plan(module, "CudaAttentionPlan", "A mask in device memory, laid out for a kernel.");
+  add_planned<cuda::AttentionPlan, Mask>(plan);
+  add_planned<cuda::AttentionPlan, Pattern>(plan);
+  plan.def(
           "run",
           [](const cuda::AttentionPlan& plan, const py::object& queries, const py::object& keys,
              const py::object& values, const py::object& output, const py::object& lse, float scaling, bool causal,
@@ -145,10 +169,17 @@ void add_cuda(py::module_& module) {
           "Fills output and lse, on the stream; waits for nothing.")
       .def_property_readonly("uses_tiles", &cuda::AttentionPlan::uses_tiles)
       .def_property_readonly("nbytes", &cuda::AttentionPlan::bytes);
-  py::class_<cuda::BackwardPlan>(module, "CudaBackwardPlan", "A mask's entries in device memory, for gradients.")
-      .def(py::init(&planned<cuda::BackwardPlan, Mask>), py::arg("queries"), py::arg("keys"), py::arg("values"),
-           py::arg("mask"), py::kw_only(), py::arg("scaling"), py::arg("causal") = false,
-           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0)
+  py::class_<cuda::BackwardPlan> backward(module, "CudaBackwardPlan", "A mask in device memory, for gradients.");
+  add_planned<cuda::BackwardPlan, Mask>(backward);
+  add_planned<cuda::BackwardPlan, Pattern>(backward);
+  backward
+      .def_static(
+          "serves_patterns",
+          [](const py::object& queries, const py::object& keys, const py::object& values) {
+            return cuda::BackwardPlan::serves_patterns(DeviceCall(queries, keys, values, 1, false).inputs);
+          },
+          py::arg("queries"), py::arg("keys"), py::arg("values"))
+      .def_property_readonly("uses_tiles", &cuda::BackwardPlan::uses_tiles)
       .def(
           "run",
           [](const cuda::BackwardPlan& plan, const py::object& queries, const py::object& keys,

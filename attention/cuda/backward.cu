@@ -145,6 +145,10 @@ void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, 
   check_launch("attention_backward");
 }
 
+bool BackwardPlan::serves_patterns(const AttentionInputs& inputs) {
+  return tiles_serve(PlannedInputs::of(inputs, AttentionOptions()));
+}
+
 bool BackwardPlan::uses_tiles() const { return state_->uses_tiles; }
 
 }  // namespace reticle::cuda

@@ -16,8 +16,10 @@ class RETICLE_API BackwardPlan {
   /// As AttentionPlan's constructor.
   BackwardPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream, const AttentionOptions& options = {},
                const Context& context = {});
-  /// The same of a mask in device memory; the plan is made there, and nothing waits. DeviceError where lists are
-  /// needed.
+  /// Whether a plan can be made of a mask in device memory for such tensors: those that tiles serve.
+  static bool serves_patterns(const AttentionInputs& inputs);
+  /// The same of such a mask; the plan is made there, and nothing waits. DeviceError where none can be, or where the
+  /// mask has p.
   BackwardPlan(const AttentionInputs& inputs, const DevicePattern& pattern, Stream stream,
                const AttentionOptions& options = {});
   /// What reticle::attention_backward computes, but for the sink logits' gradient. Inputs as of AttentionPlan::run;

@@ -33,6 +33,7 @@ BackwardPlan::BackwardPlan(const AttentionInputs&, const Mask&, Stream, const At
 BackwardPlan::BackwardPlan(const AttentionInputs&, const DevicePattern&, Stream, const AttentionOptions&) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
+bool BackwardPlan::serves_patterns(const AttentionInputs&) { return false; }
 bool BackwardPlan::uses_tiles() const { return false; }
 void BackwardPlan::run(const AttentionInputs&, const TensorView&, const float*, const TensorView&, float*, float*,
                        float*, Stream) const {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import reticle._core as _core
 import reticle._mask  # noqa: F401 - gives Mask its methods that speak to other packages
@@ -34,6 +34,9 @@ from reticle._core import (
 )
 from reticle._core import __version__ as __version__
 from reticle._masker import Masker, register
+
+if TYPE_CHECKING:
+    from reticle.torch import AnyMask
 
 # A torch tensor, a numpy array, or anything with DLPack (on a GPU: where torch is installed); results come back as what
 # the queries are.
@@ -72,7 +75,7 @@ def attention(
     queries: Array,
     keys: Array,
     values: Array,
-    mask: Mask | None = None,
+    mask: AnyMask | None = None,
     *,
     scaling: float | None = None,
     causal: bool = False,
@@ -86,7 +89,8 @@ def attention(
         queries: (batch, heads, queries, head_dim) float32, float16 or bfloat16, any strides.
         keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads.
         values: (batch, kv_heads, keys, value_dim).
-        mask: which keys each query attends to; None: all.
+        mask: which keys each query attends to, a Mask; None: all. With torch tensors also a `reticle.torch.DeviceMask`,
+            `SelectedBlocks` or `Band`, or a bool tensor that is broadcastable to (batch, heads, queries, keys).
         scaling: of queries . keys; default 1 / sqrt(head_dim).
         causal: forbid keys after each query's own position; the last query is aligned with the last key.
         attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys).
@@ -111,6 +115,11 @@ def attention(
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(queries, torch.Tensor):
         inputs: tuple[Any, ...] = (queries, keys, values)
+        if not (mask is None or isinstance(mask, Mask) or queries.is_cuda):
+            import reticle.torch
+
+            to_mask: Any = reticle.torch.as_mask
+            mask = to_mask(mask, queries, keys)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         special = wanted or torch.compiler.is_compiling()
         if special and len(sink_logits):
@@ -131,7 +140,8 @@ def attention(
 
         with_package: Any = reticle.torch.of_other_package
         return with_package(queries, keys, values, mask, sink_logits=sink_logits, **options)  # type: ignore[no-any-return]
-    return _core.attention(queries, keys, values, mask, sink_logits=sink_logits, **options)
+    attended: Any = mask  # a Mask by now, or refused by name
+    return _core.attention(queries, keys, values, attended, sink_logits=sink_logits, **options)
 
 
 def _lies_on_gpu(tensor: Any) -> bool:

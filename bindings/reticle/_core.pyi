@@ -303,6 +303,16 @@ class CudaMask:
     def subtract(self, other: CudaMask, *, stream: int = 0) -> CudaMask: ...
     def to_host(self, *, stream: int = 0) -> Mask: ...
 
+class CudaPattern:
+    @staticmethod
+    def of_bytes(attended: Any, block_size: tuple[int, int] = (1, 1)) -> CudaPattern: ...
+    @staticmethod
+    def of_numbers(numbers: Any, block_size: int) -> CudaPattern: ...
+    @staticmethod
+    def of_band(first_query: int, kernel: int, stride: int, width: int) -> CudaPattern: ...
+    @staticmethod
+    def of_mask(mask: CudaMask) -> CudaPattern: ...
+
 class CudaAttentionPlan:
     @overload
     def __init__(
@@ -310,7 +320,7 @@ class CudaAttentionPlan:
         queries: Any,
         keys: Any,
         values: Any,
-        mask: Mask | CudaMask,
+        mask: Mask,
         *,
         scaling: float,
         causal: bool = False,
@@ -324,14 +334,13 @@ class CudaAttentionPlan:
         queries: Any,
         keys: Any,
         values: Any,
-        mask: Any,
+        mask: CudaPattern,
         *,
         scaling: float,
         causal: bool = False,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
-        block_size: tuple[int, int] = (1, 1),
     ) -> None: ...
     def run(
         self,
@@ -351,6 +360,7 @@ class CudaAttentionPlan:
     def nbytes(self) -> int: ...
 
 class CudaBackwardPlan:
+    @overload
     def __init__(
         self,
         queries: Any,
@@ -364,6 +374,24 @@ class CudaBackwardPlan:
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
     ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        mask: CudaPattern,
+        *,
+        scaling: float,
+        causal: bool = False,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
+        stream: int = 0,
+    ) -> None: ...
+    @staticmethod
+    def serves_patterns(queries: Any, keys: Any, values: Any) -> bool: ...
+    @property
+    def uses_tiles(self) -> bool: ...
     def run(
         self,
         queries: Any,

@@ -274,8 +274,8 @@ def compressed_attention(
         chosen = _choose_blocks(own_q, own_k, own_v, sm_scale, config)
         blocks[:, begin:end, : chosen.shape[2]] = chosen
         width = max(width, chosen.shape[2])
-        mask = _core.nsa_compressed_mask(q.shape[1], end - begin, last - first, 0, config)
-        outputs.append(nsa_gpu.attend(own_q, own_k, own_v, [mask], sm_scale))
+        windows_seen = nsa_gpu.complete_windows(0, config)
+        outputs.append(nsa_gpu.attend(own_q, own_k, own_v, windows_seen, sm_scale))
     return torch.cat(outputs), blocks[..., :width]
 
 
@@ -296,5 +296,5 @@ def topk_sparse_attention(
     outputs = [q.new_zeros((0, q.shape[1], v.shape[2]))]
     for begin, end in pairwise(_offsets(cu_seqlens)):
         own_q, own_k, own_v, own_blocks = (q[begin:end], k[begin:end], v[begin:end], topk_idx[:, begin:end])
-        outputs.append(nsa_gpu.attend_selected(own_q, own_k, own_v, own_blocks, 0, block_size, softmax_scale))
+        outputs.append(nsa_gpu.attend_selected(own_q, own_k, own_v, own_blocks, block_size, softmax_scale))
     return torch.cat(outputs)

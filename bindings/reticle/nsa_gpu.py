@@ -1,13 +1,13 @@
 """Native Sparse Attention of torch tensors on a GPU: what `reticle.nsa` does there.
 
-Attention and its gradients are Reticle's kernels; projections, compression and the choice of blocks are torch's own
-operations, in chunks of queries, so that nothing grows with the square of the length. The numbers of selected blocks go
-to the host, where masks are made of them: 4 bytes for each block, query and KV head. Nothing here needs a GPU: tests
-run it on the CPU.
+Attention and its gradients are Reticle's kernels, planned on the device; projections, compression and the choice of blocks
+are torch's own operations, in chunks of queries, so that nothing grows with the square of the length. Nothing waits for the
+device. Nothing here needs a GPU: tests run it on the CPU.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -17,11 +17,13 @@ from torch import Tensor
 
 import reticle
 import reticle._core as _core
+from reticle.torch import Band, SelectedBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reticle.nsa import NativeSparseAttention
+    from reticle.torch import AnyMask
 
 # Scores of compressed keys that are held at once while blocks are chosen: 64 MB of them.
 _MOST_SCORES = 1 << 24
@@ -98,37 +100,30 @@ def _block_scores(
     return scores
 
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, masks: Sequence[_core.Mask], scaling: float | None = None
-) -> Tensor:
-    """Attention (n, heads, head_dim) of one packed sequence, over one mask or a mask for each KV head."""
-    n, heads, kv_heads = *queries.shape[:2], keys.shape[1]
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: AnyMask, scaling: float | None = None) -> Tensor:
+    """Attention (n, heads, head_dim) of one packed sequence over a mask."""
+    n, heads = queries.shape[:2]
     if keys.shape[0] == 0 or n == 0:
         return queries.new_zeros((n, heads, values.shape[2]))
-    outputs, group, own_kv = [], heads // len(masks), kv_heads // len(masks)
-    for i, mask in enumerate(masks):
-        own, of_kv = slice(i * group, (i + 1) * group), slice(i * own_kv, (i + 1) * own_kv)
-        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries[:, own], keys[:, of_kv], values[:, of_kv]))
-        outputs.append(reticle.attention(q, k, v, mask, scaling=scaling)[0][0].transpose(0, 1))
-    return torch.cat(outputs, 1)
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+    output, _ = reticle.attention(q, k, v, mask, scaling=scaling)
+    return output[0].transpose(0, 1)
 
 
 def attend_selected(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    blocks: Tensor,
-    first_query: int,
-    block_size: int,
-    scaling: float | None = None,
+    queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int, scaling: float | None = None
 ) -> Tensor:
-    """`attend` over selected blocks (kv_heads, n, any), causally."""
-    group, numbers = queries.shape[1] // keys.shape[1], blocks.contiguous().cpu().numpy()
-    masks = [
-        _core.nsa_selected_mask(numbers, head, group, keys.shape[0], first_query, block_size)
-        for head in range(keys.shape[1])
-    ]
-    return attend(queries, keys, values, masks, scaling)
+    """`attend` over selected blocks (kv_heads, n, any), in any order, -1 for none; causally, the last query being at the
+    last key."""
+    last = torch.iinfo(torch.int32).max
+    ascending = blocks.to(torch.int32).masked_fill(blocks < 0, last).sort(-1).values
+    numbers = ascending.masked_fill(ascending == last, -1)
+    return attend(queries, keys, values, SelectedBlocks(numbers[None], block_size), scaling)
+
+
+def complete_windows(first_query: int, config: _core.NsaConfig) -> Band:
+    """The compressed keys that queries from position first_query on see."""
+    return Band(first_query=first_query, kernel=config.kernel_size, stride=config.kernel_stride)
 
 
 def _branches(
@@ -141,28 +136,32 @@ def _branches(
     config: _core.NsaConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three attentions of one sequence's queries, (n, heads, head_dim) each."""
-    (n, heads, _), length, compressed = queries.shape, keys.shape[0], compressed_keys.shape[0]
     blocks = choose_blocks(queries, compressed_keys, first_query, None, config)
-    of_compressed = _core.nsa_compressed_mask(heads, n, compressed, first_query, config)
-    of_window = _core.nsa_window_mask(heads, n, length, first_query, config.window_size)
+    window = Band(width=config.window_size + 1, first_query=first_query)  # that many before, and the own
     return (
-        attend(queries, compressed_keys, compressed_values, [of_compressed]),
-        attend_selected(queries, keys, values, blocks, first_query, config.block_size),
-        attend(queries, keys, values, [of_window]),
+        attend(queries, compressed_keys, compressed_values, complete_windows(first_query, config)),
+        attend_selected(queries, keys, values, blocks, config.block_size),
+        attend(queries, keys, values, window),
     )
+
+
+@functools.cache
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device)
 
 
 def _rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
     """x (tokens, heads, head_dim), rotated in pairs (x[i], x[i + head_dim / 2])."""
-    frequencies = torch.tensor(rope.inverse_frequencies, device=x.device)
-    angles = (positions.to(x.device).float()[:, None] * frequencies)[:, None]
+    frequencies = _on_device(tuple(rope.inverse_frequencies), x.device)
+    angles = (positions.float()[:, None] * frequencies)[:, None]
     first, second = x.float().chunk(2, -1)
     cosines, sines = angles.cos(), angles.sin()
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1).to(x.dtype)
 
 
-def _packed_positions(cu_seqlens: list[int], stride: int = 1) -> Tensor:
-    return torch.cat([torch.arange(0), *(stride * torch.arange(end - begin) for begin, end in pairwise(cu_seqlens))])
+def _packed_positions(cu_seqlens: list[int], device: torch.device, stride: int = 1) -> Tensor:
+    lengths = (end - begin for begin, end in pairwise(cu_seqlens))
+    return torch.cat([stride * torch.arange(length, device=device) for length in (0, *lengths)])
 
 
 def _projected(module: NativeSparseAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -188,9 +187,9 @@ def forward(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int]) -> 
     q, k, v, gates = _projected(module, x)
     compressed_k, windows = compress(k, module.compress_key, module.intra_block_pe, cu_seqlens, config)
     compressed_v, _ = compress(v, module.compress_value, None, cu_seqlens, config)
-    positions = _packed_positions(cu_seqlens)
+    positions = _packed_positions(cu_seqlens, x.device)
     q, k = _rotated(q, positions, rope), _rotated(k, positions, rope)
-    compressed_k = _rotated(compressed_k, _packed_positions(windows, config.kernel_stride), rope)
+    compressed_k = _rotated(compressed_k, _packed_positions(windows, x.device, config.kernel_stride), rope)
     mixed = [q.new_zeros((0, *q.shape[1:]))]
     for (begin, end), (first, last) in zip(pairwise(cu_seqlens), pairwise(windows), strict=True):
         own = slice(begin, end)
@@ -258,10 +257,10 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
         new_k, (_, fresh) = compress(pending_k, module.compress_key, module.intra_block_pe, [0, len(pending_k)], config)
         new_v, _ = compress(pending_v, module.compress_value, None, [0, len(pending_v)], config)
         known, compressed = sequence.compressed, sequence.compressed + fresh
-        at = config.kernel_stride * torch.arange(known, compressed)
+        at = config.kernel_stride * torch.arange(known, compressed, device=x.device)
         sequence.compressed_keys[known:compressed] = _rotated(new_k, at, rope)
         sequence.compressed_values[known:compressed] = new_v
-        positions = torch.arange(first, length)
+        positions = torch.arange(first, length, device=x.device)
         sequence.keys[first:length] = _rotated(k[own], positions, rope)
         sequence.values[first:length] = v[own]
         taken = config.kernel_stride * fresh

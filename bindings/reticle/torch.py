@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor  # by name at run time: torch reads operators' annotations
 from torch.utils.dlpack import from_dlpack
@@ -19,13 +21,18 @@ if TYPE_CHECKING:
 
 # Operators take no objects but tensors and numbers, so masks cross by number. Whoever calls keeps the mask alive; a
 # backward pass keeps its own.
-_masks: weakref.WeakValueDictionary[int, Mask] = weakref.WeakValueDictionary()
+_masks: weakref.WeakValueDictionary[int, AnyMask] = weakref.WeakValueDictionary()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _number_of(mask: Mask) -> int:
+def _number_of(mask: AnyMask) -> int:
     _masks[id(mask)] = mask
     return id(mask)
+
+
+def _numbered(number: int) -> Any:
+    """On the CPU it is a Mask."""
+    return _masks[number]
 
 
 @torch.library.custom_op("reticle::attention", mutates_args=())
@@ -41,12 +48,12 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     if queries.is_cuda:
         options: Any = {"attention_mask": attention_mask, "soft_cap": soft_cap}
-        return on_gpu(queries, keys, values, _masks[mask], scaling=scaling, causal=causal, **options)
+        return on_gpu(queries, keys, values, _numbered(mask), scaling=scaling, causal=causal, **options)
     return _core.attention(
         queries,
         keys,
         values,
-        _masks[mask],
+        _numbered(mask),
         scaling=scaling,
         causal=causal,
         attention_mask=attention_mask,
@@ -58,7 +65,7 @@ def on_gpu(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Mask,
+    mask: AnyMask,
     *,
     scaling: float | None = None,
     causal: bool = False,
@@ -66,14 +73,14 @@ def on_gpu(
     soft_cap: float | None = None,
     sink_logits: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
-    """(output, lse) on the current stream of the queries' device, without gradients. Masks go to the device with every
+    """(output, lse) on the current stream of the queries' device, without gradients. A Mask goes to the device with every
     call; AttentionPlan keeps one. Raises NotImplementedError for an attention mask that does more than allow (0) and
     forbid (-inf)."""
     plan = AttentionPlan(
         queries,
         keys,
         values,
-        _restricted(mask, attention_mask),
+        _restricted(mask, attention_mask, queries, keys),
         scaling=scaling,
         causal=causal,
         soft_cap=soft_cap,
@@ -83,7 +90,7 @@ def on_gpu(
 
 
 def of_other_package(
-    queries: Any, keys: Any, values: Any, mask: Mask | None, *, attention_mask: Any, **options: Any
+    queries: Any, keys: Any, values: Any, mask: AnyMask | None, *, attention_mask: Any, **options: Any
 ) -> tuple[Any, Any]:
     """`reticle.attention` of arrays of cupy, jax, ... on a GPU: seen as torch's, without copies, and the results as theirs.
     DLPack makes each package's current stream wait for the other's."""
@@ -107,21 +114,25 @@ def _backward_on_gpu(
     output: Tensor,
     lse: Tensor,
     d_output: Tensor,
-    mask: Mask,
+    mask: AnyMask,
     *,
     scaling: float,
     causal: bool,
     attention_mask: Tensor | None,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients on the current stream. The mask's entries go to the device with every call."""
+    """Gradients on the current stream. A Mask goes to the device with every call; what is there already comes to the host
+    where the tensor cores do not serve (float32, head_dim 256, few rows)."""
     settings: Any = {
         "scaling": scaling,
         "causal": causal,
         "stream": torch.cuda.current_stream(queries.device).cuda_stream,
     }
     inputs = (queries.detach(), keys.detach(), values.detach())
-    plan = _core.CudaBackwardPlan(*inputs, _restricted(mask, attention_mask), soft_cap=soft_cap, **settings)
+    attended = _restricted(mask, attention_mask, queries, keys)
+    if not (isinstance(attended, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
+        attended = as_mask(attended, queries, keys)
+    plan = _core.CudaBackwardPlan(*inputs, _for_plan(attended, keys), soft_cap=soft_cap, **settings)
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
     plan.run(*inputs, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
     d_queries, d_keys, d_values = (
@@ -130,11 +141,12 @@ def _backward_on_gpu(
     return d_queries, d_keys, d_values
 
 
-def _restricted(mask: Mask, attention_mask: Tensor | None) -> Mask:
+def _restricted(mask: AnyMask, attention_mask: Tensor | None, queries: Tensor, keys: Tensor) -> AnyMask:
     """A mask less the keys that an additive mask forbids."""
     if attention_mask is None:
         return mask
-    return mask & _allowed(attention_mask.cpu()).broadcast_to(mask.shape)
+    whole = as_mask(mask, queries, keys)
+    return whole & _allowed(attention_mask.cpu()).broadcast_to(whole.shape)
 
 
 def _allowed(attention_mask: Tensor) -> Mask:
@@ -145,6 +157,71 @@ def _allowed(attention_mask: Tensor) -> Mask:
             "attention_mask has entries other than 0 and -inf; on a GPU an attention mask can only allow and forbid"
         )
     return _core.Mask.dense(allowed.numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedBlocks:
+    """A mask of key blocks that each query has selected, causal: a block's keys after the query's own position are left out,
+    the last query being at the last key (Native Sparse Attention).
+
+        blocks = scores.topk(16).indices.sort().values.int()  # (batch, kv_heads, queries, 16)
+        output, lse = reticle.attention(q, k, v, reticle.torch.SelectedBlocks(blocks, block_size=64))
+
+    On a GPU attention over it is planned there, gradients included (in 16 bits), and nothing waits.
+    """
+
+    #: (batch, kv_heads, queries, n) int32, ascending in each row; -1, last, for blocks that are not needed. A dimension of 1
+    #: is shared.
+    numbers: Tensor
+    #: Keys of a block.
+    block_size: int = 64
+
+    def mask(self, shape: tuple[int, int, int, int]) -> Mask:
+        """The same as a Mask of (batch, heads, queries, keys). Waits for the numbers."""
+        batch, heads, queries, keys = shape
+        numbers = self.numbers.cpu().numpy().astype(np.int64)
+        numbers = np.broadcast_to(numbers, (batch, numbers.shape[1], queries, numbers.shape[3]))
+        visible = np.clip(np.arange(queries) + keys - queries + 1, 0, keys)[:, None]
+        begins = np.where(numbers < 0, keys, numbers * self.block_size)
+        ends = np.minimum(begins + self.block_size, visible)
+        intervals = np.stack((begins, ends), -1).repeat(heads // numbers.shape[1], 1)
+        return _mask_of_intervals(shape, intervals)
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """A mask of keys that end where a query does: a sliding window, or keys that were compressed from windows.
+
+        window = reticle.torch.Band(width=512)
+        compressed = reticle.torch.Band(kernel=32, stride=16)
+
+    Key c is complete at position c * stride + kernel - 1; a query sees those that are complete at its own position, query 0
+    being at first_query, and of them the last `width`. On a GPU nothing of it lies in memory but the plan.
+    """
+
+    #: Keys, at most; None: all that are complete.
+    width: int | None = None
+    #: The position of query 0.
+    first_query: int = 0
+    #: Positions that a key was made of.
+    kernel: int = 1
+    #: Positions from one key to the next.
+    stride: int = 1
+
+    def mask(self, shape: tuple[int, int, int, int]) -> Mask:
+        """The same as a Mask of (batch, heads, queries, keys)."""
+        _, _, queries, keys = shape
+        complete = np.maximum((np.arange(queries) + self.first_query + 1 - self.kernel) // self.stride + 1, 0)
+        begins = np.zeros_like(complete) if self.width is None else np.maximum(complete - self.width, 0)
+        intervals = np.stack((begins, np.minimum(complete, keys)), -1)[None, None, :, None]
+        return _mask_of_intervals((1, 1, queries, keys), intervals).broadcast_to(shape)
+
+
+def _mask_of_intervals(shape: tuple[int, int, int, int], intervals: Any) -> Mask:
+    """A Mask of intervals (batch, heads, queries, n, 2), ascending; of empty ones nothing is seen."""
+    kept = intervals[..., 0] < intervals[..., 1]
+    row_ptr = np.concatenate(([0], np.cumsum(kept.sum(-1).ravel())))
+    return _core.Mask.runs(shape, row_ptr, intervals[kept].astype(np.int32))
 
 
 class DeviceMask:
@@ -209,6 +286,41 @@ class DeviceMask:
         return f"DeviceMask {self.shape}, {self.kind}{weighted}, {self.nbytes / 1e3:.1f} kB"
 
 
+#: What attention takes for a mask, beside reticle.Mask: of torch, bool tensors that are broadcastable to (batch, heads,
+#: queries, keys).
+AnyMask: TypeAlias = "Mask | DeviceMask | SelectedBlocks | Band | Tensor"
+
+
+def as_mask(mask: AnyMask, queries: Tensor, keys: Tensor) -> Mask:
+    """A mask of any kind as a Mask, on the host, for attention of these tensors. Waits for what lies on a GPU."""
+    shape = (*queries.shape[:3], keys.shape[2])
+    if isinstance(mask, Tensor):
+        return _core.Mask.dense(mask.to(torch.bool).expand(shape).cpu().numpy())
+    if isinstance(mask, DeviceMask):
+        return mask.to_host()
+    return mask.mask(shape) if isinstance(mask, (SelectedBlocks, Band)) else mask
+
+
+def _for_plan(mask: AnyMask, keys: Tensor, block_size: tuple[int, int] = (1, 1)) -> Any:
+    """As plans take it."""
+    if not isinstance(mask, Tensor) and block_size != (1, 1):
+        raise ValueError(f"block_size is {block_size}; it is for masks that are tensors")
+    pattern = _core.CudaPattern
+    if isinstance(mask, DeviceMask):
+        return pattern.of_mask(mask._mask)
+    if isinstance(mask, Band):
+        width = (1 << 31) - 1 if mask.width is None else mask.width
+        return pattern.of_band(mask.first_query, mask.kernel, mask.stride, width)
+    if isinstance(mask, SelectedBlocks):
+        numbers = mask.numbers.to(torch.int32)
+        return pattern.of_numbers(numbers if numbers.stride(-1) == 1 else numbers.contiguous(), mask.block_size)
+    if isinstance(mask, Tensor):
+        blocks = -(-keys.shape[2] // block_size[1]) if block_size[1] > 0 else -1  # what is refused says so in the plan
+        mask = mask.to(torch.bool)[(None,) * (4 - mask.dim())].expand(-1, -1, -1, blocks)
+        return pattern.of_bytes(mask if mask.stride(-1) == 1 else mask.contiguous(), block_size)
+    return mask
+
+
 def _current_stream() -> int:
     """0 where there is no GPU: what is called with it says so."""
     return torch.cuda.current_stream().cuda_stream if _core.cuda_device_count() else 0
@@ -220,8 +332,8 @@ class AttentionPlan:
         plan = reticle.torch.AttentionPlan(q, k, v, mask)
         output, lse = plan(q, k, v)  # as reticle.attention's; launches one kernel on the current stream, waits for nothing
 
-    The mask may also be a DeviceMask, or a bool tensor on the GPU, broadcastable to (batch, heads, queries, keys) or, with a
-    block_size (queries, keys), to the numbers of blocks of that size: the plan is made there.
+    The mask may also be a DeviceMask, SelectedBlocks, a Band, or a bool tensor on the GPU, broadcastable to (batch, heads,
+    queries, keys) or, with a block_size (queries, keys), to the numbers of blocks of that size: the plan is made there.
     head_dim is 64, 128 or 256; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
@@ -230,7 +342,7 @@ class AttentionPlan:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        mask: Mask | DeviceMask | Tensor,
+        mask: AnyMask,
         *,
         scaling: float | None = None,
         causal: bool = False,
@@ -238,24 +350,14 @@ class AttentionPlan:
         sink_logits: Sequence[float] = (),
         block_size: tuple[int, int] = (1, 1),
     ) -> None:
-        on_device: Any = mask._mask if isinstance(mask, DeviceMask) else mask
-        of_tensors: Any = {}
-        if isinstance(mask, Tensor):
-            blocks = -(-keys.shape[2] // block_size[1]) if block_size[1] > 0 else -1  # what is refused says so below
-            mask = mask.to(torch.bool)[(None,) * (4 - mask.dim())].expand(-1, -1, -1, blocks)
-            on_device = mask if mask.stride(-1) == 1 else mask.contiguous()
-            of_tensors["block_size"] = block_size
-        elif block_size != (1, 1):
-            raise ValueError(f"block_size is {block_size}; it is for masks that are tensors")
         self._settings: Any = {
             "scaling": queries.shape[-1] ** -0.5 if scaling is None else scaling,
             "causal": causal,
         }
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
-        options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream}
-        self._plan = _core.CudaAttentionPlan(
-            queries.detach(), keys.detach(), values.detach(), on_device, **self._settings, **options, **of_tensors
-        )
+        options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream, **self._settings}
+        inputs = (queries.detach(), keys.detach(), values.detach())
+        self._plan = _core.CudaAttentionPlan(*inputs, _for_plan(mask, keys, block_size), **options)
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(output, lse) of tensors of the plan's extents."""
@@ -392,12 +494,12 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if queries.is_cuda:
         options: Any = {"scaling": scaling, "causal": causal, "attention_mask": attention_mask, "soft_cap": soft_cap}
-        return _backward_on_gpu(queries, keys, values, output, lse, d_output, _masks[mask], **options)
+        return _backward_on_gpu(queries, keys, values, output, lse, d_output, _numbered(mask), **options)
     d_queries, d_keys, d_values = _core.attention_backward(
         queries,
         keys,
         values,
-        _masks[mask],
+        _numbered(mask),
         output,
         lse,
         d_output,
@@ -465,7 +567,7 @@ def attention(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Mask | None = None,
+    mask: AnyMask | None = None,
     *,
     scaling: float | None = None,
     causal: bool = False,
@@ -479,6 +581,8 @@ def attention(
     """
     if mask is None:
         mask = _core.Mask.full((queries.shape[0], queries.shape[1], queries.shape[2], keys.shape[2]))
+    if not queries.is_cuda:
+        mask = as_mask(mask, queries, keys)
     factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
     number: int = _number_of(mask)
     output, lse = _attention(queries, keys, values, number, attention_mask, factor, causal, soft_cap)
