@@ -5,7 +5,7 @@ namespace reticle::cuda {
 namespace {
 
 template <int tile_rows, class MaskView>
-__global__ void __launch_bounds__(kPlanThreads)
+__global__ void __launch_bounds__(kPlanThreads, 6)
     plan_kernel(const __grid_constant__ MaskView mask, const __grid_constant__ PlannedTiles to) {
   __shared__ PlanShared<tile_rows> shared;
   plan_tile<tile_rows>(DeviceBlock(), shared, mask, to, static_cast<int>(blockIdx.x));
