@@ -326,7 +326,7 @@ std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, con
     if (!entries[i].layers.contains(layer)) continue;
     const auto name = [&] { return "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"'; };
     if (!entries[i].heads.all()) throw DeviceError(name() + ", serves some heads only: it chooses on the CPU");
-    const std::vector<Rule> of_masker = entries[i].masker->rules(keys);
+    const std::vector<Rule> of_masker = entries[i].masker->rules(keys, layer);
     if (of_masker.empty()) throw DeviceError(name() + ", has no rule for a GPU: it chooses on the CPU");
     for (Rule rule : of_masker) {
       rule.seed = derive_seed(seed, i);

@@ -13,6 +13,6 @@ Masker::~Masker() = default;
 
 void Masker::observe(const AttentionInputs&, LayerState&, const Context&) const {}
 
-std::vector<Rule> Masker::rules(Index) const { return {}; }
+std::vector<Rule> Masker::rules(Index, int) const { return {}; }
 
 }  // namespace reticle

@@ -57,9 +57,10 @@ class RETICLE_API Masker {
   /// the prompt's keys decide by. Keeps nothing by default.
   virtual void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const;
 
-  /// What select chooses from `keys` keys, if rules can say it, one after another: then it can also be chosen where the
-  /// tensors lie, on a GPU. Without an attention mask; the seed is the pipeline's to fill in. None by default.
-  virtual std::vector<Rule> rules(Index keys) const;
+  /// What select chooses from `keys` keys at a layer, if rules can say it, one after another: then it can also be
+  /// chosen where the tensors lie, on a GPU. Without an attention mask; the seed is the pipeline's to fill in. None by
+  /// default.
+  virtual std::vector<Rule> rules(Index keys, int layer) const;
 
   /// Unique in the process, and never given again: what LayerState knows a masker by.
   std::uint64_t id() const { return id_; }
@@ -97,7 +98,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 6;
+inline constexpr std::uint64_t kInterface = 7;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

@@ -9,6 +9,8 @@
 
 namespace reticle {
 
+struct LearnedHash;
+
 /// One step of choosing a row's keys among those that causality leaves, after the steps before it.
 struct Rule {
   enum class Kind : std::uint8_t {
@@ -16,6 +18,7 @@ struct Rule {
     window,  // `count` keys, `dilation` apart, back from the row's own position
     top_k,   // the `count` keys of highest exact score that are not chosen yet
     top_p,   // the fewest of highest exact score whose mass over those not chosen yet exceeds `share`
+    hashed,  // the `count` keys whose codes share the most bits with the query's that are not chosen yet
     pages,   // whole pages of `page_size` keys, the `count` of highest upper bound of q.k, chosen before or not
     sample,  // round(share * n) of the n keys not chosen yet, at least one, p = drawn / n
     // As many of the n keys in [first, last) that are not chosen yet as adaptive_budget says (core/ops/statistics.hpp),
@@ -30,7 +33,8 @@ struct Rule {
   Size base = 0;
   double epsilon = 0, quantile = 0;
   Index first = 0, last = 0;
-  std::uint64_t seed = 0;  // of `sample` and `adaptive`
+  std::uint64_t seed = 0;             // of `sample` and `adaptive`
+  const LearnedHash* hash = nullptr;  // of `hashed`; the masker's, and alive as long
 
   RETICLE_HD bool scores() const { return kind == Kind::top_k || kind == Kind::top_p || kind == Kind::adaptive; }
   RETICLE_HD bool samples() const { return kind == Kind::sample || kind == Kind::adaptive; }

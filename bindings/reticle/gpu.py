@@ -131,7 +131,7 @@ def entries_of(rules: Sequence[Rule], keys: int) -> int | None:
             if rule.kind in kinds or not kinds <= {"sinks", "window"} or rule.dilation > 1:
                 return None
             added = rule.count
-        elif rule.kind == "top_k":
+        elif rule.kind in ("top_k", "hashed"):
             added = rule.count
         elif rule.kind == "sample":
             candidates = keys - chosen

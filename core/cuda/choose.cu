@@ -4,6 +4,7 @@
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
+#include <reticle/core/cuda/hash.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/tensors.cuh>
@@ -51,6 +52,7 @@ struct KeyChooser::State {
   Buffer extra;  // of sampling, while it lasts; then the lists' p
   Buffer page_scores{};
   std::map<int, LayerPages> pages{};
+  HashScorer hashes{};
 
   /// Takes in new keys and scores all pages; how many there are.
   Index score_pages(const AttentionInputs& inputs, Index page_size, Stream stream);
@@ -142,6 +144,10 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   std::ranges::copy(rules, problem.rules);
   problem.rule_count = static_cast<int>(rules.size());
   for (Rule& rule : problem.rules) {
+    if (rule.kind == Rule::Kind::hashed) {
+      if (problem.hash_scores != nullptr) throw ValueError("choosing keys: two rules hash; needed is at most one");
+      problem.hash_scores = own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream);
+    }
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; needed is at most one");
     rule.page_size = std::clamp<Index>(rule.page_size, 1, own.most_keys);
@@ -166,6 +172,9 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   return lists;
 }
 
-void KeyChooser::reset() const { state_->pages.clear(); }
+void KeyChooser::reset() const {
+  state_->pages.clear();
+  state_->hashes.reset();
+}
 
 }  // namespace reticle::cuda

@@ -20,8 +20,8 @@ struct KeyLists {
 
 /// Takes rows through chains of rules on the device: what the maskers that say such rules choose on the CPU, where the
 /// scores agree bit for bit. A launch, one more for exact scores and two for those of pages; no waiting. Memory, made
-/// once: 16 bytes per key and row. Bounds of pages are kept by layer, so that a decode step reads new keys only: 8
-/// bytes per element of head_dim and page.
+/// once: 16 bytes per key and row. Bounds of pages and hash codes are kept by layer, so that a decode step reads new
+/// keys only: 8 bytes per element of head_dim and page, bits / 8 bytes per key and query head, and 4 for its score.
 class RETICLE_API KeyChooser {
  public:
   /// For up to `rows` = batch * heads * queries rows of up to `most_keys` keys. ValueError when there are none.
@@ -30,11 +30,11 @@ class RETICLE_API KeyChooser {
   /// inputs.causal and inputs.layer count, keys are those of the layer's last call and new ones behind them; values are
   /// not read. Tensors as for dot_scores. The lists are this chooser's, and its copies', until it chooses again.
   /// ShapeError for more rows or keys than it was made for; ValueError for more than 8 rules or none, or two that keep
-  /// pages; DeviceError for an attention mask. `counts`: where the lists' counts go if somebody wants them, one for
-  /// each row.
+  /// pages or hash; DeviceError for an attention mask. `counts`: where the lists' counts go if somebody wants them, one
+  /// for each row.
   KeyLists choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream,
                   std::int32_t* counts = nullptr) const;
-  /// Forgets the bounds of pages: before the keys of another sequence.
+  /// Forgets the bounds of pages and the codes: before the keys of another sequence.
   void reset() const;
 
  private:

@@ -15,6 +15,7 @@ struct ChooseProblem {
   const float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
   const float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
   int page_count = 0;
+  const float* hash_scores = nullptr;  // (b * hq * sq, sk), likewise, of the one rule that hashes
   int heads = 1, rows = 1, key_count = 0;
   bool causal = false;
   int layer = 0;
@@ -101,7 +102,7 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       }
     });
   };
-  const auto key_of = [&](Index i) { return p[i] > 0 ? 0u : order_key(scores[i]); };
+  const auto ranked_by = [p](const float* by) { return [p, by](Index i) { return p[i] > 0 ? 0u : order_key(by[i]); }; };
   block.each([&](int thread) {
     for (int key = thread; key < keys; key += block.threads()) p[key] = 0;
   });
@@ -136,6 +137,7 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
         }
       });
     } else {
+      const auto key_of = ranked_by(rule.kind == Rule::Kind::hashed ? problem.hash_scores + first : scores);
       const int chosen = rule.kind == Rule::Kind::top_p
                              ? top_p_row(block, shared.top, key_of, keys, rule.share, indices)
                          : count > 0 ? top_k_row(block, shared.top.selection, key_of, keys, count, indices)

@@ -1,30 +1,10 @@
 #include <bit>
-#include <cmath>
 #include <limits>
-#include <numbers>
 
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/hash_codes.hpp>
 
 namespace reticle {
-namespace {
-
-float activate(HashActivation activation, float x) {
-  switch (activation) {
-    case HashActivation::relu:
-      return std::max(x, 0.0f);
-    case HashActivation::silu:
-      return x / (1 + std::exp(-x));
-    case HashActivation::gelu:
-      return 0.5f * x * (1 + std::erf(x / std::numbers::sqrt2_v<float>));
-    case HashActivation::tanh:
-      return std::tanh(x);
-  }
-  return x;
-}
-
-}  // namespace
-
 HashMlp::HashMlp(Lookup lookup, const std::string& prefix, HashActivation activation, Index heads, Index head_dim)
     : activation_(activation) {
   Index in = head_dim;
@@ -64,7 +44,7 @@ void HashMlp::code(Index head, std::span<const float> vector, std::span<std::uin
   for (std::size_t i = 0; i < linear_.size(); ++i) {
     const Linear& linear = linear_[i];
     if (i > 0) {
-      for (float& value : x) value = activate(activation_, value);
+      for (float& value : x) value = hash_activation(activation_, value);
     }
     y.resize(static_cast<std::size_t>(linear.out));
     dot(x.data(), 1,

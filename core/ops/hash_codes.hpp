@@ -2,6 +2,9 @@
 // query. HashAttention (Desai et al. 2024).
 #pragma once
 
+#include <cmath>
+#include <numbers>
+#include <span>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>
@@ -11,6 +14,19 @@
 namespace reticle {
 
 enum class HashActivation : std::uint8_t { relu, silu, gelu, tanh };
+RETICLE_HD inline float hash_activation(HashActivation activation, float x) {
+  switch (activation) {
+    case HashActivation::relu:
+      return x > 0 ? x : 0.0f;
+    case HashActivation::silu:
+      return x / (1 + std::exp(-x));
+    case HashActivation::gelu:
+      return 0.5f * x * (1 + std::erf(x / std::numbers::sqrt2_v<float>));
+    case HashActivation::tanh:
+      return std::tanh(x);
+  }
+  return x;
+}
 
 /// The MLPs of one layer for one side: a stack of linear maps per query head, an activation between them, signs at the
 /// end.
@@ -27,16 +43,28 @@ class RETICLE_API HashMlp {
   Index bits() const { return linear_.empty() ? 0 : linear_.back().out; }
   /// Width between the linear maps; 0 when there is one.
   Index hidden() const { return linear_.size() < 2 ? 0 : linear_.front().out; }
-  /// Bit b of the words is set where output b is positive.
-  void code(Index head, std::span<const float> vector, std::span<std::uint64_t> words) const;
-
- private:
+  /// A linear map per query head.
   struct Linear {
     Index in = 0, out = 0;
     std::vector<float> weights, bias;  // (hq, out, in), (hq, out)
   };
+  std::span<const Linear> linear() const { return linear_; }
+  HashActivation activation() const { return activation_; }
+  Index heads() const {
+    return linear_.empty() ? 0 : static_cast<Index>(linear_.front().bias.size()) / linear_.front().out;
+  }
+  Index head_dim() const { return linear_.empty() ? 0 : linear_.front().in; }
+  /// Bit b of the words is set where output b is positive.
+  void code(Index head, std::span<const float> vector, std::span<std::uint64_t> words) const;
+
+ private:
   HashActivation activation_ = HashActivation::relu;
   std::vector<Linear> linear_;
+};
+
+/// Both sides of one layer.
+struct LearnedHash {
+  HashMlp query, key;
 };
 
 /// The codes of all keys of one layer, per query head; kept across decode steps, in which only new keys are hashed.

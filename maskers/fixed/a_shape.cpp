@@ -31,7 +31,7 @@ class AShape final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index keys) const override {
+  std::vector<Rule> rules(Index keys, int) const override {
     return {Rule{Rule::Kind::sinks, config_.n_init.resolve(keys)},
             Rule{Rule::Kind::window, config_.n_local.resolve(keys)}};
   }

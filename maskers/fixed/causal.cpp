@@ -15,7 +15,7 @@ class Causal final : public Masker {
     return restrict_causal(Mask::full(inputs.shape()), context);
   }
 
-  std::vector<Rule> rules(Index keys) const override { return {Rule{Rule::Kind::window, keys}}; }
+  std::vector<Rule> rules(Index keys, int) const override { return {Rule{Rule::Kind::window, keys}}; }
 };
 
 RETICLE_REGISTER_MASKER("causal", Causal, CausalConfig,

@@ -35,7 +35,7 @@ class Local final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index keys) const override {
+  std::vector<Rule> rules(Index keys, int) const override {
     return {Rule{Rule::Kind::window, config_.window_size.resolve(keys), config_.dilation}};
   }
 

@@ -24,7 +24,7 @@ class Sink final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index keys) const override { return {Rule{Rule::Kind::sinks, size_.resolve(keys)}}; }
+  std::vector<Rule> rules(Index keys, int) const override { return {Rule{Rule::Kind::sinks, size_.resolve(keys)}}; }
 
  private:
   Size size_;

@@ -47,7 +47,7 @@ class Strided final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index keys) const override {
+  std::vector<Rule> rules(Index keys, int) const override {
     if (config_.pattern != StridedPattern::strided) return {};
     const Index stride = config_.stride;
     return {Rule{Rule::Kind::window, stride}, Rule{Rule::Kind::window, keys / stride + 1, stride}};

@@ -59,7 +59,7 @@ class AdaptiveSampling final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index keys) const override {
+  std::vector<Rule> rules(Index keys, int) const override {
     if (config_.replacement || !config_.base_rate_sampling.positive()) return {};
     return {Rule{.kind = Rule::Kind::adaptive,
                  .base = config_.base_rate_sampling,

@@ -34,7 +34,7 @@ class RandomSampling final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index) const override {
+  std::vector<Rule> rules(Index, int) const override {
     if (config_.replacement) return {};
     return {Rule{.kind = Rule::Kind::sample, .share = config_.sampling_rate}};
   }

@@ -1,5 +1,8 @@
 // Keeps the keys whose learned hash codes share the most bits with the query's. HashAttention (Desai et al. 2024);
 // sparse-attention-hub's HashAttentionTopK, with weights as data (safetensors) instead of pickles.
+#include <map>
+#include <mutex>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/hash_codes.hpp>
 #include <reticle/core/ops/scores.hpp>
@@ -40,8 +43,8 @@ class HashAttentionTopK final : public Masker {
               const Context& context) const override {
     HashCodes& codes = state.get<HashCodes>(*this);
     if (codes.empty()) {
-      HashMlp query = mlp(inputs, "query");
-      codes.set_weights(std::move(query), mlp(inputs, "key"));
+      const LearnedHash& hash = of_layer(inputs.layer, inputs.heads(), inputs.head_dim());
+      codes.set_weights(hash.query, hash.key);
     }
     codes.update(inputs, context);
     const Index k = config_.heavy_size.resolve(inputs.keys_length());
@@ -56,11 +59,28 @@ class HashAttentionTopK final : public Masker {
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }
 
+  std::vector<Rule> rules(Index keys, int layer) const override {
+    const std::optional<TensorView> first = weights_.find("hat." + std::to_string(layer) + ".query_matrix.0");
+    const bool there = first && first->rank == 3;
+    Rule rule{Rule::Kind::hashed, config_.heavy_size.resolve(keys)};
+    rule.hash = &of_layer(layer, there ? first->size(0) : 1, there ? first->size(1) : 1);
+    return {rule};
+  }
+
  private:
-  HashMlp mlp(const AttentionInputs& inputs, const std::string& side) const {
+  /// The weights of a layer, read when it first comes; they stay where they are.
+  const LearnedHash& of_layer(int layer, Index heads, Index head_dim) const {
+    const std::lock_guard lock(reading_);
+    if (const auto known = layers_.find(layer);
+        known != layers_.end() && known->second.query.heads() == heads && known->second.query.head_dim() == head_dim)
+      return known->second;
+    LearnedHash hash{mlp(layer, "query", heads, head_dim), mlp(layer, "key", heads, head_dim)};
+    return layers_.emplace(layer, std::move(hash)).first->second;
+  }
+
+  HashMlp mlp(int layer, const std::string& side, Index heads, Index head_dim) const {
     HashMlp mlp([&](const std::string& name) { return weights_.find(name); },
-                "hat." + std::to_string(inputs.layer) + "." + side, config_.hat_mlp_activation, inputs.heads(),
-                inputs.head_dim());
+                "hat." + std::to_string(layer) + "." + side, config_.hat_mlp_activation, heads, head_dim);
     const auto text = [](Index layers, Index hidden, Index bits) {
       return std::to_string(layers) + " linear maps" + (layers > 1 ? " of width " + std::to_string(hidden) : "") +
              " to " + std::to_string(bits) + " bits";
@@ -68,13 +88,15 @@ class HashAttentionTopK final : public Masker {
     const std::string have = text(mlp.layers(), mlp.hidden(), mlp.bits());
     const std::string wanted = text(config_.hat_mlp_layers, config_.hat_mlp_hidden_size, config_.hat_bits);
     if (have != wanted)
-      throw ShapeError(config_.hat_weight_file.string() + ": layer " + std::to_string(inputs.layer) + " has " + have +
+      throw ShapeError(config_.hat_weight_file.string() + ": layer " + std::to_string(layer) + " has " + have +
                        "; the config says " + wanted);
     return mlp;
   }
 
   HashAttentionTopKConfig config_;
   SafeTensors weights_;
+  mutable std::mutex reading_;
+  mutable std::map<int, LearnedHash> layers_;
 };
 
 RETICLE_REGISTER_MASKER(

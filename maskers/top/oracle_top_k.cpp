@@ -23,7 +23,9 @@ class OracleTopK final : public Masker {
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }
 
-  std::vector<Rule> rules(Index keys) const override { return {Rule{Rule::Kind::top_k, heavy_size_.resolve(keys)}}; }
+  std::vector<Rule> rules(Index keys, int) const override {
+    return {Rule{Rule::Kind::top_k, heavy_size_.resolve(keys)}};
+  }
 
  private:
   Size heavy_size_;

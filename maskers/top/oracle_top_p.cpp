@@ -23,7 +23,7 @@ class OracleTopP final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index) const override { return {Rule{.kind = Rule::Kind::top_p, .share = top_p_}}; }
+  std::vector<Rule> rules(Index, int) const override { return {Rule{.kind = Rule::Kind::top_p, .share = top_p_}}; }
 
  private:
   double top_p_;

@@ -52,7 +52,7 @@ class QuestTopK final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index keys) const override {
+  std::vector<Rule> rules(Index keys, int) const override {
     if (config_.label_bits != 16 || config_.share_within_group || config_.keep_current_page) return {};
     return {Rule{.kind = Rule::Kind::pages, .count = pages_kept(keys), .page_size = config_.page_size}};
   }

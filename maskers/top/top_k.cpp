@@ -31,7 +31,7 @@ class TopK final : public Masker {
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }
 
-  std::vector<Rule> rules(Index keys) const override {
+  std::vector<Rule> rules(Index keys, int) const override {
     if (config_.scorer != ScorerName::exact) return {};
     return {Rule{Rule::Kind::top_k, config_.heavy_size.resolve(keys)}};
   }

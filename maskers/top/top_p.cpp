@@ -32,7 +32,7 @@ class TopP final : public Masker {
         context);
   }
 
-  std::vector<Rule> rules(Index) const override {
+  std::vector<Rule> rules(Index, int) const override {
     if (config_.scorer != ScorerName::exact) return {};
     return {Rule{.kind = Rule::Kind::top_p, .share = config_.top_p}};
   }

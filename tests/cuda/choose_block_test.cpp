@@ -7,11 +7,15 @@
 
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
+#include <reticle/core/cuda/hash_block.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
 #include <reticle/core/registry.hpp>
+#include <reticle/core/tensor/safetensors.hpp>
 
 #include "cuda/problem.hpp"
+#include "support/attention.hpp"
+#include "support/files.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -89,6 +93,56 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     }
     problem.page_scores = page_scores.data();
     problem.page_count = paged.page_count;
+  }
+  const auto hashed = std::ranges::find(rules, Rule::Kind::hashed, &Rule::kind);
+  std::vector<float> hash_scores(size, std::nanf(""));
+  if (hashed != rules.end()) {
+    const Index words = (hashed->hash->query.bits() + 63) / 64, capacity = keys + 5;
+    std::vector<std::uint64_t> codes[2];
+    const auto code = [&](int side, const HashMlp& mlp, const TensorView& vectors, Index room) {
+      codes[side].assign(static_cast<std::size_t>(inputs.batch() * inputs.heads() * room * words), 0xDEAD);
+      HashProblem coding;
+      coding.vectors = vectors.data;
+      coding.strides = strides_of(vectors);
+      coding.heads = static_cast<int>(inputs.heads());
+      coding.heads_of_vectors = static_cast<int>(vectors.size(1));
+      coding.end = static_cast<int>(vectors.size(2));
+      coding.activation = mlp.activation();
+      coding.codes = codes[side].data();
+      coding.capacity = room;
+      std::vector<std::vector<float>> transposed;
+      for (const HashMlp::Linear& map : mlp.linear()) {
+        std::vector<float>& weights = transposed.emplace_back();
+        for (Index head = 0; head < inputs.heads(); ++head) {
+          for (Index i = 0; i < map.in * map.out; ++i)
+            weights.push_back(
+                map.weights[static_cast<std::size_t>(head * map.in * map.out + i % map.out * map.in + i / map.out)]);
+        }
+        coding.layers[coding.layer_count++] = {static_cast<int>(map.in), static_cast<int>(map.out), weights.data(),
+                                               map.bias.data()};
+      }
+      const auto shared = std::make_unique<HashShared>();
+      for (int number = 0; number < static_cast<int>(inputs.batch() * inputs.heads()); ++number) {
+        for (int first = 0; first < coding.end; first += kHashVectors)
+          code_vectors<T>(HostBlock(kHashThreads), *shared, coding, number, first);
+      }
+    };
+    code(0, hashed->hash->query, inputs.queries, inputs.queries_length());
+    code(1, hashed->hash->key, inputs.keys, capacity);
+    HashScoreProblem scored;
+    scored.queries = codes[0].data();
+    scored.keys = codes[1].data();
+    scored.capacity = capacity;
+    scored.rows = static_cast<int>(inputs.queries_length());
+    scored.key_count = static_cast<int>(keys);
+    scored.bits = static_cast<int>(hashed->hash->query.bits());
+    scored.causal = inputs.causal;
+    scored.scores = hash_scores.data();
+    for (int row = 0; row < static_cast<int>(rows); ++row) {
+      for (int part = 0; part * kHashThreads < scored.key_count; ++part)
+        score_codes(HostBlock(kHashThreads), scored, row, part);
+    }
+    problem.hash_scores = hash_scores.data();
   }
   problem.scores = scores.data();
   problem.heads = score.heads;
@@ -210,6 +264,57 @@ TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
     compare_with_pipeline<float, 64>(c, chain({kSink, kTopP, kSampleMost}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kPages, kSink}), 1e-4);
     compare_with_pipeline<float, 64>(c, chain({kSink, kAdaptive, kAdaptiveFew}), 1e-4);
+  }
+}
+
+/// Weights of layer 3 for a case, in a file, and a masker that hashes by them.
+std::string hashing(const std::filesystem::path& path, Index heads, Index hidden, Index bits, const char* activation) {
+  std::mt19937 random(1);
+  std::vector<std::pair<std::string, Tensor>> owned;
+  for (const char* side : {"query", "key"}) {
+    const std::string prefix = std::string("hat.3.") + side;
+    const Index widths[] = {64, hidden, bits};
+    for (const int i : {0, 1}) {
+      const std::string number = std::to_string(i);
+      owned.emplace_back(prefix + "_matrix." + number,
+                         reticle::testing::random_tensor(DType::f32, {heads, widths[i], widths[i + 1]}, random));
+      owned.emplace_back(prefix + "_bias." + number,
+                         reticle::testing::random_tensor(DType::f32, {heads, widths[i + 1]}, random));
+    }
+  }
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, tensor] : owned) tensors.push_back({name, tensor.view()});
+  save_safetensors(path, tensors);
+  return R"({"type": "hash_attention_top_k", "heavy_size": 60, "hat_mlp_layers": 2, "hat_mlp_hidden_size": )" +
+         std::to_string(hidden) + R"(, "hat_bits": )" + std::to_string(bits) + R"(, "hat_mlp_activation": ")" +
+         activation + R"(", "hat_weight_file": ")" + path.string() + R"("})";
+}
+
+TEST(CudaChoose, HashedKeysAreThosePipelinesChoose) {
+  const reticle::testing::TemporaryFolder folder;
+  for (const char* activation : {"relu", "silu", "gelu", "tanh"}) {
+    for (const Index bits : {32, 70}) {
+      Case c;
+      c.rows = 2;
+      c.keys = 500;
+      const std::string masker = hashing(folder / activation, c.heads, 150, bits, activation);
+      compare_with_pipeline<float, 64>(c, masker, 1e-4);
+      compare_with_pipeline<BFloat16, 64>(c, chain({kSink, masker.c_str(), kTopK}), 0.03);
+    }
+  }
+}
+
+TEST(Rules, OfHashesNameTheLayerWithoutWeights) {
+  const reticle::testing::TemporaryFolder folder;
+  const auto sparse = SparseAttention::from_json(R"({"maskers": [)" + hashing(folder / "w", 2, 16, 32, "relu") + "]}");
+  const std::vector<Rule> rules = sparse.rules(Stage::generation, 3, 100);
+  EXPECT_EQ(rules.front().hash, sparse.rules(Stage::generation, 3, 200).front().hash) << "weights are read once";
+  EXPECT_EQ(rules.front().count, 60);
+  try {
+    sparse.rules(Stage::generation, 2, 100);
+    FAIL() << "there is layer 3 only";
+  } catch (const ShapeError& error) {
+    EXPECT_NE(std::string(error.what()).find("hat.2.query_matrix.0"), std::string::npos) << error.what();
   }
 }
 

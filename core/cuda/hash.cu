@@ -1,0 +1,143 @@
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/hash.hpp>
+#include <reticle/core/cuda/hash_block.hpp>
+#include <reticle/core/cuda/tensors.cuh>
+
+namespace reticle::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kHashThreads)
+    code_kernel(const __grid_constant__ HashProblem problem, int first, int parts) {
+  __shared__ HashShared shared;
+  code_vectors<T>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x) / parts,
+                  first + static_cast<int>(blockIdx.x) % parts * kHashVectors);
+}
+
+__global__ void __launch_bounds__(kHashThreads)
+    code_score_kernel(const __grid_constant__ HashScoreProblem problem, int parts) {
+  score_codes(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts, static_cast<int>(blockIdx.x) % parts);
+}
+
+/// The linear maps of one side in device memory.
+class DeviceHash {
+ public:
+  DeviceHash() = default;
+  DeviceHash(const HashMlp& mlp, Stream stream) : activation_(mlp.activation()) {
+    for (const HashMlp::Linear& linear : mlp.linear()) {
+      std::vector<float> weights(linear.weights.size());  // (hq, in, out): neighbouring threads read neighbours
+      for (Index head = 0; head < mlp.heads(); ++head) {
+        const Index begin = head * linear.in * linear.out;
+        for (Index i = 0; i < linear.in; ++i) {
+          for (Index o = 0; o < linear.out; ++o)
+            weights[static_cast<std::size_t>(begin + i * linear.out + o)] =
+                linear.weights[static_cast<std::size_t>(begin + o * linear.in + i)];
+        }
+      }
+      maps_.push_back({linear.in, linear.out, Buffer::copy_of(std::span<const float>(weights), stream),
+                       Buffer::copy_of(std::span<const float>(linear.bias), stream)});
+    }
+  }
+
+  /// Codes vectors [first, end) of `tensor` for all query heads.
+  void code(const TensorView& tensor, Index heads, Index first, std::uint64_t* codes, Index capacity,
+            Stream stream) const {
+    HashProblem problem;
+    problem.vectors = tensor.data;
+    problem.strides = strides_of(tensor);
+    problem.heads = static_cast<int>(heads);
+    problem.heads_of_vectors = static_cast<int>(tensor.size(1));
+    problem.end = static_cast<int>(tensor.size(2));
+    problem.activation = activation_;
+    for (const Map& map : maps_)
+      problem.layers[problem.layer_count++] = {static_cast<int>(map.in), static_cast<int>(map.out),
+                                               map.weights.as<float>(), map.bias.as<float>()};
+    problem.codes = codes;
+    problem.capacity = capacity;
+    const Index parts = (tensor.size(2) - first + kHashVectors - 1) / kHashVectors;
+    if (parts <= 0) return;
+    dispatch_float(tensor.dtype, "vectors", [&]<class T>() {
+      code_kernel<T><<<static_cast<unsigned>(tensor.size(0) * heads * parts), kHashThreads, 0,
+                       static_cast<cudaStream_t>(stream)>>>(problem, static_cast<int>(first), static_cast<int>(parts));
+    });
+  }
+
+ private:
+  struct Map {
+    Index in, out;
+    Buffer weights, bias;
+  };
+  HashActivation activation_ = HashActivation::relu;
+  std::vector<Map> maps_;
+};
+
+/// Codes of one layer's keys, with room for all.
+struct LayerCodes {
+  const LearnedHash* of = nullptr;
+  DeviceHash query, key;
+  Buffer codes;
+  Index batch = 0, seen = 0;
+};
+
+}  // namespace
+
+struct HashScorer::State {
+  Buffer query_codes, scores;
+  std::map<int, LayerCodes> codes;
+};
+
+const float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys,
+                               Stream stream) {
+  if (state_ == nullptr) state_ = std::make_shared<State>();
+  auto& [query_codes, scores, codes] = *state_;
+  const auto too_wide = [](const HashMlp& mlp) {
+    return mlp.layers() > kMostHashLayers || mlp.head_dim() > kMostHashWidth ||
+           std::ranges::any_of(mlp.linear(), [](const HashMlp::Linear& map) { return map.out > kMostHashWidth; });
+  };
+  if (hash.query.heads() != inputs.heads() || hash.query.head_dim() != inputs.head_dim())
+    throw ShapeError("hashing: queries " + inputs.queries.describe() + "; the weights are for " +
+                     std::to_string(hash.query.heads()) + " heads of " + std::to_string(hash.query.head_dim()));
+  if (too_wide(hash.query) || too_wide(hash.key) || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1)
+    throw DeviceError("hashing: on a GPU there are at most " + std::to_string(kMostHashLayers) +
+                      " linear maps of width " + std::to_string(kMostHashWidth) + ", and rows are contiguous");
+  const Index keys = inputs.keys_length(), heads = inputs.heads(), words = (hash.query.bits() + 63) / 64;
+  const auto room = [&](Index vectors) { return static_cast<std::size_t>(vectors * words) * sizeof(std::uint64_t); };
+  LayerCodes& layer = codes[inputs.layer];
+  if (layer.of != &hash) layer = {&hash, DeviceHash(hash.query, stream), DeviceHash(hash.key, stream), Buffer(), 0, 0};
+  if (layer.batch != inputs.batch() || layer.seen > keys) {
+    layer.codes = Buffer(room(inputs.batch() * heads * most_keys), stream);
+    layer.batch = inputs.batch();
+    layer.seen = 0;
+  }
+  if (query_codes.bytes() < room(rows)) query_codes = Buffer(room(rows), stream);
+  if (scores.bytes() == 0) scores = Buffer(static_cast<std::size_t>(rows * most_keys) * sizeof(float), stream);
+  layer.key.code(inputs.keys, heads, layer.seen, layer.codes.as<std::uint64_t>(), most_keys, stream);
+  layer.query.code(inputs.queries, heads, 0, query_codes.as<std::uint64_t>(), inputs.queries_length(), stream);
+  HashScoreProblem problem;
+  problem.queries = query_codes.as<std::uint64_t>();
+  problem.keys = layer.codes.as<std::uint64_t>();
+  problem.capacity = most_keys;
+  problem.rows = static_cast<int>(inputs.queries_length());
+  problem.key_count = static_cast<int>(keys);
+  problem.bits = static_cast<int>(hash.query.bits());
+  problem.causal = inputs.causal;
+  problem.scores = scores.as<float>();
+  const Index parts = (keys + kHashThreads - 1) / kHashThreads,
+              scored_rows = inputs.batch() * heads * inputs.queries_length();
+  code_score_kernel<<<static_cast<unsigned>(scored_rows * parts), kHashThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      problem, static_cast<int>(parts));
+  check_launch("scoring hash codes");
+  layer.seen = keys;
+  return scores.as<float>();
+}
+
+void HashScorer::reset() {
+  if (state_ == nullptr) return;
+  for (auto& [number, layer] : state_->codes) layer.seen = 0;
+}
+
+}  // namespace reticle::cuda
