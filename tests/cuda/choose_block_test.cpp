@@ -11,10 +11,9 @@
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
 #include <reticle/core/registry.hpp>
-#include <reticle/core/tensor/safetensors.hpp>
 
+#include "cuda/hash_weights.hpp"
 #include "cuda/problem.hpp"
-#include "support/attention.hpp"
 #include "support/files.hpp"
 
 namespace reticle::cuda {
@@ -267,29 +266,6 @@ TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
   }
 }
 
-/// Weights of layer 3 for a case, in a file, and a masker that hashes by them.
-std::string hashing(const std::filesystem::path& path, Index heads, Index hidden, Index bits, const char* activation) {
-  std::mt19937 random(1);
-  std::vector<std::pair<std::string, Tensor>> owned;
-  for (const char* side : {"query", "key"}) {
-    const std::string prefix = std::string("hat.3.") + side;
-    const Index widths[] = {64, hidden, bits};
-    for (const int i : {0, 1}) {
-      const std::string number = std::to_string(i);
-      owned.emplace_back(prefix + "_matrix." + number,
-                         reticle::testing::random_tensor(DType::f32, {heads, widths[i], widths[i + 1]}, random));
-      owned.emplace_back(prefix + "_bias." + number,
-                         reticle::testing::random_tensor(DType::f32, {heads, widths[i + 1]}, random));
-    }
-  }
-  std::vector<NamedTensor> tensors;
-  for (const auto& [name, tensor] : owned) tensors.push_back({name, tensor.view()});
-  save_safetensors(path, tensors);
-  return R"({"type": "hash_attention_top_k", "heavy_size": 60, "hat_mlp_layers": 2, "hat_mlp_hidden_size": )" +
-         std::to_string(hidden) + R"(, "hat_bits": )" + std::to_string(bits) + R"(, "hat_mlp_activation": ")" +
-         activation + R"(", "hat_weight_file": ")" + path.string() + R"("})";
-}
-
 TEST(CudaChoose, HashedKeysAreThosePipelinesChoose) {
   const reticle::testing::TemporaryFolder folder;
   for (const char* activation : {"relu", "silu", "gelu", "tanh"}) {
@@ -297,7 +273,7 @@ TEST(CudaChoose, HashedKeysAreThosePipelinesChoose) {
       Case c;
       c.rows = 2;
       c.keys = 500;
-      const std::string masker = hashing(folder / activation, c.heads, 150, bits, activation);
+      const std::string masker = hashing(folder / activation, 3, c.heads, 150, bits, activation);
       compare_with_pipeline<float, 64>(c, masker, 1e-4);
       compare_with_pipeline<BFloat16, 64>(c, chain({kSink, masker.c_str(), kTopK}), 0.03);
     }
@@ -306,7 +282,8 @@ TEST(CudaChoose, HashedKeysAreThosePipelinesChoose) {
 
 TEST(Rules, OfHashesNameTheLayerWithoutWeights) {
   const reticle::testing::TemporaryFolder folder;
-  const auto sparse = SparseAttention::from_json(R"({"maskers": [)" + hashing(folder / "w", 2, 16, 32, "relu") + "]}");
+  const auto sparse =
+      SparseAttention::from_json(R"({"maskers": [)" + hashing(folder / "w", 3, 2, 16, 32, "relu") + "]}");
   const std::vector<Rule> rules = sparse.rules(Stage::generation, 3, 100);
   EXPECT_EQ(rules.front().hash, sparse.rules(Stage::generation, 3, 200).front().hash) << "weights are read once";
   EXPECT_EQ(rules.front().count, 60);

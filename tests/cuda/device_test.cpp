@@ -13,12 +13,14 @@
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/ops/select.hpp>
 
+#include "cuda/hash_weights.hpp"
 #include "cuda/problem.hpp"
+#include "support/files.hpp"
 
 namespace reticle::cuda {
 namespace {
 
-class CudaDevice : public testing::Test {
+class CudaDevice : public ::testing::Test {
  protected:
   void SetUp() override {
     if (device_count() == 0) GTEST_SKIP() << "no GPU: " << why_unavailable();
@@ -278,10 +280,12 @@ TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) {
   const Problem<float> drawn(c, 64);
   const OnDevice<float> on_device(drawn);
   const auto rows = static_cast<std::size_t>(c.batch * c.heads);
+  const reticle::testing::TemporaryFolder folder;
+  const std::string hashes = hashing(folder / "w", 0, c.heads, 100, 64, "relu");
   for (const char* added :
        {R"({"type": "oracle_top_k", "heavy_size": 100})", R"({"type": "oracle_top_p", "top_p": 0.5})",
         R"({"type": "quest_top_k", "heavy_size": 200})", R"({"type": "adaptive_sampling", "epsilon": 0.2})",
-        R"({"type": "random_sampling", "sampling_rate": 0.2})"}) {
+        R"({"type": "random_sampling", "sampling_rate": 0.2})", hashes.c_str()}) {
     const auto sparse = SparseAttention::from_json(
         R"({"seed": 4, "maskers": [{"type": "sink", "sink_size": 5}, {"type": "local", "window_size": 9}, )" +
         std::string(added) + "]}");
