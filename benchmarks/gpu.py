@@ -27,21 +27,24 @@ HEADS, KV_HEADS, DIM = 32, 8, 128
 rows: list[dict[str, Any]] = []
 
 
-def seconds(body: Callable[[], Any], repeats: int = 30) -> float:
-    """Median time of one replay of a graph of `body`."""
+def seconds(body: Callable[[], Any], repeats: int = 30, graph: bool = True) -> float:
+    """Median time of one replay of a graph of `body`, or of one call."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
             body()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        body()
+    once = body
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            body()
+        once = captured.replay
     times = []
     for _ in range(repeats):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        graph.replay()
+        once()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
@@ -138,6 +141,65 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
     record(name, ours, flops / ours / rate, "the bf16 matrix product", "FlexAttention", peer)
 
 
+def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to `count` blocks of 64 for each query and KV head, its own among them, as numbers and as a dense mask by blocks."""
+    blocks = length // 64
+    own = torch.arange(length, device="cuda") // 64
+    ranks = torch.rand(1, KV_HEADS, length, blocks, device="cuda")
+    ranks[..., torch.arange(length, device="cuda"), own] = 2
+    ranks.masked_fill_(torch.arange(blocks, device="cuda") > own[:, None], -1)
+    best = ranks.topk(min(count, blocks), dim=-1)
+    numbers = best.indices.masked_fill(best.values < 0, blocks).sort(-1).values
+    chosen = torch.zeros(1, KV_HEADS, length, blocks + 1, dtype=torch.bool, device="cuda").scatter_(-1, numbers, True)
+    return numbers.masked_fill(numbers == blocks, -1).int(), chosen[..., :blocks]
+
+
+def gradients(rate: float, length: int, count: int) -> None:
+    """Forward and backward over selected blocks, planned on the device with every call, beside dense causal attention."""
+    for checked in (1024, length):
+        numbers, chosen = selected_blocks(checked, count)
+        mask = reticle.torch.SelectedBlocks(numbers, 64)
+        inputs = [x.requires_grad_() for x in random_tensors(checked, checked)]
+        upstream = torch.randn_like(inputs[0])
+        ours = lambda: torch.autograd.grad(reticle.attention(*inputs, mask)[0], inputs, upstream)  # noqa: B023
+        if checked > 1024:
+            continue
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        q, (k, v) = exact[0], (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in exact[1:])
+        positions = torch.arange(checked, device="cuda")
+        seen = chosen.repeat_interleave(64, 3) & (positions <= positions[:, None])
+        scores = (q @ k.mT * DIM**-0.5).masked_fill(~seen.repeat_interleave(HEADS // KV_HEADS, 1), -torch.inf)
+        wanted = torch.autograd.grad(scores.softmax(-1) @ v, exact, upstream.double())
+        for name, one, other in zip(("queries", "keys", "values"), ours(), wanted, strict=True):
+            error = ((one.double() - other).norm() / other.norm()).item()
+            print(f"gradient by {name}: relative error {error:.1e}", flush=True)
+            if not error < 2e-2:
+                sys.exit(f"gradient by {name}: the error is above 2e-2")
+    entries = HEADS // KV_HEADS * int(chosen.sum()) * 64  # the queries' own blocks count as whole
+    dense = [x.detach().requires_grad_() for x in inputs]
+    sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(*dense, is_causal=True, enable_gqa=True)
+    peer = seconds(lambda: torch.autograd.grad(sdpa(), dense, upstream), 10, graph=False)
+    took = seconds(ours, 10, graph=False)
+    name = f"forward and backward, {length // 1024}k, {count} selected blocks of 64, plans included"
+    record(name, took, 14.0 * DIM * entries / took / rate, "the bf16 matrix product", "dense causal sdpa", peer)
+
+
+def native_sparse_attention(rate: float, length: int) -> None:
+    """A module of Native Sparse Attention, forward, beside dense causal attention of its queries, keys and values."""
+    from reticle.nsa import NativeSparseAttention
+
+    module = NativeSparseAttention("weightedpool", 2048, 64, 4, DIM, 32, 16, 64, 16, 1, 2, 512).cuda().bfloat16()
+    x, offsets = torch.randn(length, 2048, device="cuda", dtype=torch.bfloat16), [0, length]
+    q = torch.randn(1, 64, length, DIM, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(1, 4, length, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    with torch.no_grad():
+        sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        peer, took = seconds(sdpa, 10), seconds(lambda: module(x, offsets), 10, graph=False)
+    attended = 64.0 * length * (min(length, 1024) + min(length, 512) + length / 32)
+    flops = 4 * DIM * attended + 2.0 * length * 2048 * (2 * 64 * DIM + 2 * 4 * DIM)
+    record(f"NSA module, {length // 1024}k", took, flops / took / rate, "the bf16 matrix product", "dense sdpa", peer)
+
+
 def build_and_attend(copy: float, keys: int, heavy: int) -> None:
     """Sinks, a window and the best keys, chosen on the device, and attention over them."""
     q, k, v = random_tensors(1, keys)
@@ -214,6 +276,8 @@ def main() -> None:
             decode(copy, keys, tokens, run)
     for block, density in [(128, 0.1)] if quick else [(128, 0.1), (128, 0.5), (64, 0.1)]:
         prefill(rate, 8192 if quick else 32768, block, density)
+    gradients(rate, 4096 if quick else 32768, 16)
+    native_sparse_attention(rate, 8192 if quick else 65536)
     plan(copy, 16384, 0.1)
     build_and_attend(copy, 32768, 655)
     for queries, density in [(1, 0.1)] if quick else [(1, 0.1), (1024, 0.02), (1024, 0.1)]:
