@@ -66,8 +66,6 @@ RETICLE_HD constexpr std::uint64_t panel_descriptor(std::uint32_t address) {
 /// One thread of a real block.
 class DeviceBlock {
  public:
-  static constexpr bool kReal = true;
-
   template <class T>
   struct PerThread {
     T value{};
@@ -272,11 +270,23 @@ class DeviceBlock {
 
 #endif  // __CUDACC__
 
+/// B(k, n) of multiply_panel, as the hardware finds it: from the descriptor's fields, on addresses.
+template <bool transposed, class T>
+float panel_element(const T* panel, int step, int k, int n) {
+  const std::uint64_t descriptor = panel_descriptor(static_cast<std::uint32_t>(panel_step<transposed>(step)));
+  const auto row = static_cast<std::uint64_t>(transposed ? k : n),
+             column = static_cast<std::uint64_t>(transposed ? n : k);
+  std::uint64_t address =
+      ((descriptor & 0x3FFF) << 4) + row / 8 * ((descriptor >> 32 & 0x3FFF) << 4) + row % 8 * 128 + column * 2;
+  address ^= (address >> 7 & 7) << 4;
+  T element;
+  std::memcpy(&element, reinterpret_cast<const char*>(panel) + address, sizeof(element));
+  return to_float(element);
+}
+
 /// A block whose threads take turns.
 class HostBlock {
  public:
-  static constexpr bool kReal = false;
-
   template <class T>
   struct PerThread {
     std::vector<T> values;
@@ -344,21 +354,6 @@ class HostBlock {
   template <class T, bool transposed, bool accumulate, class C, class A>
   void multiply_panel(C&& c_of, A&& a_of, const T* panel, int step) const {
     const auto half = [](std::uint16_t bits) { return to_float(T{bits}); };
-    // As the hardware does: from the descriptor's fields, on addresses.
-    const std::uint64_t descriptor = panel_descriptor(static_cast<std::uint32_t>(panel_step<transposed>(step)));
-    const auto start = static_cast<std::uintptr_t>((descriptor & 0x3FFF) << 4),
-               group = static_cast<std::uintptr_t>((descriptor >> 32 & 0x3FFF) << 4);
-    float b[16][64];
-    for (std::uintptr_t k = 0; k < 16; ++k) {
-      for (std::uintptr_t n = 0; n < 64; ++n) {
-        const std::uintptr_t row = transposed ? k : n, column = transposed ? n : k;
-        std::uintptr_t address = start + row / 8 * group + row % 8 * 128 + column * 2;
-        address ^= (address >> 7 & 7) << 4;
-        std::uint16_t bits = 0;
-        std::memcpy(&bits, reinterpret_cast<const char*>(panel) + address, 2);
-        b[k][n] = half(bits);
-      }
-    }
     for (int thread = 0; thread < threads_; ++thread) {
       // A thread's quad has all of its two rows of A.
       const int quad = thread / 4 * 4;
@@ -368,7 +363,8 @@ class HostBlock {
           float sum = accumulate ? c_of(thread)[tile * 4 + piece] : 0;
           for (int k = 0; k < 16; ++k) {
             const std::uint32_t pair = a_of(quad + k % 8 / 2)[piece / 2 + k / 8 * 2];
-            sum += half(static_cast<std::uint16_t>(pair >> (k % 2 * 16))) * b[k][column];
+            sum += half(static_cast<std::uint16_t>(pair >> (k % 2 * 16))) *
+                   panel_element<transposed>(panel, step, k, column);
           }
           c_of(thread)[tile * 4 + piece] = sum;
         }

@@ -11,6 +11,7 @@
 #include <reticle/core/mask/reshape.hpp>
 
 #include "cuda/problem.hpp"
+#include "cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -53,7 +54,6 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     expect_near(expected.keys, d_keys, allowed, "keys");
     expect_near(expected.values, d_values, allowed, "values");
   };
-  const HostBlock block(kBackwardThreads);
 
   {
     SCOPED_TRACE("lists");
@@ -64,9 +64,11 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     problem.by_key = {by_key.row_ptr.data(), by_key.indices.data(), by_key.p.empty() ? nullptr : by_key.p.data()};
     const auto shared = std::make_unique<BackwardShared<head_dim>>();
     for (int row = 0; row < c.batch * c.heads * c.rows; ++row)
-      differentiate<T, head_dim, false>(block, *shared, problem, row);
+      run_block(kBackwardThreads, *shared,
+                [&](const auto& block) { differentiate<T, head_dim, false>(block, *shared, problem, row); });
     for (int key = 0; key < c.batch * c.kv_heads * c.keys; ++key)
-      differentiate<T, head_dim, true>(block, *shared, problem, key);
+      run_block(kBackwardThreads, *shared,
+                [&](const auto& block) { differentiate<T, head_dim, true>(block, *shared, problem, key); });
     expect_gradients(tolerance);
   }
   if constexpr (!std::is_same_v<T, float> && head_dim <= 128) {
@@ -80,9 +82,11 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     problem.tiles_of_keys = transposed.tiles.data();
     const auto shared = std::make_unique<BackwardTileShared<T, head_dim>>();
     for (int tile = 0; tile < static_cast<int>(plan.tiles.size()); ++tile)
-      differentiate_tile<T, head_dim, false>(block, *shared, problem, tile);
+      run_block(kBackwardThreads, *shared,
+                [&](const auto& block) { differentiate_tile<T, head_dim, false>(block, *shared, problem, tile); });
     for (int item = 0; item + 1 < static_cast<int>(transposed.starts.size()); ++item)
-      differentiate_tile<T, head_dim, true>(block, *shared, problem, item);
+      run_block(kBackwardThreads, *shared,
+                [&](const auto& block) { differentiate_tile<T, head_dim, true>(block, *shared, problem, item); });
     expect_gradients(std::is_same_v<T, BFloat16> ? 0.03 : 0.004);  // weights and dS are rounded to T
   }
 }
@@ -125,6 +129,18 @@ TEST(CudaBackward, TilesOfWholeAndPartialBlocksSharedHeadsAndCausality) {
   c.soft_cap = 2;
   compare_with_cpu<BFloat16, 128>(c, random_mask(c, 0.5, 4), 1e-4);
   compare_with_cpu<Half, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 1e-4);
+}
+
+TEST(CudaThreads, GradientsWaitForWhatTheyRead) {
+  for (const Execution how : {Execution::threads, Execution::threads_late}) {
+    const ExecutedBy threads(how);
+    Case c;
+    c.batch = c.kv_heads = 1;
+    c.heads = 2;
+    c.rows = 35;
+    c.keys = 70;
+    compare_with_cpu<Half, 64>(c, random_mask(c, 0.3, 3), 1e-4);
+  }
 }
 
 TEST(CudaBackward, WeightsSinksAndSoftCap) {

@@ -14,6 +14,7 @@
 
 #include "cuda/hash_weights.hpp"
 #include "cuda/problem.hpp"
+#include "cuda/threaded_block.hpp"
 #include "support/files.hpp"
 
 namespace reticle::cuda {
@@ -58,7 +59,6 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   score.causal = inputs.causal;
   score.scores = scores.data();
   ChooseProblem problem;
-  const HostBlock scoring(kScoreThreads), choosing(kTopKThreads), paging(kPageThreads);
   const auto pages = std::ranges::find(rules, Rule::Kind::pages, &Rule::kind);
   std::vector<float> bounds, page_scores;
   if (pages != rules.end()) {
@@ -82,13 +82,14 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     paged.scores = page_scores.data();
     for (int batch = 0; batch < static_cast<int>(inputs.batch()); ++batch) {
       for (int kv_head = 0; kv_head < paged.pages.kv_heads; ++kv_head) {
-        for (int page = 0; page < paged.page_count; ++page) bound_page<T>(paging, paged.pages, batch, kv_head, page);
+        for (int page = 0; page < paged.page_count; ++page)
+          bound_page<T>(HostBlock(kPageThreads), paged.pages, batch, kv_head, page);
       }
     }
-    std::vector<float> query(kMostHeadDim);
+    float query[kMostHeadDim];
     for (int row = 0; row < static_cast<int>(rows); ++row) {
       for (int part = 0; part * kPagesPerBlock < paged.page_count; ++part)
-        score_pages<T>(paging, query.data(), paged, row, part);
+        run_block(kPageThreads, query, [&](const auto& block) { score_pages<T>(block, query, paged, row, part); });
     }
     problem.page_scores = page_scores.data();
     problem.page_count = paged.page_count;
@@ -123,7 +124,8 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
       const auto shared = std::make_unique<HashShared>();
       for (int number = 0; number < static_cast<int>(inputs.batch() * inputs.heads()); ++number) {
         for (int first = 0; first < coding.end; first += kHashVectors)
-          code_vectors<T>(HostBlock(kHashThreads), *shared, coding, number, first);
+          run_block(kHashThreads, *shared,
+                    [&](const auto& block) { code_vectors<T>(block, *shared, coding, number, first); });
       }
     };
     code(0, hashed->hash->query, inputs.queries, inputs.queries_length());
@@ -160,10 +162,11 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   dispatch_together(heads_taken_together(inputs.group()), [&]<int together>() {
     for (int row = 0; row < static_cast<int>(rows) / together; ++row) {
       for (int part = 0; part * kScoreKeys < score.key_count; ++part)
-        score_part<T, head_dim, together>(scoring, score, row, part);
+        score_part<T, head_dim, together>(HostBlock(kScoreThreads), score, row, part);
     }
   });
-  for (int row = 0; row < static_cast<int>(rows); ++row) choose_row(choosing, *shared, problem, row);
+  for (int row = 0; row < static_cast<int>(rows); ++row)
+    run_block(kTopKThreads, *shared, [&](const auto& block) { choose_row(block, *shared, problem, row); });
   return lists;
 }
 
@@ -232,6 +235,20 @@ TEST(CudaChoose, ChoosesWhatThePipelineChooses) {
     compare_with_pipeline<BFloat16, 64>(c, chain({kSink, kLocal, kTopK, kSample}), 0.03);
     compare_with_pipeline<Half, 64>(c, chain({kLocal, kPages}), 0.004);
   }
+}
+
+TEST(CudaThreads, ChoosingWaitsForWhatItReads) {
+  const ExecutedBy threads(Execution::threads);
+  const reticle::testing::TemporaryFolder folder;
+  Case c;
+  c.batch = c.kv_heads = 1;
+  c.heads = 2;
+  c.rows = 1;
+  c.keys = 1500;
+  const std::string hashes = hashing(folder / "w", 3, c.heads, 40, 70, "relu");
+  for (const std::string& maskers :
+       {chain({kSink, kLocal, kTopK, kAdaptive}), chain({kTopP, kPages, kSampleMost}), chain({hashes.c_str(), kTopK})})
+    compare_with_pipeline<float, 64>(c, maskers, 1e-4);
 }
 
 TEST(CudaChoose, EveryMaskerThatHasARuleChoosesByItWhatItSelects) {

@@ -11,6 +11,7 @@
 #include <reticle/core/mask/reshape.hpp>
 
 #include "cuda/problem.hpp"
+#include "cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -38,12 +39,13 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sha
   problem.parts = c.parts;
   problem.workspace = workspace.data();
   problem.arrived = arrived.data();
-  const HostBlock block(kDecodeThreads);
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
   for (int list = 0; list < problem.lists(); ++list) {
     for (int part = 0; part < c.parts; ++part) {
-      dispatch_together(
-          shared_by, [&]<int together>() { decode_part<T, head_dim, together>(block, *shared, problem, list, part); });
+      dispatch_together(shared_by, [&]<int together>() {
+        run_block(kDecodeThreads, *shared,
+                  [&](const auto& block) { decode_part<T, head_dim, together>(block, *shared, problem, list, part); });
+      });
     }
   }
   expect_equal(expected, output, lse, tolerance, 1e-4);
@@ -58,6 +60,16 @@ TEST(CudaDecode, ComputesWhatTheCpuComputes) {
       compare_with_cpu<float, 64>(c, random_mask(c, density, 3), 2e-5);
     }
   }
+}
+
+TEST(CudaThreads, DecodingWaitsForWhatItReads) {
+  const ExecutedBy threads(Execution::threads);
+  Case c;
+  c.batch = 1;
+  c.rows = 1;
+  c.parts = 2;
+  compare_with_cpu<float, 64>(c, random_mask(c, 0.3, 3), 2e-5);
+  compare_with_cpu<BFloat16, 128>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 0.02, 2);
 }
 
 TEST(CudaDecode, EveryDtypeAndHeadSize) {

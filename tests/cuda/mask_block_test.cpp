@@ -8,6 +8,7 @@
 #include <reticle/core/mask/convert.hpp>
 
 #include "cuda/problem.hpp"
+#include "cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -47,11 +48,13 @@ Mask combined_lists(const Mask& a, const Mask& b) {
   const RowMap of_a = RowMap::between(shape, a.shape()), of_b = RowMap::between(shape, b.shape());
   Listed left(a), right(b);
   Listed to(shape, room_for<Op>(left.list_size(), right.list_size(), shape.keys), left.weighted() || right.weighted());
-  const HostBlock block(kMaskThreads);
   const auto shared = std::make_unique<CombineShared>();
-  for (Index row = 0; row < shape.stored_rows(); ++row)
-    combine_lists<Op>(block, *shared, ColumnList::of(left.view(), of_a.of(row)),
-                      ColumnList::of(right.view(), of_b.of(row)), to.view(), row);
+  for (Index row = 0; row < shape.stored_rows(); ++row) {
+    run_block(kMaskThreads, *shared, [&](const auto& block) {
+      combine_lists<Op>(block, *shared, ColumnList::of(left.view(), of_a.of(row)),
+                        ColumnList::of(right.view(), of_b.of(row)), to.view(), row);
+    });
+  }
   return to.mask();
 }
 
@@ -74,6 +77,18 @@ Mask combined_words(const Mask& a, const Mask& b) {
                                        right[static_cast<std::size_t>(of_b.of(row) * width + w)]));
   }
   return Mask::bits(shape, std::move(words));
+}
+
+TEST(CudaThreads, CombiningWaitsForWhatItReads) {
+  const ExecutedBy threads(Execution::threads);
+  Case c;
+  c.batch = c.heads = c.kv_heads = 1;
+  c.rows = 2;
+  c.keys = 5000;
+  c.weighted = true;
+  const Mask a = random_mask(c, 0.5, 1), b = random_mask(c, 0.3, 2);
+  EXPECT_EQ(combined_lists<row_op::Add>(a, b), merge(a, b, MergeRule::add));
+  EXPECT_EQ(combined_lists<row_op::Subtract>(a, b), subtract(a, b));
 }
 
 void expect_the_algebra_of_the_cpu(const Mask& a, const Mask& b) {

@@ -14,6 +14,7 @@
 #include <reticle/core/mask/convert.hpp>
 
 #include "cuda/problem.hpp"
+#include "cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -66,7 +67,9 @@ MadePlan made_plan(const Case& c, const MaskView& view) {
   made.bits.resize(count * static_cast<std::size_t>(room.partial * made.tiling.words(made.heads_share)), 0xDEAD);
   const PlannedTiles to{made.tiling, room, made.tiles.data(), made.blocks.data(), made.bits.data()};
   const auto shared = std::make_unique<PlanShared<tile_rows>>();
-  for (int i = 0; i < made.tiling.tiles(); ++i) plan_tile<tile_rows>(HostBlock(kPlanThreads), *shared, view, to, i);
+  for (int i = 0; i < made.tiling.tiles(); ++i) {
+    run_block(kPlanThreads, *shared, [&](const auto& block) { plan_tile<tile_rows>(block, *shared, view, to, i); });
+  }
   return made;
 }
 
@@ -87,10 +90,12 @@ void expect_lists_of_the_cpu(const Case& c, const Mask& mask, const MaskView& vi
   const Index rows = c.batch * c.heads * c.rows;
   std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * c.keys), -1),
       counts(static_cast<std::size_t>(rows));
-  const HostBlock block(kPlanThreads);
   int scan[kWarp + 1];
-  for (int row = 0; row < rows; ++row)
-    list_row(block, scan, view, static_cast<int>(c.heads), 1, {indices.data(), nullptr, counts.data(), c.keys}, row);
+  for (int row = 0; row < rows; ++row) {
+    run_block(kPlanThreads, scan, [&](const auto& block) {
+      list_row(block, scan, view, static_cast<int>(c.heads), 1, {indices.data(), nullptr, counts.data(), c.keys}, row);
+    });
+  }
   for (Index row = 0; row < rows; ++row) {
     const Index begin = expected.row_ptr[row], count = expected.row_ptr[row + 1] - begin;
     ASSERT_EQ(counts[static_cast<std::size_t>(row)], count) << "row " << row;
@@ -267,27 +272,29 @@ TEST(CudaPlan, ListsOfHeadsThatShareThemAreThoseOfTheFirst) {
   for (const std::size_t row : {0u, 1u, 2u, 3u}) EXPECT_EQ(indices[row * 64], row < 2 ? 0 : 16);
 }
 
-TEST(CudaPlan, TilesOfABlockOfKeysAreThoseThatAttendToIt) {
-  Case c;
+void expect_tiles_of_keys(Case c) {
   c.heads = 6;
-  c.rows = 200;
-  c.keys = 500;
   const std::vector<std::uint8_t> bytes = bytes_of(random_mask(c, 0.002, 4));
   const MadePlan made = made_plan<kTileRowCount>(c, view_of(bytes, c));
-  const int key_blocks = key_blocks_of(500), items = static_cast<int>(c.batch * c.kv_heads) * key_blocks;
+  const int key_blocks = key_blocks_of(static_cast<int>(c.keys)),
+            items = static_cast<int>(c.batch * c.kv_heads) * key_blocks;
   std::vector<std::int32_t> counts(static_cast<std::size_t>(items), -1);
   std::vector<Index> starts(counts.size() + 1, -1);
   int scan[kWarp + 1];
   Index sums[kWarp + 1];
-  const HostBlock block(kPlanThreads);
   for (int item = 0; item < items; ++item)
-    tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, &counts[static_cast<std::size_t>(item)],
-                  nullptr);
-  sum_counts(block, sums, counts.data(), items, starts.data());
+    run_block(kPlanThreads, scan, [&](const auto& block) {
+      tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, &counts[static_cast<std::size_t>(item)],
+                    nullptr);
+    });
+  run_block(kPlanThreads, sums,
+            [&](const auto& block) { sum_counts(block, sums, counts.data(), items, starts.data()); });
   std::vector<TileOfKeys> listed(static_cast<std::size_t>(starts.back()), TileOfKeys{-1, -1});
   for (int item = 0; item < items; ++item)
-    tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, nullptr,
-                  listed.data() + starts[static_cast<std::size_t>(item)]);
+    run_block(kPlanThreads, scan, [&](const auto& block) {
+      tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, nullptr,
+                    listed.data() + starts[static_cast<std::size_t>(item)]);
+    });
 
   using Entry = std::tuple<int, int, int>;  // item, tile, bits
   std::set<Entry> wanted, found;
@@ -306,6 +313,36 @@ TEST(CudaPlan, TilesOfABlockOfKeysAreThoseThatAttendToIt) {
   }
   EXPECT_EQ(found, wanted);
   EXPECT_EQ(static_cast<std::size_t>(starts.back()), wanted.size());
+}
+
+TEST(CudaPlan, TilesOfABlockOfKeysAreThoseThatAttendToIt) {
+  Case c;
+  c.rows = 200;
+  c.keys = 500;
+  expect_tiles_of_keys(c);
+}
+
+TEST(CudaThreads, PlanningWaitsForWhatItReads) {
+  const ExecutedBy threads(Execution::threads);
+  Case c;
+  c.batch = 1;
+  c.rows = 30;
+  c.keys = 2200;
+  const Mask mask = random_mask(c, 0.01, 4);
+  const std::vector<std::uint8_t> bytes = bytes_of(mask);
+  expect_plans_of_the_cpu(c, mask, view_of(bytes, c));
+  expect_tiles_of_keys(c);
+  c.causal = true;
+  c.rows = 3;
+  const std::vector<std::int32_t> numbers = {0, 20, 30, 0, 33, -1, 1, 30, 34, 0, 1, -1, -1, -1, -1, 34, -1, -1};
+  const NumberedBlocks blocks{numbers.data(), {18, 9, 3}, 2, 3, 64, 3, 2200};
+  expect_plans_of_the_cpu(c,
+                          mask_of(c,
+                                  [&](Index, Index kv_head, Index query, Index key) {
+                                    const auto* const own = numbers.data() + kv_head * 9 + query * 3;
+                                    return std::find(own, own + 3, key / 64) != own + 3;
+                                  }),
+                          blocks);
 }
 
 TEST(CudaPlan, BytesBecomeBitsWhateverTheirAlignmentAndNumber) {

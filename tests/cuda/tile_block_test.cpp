@@ -9,6 +9,7 @@
 #include <reticle/attention/executor.hpp>
 
 #include "cuda/problem.hpp"
+#include "cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -33,11 +34,14 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     expect_equal(expected, output, lse, tolerance, 2e-3);
   };
   const auto shared = std::make_unique<TileShared<T, head_dim>>();
-  expect_of_tiles(kTileRowCount,
-                  [&](const Tile& tile) { attend_tile<T, head_dim>(HostBlock(kTileThreads), *shared, problem, tile); });
+  expect_of_tiles(kTileRowCount, [&](const Tile& tile) {
+    run_block(kTileThreads, *shared,
+              [&](const auto& block) { attend_tile<T, head_dim>(block, *shared, problem, tile); });
+  });
   const auto wide = std::make_unique<WideTileShared<T, head_dim>>();
   expect_of_tiles(kWideTileRows, [&](const Tile& tile) {
-    attend_wide_tile<T, head_dim>(HostBlock(kWideTileThreads), *wide, problem, tile);
+    run_block(kWideTileThreads, *wide,
+              [&](const auto& block) { attend_wide_tile<T, head_dim>(block, *wide, problem, tile); });
   });
 }
 
@@ -97,6 +101,18 @@ TEST(CudaTile, RowsAndTilesWithoutKeysGiveZeroAndMinusInfinity) {
   compare_with_cpu<Half, 64>(c, random_mask(c, 0.002, 9), 0.004);
   c.sinks = true;
   compare_with_cpu<Half, 64>(c, Mask::empty({c.batch, c.heads, c.rows, c.keys}), 0);
+}
+
+TEST(CudaThreads, TilesWaitForWhatTheyRead) {
+  for (const Execution how : {Execution::threads, Execution::threads_late}) {
+    const ExecutedBy threads(how);
+    Case c;
+    c.batch = 1;
+    c.kv_heads = 1;
+    c.rows = 33;  // two tiles of 64 rows; a wide one that is full but for a row, and one that is not
+    c.keys = 400;
+    compare_with_cpu<Half, 64>(c, random_mask(c, 0.2, 12), 0.004);
+  }
 }
 
 TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {

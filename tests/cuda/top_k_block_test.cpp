@@ -9,16 +9,21 @@
 #include <reticle/core/cuda/top_k_block.hpp>
 #include <reticle/core/ops/select.hpp>
 
+#include "cuda/threaded_block.hpp"
+
 namespace reticle::cuda {
 namespace {
 
 std::vector<std::int32_t> on_block(const std::vector<float>& scores, int k, int threads = kTopKThreads) {
-  const HostBlock block(threads);
   const auto shared = std::make_unique<TopKShared>();
   std::vector<std::int32_t> out(static_cast<std::size_t>(k), -7);
-  const int n = top_k_row(
-      block, *shared, [&](Index i) { return order_key(scores[static_cast<std::size_t>(i)]); },
-      static_cast<Index>(scores.size()), k, out.data());
+  std::atomic<int> n = -1;
+  run_block(threads, *shared, [&](const auto& block) {
+    n.store(top_k_row(
+                block, *shared, [&](Index i) { return order_key(scores[static_cast<std::size_t>(i)]); },
+                static_cast<Index>(scores.size()), k, out.data()),
+            std::memory_order_relaxed);
+  });
   out.resize(static_cast<std::size_t>(n));
   return out;
 }
@@ -43,6 +48,16 @@ TEST(CudaTopK, SelectsWhatTheCpuSelectsAtAnyLengthAndK) {
     for (const int k : {1, 2, 7, 256, 2048, 9000, 50000})
       ASSERT_EQ(on_block(scores, k), on_cpu(scores, k)) << n << " scores, k " << k;
   }
+}
+
+TEST(CudaThreads, SelectionWaitsForWhatItReads) {
+  const ExecutedBy by_threads(Execution::threads);
+  for (const std::size_t n : {100u, 5000u}) {
+    const std::vector<float> scores = normal(n, 3);
+    for (const int k : {7, 2048}) EXPECT_EQ(on_block(scores, k), on_cpu(scores, k));
+  }
+  const std::vector<float> equal(9000, 1.5f);
+  EXPECT_EQ(on_block(equal, 300), on_cpu(equal, 300));
 }
 
 TEST(CudaTopK, EqualScoresGoToTheLowerIndex) {
