@@ -10,17 +10,19 @@
 namespace reticle {
 
 struct LearnedHash;
+struct PqRecipe;
 
 /// One step of choosing a row's keys among those that causality leaves, after the steps before it.
 struct Rule {
   enum class Kind : std::uint8_t {
-    sinks,   // the first `count` keys
-    window,  // `count` keys, `dilation` apart, back from the row's own position
-    top_k,   // the `count` keys of highest exact score that are not chosen yet
-    top_p,   // the fewest of highest exact score whose mass over those not chosen yet exceeds `share`
-    hashed,  // the `count` keys whose codes share the most bits with the query's that are not chosen yet
-    pages,   // whole pages of `page_size` keys, the `count` of highest upper bound of q.k, chosen before or not
-    sample,  // round(share * n) of the n keys not chosen yet, at least one, p = drawn / n
+    sinks,      // the first `count` keys
+    window,     // `count` keys, `dilation` apart, back from the row's own position
+    top_k,      // the `count` keys of highest exact score that are not chosen yet
+    top_p,      // the fewest of highest exact score whose mass over those not chosen yet exceeds `share`
+    hashed,     // the `count` keys whose codes share the most bits with the query's that are not chosen yet
+    quantised,  // ... of highest score once product quantisation has rounded them
+    pages,      // whole pages of `page_size` keys, the `count` of highest upper bound of q.k, chosen before or not
+    sample,     // round(share * n) of the n keys not chosen yet, at least one, p = drawn / n
     // As many of the n keys in [first, last) that are not chosen yet as adaptive_budget says (core/ops/statistics.hpp),
     // at least the `base` sample that it is estimated from, which is at least 2; p = drawn / n.
     adaptive,
@@ -33,10 +35,13 @@ struct Rule {
   Size base = 0;
   double epsilon = 0, quantile = 0;
   Index first = 0, last = 0;
-  std::uint64_t seed = 0;             // of `sample` and `adaptive`
-  const LearnedHash* hash = nullptr;  // of `hashed`; the masker's, and alive as long
+  std::uint64_t seed = 0;  // of `sample` and `adaptive`
+  // Of `hashed` and of `quantised`; the masker's, and alive as long.
+  const LearnedHash* hash = nullptr;
+  const PqRecipe* quantiser = nullptr;
 
   RETICLE_HD bool scores() const { return kind == Kind::top_k || kind == Kind::top_p || kind == Kind::adaptive; }
+  RETICLE_HD bool codes() const { return kind == Kind::hashed || kind == Kind::quantised; }
   RETICLE_HD bool samples() const { return kind == Kind::sample || kind == Kind::adaptive; }
 };
 

@@ -6,6 +6,7 @@
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/hash.hpp>
 #include <reticle/core/cuda/page_block.hpp>
+#include <reticle/core/cuda/quantiser.hpp>
 #include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/tensors.cuh>
 
@@ -53,6 +54,7 @@ struct KeyChooser::State {
   Buffer page_scores{};
   std::map<int, LayerPages> pages{};
   HashScorer hashes{};
+  QuantisedScorer quantised{};
 
   /// Takes in new keys and scores all pages; how many there are.
   Index score_pages(const AttentionInputs& inputs, Index page_size, Stream stream);
@@ -144,9 +146,12 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   std::ranges::copy(rules, problem.rules);
   problem.rule_count = static_cast<int>(rules.size());
   for (Rule& rule : problem.rules) {
-    if (rule.kind == Rule::Kind::hashed) {
-      if (problem.hash_scores != nullptr) throw ValueError("choosing keys: two rules hash; needed is at most one");
-      problem.hash_scores = own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream);
+    if (rule.codes()) {
+      if (problem.code_scores != nullptr)
+        throw ValueError("choosing keys: two rules hash or quantise; needed is at most one");
+      problem.code_scores = rule.kind == Rule::Kind::hashed
+                                ? own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream)
+                                : own.quantised.score(inputs, *rule.quantiser, own.rows, own.most_keys, stream);
     }
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; needed is at most one");
@@ -175,6 +180,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
 void KeyChooser::reset() const {
   state_->pages.clear();
   state_->hashes.reset();
+  state_->quantised.reset();
 }
 
 }  // namespace reticle::cuda

@@ -15,7 +15,7 @@ struct ChooseProblem {
   const float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
   const float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
   int page_count = 0;
-  const float* hash_scores = nullptr;  // (b * hq * sq, sk), likewise, of the one rule that hashes
+  const float* code_scores = nullptr;  // (b * hq * sq, sk), likewise, of the one rule that hashes or quantises
   int heads = 1, rows = 1, key_count = 0;
   bool causal = false;
   int layer = 0;
@@ -137,7 +137,7 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
         }
       });
     } else {
-      const auto key_of = ranked_by(rule.kind == Rule::Kind::hashed ? problem.hash_scores + first : scores);
+      const auto key_of = ranked_by(rule.codes() ? problem.code_scores + first : scores);
       const int chosen = rule.kind == Rule::Kind::top_p
                              ? top_p_row(block, shared.top, key_of, keys, rule.share, indices)
                          : count > 0 ? top_k_row(block, shared.top.selection, key_of, keys, count, indices)

@@ -97,6 +97,11 @@ void ProductQuantiser::train(Book& book, const TensorView& keys, Index begin, In
   }
 }
 
+ProductQuantiser PqRecipe::train(const TensorView& keys, int layer, Index head) const {
+  Philox random(derive_seed(seed, static_cast<std::uint64_t>(layer) + 1), 0, 0, 0, static_cast<std::uint32_t>(head));
+  return {keys, init_offset, parts, centroids, iterations, metric, random};
+}
+
 Index ProductQuantiser::nearest(const Book& book, const float* part) const {
   const float lift = std::sqrt(std::max(0.0f, book.radius - squares(part, book.width)));
   Index best = 0;

@@ -32,19 +32,32 @@ class RETICLE_API ProductQuantiser {
   /// table[u * stride + c] = query's part u . centroid c; stride is centroids().
   std::vector<float> table(std::span<const float> query) const;
   Index centroids() const { return centroids_; }
-
- private:
+  /// Of one part.
   struct Book {
     Index begin = 0, width = 0;    // of the part
     std::vector<float> centroids;  // (count, width)
     std::vector<float> lift;       // (count): the extra coordinate of `ip`, else zeros
     float radius = 0;              // squared; 0 for euclidean
   };
+  std::span<const Book> books() const { return books_; }
+
+ private:
   Index nearest(const Book& book, const float* part) const;
   void train(Book& book, const TensorView& keys, Index begin, Index iterations, PqMetric metric, Philox& random);
 
   Index dim_ = 0, centroids_ = 0;
   std::vector<Book> books_;
+};
+
+/// How the codebooks of a sequence come about.
+struct RETICLE_API PqRecipe {
+  Index parts = 1, centroids = 1, iterations = 1;
+  Index init_offset = 0;  // first keys that are neither clustered nor candidates
+  PqMetric metric = PqMetric::euclidean;
+  std::uint64_t seed = 0;
+
+  /// The codebook of KV head number `head` of (batch, KV head) at a layer, from its keys (n, d), n > init_offset.
+  ProductQuantiser train(const TensorView& keys, int layer, Index head) const;
 };
 
 }  // namespace reticle

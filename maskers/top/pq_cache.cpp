@@ -44,7 +44,10 @@ struct PqCacheState {
 
 class PqCache final : public Masker {
  public:
-  explicit PqCache(const PqCacheConfig& config) : config_(config) {}
+  explicit PqCache(const PqCacheConfig& config)
+      : config_(config), recipe_{config.pq_group_factor, Index{1} << config.pq_bits,
+                                 config.kmeans_iter,     config.init_offset,
+                                 config.metric,          config.seed} {}
 
   Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& layer_state,
               const Context& context) const override {
@@ -61,6 +64,12 @@ class PqCache final : public Masker {
           }
         },
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
+  }
+
+  std::vector<Rule> rules(Index keys, int) const override {
+    Rule rule{Rule::Kind::quantised, config_.heavy_size.resolve(keys)};
+    rule.quantiser = &recipe_;
+    return {rule};
   }
 
  private:
@@ -86,10 +95,7 @@ class PqCache final : public Masker {
         if (first && centroids && codes) {
           book = ProductQuantiser(recorded_book(*centroids, batch, kv_head), inputs.head_dim());
         } else if (first) {
-          Philox random(derive_seed(config_.seed, static_cast<std::uint64_t>(inputs.layer) + 1), 0, 0, 0,
-                        static_cast<std::uint32_t>(head));
-          book = ProductQuantiser(keys, config_.init_offset, config_.pq_group_factor, Index{1} << config_.pq_bits,
-                                  config_.kmeans_iter, config_.metric, random);
+          book = recipe_.train(keys, inputs.layer, head);
         }
         std::vector<std::uint16_t>& of_head = state.codes[static_cast<std::size_t>(head)];
         of_head.resize(static_cast<std::size_t>(count * book.parts()));
@@ -158,6 +164,7 @@ class PqCache final : public Masker {
   }
 
   PqCacheConfig config_;
+  PqRecipe recipe_;
 };
 
 RETICLE_REGISTER_MASKER(

@@ -9,7 +9,9 @@
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/hash_block.hpp>
 #include <reticle/core/cuda/page_block.hpp>
+#include <reticle/core/cuda/quantiser_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
+#include <reticle/core/ops/product_quantiser.hpp>
 #include <reticle/core/registry.hpp>
 
 #include "cuda/hash_weights.hpp"
@@ -30,6 +32,7 @@ constexpr char kPages[] = R"({"type": "quest_top_k", "heavy_size": 100, "page_si
 constexpr char kAdaptive[] =
     R"({"type": "adaptive_sampling", "base_rate_sampling": 0.1, "epsilon": 0.2, "init_offset": 4, "local_offset": 9})";
 constexpr char kAdaptiveFew[] = R"({"type": "adaptive_sampling", "base_rate_sampling": 5, "epsilon": 0.1})";
+constexpr char kPq[] = R"({"type": "pq_cache", "heavy_size": 60, "kmeans_iter": 1})";
 constexpr char kSampleMost[] = R"({"type": "random_sampling", "sampling_rate": 0.8})";
 
 /// Lists of what a chain chooses, as device memory would hold them.
@@ -95,7 +98,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     problem.page_count = paged.page_count;
   }
   const auto hashed = std::ranges::find(rules, Rule::Kind::hashed, &Rule::kind);
-  std::vector<float> hash_scores(size, std::nanf(""));
+  std::vector<float> code_scores(size, std::nanf(""));
   if (hashed != rules.end()) {
     const Index words = (hashed->hash->query.bits() + 63) / 64, capacity = keys + 5;
     std::vector<std::uint64_t> codes[2];
@@ -138,12 +141,69 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     scored.key_count = static_cast<int>(keys);
     scored.bits = static_cast<int>(hashed->hash->query.bits());
     scored.causal = inputs.causal;
-    scored.scores = hash_scores.data();
+    scored.scores = code_scores.data();
     for (int row = 0; row < static_cast<int>(rows); ++row) {
       for (int part = 0; part * kHashThreads < scored.key_count; ++part)
         score_codes(HostBlock(kHashThreads), scored, row, part);
     }
-    problem.hash_scores = hash_scores.data();
+    problem.code_scores = code_scores.data();
+  }
+  const auto quantised = std::ranges::find(rules, Rule::Kind::quantised, &Rule::kind);
+  std::vector<float> centroids, lifts, radii;
+  std::vector<std::uint16_t> codes;
+  if (quantised != rules.end()) {
+    const PqRecipe& recipe = *quantised->quantiser;
+    const Index matrices = inputs.batch() * inputs.kv_heads(), capacity = keys + 3;
+    codes.assign(static_cast<std::size_t>(matrices * capacity * recipe.parts), 0xFFFF);
+    Codebooks books;
+    books.parts = static_cast<int>(recipe.parts);
+    books.head_dim = head_dim;
+    books.count = 0;
+    for (Index head = 0; head < matrices && keys > recipe.init_offset; ++head) {
+      const ProductQuantiser quantiser = recipe.train(
+          head_matrix(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads()), inputs.layer, head);
+      books.count = static_cast<int>(quantiser.centroids());
+      for (const ProductQuantiser::Book& book : quantiser.books()) {
+        centroids.insert(centroids.end(), book.centroids.begin(), book.centroids.end());
+        lifts.insert(lifts.end(), book.lift.begin(), book.lift.end());
+        radii.push_back(book.radius);
+      }
+    }
+    books.centroids = centroids.data();
+    books.lifts = lifts.data();
+    books.radii = radii.data();
+    EncodeProblem encoding;
+    encoding.keys = inputs.keys.data;
+    encoding.key_strides = strides_of(inputs.keys);
+    encoding.kv_heads = static_cast<int>(inputs.kv_heads());
+    encoding.key_count = static_cast<int>(keys);
+    encoding.books = books;
+    encoding.codes = codes.data();
+    encoding.capacity = capacity;
+    const int steps = (static_cast<int>(keys) * books.parts + kQuantiserThreads - 1) / kQuantiserThreads;
+    for (int head = 0; head < static_cast<int>(matrices) && books.count > 0; ++head) {
+      for (int step = 0; step < steps; ++step) encode_keys<T>(HostBlock(kQuantiserThreads), encoding, head, 0, step);
+    }
+    TableScoreProblem scored;
+    scored.queries = inputs.queries.data;
+    scored.query_strides = strides_of(inputs.queries);
+    scored.heads = static_cast<int>(inputs.heads());
+    scored.kv_heads = encoding.kv_heads;
+    scored.rows = static_cast<int>(inputs.queries_length());
+    scored.key_count = encoding.key_count;
+    scored.first_key = static_cast<int>(std::min(recipe.init_offset, keys));
+    scored.causal = inputs.causal;
+    scored.books = books;
+    scored.codes = codes.data();
+    scored.capacity = capacity;
+    scored.scores = code_scores.data();
+    float table[kMostTableEntries];
+    for (int row = 0; row < static_cast<int>(rows); ++row) {
+      for (int part = 0; part * kQuantisedKeys < scored.key_count; ++part)
+        run_block(kQuantiserThreads, table,
+                  [&](const auto& block) { score_by_table<T>(block, table, scored, row, part); });
+    }
+    problem.code_scores = code_scores.data();
   }
   problem.scores = scores.data();
   problem.heads = score.heads;
@@ -246,8 +306,8 @@ TEST(CudaThreads, ChoosingWaitsForWhatItReads) {
   c.rows = 1;
   c.keys = 1500;
   const std::string hashes = hashing(folder / "w", 3, c.heads, 40, 70, "relu");
-  for (const std::string& maskers :
-       {chain({kSink, kLocal, kTopK, kAdaptive}), chain({kTopP, kPages, kSampleMost}), chain({hashes.c_str(), kTopK})})
+  for (const std::string& maskers : {chain({kSink, kLocal, kTopK, kAdaptive}), chain({kTopP, kPages, kSampleMost}),
+                                     chain({hashes.c_str(), kTopK}), chain({kPq})})
     compare_with_pipeline<float, 64>(c, maskers, 1e-4);
 }
 
@@ -266,7 +326,7 @@ TEST(CudaChoose, EveryMaskerThatHasARuleChoosesByItWhatItSelects) {
     ++with_rules;
     compare_with_pipeline<float, 64>(c, masker, 1e-4);
   }
-  EXPECT_GE(with_rules, 12);
+  EXPECT_GE(with_rules, 13);
 }
 
 TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
@@ -293,6 +353,23 @@ TEST(CudaChoose, HashedKeysAreThosePipelinesChoose) {
       const std::string masker = hashing(folder / activation, 3, c.heads, 150, bits, activation);
       compare_with_pipeline<float, 64>(c, masker, 1e-4);
       compare_with_pipeline<BFloat16, 64>(c, chain({kSink, masker.c_str(), kTopK}), 0.03);
+    }
+  }
+}
+
+TEST(CudaChoose, QuantisedKeysAreThosePipelinesChoose) {
+  for (const char* metric : {"euclidean", "ip"}) {
+    for (const int offset : {0, 40}) {
+      const std::string masker =
+          R"({"type": "pq_cache", "heavy_size": 60, "pq_group_factor": 5, "pq_bits": 4, "kmeans_iter": 3, "metric": ")" +
+          std::string(metric) + R"(", "init_offset": )" + std::to_string(offset) + "}";
+      Case c;
+      c.rows = 2;
+      c.keys = 1100;
+      compare_with_pipeline<float, 64>(c, masker, 1e-4);
+      compare_with_pipeline<BFloat16, 64>(c, chain({kSink, masker.c_str(), kTopK}), 0.03);
+      c.keys = 30;
+      compare_with_pipeline<float, 64>(c, masker, 1e-4);
     }
   }
 }

@@ -326,7 +326,7 @@ TEST(CudaThreads, PlanningWaitsForWhatItReads) {
   const ExecutedBy threads(Execution::threads);
   Case c;
   c.batch = 1;
-  c.rows = 30;
+  c.rows = 9;
   c.keys = 2200;
   const Mask mask = random_mask(c, 0.01, 4);
   const std::vector<std::uint8_t> bytes = bytes_of(mask);

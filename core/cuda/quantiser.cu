@@ -1,0 +1,133 @@
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/quantiser.hpp>
+#include <reticle/core/cuda/quantiser_block.hpp>
+#include <reticle/core/cuda/tensors.cuh>
+#include <reticle/core/tensor/tensor.hpp>
+
+namespace reticle::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kQuantiserThreads)
+    encode_kernel(const __grid_constant__ EncodeProblem problem, int first, int steps) {
+  encode_keys<T>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / steps, first,
+                 static_cast<int>(blockIdx.x) % steps);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kQuantiserThreads)
+    table_score_kernel(const __grid_constant__ TableScoreProblem problem, int parts) {
+  __shared__ float table[kMostTableEntries];
+  score_by_table<T>(DeviceBlock(), table, problem, static_cast<int>(blockIdx.x) / parts,
+                    static_cast<int>(blockIdx.x) % parts);
+}
+
+/// One head's keys on the host; waits for the stream.
+Tensor keys_of_head(const TensorView& keys, Index batch, Index kv_head, Stream stream) {
+  Tensor copy(keys.dtype, {keys.size(2), keys.size(3)});
+  const auto element = static_cast<std::size_t>(size_of(keys.dtype)),
+             row = static_cast<std::size_t>(keys.size(3)) * element;
+  const auto* const from =
+      static_cast<const char*>(keys.data) + (batch * keys.stride(0) + kv_head * keys.stride(1)) * size_of(keys.dtype);
+  check(cudaMemcpy2DAsync(copy.data(), row, from, static_cast<std::size_t>(keys.stride(2)) * element, row,
+                          static_cast<std::size_t>(keys.size(2)), cudaMemcpyDeviceToHost,
+                          static_cast<cudaStream_t>(stream)),
+        "copying keys");
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
+  return copy;
+}
+
+/// Codebooks and codes of one layer, with room for all keys.
+struct QuantisedLayer {
+  const PqRecipe* of = nullptr;
+  Buffer centroids, lifts, radii, codes;
+  Index count = 0, batch = 0, seen = 0;
+};
+
+}  // namespace
+
+struct QuantisedScorer::State {
+  Buffer scores;
+  std::map<int, QuantisedLayer> layers;
+};
+
+const float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
+                                    Stream stream) {
+  if (state_ == nullptr) state_ = std::make_shared<State>();
+  const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
+  if (recipe.parts * recipe.centroids > kMostTableEntries || inputs.queries.stride(3) != 1 ||
+      inputs.keys.stride(3) != 1 || inputs.queries.dtype != inputs.keys.dtype)
+    throw DeviceError("quantising: " + std::to_string(recipe.parts) + " parts of " + std::to_string(recipe.centroids) +
+                      " centroids, queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
+                      "; on a GPU a table has at most " + std::to_string(kMostTableEntries) +
+                      " entries, rows are contiguous, and tensors have one dtype");
+  QuantisedLayer& layer = state_->layers[inputs.layer];
+  if (layer.of != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};
+  if (layer.seen == 0 && keys > recipe.init_offset) {
+    std::vector<float> centroids, lifts, radii;
+    for (Index head = 0; head < matrices; ++head) {
+      const Tensor of_head = keys_of_head(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads(), stream);
+      const ProductQuantiser quantiser = recipe.train(of_head.view(), inputs.layer, head);
+      layer.count = quantiser.centroids();
+      for (const ProductQuantiser::Book& book : quantiser.books()) {
+        centroids.insert(centroids.end(), book.centroids.begin(), book.centroids.end());
+        lifts.insert(lifts.end(), book.lift.begin(), book.lift.end());
+        radii.push_back(book.radius);
+      }
+    }
+    layer.centroids = Buffer::copy_of(std::span<const float>(centroids), stream);
+    layer.lifts = Buffer::copy_of(std::span<const float>(lifts), stream);
+    layer.radii = Buffer::copy_of(std::span<const float>(radii), stream);
+    layer.codes = Buffer(static_cast<std::size_t>(matrices * most_keys * recipe.parts) * sizeof(std::uint16_t), stream);
+    layer.batch = inputs.batch();
+  }
+  if (state_->scores.bytes() == 0)
+    state_->scores = Buffer(static_cast<std::size_t>(rows * most_keys) * sizeof(float), stream);
+  const Codebooks books{layer.centroids.as<float>(),    layer.lifts.as<float>(),       layer.radii.as<float>(),
+                        static_cast<int>(recipe.parts), static_cast<int>(layer.count), static_cast<int>(d)};
+  EncodeProblem encoding;
+  encoding.keys = inputs.keys.data;
+  encoding.key_strides = strides_of(inputs.keys);
+  encoding.kv_heads = static_cast<int>(inputs.kv_heads());
+  encoding.key_count = static_cast<int>(keys);
+  encoding.books = books;
+  encoding.codes = layer.codes.as<std::uint16_t>();
+  encoding.capacity = most_keys;
+  TableScoreProblem problem;
+  problem.queries = inputs.queries.data;
+  problem.query_strides = strides_of(inputs.queries);
+  problem.heads = static_cast<int>(inputs.heads());
+  problem.kv_heads = encoding.kv_heads;
+  problem.rows = static_cast<int>(inputs.queries_length());
+  problem.key_count = encoding.key_count;
+  problem.first_key = static_cast<int>(std::min(recipe.init_offset, keys));
+  problem.causal = inputs.causal;
+  problem.books = books;
+  problem.codes = encoding.codes;
+  problem.capacity = most_keys;
+  problem.scores = state_->scores.as<float>();
+  const Index steps = ((keys - layer.seen) * recipe.parts + kQuantiserThreads - 1) / kQuantiserThreads;
+  const Index parts = (keys + kQuantisedKeys - 1) / kQuantisedKeys,
+              scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length();
+  auto* const native = static_cast<cudaStream_t>(stream);
+  dispatch_float(inputs.keys.dtype, "keys", [&]<class T>() {
+    if (layer.count > 0 && steps > 0)
+      encode_kernel<T><<<static_cast<unsigned>(matrices * steps), kQuantiserThreads, 0, native>>>(
+          encoding, static_cast<int>(layer.seen), static_cast<int>(steps));
+    table_score_kernel<T><<<static_cast<unsigned>(scored_rows * parts), kQuantiserThreads, 0, native>>>(
+        problem, static_cast<int>(parts));
+  });
+  check_launch("scoring quantised keys");
+  if (layer.count > 0) layer.seen = keys;
+  return problem.scores;
+}
+
+void QuantisedScorer::reset() {
+  if (state_ != nullptr) state_->layers.clear();
+}
+
+}  // namespace reticle::cuda
