@@ -45,6 +45,9 @@ if(RETICLE_WARNINGS_AS_ERRORS)
   list(APPEND cuda_options -Werror=all-warnings)
 endif()
 target_compile_options(${compiled} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>")
+if(CMAKE_CUDA_ARCHITECTURES MATCHES 90a)  # 9.0 alone has no wgmma, and other kernels serve there
+  set_property(SOURCE attention/cuda/attention.cu APPEND PROPERTY COMPILE_DEFINITIONS RETICLE_WGMMA)
+endif()
 # Softmax mass is cut where the CPU cuts it (core/ops/mass.hpp), and p are combined as there: products and sums are
 # rounded one by one.
 set_source_files_properties(core/cuda/choose.cu core/cuda/mask.cu PROPERTIES COMPILE_OPTIONS --fmad=false)

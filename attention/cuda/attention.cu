@@ -59,11 +59,17 @@ void launch(const TileProblem& problem, const DeviceTiles& tiles, cudaStream_t s
   launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim>, kTileThreads, problem, tiles.count(), stream);
 }
 
+#if defined(RETICLE_WGMMA)
+constexpr bool kWgmmaBuilt = true;
+#else
+constexpr bool kWgmmaBuilt = false;
+#endif
+
 /// Rows of the tiles of such inputs on the current device: where Hopper's instructions are, those of 128, unless there
 /// are too few rows to fill the second half.
 int tile_rows_for(const PlannedInputs& inputs) {
   const bool fill = inputs.queries * (inputs.heads / inputs.kv_heads) > kTileRowCount;
-  return fill && compute_capability() == 90 ? kWideTileRows : kTileRowCount;
+  return kWgmmaBuilt && fill && compute_capability() == 90 ? kWideTileRows : kTileRowCount;
 }
 
 /// Blocks to a list that keep the device busy, of no fewer than 64 entries each.

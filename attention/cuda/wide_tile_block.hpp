@@ -106,7 +106,8 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
   const auto settle_scores = [&] {
     block.template settle<kKeyBlock / 2>([&](int thread) { return &scores[thread].of[0][0]; });
   };
-  const auto settle_output = [&] {
+  const auto settle_values = [&] {
+    block.template settle<kKeyBlock / 4>([&](int thread) { return &weights[thread].of[0][0]; });
     block.template settle<head_dim / 2>([&](int thread) { return &output[thread].of[0][0]; });
   };
   const auto pack = [&] {
@@ -148,14 +149,14 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
       settle_scores();
       weigh(block, problem, tile, blocks[i + 1], scores, states);
       block.template wait_products<0>();
-      settle_output();
+      settle_values();
       rescale<Block, head_dim>(block, states, output);
       pack();
     }
     block.open_products();
     begin_values(tile.blocks - 1);
     block.template wait_products<0>();
-    settle_output();
+    settle_values();
   }
   finish_rows<T, Block, head_dim>(block, problem, tile, states, output);
 }

@@ -185,11 +185,17 @@ class DeviceBlock {
   __device__ void wait_products() const {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
   }
-  /// Tells the compiler that registers have changed since products on them were begun.
+  /// Tells the compiler that products that were begun have used these registers, and may have changed them, until here.
   template <int n, class Of>
   __device__ void settle(Of&& of) const {
-    float* const values = of(static_cast<int>(threadIdx.x));
-    unrolled<n>([&](int i) { asm volatile("" : "+f"(values[i])::"memory"); });
+    auto* const values = of(static_cast<int>(threadIdx.x));
+    unrolled<n>([&](int i) {
+      if constexpr (std::is_same_v<decltype(values), float* const>) {
+        asm volatile("" : "+f"(values[i])::"memory");
+      } else {
+        asm volatile("" : "+r"(values[i])::"memory");
+      }
+    });
   }
   /// What this thread has put into shared memory may be read by products, after sync().
   __device__ void publish() const { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

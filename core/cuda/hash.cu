@@ -29,15 +29,7 @@ class DeviceHash {
   DeviceHash() = default;
   DeviceHash(const HashMlp& mlp, Stream stream) : activation_(mlp.activation()) {
     for (const HashMlp::Linear& linear : mlp.linear()) {
-      std::vector<float> weights(linear.weights.size());  // (hq, in, out): neighbouring threads read neighbours
-      for (Index head = 0; head < mlp.heads(); ++head) {
-        const Index begin = head * linear.in * linear.out;
-        for (Index i = 0; i < linear.in; ++i) {
-          for (Index o = 0; o < linear.out; ++o)
-            weights[static_cast<std::size_t>(begin + i * linear.out + o)] =
-                linear.weights[static_cast<std::size_t>(begin + o * linear.in + i)];
-        }
-      }
+      const std::vector<float> weights = weights_by_input(linear, mlp.heads());
       maps_.push_back({linear.in, linear.out, Buffer::copy_of(std::span<const float>(weights), stream),
                        Buffer::copy_of(std::span<const float>(linear.bias), stream)});
     }

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <limits>
+#include <vector>
 
 #include <reticle/core/cuda/row_block.hpp>
 #include <reticle/core/ops/hash_codes.hpp>
@@ -16,11 +17,24 @@ inline constexpr int kHashVectors = 8;      // that a block codes
 inline constexpr int kMostHashWidth = 512;  // of vectors, and between and after the linear maps
 inline constexpr int kMostHashLayers = 8;
 
-/// A linear map: weights (hq, in, out), bias (hq, out).
+/// A linear map: weights (hq, in, out), so that neighbouring threads read neighbours, and bias (hq, out).
 struct HashLayer {
   int in = 0, out = 0;
   const float *weights = nullptr, *bias = nullptr;
 };
+
+/// A map's weights so, on the host.
+inline std::vector<float> weights_by_input(const HashMlp::Linear& map, Index heads) {
+  std::vector<float> weights;
+  weights.reserve(map.weights.size());
+  for (Index head = 0; head < heads; ++head) {
+    for (Index i = 0; i < map.in; ++i) {
+      for (Index o = 0; o < map.out; ++o)
+        weights.push_back(map.weights[static_cast<std::size_t>((head * map.out + o) * map.in + i)]);
+    }
+  }
+  return weights;
+}
 
 struct HashProblem {
   const void* vectors = nullptr;  // (b, h, n, d), h being a divisor of the query heads

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <map>
 #include <vector>
 
@@ -68,20 +67,16 @@ const float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecip
   QuantisedLayer& layer = state_->layers[inputs.layer];
   if (layer.of != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};
   if (layer.seen == 0 && keys > recipe.init_offset) {
-    std::vector<float> centroids, lifts, radii;
+    PackedCodebooks packed;
     for (Index head = 0; head < matrices; ++head) {
       const Tensor of_head = keys_of_head(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads(), stream);
       const ProductQuantiser quantiser = recipe.train(of_head.view(), inputs.layer, head);
       layer.count = quantiser.centroids();
-      for (const ProductQuantiser::Book& book : quantiser.books()) {
-        centroids.insert(centroids.end(), book.centroids.begin(), book.centroids.end());
-        lifts.insert(lifts.end(), book.lift.begin(), book.lift.end());
-        radii.push_back(book.radius);
-      }
+      packed.add(quantiser);
     }
-    layer.centroids = Buffer::copy_of(std::span<const float>(centroids), stream);
-    layer.lifts = Buffer::copy_of(std::span<const float>(lifts), stream);
-    layer.radii = Buffer::copy_of(std::span<const float>(radii), stream);
+    layer.centroids = Buffer::copy_of(std::span<const float>(packed.centroids), stream);
+    layer.lifts = Buffer::copy_of(std::span<const float>(packed.lifts), stream);
+    layer.radii = Buffer::copy_of(std::span<const float>(packed.radii), stream);
     layer.codes = Buffer(static_cast<std::size_t>(matrices * most_keys * recipe.parts) * sizeof(std::uint16_t), stream);
     layer.batch = inputs.batch();
   }
@@ -89,27 +84,9 @@ const float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecip
     state_->scores = Buffer(static_cast<std::size_t>(rows * most_keys) * sizeof(float), stream);
   const Codebooks books{layer.centroids.as<float>(),    layer.lifts.as<float>(),       layer.radii.as<float>(),
                         static_cast<int>(recipe.parts), static_cast<int>(layer.count), static_cast<int>(d)};
-  EncodeProblem encoding;
-  encoding.keys = inputs.keys.data;
-  encoding.key_strides = strides_of(inputs.keys);
-  encoding.kv_heads = static_cast<int>(inputs.kv_heads());
-  encoding.key_count = static_cast<int>(keys);
-  encoding.books = books;
-  encoding.codes = layer.codes.as<std::uint16_t>();
-  encoding.capacity = most_keys;
-  TableScoreProblem problem;
-  problem.queries = inputs.queries.data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.heads = static_cast<int>(inputs.heads());
-  problem.kv_heads = encoding.kv_heads;
-  problem.rows = static_cast<int>(inputs.queries_length());
-  problem.key_count = encoding.key_count;
-  problem.first_key = static_cast<int>(std::min(recipe.init_offset, keys));
-  problem.causal = inputs.causal;
-  problem.books = books;
-  problem.codes = encoding.codes;
-  problem.capacity = most_keys;
-  problem.scores = state_->scores.as<float>();
+  const EncodeProblem encoding = encode_problem(inputs, books, layer.codes.as<std::uint16_t>(), most_keys);
+  const TableScoreProblem problem =
+      table_score_problem(inputs, encoding, recipe.init_offset, state_->scores.as<float>());
   const Index steps = ((keys - layer.seen) * recipe.parts + kQuantiserThreads - 1) / kQuantiserThreads;
   const Index parts = (keys + kQuantisedKeys - 1) / kQuantisedKeys,
               scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length();

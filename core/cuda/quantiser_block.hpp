@@ -3,10 +3,14 @@
 // scoring reads 2 bytes per part and key of a KV head, where exact scores read the key.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
+#include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/cuda/row_block.hpp>
+#include <reticle/core/ops/product_quantiser.hpp>
 
 namespace reticle::cuda {
 
@@ -28,6 +32,20 @@ struct Codebooks {
   }
 };
 
+/// Codebooks on the host, laid out so.
+struct PackedCodebooks {
+  std::vector<float> centroids, lifts, radii;
+
+  /// Of the next KV head.
+  void add(const ProductQuantiser& quantiser) {
+    for (const ProductQuantiser::Book& book : quantiser.books()) {
+      centroids.insert(centroids.end(), book.centroids.begin(), book.centroids.end());
+      lifts.insert(lifts.end(), book.lift.begin(), book.lift.end());
+      radii.push_back(book.radius);
+    }
+  }
+};
+
 struct EncodeProblem {
   const void* keys = nullptr;  // (b, hkv, sk, d)
   Strides key_strides;
@@ -36,6 +54,17 @@ struct EncodeProblem {
   std::uint16_t* codes = nullptr;  // (b * hkv, capacity, parts)
   Index capacity = 0;
 };
+
+inline EncodeProblem encode_problem(const AttentionInputs& inputs, const Codebooks& books, std::uint16_t* codes,
+                                    Index capacity) {
+  return {inputs.keys.data,
+          strides_of(inputs.keys),
+          static_cast<int>(inputs.kv_heads()),
+          static_cast<int>(inputs.keys_length()),
+          books,
+          codes,
+          capacity};
+}
 
 /// The nearest centroids of keys from `first` on, (key, part) numbers [step * kQuantiserThreads, ...).
 template <class T, class Block>
@@ -83,6 +112,23 @@ struct TableScoreProblem {
   Index capacity = 0;
   float* scores = nullptr;  // (b * hq * sq, sk)
 };
+
+/// Of what encode_keys has written.
+inline TableScoreProblem table_score_problem(const AttentionInputs& inputs, const EncodeProblem& encoded,
+                                             Index first_key, float* scores) {
+  return {inputs.queries.data,
+          strides_of(inputs.queries),
+          static_cast<int>(inputs.heads()),
+          encoded.kv_heads,
+          static_cast<int>(inputs.queries_length()),
+          encoded.key_count,
+          static_cast<int>(std::min<Index>(first_key, encoded.key_count)),
+          inputs.causal,
+          encoded.books,
+          encoded.codes,
+          encoded.capacity,
+          scores};
+}
 
 /// Scores of row number `row` with keys [part * kQuantisedKeys, (part + 1) * kQuantisedKeys). `table`: shared memory
 /// for kMostTableEntries.

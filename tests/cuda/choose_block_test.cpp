@@ -115,12 +115,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
       coding.capacity = room;
       std::vector<std::vector<float>> transposed;
       for (const HashMlp::Linear& map : mlp.linear()) {
-        std::vector<float>& weights = transposed.emplace_back();
-        for (Index head = 0; head < inputs.heads(); ++head) {
-          for (Index i = 0; i < map.in * map.out; ++i)
-            weights.push_back(
-                map.weights[static_cast<std::size_t>(head * map.in * map.out + i % map.out * map.in + i / map.out)]);
-        }
+        const std::vector<float>& weights = transposed.emplace_back(weights_by_input(map, inputs.heads()));
         coding.layers[coding.layer_count++] = {static_cast<int>(map.in), static_cast<int>(map.out), weights.data(),
                                                map.bias.data()};
       }
@@ -149,7 +144,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     problem.code_scores = code_scores.data();
   }
   const auto quantised = std::ranges::find(rules, Rule::Kind::quantised, &Rule::kind);
-  std::vector<float> centroids, lifts, radii;
+  PackedCodebooks packed;
   std::vector<std::uint16_t> codes;
   if (quantised != rules.end()) {
     const PqRecipe& recipe = *quantised->quantiser;
@@ -163,40 +158,17 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
       const ProductQuantiser quantiser = recipe.train(
           head_matrix(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads()), inputs.layer, head);
       books.count = static_cast<int>(quantiser.centroids());
-      for (const ProductQuantiser::Book& book : quantiser.books()) {
-        centroids.insert(centroids.end(), book.centroids.begin(), book.centroids.end());
-        lifts.insert(lifts.end(), book.lift.begin(), book.lift.end());
-        radii.push_back(book.radius);
-      }
+      packed.add(quantiser);
     }
-    books.centroids = centroids.data();
-    books.lifts = lifts.data();
-    books.radii = radii.data();
-    EncodeProblem encoding;
-    encoding.keys = inputs.keys.data;
-    encoding.key_strides = strides_of(inputs.keys);
-    encoding.kv_heads = static_cast<int>(inputs.kv_heads());
-    encoding.key_count = static_cast<int>(keys);
-    encoding.books = books;
-    encoding.codes = codes.data();
-    encoding.capacity = capacity;
+    books.centroids = packed.centroids.data();
+    books.lifts = packed.lifts.data();
+    books.radii = packed.radii.data();
+    const EncodeProblem encoding = encode_problem(inputs, books, codes.data(), capacity);
     const int steps = (static_cast<int>(keys) * books.parts + kQuantiserThreads - 1) / kQuantiserThreads;
     for (int head = 0; head < static_cast<int>(matrices) && books.count > 0; ++head) {
       for (int step = 0; step < steps; ++step) encode_keys<T>(HostBlock(kQuantiserThreads), encoding, head, 0, step);
     }
-    TableScoreProblem scored;
-    scored.queries = inputs.queries.data;
-    scored.query_strides = strides_of(inputs.queries);
-    scored.heads = static_cast<int>(inputs.heads());
-    scored.kv_heads = encoding.kv_heads;
-    scored.rows = static_cast<int>(inputs.queries_length());
-    scored.key_count = encoding.key_count;
-    scored.first_key = static_cast<int>(std::min(recipe.init_offset, keys));
-    scored.causal = inputs.causal;
-    scored.books = books;
-    scored.codes = codes.data();
-    scored.capacity = capacity;
-    scored.scores = code_scores.data();
+    const TableScoreProblem scored = table_score_problem(inputs, encoding, recipe.init_offset, code_scores.data());
     float table[kMostTableEntries];
     for (int row = 0; row < static_cast<int>(rows); ++row) {
       for (int part = 0; part * kQuantisedKeys < scored.key_count; ++part)
