@@ -426,6 +426,7 @@ class HostBlock {
   static void combine_over(PerThread<T>& x, Of&& of, Combine&& combine) {
     for (int offset = lanes / 2; offset > 0; offset /= 2) {
       std::vector<float> before;
+      before.reserve(x.values.size());
       for (T& value : x.values) before.push_back(of(value));
       for (std::size_t thread = 0; thread < x.values.size(); ++thread)
         of(x.values[thread]) = combine(before[thread], before[thread ^ static_cast<std::size_t>(offset)]);

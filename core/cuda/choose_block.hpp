@@ -92,7 +92,6 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
   const int visible = !problem.causal ? keys : end < 0 ? 0 : end;
   const Index first = static_cast<Index>(row) * keys;
   float* const p = problem.p + first;
-  const float* const scores = problem.scores == nullptr ? nullptr : problem.scores + first;
   std::int32_t* const indices = problem.indices + first;
   const auto keep = [&](int count, auto&& key_of) {
     block.each([&](int thread) {
@@ -102,13 +101,14 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       }
     });
   };
-  const auto ranked_by = [p](const float* by) { return [p, by](Index i) { return p[i] > 0 ? 0u : order_key(by[i]); }; };
   block.each([&](int thread) {
     for (int key = thread; key < keys; key += block.threads()) p[key] = 0;
   });
   for (int i = 0; i < problem.rule_count; ++i) {
     const Rule& rule = problem.rules[i];
     const auto count = static_cast<int>(rule.count < keys ? rule.count : keys);
+    const float* const of_rows = rule.codes() ? problem.code_scores : problem.scores;
+    const float* const scores = of_rows == nullptr ? nullptr : of_rows + first;
     block.sync();
     if (rule.kind == Rule::Kind::sinks) {
       keep(count, [](Index nth) { return nth; });
@@ -119,6 +119,7 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
                           static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(query));
       std::int32_t* const scratch = problem.scratch + first;
       if (rule.kind == Rule::Kind::adaptive) {
+        if (scores == nullptr) continue;  // nobody has scored for it
         sample_adaptively(block, shared.adaptive, rule, scores, keys, visible, random, indices, scratch, p);
       } else {
         choose_detail::sample_uniformly(block, shared.adaptive.sample, rule.share, visible, random, indices, scratch,
@@ -137,7 +138,8 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
         }
       });
     } else {
-      const auto key_of = ranked_by(rule.codes() ? problem.code_scores + first : scores);
+      if (scores == nullptr) continue;
+      const auto key_of = [p, scores](Index key) { return p[key] > 0 ? 0u : order_key(scores[key]); };
       const int chosen = rule.kind == Rule::Kind::top_p
                              ? top_p_row(block, shared.top, key_of, keys, rule.share, indices)
                          : count > 0 ? top_k_row(block, shared.top.selection, key_of, keys, count, indices)

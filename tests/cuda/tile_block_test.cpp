@@ -125,7 +125,7 @@ TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
   EXPECT_EQ(plan.bits.size(), 16u * 32u) << "a word a query, which the heads share";
   for (const Tile& tile : plan.tiles) {
     for (int i = 0; i < tile.blocks; ++i) {
-      const KeyBlock& block = plan.blocks[static_cast<std::size_t>(tile.first_block + i)];
+      const KeyBlock& block = *(plan.blocks.begin() + tile.first_block + i);
       EXPECT_EQ(block.first_key, 64 * i);
       EXPECT_EQ(block.bits < 0, i + 1 < tile.blocks);
     }
