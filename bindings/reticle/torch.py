@@ -121,8 +121,8 @@ def _backward_on_gpu(
     attention_mask: Tensor | None,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients on the current stream. A Mask goes to the device with every call; what is there already comes to the host
-    where the tensor cores do not serve (float32, head_dim 256, few rows)."""
+    """Gradients on the current stream. A Mask goes to the device with every call; one that is there already comes to the
+    host first where the tensor cores do not serve (float32, head_dim 256, few rows, p)."""
     settings: Any = {
         "scaling": scaling,
         "causal": causal,
@@ -130,7 +130,8 @@ def _backward_on_gpu(
     }
     inputs = (queries.detach(), keys.detach(), values.detach())
     attended = _restricted(mask, attention_mask, queries, keys)
-    if not (isinstance(attended, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
+    weighted = isinstance(attended, DeviceMask) and attended.weighted
+    if weighted or not (isinstance(attended, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
         attended = as_mask(attended, queries, keys)
     plan = _core.CudaBackwardPlan(*inputs, _for_plan(attended, keys), soft_cap=soft_cap, **settings)
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
