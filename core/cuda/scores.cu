@@ -7,7 +7,8 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, int together>
-__global__ void __launch_bounds__(kScoreThreads) score_kernel(const __grid_constant__ ScoreProblem problem, int parts) {
+__global__ void __launch_bounds__(kScoreThreads, 5)
+    score_kernel(const __grid_constant__ ScoreProblem problem, int parts) {
   score_part<T, head_dim, together>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts,
                                     static_cast<int>(blockIdx.x) % parts);
 }
