@@ -282,12 +282,12 @@ void add_attention(py::module_& module) {
       .def_property_readonly(
           "kind",
           [](const Rule& rule) {
-            constexpr const char* kNames[] = {"sinks",     "window", "top_k",  "top_p",   "hashed",
-                                              "quantised", "pages",  "sample", "adaptive"};
+            constexpr const char* kNames[] = {"sinks",     "window", "top_k",  "top_p",    "hashed",
+                                              "quantised", "pages",  "sample", "adaptive", "colliding"};
             return kNames[static_cast<std::size_t>(rule.kind)];
           },
-          "\"sinks\", \"window\", \"top_k\", \"top_p\", \"hashed\", \"quantised\", \"pages\", \"sample\" or "
-          "\"adaptive\".")
+          "\"sinks\", \"window\", \"top_k\", \"top_p\", \"hashed\", \"quantised\", \"pages\", \"sample\", "
+          "\"adaptive\" or \"colliding\".")
       .def_readonly("count", &Rule::count, "Keys, of sinks, window, top_k, hashed and quantised; pages.")
       .def_readonly("dilation", &Rule::dilation, "From one key to the next, of a window.")
       .def_readonly("page_size", &Rule::page_size, "Keys, of pages.")

@@ -98,7 +98,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 7;
+inline constexpr std::uint64_t kInterface = 8;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

@@ -10,6 +10,7 @@
 namespace reticle {
 
 struct LearnedHash;
+struct LshRecipe;
 struct PqRecipe;
 
 /// One step of choosing a row's keys among those that causality leaves, after the steps before it.
@@ -26,6 +27,7 @@ struct Rule {
     // As many of the n keys in [first, last) that are not chosen yet as adaptive_budget says (core/ops/statistics.hpp),
     // at least the `base` sample that it is estimated from, which is at least 2; p = drawn / n.
     adaptive,
+    colliding,  // those not chosen yet whose codes collide with the query's (core/ops/lsh.hpp); p = how likely that is
   };
 
   Kind kind = Kind::sinks;
@@ -36,13 +38,14 @@ struct Rule {
   double epsilon = 0, quantile = 0;
   Index first = 0, last = 0;
   std::uint64_t seed = 0;  // of `sample` and `adaptive`
-  // Of `hashed` and of `quantised`; the masker's, and alive as long.
+  // Of `hashed`, `quantised` and `colliding`; the masker's, and alive as long.
   const LearnedHash* hash = nullptr;
   const PqRecipe* quantiser = nullptr;
+  const LshRecipe* lsh = nullptr;
 
   RETICLE_HD bool scores() const { return kind == Kind::top_k || kind == Kind::top_p || kind == Kind::adaptive; }
-  RETICLE_HD bool codes() const { return kind == Kind::hashed || kind == Kind::quantised; }
-  RETICLE_HD bool samples() const { return kind == Kind::sample || kind == Kind::adaptive; }
+  RETICLE_HD bool codes() const { return kind == Kind::hashed || kind == Kind::quantised || kind == Kind::colliding; }
+  RETICLE_HD bool weighs() const { return kind == Kind::sample || kind == Kind::adaptive || kind == Kind::colliding; }
 };
 
 }  // namespace reticle

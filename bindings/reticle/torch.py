@@ -410,8 +410,9 @@ class SparseDecoder:
 
     For the maskers that say what they choose as rules (`sparse.rules(keys)` raises DeviceError and names the one that does
     not): sink, local, causal, a_shape, strided, oracle_top_k, oracle_top_p, top_k and top_p by exact scores, quest_top_k,
-    hash_attention_top_k, pq_cache, random_sampling, adaptive_sampling. `rows` is batch * heads * queries, at most; no gradients. Serves one sequence at a time: what a rule
-    keeps of its keys (bounds of pages) goes on from call to call.
+    hash_attention_top_k, pq_cache, random_sampling, adaptive_sampling, magic_pig. `rows` is batch * heads * queries, at
+    most; no gradients. Serves one sequence at a time: what a rule keeps of its keys (bounds of pages, codes) goes on from
+    call to call.
     Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 

@@ -5,6 +5,7 @@
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/hash.hpp>
+#include <reticle/core/cuda/lsh.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/quantiser.hpp>
 #include <reticle/core/cuda/scores.hpp>
@@ -55,6 +56,7 @@ struct KeyChooser::State {
   std::map<int, LayerPages> pages{};
   HashScorer hashes{};
   QuantisedScorer quantised{};
+  CollisionScorer collisions{};
 
   /// Takes in new keys and scores all pages; how many there are.
   Index score_pages(const AttentionInputs& inputs, Index page_size, Stream stream);
@@ -134,7 +136,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
     throw ValueError("choosing keys: " + std::to_string(rules.size()) + " rules; needed are 1 to " +
                      std::to_string(kMostRules));
   if (inputs.attention_mask) throw DeviceError("choosing keys: attention masks are not built on a GPU");
-  const bool weighted = std::ranges::any_of(rules, &Rule::samples);
+  const bool weighted = std::ranges::any_of(rules, &Rule::weighs);
   if (counts == nullptr) counts = own.counts.as<std::int32_t>();
   const KeyLists lists{own.indices.as<std::int32_t>(), counts, weighted ? own.extra.as<float>() : nullptr, keys};
   if (rows == 0 || keys == 0) return lists;
@@ -148,10 +150,13 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   for (Rule& rule : problem.rules) {
     if (rule.codes()) {
       if (problem.code_scores != nullptr)
-        throw ValueError("choosing keys: two rules hash or quantise; needed is at most one");
-      problem.code_scores = rule.kind == Rule::Kind::hashed
-                                ? own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream)
-                                : own.quantised.score(inputs, *rule.quantiser, own.rows, own.most_keys, stream);
+        throw ValueError("choosing keys: two rules go by codes; needed is at most one");
+      if (rule.kind == Rule::Kind::hashed)
+        problem.code_scores = own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream);
+      else if (rule.kind == Rule::Kind::quantised)
+        problem.code_scores = own.quantised.score(inputs, *rule.quantiser, own.rows, own.most_keys, stream);
+      else
+        problem.code_scores = own.collisions.score(inputs, *rule.lsh, own.rows, own.most_keys, stream);
     }
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; needed is at most one");
@@ -181,6 +186,7 @@ void KeyChooser::reset() const {
   state_->pages.clear();
   state_->hashes.reset();
   state_->quantised.reset();
+  state_->collisions.reset();
 }
 
 }  // namespace reticle::cuda

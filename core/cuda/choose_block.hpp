@@ -15,7 +15,8 @@ struct ChooseProblem {
   const float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
   const float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
   int page_count = 0;
-  const float* code_scores = nullptr;  // (b * hq * sq, sk), likewise, of the one rule that hashes or quantises
+  const float* code_scores =
+      nullptr;  // (b * hq * sq, sk), likewise, of the one rule that goes by codes; 0 .. 1 if `colliding`
   int heads = 1, rows = 1, key_count = 0;
   bool causal = false;
   int layer = 0;
@@ -114,7 +115,14 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       keep(count, [](Index nth) { return nth; });
     } else if (rule.kind == Rule::Kind::window) {
       keep(count, [&](Index nth) { return end - 1 - nth * rule.dilation; });
-    } else if (rule.samples()) {
+    } else if (rule.kind == Rule::Kind::colliding) {
+      if (scores == nullptr) continue;  // nobody has scored for it
+      block.each([&](int thread) {
+        for (int key = thread; key < visible; key += block.threads()) {
+          if (p[key] == 0) p[key] = scores[key];
+        }
+      });
+    } else if (rule.kind == Rule::Kind::sample || rule.kind == Rule::Kind::adaptive) {
       const Philox random(rule.seed, static_cast<std::uint32_t>(problem.layer), static_cast<std::uint32_t>(batch),
                           static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(query));
       std::int32_t* const scratch = problem.scratch + first;

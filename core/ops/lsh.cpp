@@ -1,8 +1,7 @@
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <numbers>
 
+#include <reticle/core/base/random.hpp>
 #include <reticle/core/ops/lsh.hpp>
 
 namespace reticle {
@@ -34,15 +33,11 @@ bool collide(const std::uint8_t* a, const std::uint8_t* b, Index tables, Index c
   return false;
 }
 
-double collision_probability(double cosine, Index bits, Index tables, Index least) {
-  const double bit = 1 - std::acos(std::clamp(cosine, -1.0, 1.0)) / std::numbers::pi;
-  const double table = std::pow(bit, static_cast<double>(bits));
-  const double once = -std::expm1(static_cast<double>(tables) * std::log1p(-table));
-  if (least <= 1) return once;
-  const double exactly_one =
-      table < 1 ? static_cast<double>(tables) * table * std::exp(static_cast<double>(tables - 1) * std::log1p(-table))
-                : (tables == 1 ? 1.0 : 0.0);
-  return std::max(0.0, once - exactly_one);
+std::vector<float> LshRecipe::projections(Index head_dim, int layer) const {
+  std::vector<float> vectors(static_cast<std::size_t>(tables * bits * width(head_dim)));
+  Philox random(seed, static_cast<std::uint32_t>(layer), 0, 0, 0);
+  for (float& x : vectors) x = random.normal();
+  return vectors;
 }
 
 }  // namespace reticle

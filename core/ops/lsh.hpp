@@ -2,8 +2,11 @@
 // tables, and how likely two vectors share them.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <span>
+#include <vector>
 
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/types.hpp>
@@ -15,6 +18,30 @@ RETICLE_API bool collide(const std::uint8_t* a, const std::uint8_t* b, Index tab
 
 /// The probability that two vectors of this cosine share all `bits` of a table in at least `least` (1 or 2) of `tables`
 /// tables: p = (1 - angle / pi)^bits, then 1 - (1-p)^tables [- tables p (1-p)^(tables-1)].
-RETICLE_API double collision_probability(double cosine, Index bits, Index tables, Index least);
+RETICLE_HD inline double collision_probability(double cosine, Index bits, Index tables, Index least) {
+  const double bounded = cosine < -1 ? -1 : cosine > 1 ? 1 : cosine;
+  const double bit = 1 - std::acos(bounded) / std::numbers::pi;
+  const double table = std::pow(bit, static_cast<double>(bits));
+  const double once = -std::expm1(static_cast<double>(tables) * std::log1p(-table));
+  if (least <= 1) return once;
+  const double exactly_one =
+      table < 1 ? static_cast<double>(tables) * table * std::exp(static_cast<double>(tables - 1) * std::log1p(-table))
+                : (tables == 1 ? 1.0 : 0.0);
+  return once > exactly_one ? once - exactly_one : 0;
+}
+
+/// How keys are sampled by collisions (MagicPIG, Chen et al. 2024).
+struct RETICLE_API LshRecipe {
+  Index tables = 1, bits = 1;                       // L tables of K bits
+  Index min_collisions = 1;                         // tables, 1 or 2, that a key shares with the query
+  bool center = true, center_query = true;          // subtract the mean of a sequence's first keys
+  Index mean_skips_first = 0, mean_skips_last = 0;  // of those, keys that it leaves out
+  bool lift = true;                                 // keys by one dimension onto a sphere
+  std::uint64_t seed = 0;
+
+  Index width(Index head_dim) const { return head_dim + (lift ? 1 : 0); }
+  /// (tables * bits, width) normal vectors.
+  std::vector<float> projections(Index head_dim, int layer) const;
+};
 
 }  // namespace reticle

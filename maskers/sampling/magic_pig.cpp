@@ -61,7 +61,11 @@ struct MagicPigState {
 
 class MagicPig final : public Masker {
  public:
-  explicit MagicPig(const MagicPigConfig& config) : config_(config), code_bytes_((config.lsh_k + 7) / 8) {}
+  explicit MagicPig(const MagicPigConfig& config)
+      : recipe_{config.lsh_l,           config.lsh_k,        config.min_collisions,
+                config.center,          config.center_query, config.mean_skips_first,
+                config.mean_skips_last, config.lift,         config.seed},
+        code_bytes_((config.lsh_k + 7) / 8) {}
 
   Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& layer_state,
               const Context& context) const override {
@@ -70,6 +74,12 @@ class MagicPig final : public Masker {
     return Mask::from_selections(
         inputs.shape(), [&](RowId row, Selection& selection) { sample(inputs, previous, state, row, selection); },
         context);
+  }
+
+  std::vector<Rule> rules(Index, int) const override {
+    Rule rule{Rule::Kind::colliding};
+    rule.lsh = &recipe_;
+    return {rule};
   }
 
  private:
@@ -87,7 +97,7 @@ class MagicPig final : public Masker {
       state.kv_heads = inputs.kv_heads();
     }
     if (count == state.seen.count()) return;
-    if (config_.center && state.seen.count() == 0) set_means(inputs, state);
+    if (recipe_.center && state.seen.count() == 0) set_means(inputs, state);
     // Norms first: codes depend on the largest of the sequence. Codes of older keys keep the largest norm of their
     // time.
     for (Index head = 0; head < heads; ++head) {
@@ -100,12 +110,12 @@ class MagicPig final : public Masker {
         codes.resize(
             static_cast<std::size_t>(state.seen.count() * code_stride()));  // an update that was stopped starts again
         const float largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
-        std::vector<float> extended(static_cast<std::size_t>(width(d)));
+        std::vector<float> extended(static_cast<std::size_t>(recipe_.width(d)));
         for_new_keys(inputs, state, head, [&](std::span<const float> key) {
           // [k, sqrt(M^2 - |k|^2)], on the sphere of radius M; signs do not see the radius.
           std::copy(key.begin(), key.end(), extended.begin());
           const float length = norm(key);
-          if (config_.lift) extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
+          if (recipe_.lift) extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
           codes.resize(codes.size() + static_cast<std::size_t>(code_stride()));
           write_codes(state, head % state.kv_heads, extended, codes.data() + codes.size() - code_stride());
         });
@@ -127,8 +137,8 @@ class MagicPig final : public Masker {
   }
 
   void set_means(const AttentionInputs& inputs, MagicPigState& state) const {
-    const Index first = std::min(config_.mean_skips_first, inputs.keys_length());
-    const Index end = std::max(first, inputs.keys_length() - config_.mean_skips_last);
+    const Index first = std::min(recipe_.mean_skips_first, inputs.keys_length());
+    const Index end = std::max(first, inputs.keys_length() - recipe_.mean_skips_last);
     if (first == end) return;
     std::vector<float> key(static_cast<std::size_t>(state.head_dim));
     std::vector<double> sum(key.size());
@@ -157,21 +167,14 @@ class MagicPig final : public Masker {
 
   // --- codes ---------------------------------------------------------------------------------------------------------
 
-  Index code_stride() const { return config_.lsh_l * code_bytes_; }
-
-  Index width(Index head_dim) const { return head_dim + (config_.lift ? 1 : 0); }
+  Index code_stride() const { return recipe_.tables * code_bytes_; }
 
   /// (L * K, d + lifted) normal vectors for all heads; those that were recorded, an extra tensor "projection" of
   /// (d + lifted, L * K), or of (KV heads, d + lifted, L * K), F32, replace ours.
   std::vector<float> projections(const AttentionInputs& inputs) const {
-    const Index rows = config_.lsh_l * config_.lsh_k, columns = width(inputs.head_dim());
-    std::vector<float> projections(static_cast<std::size_t>(rows * columns));
     const std::optional<TensorView> recorded = inputs.extra("projection");
-    if (!recorded) {
-      Philox random(config_.seed, static_cast<std::uint32_t>(inputs.layer), 0, 0, 0);
-      for (float& x : projections) x = random.normal();
-      return projections;
-    }
+    if (!recorded) return recipe_.projections(inputs.head_dim(), inputs.layer);
+    const Index rows = recipe_.tables * recipe_.bits, columns = recipe_.width(inputs.head_dim());
     const bool per_head = recorded->rank == 3;
     const int dim = per_head ? 1 : 0;
     if ((recorded->rank != 2 && !per_head) || recorded->dtype != DType::f32 || recorded->size(dim) != columns ||
@@ -179,7 +182,7 @@ class MagicPig final : public Masker {
       throw ShapeError("projection: " + recorded->describe() + "; needed is F32 (" + std::to_string(columns) +
                        ", lsh_l * lsh_k), for all heads or for each of " + std::to_string(inputs.kv_heads()));
     const Index matrices = per_head ? recorded->size(0) : 1;
-    projections.resize(projections.size() * static_cast<std::size_t>(matrices));
+    std::vector<float> projections(static_cast<std::size_t>(matrices * rows * columns));
     float* to = projections.data();
     for (Index head = 0; head < matrices; ++head) {
       TensorView matrix = *recorded;
@@ -195,15 +198,15 @@ class MagicPig final : public Masker {
 
   void write_codes(const MagicPigState& state, Index kv_head, std::span<const float> extended,
                    std::uint8_t* codes) const {
-    const Index rows = config_.lsh_l * config_.lsh_k, columns = width(state.head_dim);
+    const Index rows = recipe_.tables * recipe_.bits, columns = recipe_.width(state.head_dim);
     const bool per_head = static_cast<Index>(state.projections.size()) > rows * columns;
     const float* matrix = state.projections.data() + (per_head ? kv_head * rows * columns : 0);
     std::vector<float> sides(static_cast<std::size_t>(rows));
     dot(extended.data(), 1, TensorView(matrix, DType::f32, {rows, columns}), sides.data(), 0);
     std::fill(codes, codes + code_stride(), std::uint8_t{0});
-    for (Index table = 0; table < config_.lsh_l; ++table) {
-      for (Index bit = 0; bit < config_.lsh_k; ++bit) {
-        if (sides[static_cast<std::size_t>(table * config_.lsh_k + bit)] > 0)
+    for (Index table = 0; table < recipe_.tables; ++table) {
+      for (Index bit = 0; bit < recipe_.bits; ++bit) {
+        if (sides[static_cast<std::size_t>(table * recipe_.bits + bit)] > 0)
           codes[table * code_bytes_ + bit / 8] |= static_cast<std::uint8_t>(1 << (bit % 8));
       }
     }
@@ -215,10 +218,10 @@ class MagicPig final : public Masker {
               Selection& selection) const {
     const Index kv_head = inputs.kv_head(row.head), d = inputs.head_dim();
     const auto head = static_cast<std::size_t>(row.batch * state.kv_heads + kv_head);
-    std::vector<float> query(static_cast<std::size_t>(width(d)), 0.0f);  // lifted by 0
+    std::vector<float> query(static_cast<std::size_t>(recipe_.width(d)), 0.0f);  // lifted by 0
     const std::span<float> own(query.data(), static_cast<std::size_t>(d));
     load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, own);
-    if (config_.center_query) center(state.means[head], own);
+    if (recipe_.center_query) center(state.means[head], own);
     std::vector<std::uint8_t> code(static_cast<std::size_t>(code_stride()));
     write_codes(state, kv_head, query, code.data());
 
@@ -237,24 +240,24 @@ class MagicPig final : public Masker {
     const double query_norm = static_cast<double>(norm(own));
     const double largest = static_cast<double>(state.largest_norm[static_cast<std::size_t>(row.batch)]);
     for (const std::int32_t k : candidates) {
-      if (!collide(code.data(), state.codes[head].data() + k * code_stride(), config_.lsh_l, code_bytes_,
-                   config_.min_collisions))
+      if (!collide(code.data(), state.codes[head].data() + k * code_stride(), recipe_.tables, code_bytes_,
+                   recipe_.min_collisions))
         continue;
       load_row(keys, k, 1, key);
       center(state.means[head], key);
       double product = 0;
       for (std::size_t i = 0; i < key.size(); ++i) product += static_cast<double>(own[i]) * static_cast<double>(key[i]);
-      const double key_norm = config_.lift ? largest : static_cast<double>(norm(key));
+      const double key_norm = recipe_.lift ? largest : static_cast<double>(norm(key));
       const double cosine = key_norm > 0 ? product / ((query_norm + 1e-8) * key_norm) : 0;
       const auto p =
-          static_cast<float>(collision_probability(cosine, config_.lsh_k, config_.lsh_l, config_.min_collisions));
+          static_cast<float>(collision_probability(cosine, recipe_.bits, recipe_.tables, recipe_.min_collisions));
       if (!(p > 0)) continue;  // exactly opposite: never drawn but by rounding
       selection.indices.push_back(k);
       selection.p.push_back(std::min(p, 1.0f));
     }
   }
 
-  MagicPigConfig config_;
+  LshRecipe recipe_;
   Index code_bytes_;
 };
 

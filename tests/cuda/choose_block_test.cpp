@@ -8,6 +8,7 @@
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/hash_block.hpp>
+#include <reticle/core/cuda/lsh_block.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/quantiser_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
@@ -33,6 +34,7 @@ constexpr char kAdaptive[] =
     R"({"type": "adaptive_sampling", "base_rate_sampling": 0.1, "epsilon": 0.2, "init_offset": 4, "local_offset": 9})";
 constexpr char kAdaptiveFew[] = R"({"type": "adaptive_sampling", "base_rate_sampling": 5, "epsilon": 0.1})";
 constexpr char kPq[] = R"({"type": "pq_cache", "heavy_size": 60, "kmeans_iter": 1})";
+constexpr char kCollide[] = R"({"type": "magic_pig", "lsh_l": 30})";
 constexpr char kSampleMost[] = R"({"type": "random_sampling", "sampling_rate": 0.8})";
 
 /// Lists of what a chain chooses, as device memory would hold them.
@@ -40,6 +42,57 @@ struct Lists {
   std::vector<std::int32_t> indices, counts;
   std::vector<float> p;
 };
+
+/// Of all keys.
+template <class T>
+void score_collisions_of(const AttentionInputs& inputs, const LshRecipe& recipe, std::vector<float>& scores) {
+  const auto matrices = static_cast<int>(inputs.batch() * inputs.kv_heads()),
+             rows = static_cast<int>(inputs.batch() * inputs.heads() * inputs.queries_length());
+  LshProblem problem = lsh_problem(inputs, recipe);
+  const std::vector<float> projections = projections_by_element(recipe, inputs.head_dim(), inputs.layer);
+  std::vector<float> means(static_cast<std::size_t>(matrices * problem.head_dim));
+  std::vector<std::uint32_t> largest(static_cast<std::size_t>(inputs.batch()));
+  problem.capacity = problem.key_count + 3;
+  std::vector<std::uint64_t> key_codes(static_cast<std::size_t>(matrices * problem.capacity * problem.words()), 0xDEAD),
+      codes(static_cast<std::size_t>(rows * problem.words()), 0xDEAD);
+  problem.projections = projections.data();
+  problem.means = means.data();
+  problem.largest = largest.data();
+  problem.key_codes = key_codes.data();
+  problem.codes = codes.data();
+  problem.scores = scores.data();
+  const int first = std::min(static_cast<int>(recipe.mean_skips_first), problem.key_count),
+            end = std::max(first, problem.key_count - static_cast<int>(recipe.mean_skips_last)),
+            panels = (problem.signs() + kLshThreads - 1) / kLshThreads;
+  const auto shared = std::make_unique<LshShared>();
+  char none[1];
+  for (int matrix = 0; matrix < matrices; ++matrix) {
+    double sums[kLshThreads];
+    for (int part = 0; part * kMeanElements < problem.head_dim && recipe.center && first < end; ++part)
+      run_block(kLshThreads, sums,
+                [&](const auto& block) { average_keys<T>(block, sums, problem, matrix, part, first, end); });
+  }
+  for (int matrix = 0; matrix < matrices; ++matrix) {
+    for (int part = 0; part * kLshThreads < problem.key_count; ++part)
+      run_block(kLshThreads, none, [&](const auto& block) { keep_largest_norm<T>(block, problem, matrix, 0, part); });
+  }
+  for (int panel = 0; panel < panels; ++panel) {
+    for (int matrix = 0; matrix < matrices; ++matrix) {
+      for (int begin = 0; begin < problem.key_count; begin += kLshVectors)
+        run_block(kLshThreads, *shared, [&](const auto& block) {
+          code_by_signs<T, true>(block, *shared, problem, matrix, begin, problem.key_count, panel);
+        });
+    }
+    for (int begin = 0; begin < rows; begin += kLshVectors)
+      run_block(kLshThreads, *shared,
+                [&](const auto& block) { code_by_signs<T, false>(block, *shared, problem, 0, begin, rows, panel); });
+  }
+  float query[kMostLshDim];
+  for (int row = 0; row < rows; ++row) {
+    for (int part = 0; part * kLshThreads < problem.key_count; ++part)
+      run_block(kLshThreads, query, [&](const auto& block) { score_collisions<T>(block, query, problem, row, part); });
+  }
+}
 
 template <class T, int head_dim>
 Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
@@ -177,6 +230,11 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     }
     problem.code_scores = code_scores.data();
   }
+  const auto colliding = std::ranges::find(rules, Rule::Kind::colliding, &Rule::kind);
+  if (colliding != rules.end()) {
+    score_collisions_of<T>(inputs, *colliding->lsh, code_scores);
+    problem.code_scores = code_scores.data();
+  }
   problem.scores = scores.data();
   problem.heads = score.heads;
   problem.rows = score.rows;
@@ -279,7 +337,7 @@ TEST(CudaThreads, ChoosingWaitsForWhatItReads) {
   c.keys = 1500;
   const std::string hashes = hashing(folder / "w", 3, c.heads, 40, 70, "relu");
   for (const std::string& maskers : {chain({kSink, kLocal, kTopK, kAdaptive}), chain({kTopP, kPages, kSampleMost}),
-                                     chain({hashes.c_str(), kTopK}), chain({kPq})})
+                                     chain({hashes.c_str(), kTopK}), chain({kPq}), chain({kSink, kCollide})})
     compare_with_pipeline<float, 64>(c, maskers, 1e-4);
 }
 
@@ -298,7 +356,7 @@ TEST(CudaChoose, EveryMaskerThatHasARuleChoosesByItWhatItSelects) {
     ++with_rules;
     compare_with_pipeline<float, 64>(c, masker, 1e-4);
   }
-  EXPECT_GE(with_rules, 13);
+  EXPECT_GE(with_rules, 14);
 }
 
 TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {
@@ -343,6 +401,20 @@ TEST(CudaChoose, QuantisedKeysAreThosePipelinesChoose) {
       c.keys = 30;
       compare_with_pipeline<float, 64>(c, masker, 1e-4);
     }
+  }
+}
+
+TEST(CudaChoose, CollidingKeysAndHowLikelyTheyWereAreThePipelines) {
+  for (const char* fields :
+       {"", R"(, "lsh_l": 20, "lsh_k": 11, "min_collisions": 2, "lift": false)",
+        R"(, "center": false, "lsh_k": 3, "lsh_l": 4)", R"(, "center_query": false, "lsh_k": 33, "lsh_l": 5000)",
+        R"(, "lsh_k": 64, "lsh_l": 3, "mean_skips_first": 4, "mean_skips_last": 9)"}) {
+    const std::string masker = R"({"type": "magic_pig")" + std::string(fields) + "}";
+    Case c;
+    c.rows = 2;
+    c.keys = std::string(fields).find("5000") == std::string::npos ? 500 : 40;
+    compare_with_pipeline<float, 64>(c, masker, 1e-4);
+    compare_with_pipeline<BFloat16, 64>(c, chain({kSink, masker.c_str(), kTopK}), 0.03);
   }
 }
 

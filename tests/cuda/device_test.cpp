@@ -286,7 +286,7 @@ TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) {
        {R"({"type": "oracle_top_k", "heavy_size": 100})", R"({"type": "oracle_top_p", "top_p": 0.5})",
         R"({"type": "quest_top_k", "heavy_size": 200})", R"({"type": "adaptive_sampling", "epsilon": 0.2})",
         R"({"type": "random_sampling", "sampling_rate": 0.2})", hashes.c_str(),
-        R"({"type": "pq_cache", "heavy_size": 100})"}) {
+        R"({"type": "pq_cache", "heavy_size": 100})", R"({"type": "magic_pig", "lsh_l": 40})"}) {
     const auto sparse = SparseAttention::from_json(
         R"({"seed": 4, "maskers": [{"type": "sink", "sink_size": 5}, {"type": "local", "window_size": 9}, )" +
         std::string(added) + "]}");

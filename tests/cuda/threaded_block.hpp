@@ -266,6 +266,7 @@ class ThreadedBlock {
 /// Runs body(block) for one block of so many threads, by `execution`. Shared memory holds nothing useful before.
 template <class Shared, class Body>
 void run_block(int threads, Shared& shared, Body&& body) {
+  static_assert(std::is_trivially_copyable_v<Shared>);
   std::memset(static_cast<void*>(&shared), 0xA5, sizeof(shared));
   if (execution == Execution::turns) return body(HostBlock(threads));
   Team team(threads, execution == Execution::threads_late);
