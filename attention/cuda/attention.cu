@@ -114,10 +114,10 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   auto state = State::started(inputs, options, stream);
   require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
-  if (!mask.weighted() && tiles_serve(own)) {
-    const int tile_rows = tile_rows_for(own);
-    state->tiles = DeviceTiles(plan_blocks(mask, own.kv_heads, own.causal, tile_rows, context),
-                               Tiling::of(mask.shape(), own.kv_heads, tile_rows), stream);
+  std::optional<BlockPlan> plan;
+  if (tiles_serve(own)) plan = plan_blocks(mask, own.kv_heads, own.causal, tile_rows_for(own), context);
+  if (plan) {
+    state->tiles = DeviceTiles(*plan, Tiling::of(mask.shape(), own.kv_heads, tile_rows_for(own)), stream);
   } else {
     const auto [sharing, lists] = plan_lists(mask, own.kv_heads, own.causal, context);
     state->lists.sharing = sharing;

@@ -69,9 +69,11 @@ BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Mask& mask, Stre
   auto state = State::started(inputs, options, stream);
   require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
-  state->uses_tiles = !mask.weighted() && tiles_serve(own);
-  if (state->uses_tiles) {
-    state->tiles = DeviceTilesBothWays(mask, own, stream, context);
+  std::optional<BlockPlan> plan;
+  if (tiles_serve(own)) plan = plan_blocks(mask, own.kv_heads, own.causal, kTileRowCount, context);
+  state->uses_tiles = plan.has_value();
+  if (plan) {
+    state->tiles = DeviceTilesBothWays(*plan, mask.shape(), own, stream);
   } else {
     const Mask attended = own.causal ? restrict_causal(mask, context) : mask;
     state->by_row = WalkedLists(attended, stream, context);

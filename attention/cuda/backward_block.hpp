@@ -70,14 +70,14 @@ RETICLE_HD inline float log_sum_of(float lse) {
   return lse == kNone ? std::numeric_limits<float>::infinity() : lse * kLog2E;
 }
 
-/// What an entry brings: its weight, and the gradient by its product of query and key, but for the scaling.
+/// What an entry brings: its weight, and the gradient by its product of query and key, but for the scaling. `added` to
+/// its score, -log2(p).
 struct EntryGradient {
   float weight = 0, d_product = 0;
 };
-RETICLE_HD inline EntryGradient entry_gradient(float product, float d_weight, float p, float log_sum, float delta,
+RETICLE_HD inline EntryGradient entry_gradient(float product, float d_weight, float added, float log_sum, float delta,
                                                float scaling, float soft_cap) {
-  const float exponent = scaled(product, scaling, soft_cap) - log_sum;
-  const float weight = power_of_2(p == 1 ? exponent : exponent - std::log2(p));
+  const float weight = power_of_2(scaled(product, scaling, soft_cap) - log_sum + added);
   float gradient = weight * (d_weight - delta);
   if (soft_cap > 0) {
     const float share = std::tanh(product * scaling * (1 / soft_cap));
@@ -169,9 +169,9 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
           if (entry >= end) return;
           const Index row = by_key ? rows_of_head + lists.indices[entry] : list;
           const EntryGradient gradient =
-              entry_gradient(products[i][thread], d_weights[i][thread], lists.p == nullptr ? 1 : lists.p[entry],
-                             log_sum_of(problem.lse[row]), by_key ? problem.delta[row] : own_delta[thread],
-                             problem.scaling, problem.soft_cap);
+              entry_gradient(products[i][thread], d_weights[i][thread],
+                             lists.p == nullptr ? 0 : -std::log2(lists.p[entry]), log_sum_of(problem.lse[row]),
+                             by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);
           first_sum[thread].add(gradient.d_product, met[i][thread].first);
           if constexpr (by_key) second_sum[thread].add(gradient.weight, met[i][thread].second);
         });

@@ -32,6 +32,7 @@ struct BackwardTileShared {
   float delta[kTileRowCount];                        // of own rows
   // By keys, of the rows that are met.
   std::uint64_t words[2][kMetRows];
+  RowWeights weights[2][kMetRows];
   float log_sums[2][kMetRows], deltas[2][kMetRows];
 };
 
@@ -96,7 +97,9 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
         const int row = first + thread;
         const bool there = row < tile.rows;
         const Index number = there ? row_number(tile, row) : 0;
-        shared.words[step % 2][thread] = problem.plan.word(tile, {own_key, entry.bits}, row);
+        const KeyBlock own_keys = problem.plan.blocks[entry.block];
+        shared.words[step % 2][thread] = problem.plan.word(tile, own_keys, row);
+        shared.weights[step % 2][thread] = problem.plan.weights_of(tile, own_keys, row);
         shared.log_sums[step % 2][thread] = there ? log_sum_of(problem.lse[number]) : 0;
         shared.deltas[step % 2][thread] = there ? problem.delta[number] : 0;
       });
@@ -181,25 +184,35 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
     multiply(d_weights, shared.own[1], met[1]);
 
     block.each([&](int thread) {
-      unrolled<2>([&](int half) {
-        const int own = tile_row(thread, half), column = thread % 4 * 2;
-        std::uint64_t attended = 0;  // by rows, bits of what is met
-        if constexpr (!by_key)
-          attended = problem.plan.word(own_tile, met_keys(step / 2), own) >> (step % 2 * kMetRows + column);
-        unrolled<kMetTiles>([&](int tile) {
-          unrolled<2>([&](int e) {
-            const int other = tile * 8 + e;
+      const int column = thread % 4 * 2;
+      // By rows, bits of what is met.
+      std::uint64_t attended[2] = {};
+      RowWeights weights[2];
+      if constexpr (!by_key) {
+        const int first = step % 2 * kMetRows + column;
+        unrolled<2>([&](int half) {
+          const int own = tile_row(thread, half);
+          attended[half] = problem.plan.word(own_tile, met_keys(step / 2), own) >> first;
+          weights[half] = problem.plan.weights_of(own_tile, met_keys(step / 2), own);
+          weights[half].sampled >>= first;
+        });
+      }
+      unrolled<kMetTiles>([&](int tile) {
+        unrolled<2>([&](int e) {
+          const int other = tile * 8 + e, met_row = other + column, at = step % 2;
+          unrolled<2>([&](int half) {
             float& score = scores[thread].of[tile][half * 2 + e];
             float& d_weight = d_weights[thread].of[tile][half * 2 + e];
             EntryGradient gradient;
             if constexpr (by_key) {
-              const int met_row = other + column;
-              if ((shared.words[step % 2][met_row] >> own & 1) != 0)
-                gradient = entry_gradient(score, d_weight, 1, shared.log_sums[step % 2][met_row],
-                                          shared.deltas[step % 2][met_row], problem.scaling, problem.soft_cap);
-            } else if ((attended >> other & 1) != 0) {
-              gradient = entry_gradient(score, d_weight, 1, rows[thread].log_sum[half], rows[thread].delta[half],
-                                        problem.scaling, problem.soft_cap);
+              const int own = tile_row(thread, half);
+              if ((shared.words[at][met_row] >> own & 1) != 0)
+                gradient =
+                    entry_gradient(score, d_weight, shared.weights[at][met_row].of(own), shared.log_sums[at][met_row],
+                                   shared.deltas[at][met_row], problem.scaling, problem.soft_cap);
+            } else if ((attended[half] >> other & 1) != 0) {
+              gradient = entry_gradient(score, d_weight, weights[half].of(other), rows[thread].log_sum[half],
+                                        rows[thread].delta[half], problem.scaling, problem.soft_cap);
             }
             score = gradient.weight;
             d_weight = gradient.d_product;

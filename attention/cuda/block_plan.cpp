@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cmath>
 #include <map>
 #include <numeric>
 
@@ -14,15 +16,21 @@ std::int32_t narrowed(Index number) {
   return static_cast<std::int32_t>(number);
 }
 
-/// The blocks of one tile, while it is planned.
+/// What a tile has of the plan; bits and weights are numbered within it.
+struct TilePlan {
+  std::vector<KeyBlock> blocks;
+  std::vector<std::uint64_t> bits;
+  std::vector<RowWeights> weights;
+};
+
 class TileBuilder {
  public:
   TileBuilder(const Mask& mask, bool causal, int words, bool heads_share)
       : mask_(mask), causal_(causal), words_per_block_(words), heads_share_(heads_share) {}
 
-  /// Appends them; bits are numbered within the tile.
-  void plan(const Tile& tile, std::vector<KeyBlock>& blocks, std::vector<std::uint64_t>& bits) {
-    words_.clear();
+  /// False when a block would come too often.
+  bool plan(const Tile& tile, TilePlan& plan) {
+    blocks_.clear();
     const std::int32_t step = heads_share_ ? tile.heads : 1, count = tile.rows / step;
     for (std::int32_t i = 0; i < count; ++i) {
       const Index query = tile.query_of(i * step);
@@ -32,30 +40,61 @@ class TileBuilder {
       const Index visible = causal_ ? std::clamp<Index>(keys - mask_.shape().queries + query + 1, 0, keys) : keys;
       for (const Run& run : runs_) {
         const Index end = std::min<Index>(run.end, visible);
+        const float added = run.p == 1 ? 0 : -std::log2(run.p);
         for (Index key = run.begin; key < end;) {
           const Index block = key / kKeyBlock, until = std::min(end, (block + 1) * kKeyBlock);
-          words_[block][static_cast<std::size_t>(i)] |= ones(until - key) << (key % kKeyBlock);
+          if (!add(blocks_[block], i, ones(until - key) << (key % kKeyBlock), added)) return false;
           key = until;
         }
       }
     }
-    std::int32_t partial = 0;
-    for (const auto& [block, words] : words_) {
-      const bool full = std::all_of(words.begin(), words.begin() + count,
-                                    [](std::uint64_t word) { return word == ~std::uint64_t{0}; });
-      blocks.push_back({static_cast<std::int32_t>(block * kKeyBlock), full ? -1 : partial++});
-      if (!full) bits.insert(bits.end(), words.begin(), words.begin() + words_per_block_);
+    std::int32_t partial = 0, weighted = 0;
+    for (const auto& [block, repeats] : blocks_) {
+      for (const Entries& entries : repeats) {
+        const auto end = entries.words.begin() + count;
+        const bool full =
+            std::all_of(entries.words.begin(), end, [](std::uint64_t word) { return word == ~std::uint64_t{0}; });
+        plan.blocks.push_back({static_cast<std::int32_t>(block * kKeyBlock), full ? -1 : partial++,
+                               entries.weights.empty() ? -1 : weighted++});
+        if (!full) plan.bits.insert(plan.bits.end(), entries.words.begin(), entries.words.begin() + words_per_block_);
+        plan.weights.insert(plan.weights.end(), entries.weights.begin(), entries.weights.end());
+      }
     }
+    return true;
   }
 
  private:
+  /// Of a block, as many rows' as it has room for: those of p 1 and of one other p a row.
+  struct Entries {
+    std::array<std::uint64_t, extent<kWideTileRows>> words{};
+    std::vector<RowWeights> weights;
+  };
+
   static std::uint64_t ones(Index count) { return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1; }
+
+  bool add(std::vector<Entries>& repeats, std::int32_t row, std::uint64_t keys, float added) const {
+    const auto at = static_cast<std::size_t>(row);
+    for (std::size_t i = 0; i < kMostRepeats; ++i) {
+      if (i == repeats.size()) repeats.emplace_back();
+      Entries& entries = repeats[i];
+      if (added != 0) {
+        if (entries.weights.empty()) entries.weights.resize(static_cast<std::size_t>(words_per_block_));
+        RowWeights& own = entries.weights[at];
+        if (own.sampled != 0 && own.added != added) continue;
+        own.sampled |= keys;
+        own.added = added;
+      }
+      entries.words[at] |= keys;
+      return true;
+    }
+    return false;
+  }
 
   const Mask& mask_;
   bool causal_;
   int words_per_block_;
   bool heads_share_;
-  std::map<Index, std::array<std::uint64_t, extent<kWideTileRows>>> words_;
+  std::map<Index, std::vector<Entries>> blocks_;
   std::vector<Run> runs_;
 };
 
@@ -63,33 +102,38 @@ class TileBuilder {
 
 Index BlockPlan::bytes() const {
   return static_cast<Index>(tiles.size() * sizeof(Tile) + blocks.size() * sizeof(KeyBlock) +
-                            bits.size() * sizeof(std::uint64_t));
+                            bits.size() * sizeof(std::uint64_t) + weights.size() * sizeof(RowWeights));
 }
 
-BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, int tile_rows, const Context& context) {
-  if (mask.weighted()) throw ValueError("block plan: the mask is weighted; needed is p of 0 or 1");
+std::optional<BlockPlan> plan_blocks(const Mask& mask, Index kv_heads, bool causal, int tile_rows,
+                                     const Context& context) {
   const Tiling tiling = Tiling::of(mask.shape(), kv_heads, tile_rows);
   BlockPlan plan;
   plan.heads_share = mask.shape().shared_heads;
   plan.words = tiling.words(plan.heads_share);
   for (int i = 0; i < tiling.tiles(); ++i) plan.tiles.push_back(tiling.at(i));
   const Index count = tiling.tiles();
-  std::vector<std::vector<KeyBlock>> blocks(plan.tiles.size());
-  std::vector<std::vector<std::uint64_t>> bits(plan.tiles.size());
+  std::vector<TilePlan> plans(plan.tiles.size());
+  std::atomic<bool> fits = true;
   context.for_each_chunk(count, std::max<Index>(1, count / 256), [&](Index, Index begin, Index end) {
     TileBuilder builder(mask, causal, plan.words, plan.heads_share);
-    for (Index i = begin; i < end; ++i) {
+    for (Index i = begin; i < end && fits; ++i) {
       const auto at = static_cast<std::size_t>(i);
-      builder.plan(plan.tiles[at], blocks[at], bits[at]);
+      if (!builder.plan(plan.tiles[at], plans[at])) fits = false;
     }
   });
+  if (!fits) return std::nullopt;
   for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
-    const auto first_bits = narrowed(static_cast<Index>(plan.bits.size()) / plan.words);
+    const auto first_bits = narrowed(static_cast<Index>(plan.bits.size()) / plan.words),
+               first_weights = narrowed(static_cast<Index>(plan.weights.size()) / plan.words);
+    const TilePlan& own = plans[i];
     plan.tiles[i].first_block = narrowed(static_cast<Index>(plan.blocks.size()));
-    plan.tiles[i].blocks = static_cast<std::int32_t>(blocks[i].size());
-    for (const KeyBlock& block : blocks[i])
-      plan.blocks.push_back({block.first_key, block.bits < 0 ? -1 : block.bits + first_bits});
-    plan.bits.insert(plan.bits.end(), bits[i].begin(), bits[i].end());
+    plan.tiles[i].blocks = static_cast<std::int32_t>(own.blocks.size());
+    for (const KeyBlock& block : own.blocks)
+      plan.blocks.push_back({block.first_key, block.bits < 0 ? -1 : block.bits + first_bits,
+                             block.weights < 0 ? -1 : block.weights + first_weights});
+    plan.bits.insert(plan.bits.end(), own.bits.begin(), own.bits.end());
+    plan.weights.insert(plan.weights.end(), own.weights.begin(), own.weights.end());
   }
   std::stable_sort(plan.tiles.begin(), plan.tiles.end(),
                    [](const Tile& a, const Tile& b) { return a.blocks > b.blocks; });
@@ -105,7 +149,7 @@ BlockPlanByKeys by_keys(const BlockPlan& plan, const MaskShape& shape, Index kv_
       for (std::int32_t i = tile.first_block; i < tile.first_block + tile.blocks; ++i) {
         const KeyBlock& keys = plan.blocks[static_cast<std::size_t>(i)];
         f(static_cast<std::size_t>(first + keys.first_key / kKeyBlock),
-          TileOfKeys{static_cast<std::int32_t>(number), keys.bits});
+          TileOfKeys{static_cast<std::int32_t>(number), i});
       }
     }
   };

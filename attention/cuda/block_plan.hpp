@@ -1,6 +1,7 @@
 // A mask as tiles of rows and blocks of keys, for the tensor cores.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include <reticle/attention/cuda/tiles.hpp>
@@ -10,23 +11,26 @@
 namespace reticle::cuda {
 
 /// What kernels read of a mask. Bytes: 8 per block of keys, and 8 a row of the tile more for one that is attended to in
-/// part, or a query, where the mask's heads share their pattern.
+/// part, or a query, where the mask's heads share their pattern; 16 more where some p is not 1.
 struct RETICLE_API BlockPlan {
   std::vector<Tile> tiles;  // those with the most blocks first: the last to be started are the shortest
   std::vector<KeyBlock> blocks;
   std::vector<std::uint64_t> bits;
+  std::vector<RowWeights> weights;
   int words = kTileRowCount;
   bool heads_share = false;
 
-  TileLists lists() const { return {tiles.data(), blocks.data(), bits.data(), words, heads_share}; }
+  TileLists lists() const { return {tiles.data(), blocks.data(), bits.data(), weights.data(), words, heads_share}; }
   Index bytes() const;
 };
 
 /// Tiles of up to tile_rows rows, kTileRowCount or kWideTileRows, and the blocks of 64 keys that any of their rows
-/// attends to. With `causal`, keys after a row's own position are left out. ShapeError when the heads are no multiple
-/// of kv_heads; ValueError for a weighted mask, of which bits say too little.
-RETICLE_API BlockPlan plan_blocks(const Mask& mask, Index kv_heads, bool causal, int tile_rows = kTileRowCount,
-                                  const Context& context = {});
+/// attends to. With `causal`, keys after a row's own position are left out. Nothing when some row has more than
+/// kMostRepeats p other than 1 in a block, as masks have that weigh every key by itself: lists serve those. ShapeError
+/// when the heads are no multiple of kv_heads.
+inline constexpr int kMostRepeats = 4;
+RETICLE_API std::optional<BlockPlan> plan_blocks(const Mask& mask, Index kv_heads, bool causal,
+                                                 int tile_rows = kTileRowCount, const Context& context = {});
 
 /// A plan the other way round: what tiles attend to a block of keys, in the order of plan.tiles.
 struct BlockPlanByKeys {

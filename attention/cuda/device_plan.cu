@@ -130,7 +130,8 @@ DeviceTiles::DeviceTiles(const BlockPlan& plan, const Tiling& tiling, Stream str
       heads_share_(plan.heads_share),
       tiles_(Buffer::copy_of(std::span<const Tile>(plan.tiles), stream)),
       blocks_(Buffer::copy_of(std::span<const KeyBlock>(plan.blocks), stream)),
-      bits_(Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream)) {}
+      bits_(Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream)),
+      weights_(Buffer::copy_of(std::span<const RowWeights>(plan.weights), stream)) {}
 
 DeviceTiles::DeviceTiles(const DevicePattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream)
     : tiling_(Tiling::of(shape_of(inputs), inputs.kv_heads, tile_rows)), count_(tiling_.tiles()) {
@@ -153,11 +154,10 @@ DeviceTiles::DeviceTiles(const DevicePattern& pattern, const PlannedInputs& inpu
   });
 }
 
-DeviceTilesBothWays::DeviceTilesBothWays(const Mask& mask, const PlannedInputs& inputs, Stream stream,
-                                         const Context& context) {
-  const BlockPlan plan = plan_blocks(mask, inputs.kv_heads, inputs.causal, kTileRowCount, context);
-  const BlockPlanByKeys transposed = by_keys(plan, mask.shape(), inputs.kv_heads);
-  by_row = DeviceTiles(plan, Tiling::of(mask.shape(), inputs.kv_heads, kTileRowCount), stream);
+DeviceTilesBothWays::DeviceTilesBothWays(const BlockPlan& plan, const MaskShape& shape, const PlannedInputs& inputs,
+                                         Stream stream) {
+  const BlockPlanByKeys transposed = by_keys(plan, shape, inputs.kv_heads);
+  by_row = DeviceTiles(plan, Tiling::of(shape, inputs.kv_heads, kTileRowCount), stream);
   starts = Buffer::copy_of(std::span<const Index>(transposed.starts), stream);
   tiles_of_keys = Buffer::copy_of(std::span<const TileOfKeys>(transposed.tiles), stream);
 }

@@ -9,8 +9,8 @@
 
 namespace reticle::cuda {
 
-/// Whether tiles serve unweighted masks of such inputs: one of few rows wastes the tensor cores, and reads no less than
-/// lists do.
+/// Whether tiles serve such inputs, whose masks fit into them: one of few rows wastes the tensor cores, and reads no
+/// less than lists do.
 inline bool tiles_serve(const PlannedInputs& inputs) {
   constexpr Index kFewRows = 16;
   return inputs.dtype != DType::f32 && inputs.head_dim < 256 &&
@@ -33,17 +33,18 @@ class DeviceTiles {
   int rows() const { return tiling_.tile_rows; }
   const Tiling& tiling() const { return tiling_; }
   TileLists lists() const {
-    return {tiles_.as<Tile>(), blocks_.as<KeyBlock>(), bits_.as<std::uint64_t>(), words_, heads_share_};
+    return {tiles_.as<Tile>(), blocks_.as<KeyBlock>(), bits_.as<std::uint64_t>(), weights_.as<RowWeights>(), words_,
+            heads_share_};
   }
   /// Most (tile, block of keys) that there can be.
   std::size_t room() const { return blocks_.bytes() / sizeof(KeyBlock); }
-  std::size_t bytes() const { return tiles_.bytes() + blocks_.bytes() + bits_.bytes(); }
+  std::size_t bytes() const { return tiles_.bytes() + blocks_.bytes() + bits_.bytes() + weights_.bytes(); }
 
  private:
   Tiling tiling_;
   int count_ = 0, words_ = kTileRowCount;
   bool heads_share_ = false;
-  Buffer tiles_, blocks_, bits_;
+  Buffer tiles_, blocks_, bits_, weights_;
 };
 
 /// Tiles of kTileRowCount rows, and what tiles attend to a block of keys, by (batch, KV head, block).
@@ -52,8 +53,8 @@ struct DeviceTilesBothWays {
   Buffer starts, tiles_of_keys;
 
   DeviceTilesBothWays() = default;
-  /// As DeviceTiles.
-  DeviceTilesBothWays(const Mask& mask, const PlannedInputs& inputs, Stream stream, const Context& context);
+  /// As DeviceTiles; of a plan of tiles of kTileRowCount rows, for a mask of this shape.
+  DeviceTilesBothWays(const BlockPlan& plan, const MaskShape& shape, const PlannedInputs& inputs, Stream stream);
   /// Likewise; three launches more.
   DeviceTilesBothWays(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream);
 };

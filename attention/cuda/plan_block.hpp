@@ -292,7 +292,7 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, con
       const int place = found + (before[thread] & 0xFFFF);
       if (shared.number[thread] == 0) shared.number[thread] = partial + (before[thread] >> 16);
       const auto bits = static_cast<std::int32_t>(first_bits + shared.number[thread]);
-      to.blocks[first + place] = {(step + thread) * kKeyBlock, shared.number[thread] < 0 ? -1 : bits};
+      to.blocks[first + place] = {(step + thread) * kKeyBlock, shared.number[thread] < 0 ? -1 : bits, -1};
     });
     block.sync();
     block.each([&](int thread) {
@@ -342,7 +342,7 @@ RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& li
       }
       if (low == tile.blocks || blocks[low].first_key != key) return;
       before[thread] = 1;
-      own[thread] = {number, blocks[low].bits};
+      own[thread] = {number, tile.first_block + low};
     });
     PerThread<Block, int> found(block);
     block.each([&](int thread) { found[thread] = before[thread]; });

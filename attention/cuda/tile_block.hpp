@@ -4,10 +4,10 @@
 // One block of threads takes one tile: 64 rows that share a KV head, four warps of 16 rows each. Rows are the query
 // heads of a group at neighbouring queries, so that a tile is full even when the queries are few. Its plan lists blocks
 // of 64 keys that some row attends to; a block that all rows attend to wholly is computed as it is, of others every row
-// has 64 bits. While the products of a block run, the next one is on its way into shared memory. Scores never leave
-// registers: what the first product leaves there is, in pairs of columns, what the second one takes (FlashAttention-2,
-// Dao 2023). Cost: 4 * 64 * 64 * head_dim flops a block of keys, against 256 * head_dim bytes of keys and values from
-// the cache.
+// has 64 bits, and what its scores are raised by where keys were sampled. While the products of a block run, the next
+// one is on its way into shared memory. Scores never leave registers: what the first product leaves there is, in pairs
+// of columns, what the second one takes (FlashAttention-2, Dao 2023). Cost: 4 * 64 * 64 * head_dim flops a block of
+// keys, against 256 * head_dim bytes of keys and values from the cache.
 #pragma once
 
 #include <reticle/attention/cuda/decode_block.hpp>
@@ -18,7 +18,7 @@ namespace reticle::cuda {
 
 inline constexpr int kTileThreads = 128;
 
-/// As DecodeProblem; T is Half or BFloat16, and no entry has a p.
+/// As DecodeProblem; T is Half or BFloat16.
 struct TileProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;
   Strides query_strides, key_strides, value_strides;
@@ -68,6 +68,17 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
         unrolled<kScoreTiles>([&](int tile_of) {
           unrolled<2>([&](int e) {
             if ((attended & std::uint64_t{1} << (tile_of * 8 + e)) == 0) own.of[tile_of][half * 2 + e] = kNone;
+          });
+        });
+      });
+    }
+    if (keys.weights >= 0) {
+      unrolled<2>([&](int half) {
+        const RowWeights weights = problem.plan.weights_of(tile, keys, tile_row(thread, half));
+        const std::uint64_t sampled = weights.sampled >> (thread % 4 * 2);
+        unrolled<kScoreTiles>([&](int tile_of) {
+          unrolled<2>([&](int e) {
+            if ((sampled & std::uint64_t{1} << (tile_of * 8 + e)) != 0) own.of[tile_of][half * 2 + e] += weights.added;
           });
         });
       });

@@ -13,12 +13,22 @@ inline constexpr int kTileRowCount = 64;
 inline constexpr int kWideTileRows = 128;  // of wide_tile_block.hpp
 inline constexpr int kKeyBlock = 64;
 
-/// A block of keys of a tile's plan.
+/// A block of keys of a tile's plan. One whose entries have several p comes as often as that asks for.
 struct KeyBlock {
   std::int32_t first_key;
-  std::int32_t bits;  // the number of its words in TileLists::bits; -1: all rows attend to all of it
+  std::int32_t bits;          // the number of its words in TileLists::bits; -1: all rows attend to all of it
+  std::int32_t weights = -1;  // the number of its weights in TileLists::weights; -1: every p is 1
 
   bool operator==(const KeyBlock&) const = default;
+};
+
+/// What a row attends to of a block by p other than 1: one p, as sampling gives them.
+struct RowWeights {
+  std::uint64_t sampled = 0;  // its keys
+  float added = 0;            // to their scores, in powers of two: -log2(p)
+
+  RETICLE_HD float of(int key) const { return (sampled >> key & 1) != 0 ? added : 0; }
+  bool operator==(const RowWeights&) const = default;
 };
 
 /// Query heads [first_head, + heads) at queries [first_query, ...): row r is head first_head + r % heads at query
@@ -73,9 +83,9 @@ struct Tiling {
   }
 };
 
-/// A tile that attends to a block of keys.
+/// A tile that attends to a block of keys, which is number `block` of TileLists::blocks.
 struct TileOfKeys {
-  std::int32_t tile, bits;  // as KeyBlock::bits
+  std::int32_t tile, block;
 };
 
 /// A plan, as kernels see it.
@@ -83,6 +93,7 @@ struct TileLists {
   const Tile* tiles = nullptr;
   const KeyBlock* blocks = nullptr;
   const std::uint64_t* bits = nullptr;
+  const RowWeights* weights = nullptr;
   int words = kTileRowCount;  // of a block of keys that is attended to in part
   bool heads_share = false;   // they are of queries, not of rows
 
@@ -90,7 +101,15 @@ struct TileLists {
   RETICLE_HD std::uint64_t word(const Tile& tile, const KeyBlock& keys, int row) const {
     if (row >= tile.rows) return 0;
     if (keys.bits < 0) return ~std::uint64_t{0};
-    return bits[static_cast<Index>(keys.bits) * words + (heads_share ? row / tile.heads : row)];
+    return bits[place(tile, keys.bits, row)];
+  }
+  RETICLE_HD RowWeights weights_of(const Tile& tile, const KeyBlock& keys, int row) const {
+    return keys.weights < 0 || row >= tile.rows ? RowWeights() : weights[place(tile, keys.weights, row)];
+  }
+
+ private:
+  RETICLE_HD Index place(const Tile& tile, std::int32_t number, int row) const {
+    return static_cast<Index>(number) * words + (heads_share ? row / tile.heads : row);
   }
 };
 

@@ -124,6 +124,17 @@ TEST_F(CudaDevice, TilesComputeWhatTheCpuComputes) {
   }
 }
 
+TEST_F(CudaDevice, TilesOfSampledMasksComputeWhatTheCpuComputes) {
+  for (const int samples : {1, 3}) {
+    Case c;
+    c.rows = 150;
+    c.keys = 700;
+    c.causal = true;
+    compare_with_cpu<BFloat16>(c, 128, sampled_mask(c, 0.4, samples, 2), true, 0.05, 3e-3);
+    compare_with_cpu<Half>(c, 64, sampled_mask(c, 0.4, samples, 2), true, 0.008, 3e-3);
+  }
+}
+
 TEST_F(CudaDevice, TilesOfFewRowsComputeWhatTheCpuComputes) {
   Case c;
   c.rows = 20;  // 40 to a KV head: not enough for tiles of 128 rows
@@ -200,6 +211,7 @@ TEST_F(CudaDevice, GradientsAreThoseOfTheCpu) {
       compare_gradients<BFloat16>(c, head_dim, mask, true, 0.03);
       compare_gradients<Half>(c, head_dim, mask, true, 0.004);
       compare_gradients<float>(c, head_dim, mask, false, 1e-4);
+      compare_gradients<Half>(c, head_dim, sampled_mask(c, density, 2, 3), true, 0.004);
     }
   }
 }

@@ -52,7 +52,9 @@ struct MadePlan {
   std::vector<std::uint64_t> bits;
   bool heads_share;
 
-  TileLists lists() const { return {tiles.data(), blocks.data(), bits.data(), tiling.words(heads_share), heads_share}; }
+  TileLists lists() const {
+    return {tiles.data(), blocks.data(), bits.data(), nullptr, tiling.words(heads_share), heads_share};
+  }
 };
 
 template <int tile_rows, class MaskView>
@@ -75,7 +77,7 @@ MadePlan made_plan(const Case& c, const MaskView& view) {
 
 template <int tile_rows, class MaskView>
 void expect_tiles(const Case& c, const Mask& mask, const MaskView& view) {
-  const BlockPlan expected = plan_blocks(mask, c.kv_heads, c.causal, tile_rows);
+  const BlockPlan expected = plan_blocks(mask, c.kv_heads, c.causal, tile_rows).value();
   const MadePlan made = made_plan<tile_rows>(c, view);
   const auto key_of = [](const Tile& tile) { return std::tuple(tile.batch, tile.first_head, tile.first_query); };
   std::map<std::tuple<int, int, int>, WordsOfBlocks> wanted, found;
@@ -296,7 +298,7 @@ void expect_tiles_of_keys(Case c) {
                     listed.data() + starts[static_cast<std::size_t>(item)]);
     });
 
-  using Entry = std::tuple<int, int, int>;  // item, tile, bits
+  using Entry = std::tuple<int, int, int>;  // item, tile, block of its list
   std::set<Entry> wanted, found;
   for (std::size_t number = 0; number < made.tiles.size(); ++number) {
     const Tile& tile = made.tiles[number];
@@ -304,12 +306,12 @@ void expect_tiles_of_keys(Case c) {
     for (std::int32_t i = tile.first_block; i < tile.first_block + tile.blocks; ++i) {
       const KeyBlock& keys = made.blocks[static_cast<std::size_t>(i)];
       wanted.insert(
-          {(tile.batch * 2 + kv_head) * key_blocks + keys.first_key / kKeyBlock, static_cast<int>(number), keys.bits});
+          {(tile.batch * 2 + kv_head) * key_blocks + keys.first_key / kKeyBlock, static_cast<int>(number), i});
     }
   }
   for (int item = 0; item < items; ++item) {
     for (Index i = starts[static_cast<std::size_t>(item)]; i < starts[static_cast<std::size_t>(item) + 1]; ++i)
-      found.insert({item, listed[static_cast<std::size_t>(i)].tile, listed[static_cast<std::size_t>(i)].bits});
+      found.insert({item, listed[static_cast<std::size_t>(i)].tile, listed[static_cast<std::size_t>(i)].block});
   }
   EXPECT_EQ(found, wanted);
   EXPECT_EQ(static_cast<std::size_t>(starts.back()), wanted.size());

@@ -27,6 +27,20 @@ inline Mask random_mask(const Case& c, double density, unsigned seed) {
   return Mask::dense({c.batch, c.heads, c.rows, c.keys}, p);
 }
 
+/// A weighted one as sampling leaves it: p is 1, or one of `samples` that its row has.
+inline Mask sampled_mask(const Case& c, double density, int samples, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> draw;
+  std::vector<float> p;
+  for (Index row = 0; row < c.batch * c.heads * c.rows; ++row) {
+    std::vector<float> of_row(static_cast<std::size_t>(samples) + 1, 1.0f);
+    for (int i = 0; i < samples; ++i) of_row[static_cast<std::size_t>(i)] = 0.05f + 0.9f * draw(random);
+    for (Index key = 0; key < c.keys; ++key)
+      p.push_back(draw(random) < density ? of_row[random() % of_row.size()] : 0.0f);
+  }
+  return Mask::dense({c.batch, c.heads, c.rows, c.keys}, p);
+}
+
 /// Random tensors of a case; keys and values beside each other, token by token, as caches lay them out.
 template <class T>
 class Problem {

@@ -28,7 +28,7 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     SCOPED_TRACE("tiles of " + std::to_string(tile_rows) + " rows");
     std::fill(output.begin(), output.end(), from_float<T>(std::nanf("")));
     std::fill(lse.begin(), lse.end(), std::nanf(""));
-    const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal, tile_rows);
+    const BlockPlan plan = plan_blocks(mask, c.kv_heads, inputs.causal, tile_rows).value();
     problem.plan = plan.lists();
     for (const Tile& tile : plan.tiles) attend(tile);
     expect_equal(expected, output, lse, tolerance, 2e-3);
@@ -94,6 +94,23 @@ TEST(CudaTile, SinksAndSoftCap) {
   compare_with_cpu<Half, 64>(c, random_mask(c, 0.2, 8), 0.004);
 }
 
+TEST(CudaTile, SampledKeysWeighMore) {
+  for (const int samples : {1, 2, 4}) {
+    Case c;
+    c.rows = 70;
+    compare_with_cpu<Half, 64>(c, sampled_mask(c, 0.3, samples, 8), 0.008);
+  }
+  Case c;
+  c.batch = 1;
+  c.rows = c.keys = 130;
+  c.causal = c.sinks = true;
+  c.soft_cap = 2;
+  compare_with_cpu<BFloat16, 128>(c, sampled_mask(c, 0.9, 1, 8), 0.05);
+  // All heads alike: words are of queries. Whole blocks that are sampled, too.
+  const std::vector<float> p(static_cast<std::size_t>(c.rows * c.keys), 0.25f);
+  compare_with_cpu<Half, 64>(c, Mask::dense(MaskShape{1, c.heads, c.rows, c.keys}.one_head(), p), 0.008);
+}
+
 TEST(CudaTile, RowsAndTilesWithoutKeysGiveZeroAndMinusInfinity) {
   Case c;
   c.rows = 65;
@@ -117,7 +134,7 @@ TEST(CudaThreads, TilesWaitForWhatTheyRead) {
 
 TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
   const Mask causal = Mask::full({1, 4, 256, 256});
-  const BlockPlan plan = plan_blocks(causal, 2, true);
+  const BlockPlan plan = plan_blocks(causal, 2, true).value();
   ASSERT_EQ(plan.tiles.size(), 2u * 8u);  // 32 queries of two heads
   EXPECT_EQ(plan.tiles.front().blocks, 4);
   EXPECT_EQ(plan.tiles.back().blocks, 1);
@@ -130,14 +147,25 @@ TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
       EXPECT_EQ(block.bits < 0, i + 1 < tile.blocks);
     }
   }
-  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 128}), 1, false).bits.size(), 0u);
-  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 130}), 1, false).bits.size(), 64u) << "the last block is not all keys";
-  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 128, 130}), 1, false, kWideTileRows).tiles.size(), 1u);
+  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 128}), 1, false)->bits.size(), 0u);
+  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 130}), 1, false)->bits.size(), 64u) << "the last block is not all keys";
+  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 128, 130}), 1, false, kWideTileRows)->tiles.size(), 1u);
 }
 
-TEST(CudaBlockPlan, RefusesWeightsAndHeadsThatDoNotFit) {
-  const float p[] = {0.5f};
-  EXPECT_THROW(plan_blocks(Mask::dense({1, 1, 1, 1}, p), 1, false), ValueError);
+TEST(CudaBlockPlan, ABlockComesAsOftenAsItsKeysHaveOtherPAndNotTooOften) {
+  std::vector<float> p(64, 1.0f);
+  const auto plan_of = [&] { return plan_blocks(Mask::dense({1, 1, 1, 64}, p), 1, false); };
+  EXPECT_EQ(plan_of()->blocks, (std::vector<KeyBlock>{{0, -1, -1}}));
+  p[3] = p[9] = 0.5f;
+  EXPECT_EQ(plan_of()->blocks, (std::vector<KeyBlock>{{0, -1, 0}}));
+  EXPECT_EQ(plan_of()->weights.front(), (RowWeights{1 << 3 | 1 << 9, 1}));
+  p[10] = 0.25f;
+  EXPECT_EQ(plan_of()->blocks, (std::vector<KeyBlock>{{0, 0, 0}, {0, 1, 1}}));
+  for (std::size_t i = 20; i < 40; ++i) p[i] = static_cast<float>(i) / 100;
+  EXPECT_FALSE(plan_of().has_value());
+}
+
+TEST(CudaBlockPlan, RefusesHeadsThatDoNotFit) {
   EXPECT_THROW(plan_blocks(Mask::full({1, 3, 1, 1}), 2, false), ShapeError);
 }
 
