@@ -115,6 +115,9 @@ void add_cuda(py::module_& module) {
       .def_property_readonly("weighted", &DeviceMask::weighted)
       .def_property_readonly("nbytes", &DeviceMask::bytes)
       .def(
+          "nnz", [](const DeviceMask& mask, std::uintptr_t stream) { return mask.nnz(stream_from(stream)); },
+          py::kw_only(), py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>())
+      .def(
           "merge",
           [](const DeviceMask& a, const DeviceMask& b, const std::string& rule, std::uintptr_t stream) {
             return merge(a, b, rule_from(rule), stream_from(stream));

@@ -38,7 +38,8 @@ endif()
 find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_sources(${compiled} PRIVATE core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu core/cuda/runtime.cu core/cuda/scores.cu
-  core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu attention/cuda/device_plan.cu)
+  core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu attention/cuda/device_plan.cu
+  attention/cuda/nsa_scores.cu)
 target_link_libraries(${compiled} PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
 set(cuda_options --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden)
 if(RETICLE_WARNINGS_AS_ERRORS)

@@ -41,7 +41,7 @@ template <class T, int head_dim, bool by_key, class Block>
 RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, head_dim>& shared,
                                    const TileBackwardProblem& problem, int item) {
   constexpr int kRow = BackwardTileShared<T, head_dim>::kRow;
-  constexpr int kSteps = head_dim / 16, kMetTiles = kMetRows / 8, kSumTiles = head_dim / 8;
+  constexpr int kMetTiles = kMetRows / 8, kSumTiles = head_dim / 8;
   struct Products {
     float of[kMetTiles][4];
   };
@@ -169,19 +169,8 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
     }
     block.sync();
     const auto& met = shared.met[step % 2];
-    const auto multiply = [&](PerThread<Block, Products>& products, const T* own, const T* other) {
-      block.each([&](int thread) {
-        unrolled<kMetTiles>([&](int tile) { unrolled<4>([&](int e) { products[thread].of[tile][e] = 0; }); });
-      });
-      unrolled<kSteps>([&](int of) {
-        load_first<kRow>(block, own, of, [&](int thread) { return factor[thread].of; });
-        multiply_by_rows<kRow, kMetTiles>(
-            block, [&](int thread) { return products[thread].of; }, [&](int thread) { return factor[thread].of; },
-            other, of);
-      });
-    };
-    multiply(scores, shared.own[0], met[0]);
-    multiply(d_weights, shared.own[1], met[1]);
+    multiply_rows<head_dim, kMetTiles>(block, scores, shared.own[0], met[0]);
+    multiply_rows<head_dim, kMetTiles>(block, d_weights, shared.own[1], met[1]);
 
     block.each([&](int thread) {
       const int column = thread % 4 * 2;
@@ -224,7 +213,7 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
     const auto add = [&](PerThread<Block, Sums>& sums, PerThread<Block, Products>& products, const T* other) {
       unrolled<kMetRows / 16>([&](int of) {
         block.each([&](int thread) { pack_factor<T>(products[thread].of, of, factor[thread].of); });
-        multiply_by_columns<kRow, kSumTiles>(
+        multiply_tiles<kRow, kSumTiles, false>(
             block, [&](int thread) { return sums[thread].of; }, [&](int thread) { return factor[thread].of; }, other,
             of);
       });

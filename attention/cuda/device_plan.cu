@@ -1,5 +1,6 @@
 #include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/reductions.cuh>
 
 namespace reticle::cuda {
 namespace {
@@ -38,11 +39,6 @@ __global__ void __launch_bounds__(kPlanThreads)
   const auto item = static_cast<int>(blockIdx.x);
   tiles_of_keys(DeviceBlock(), scan, lists, tiling, key_blocks, item, starts == nullptr ? counts + item : nullptr,
                 starts == nullptr ? nullptr : to + starts[item]);
-}
-
-__global__ void __launch_bounds__(kPlanThreads) sum_kernel(const std::int32_t* counts, int items, Index* starts) {
-  __shared__ Index scan[kWarp + 1];
-  sum_counts(DeviceBlock(), scan, counts, items, starts);
 }
 
 MaskShape shape_of(const PlannedInputs& inputs) { return {inputs.batch, inputs.heads, inputs.queries, inputs.keys}; }
@@ -167,7 +163,7 @@ DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const Pla
   const Index key_blocks = (inputs.keys + kKeyBlock - 1) / kKeyBlock;
   const int items = within(inputs.batch * inputs.kv_heads * key_blocks, "blocks of keys", kMaxColumns, 0);
   const Buffer counts(static_cast<std::size_t>(items) * sizeof(std::int32_t), stream);
-  starts = Buffer(static_cast<std::size_t>(items + 1) * sizeof(Index), stream);
+  starts = Buffer::zeros(static_cast<std::size_t>(items + 1) * sizeof(Index), stream);
   tiles_of_keys = Buffer(by_row.room() * sizeof(TileOfKeys), stream);
   if (items == 0) return;
   auto* const native = static_cast<cudaStream_t>(stream);
@@ -177,7 +173,8 @@ DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const Pla
         tiles_of_keys.as<TileOfKeys>());
   };
   walk(nullptr);
-  sum_kernel<<<1, kPlanThreads, 0, native>>>(counts.as<std::int32_t>(), items, starts.as<Index>());
+  StreamMemory memory(stream);
+  running_sums(on_stream(memory, stream), counts.as<std::int32_t>(), items, starts.as<Index>());
   walk(starts.as<Index>());
   check_launch("planning gradients");
 }

@@ -55,7 +55,7 @@ struct DeviceTilesBothWays {
   DeviceTilesBothWays() = default;
   /// As DeviceTiles; of a plan of tiles of kTileRowCount rows, for a mask of this shape.
   DeviceTilesBothWays(const BlockPlan& plan, const MaskShape& shape, const PlannedInputs& inputs, Stream stream);
-  /// Likewise; three launches more.
+  /// Likewise; two launches and a scan more.
   DeviceTilesBothWays(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream);
 };
 

@@ -4,9 +4,9 @@
 // Tiles: one block of threads takes one tile, 32 blocks of keys at a time. Every row's 64 positions become a word in
 // shared memory; a thread per block of keys then sees whether any row attends to it, and whether all do wholly; places
 // come from a scan. Every tile has room for all blocks of keys that it may attend to, so nothing has to be counted
-// beforehand: one launch. Gradients also walk by keys: what tiles attend to a block of keys is counted, summed and
-// listed. Lists: one block of threads takes one row, 64 positions a thread, with a scan for every 8192. Cost: the
-// mask's bytes once, and the plan's.
+// beforehand: one launch. Gradients also walk by keys: what tiles attend to a block of keys is counted and, once the
+// counts are summed, listed. Lists: one block of threads takes one row, 64 positions a thread, with a scan for every
+// 8192. Cost: the mask's bytes once, and the plan's.
 #pragma once
 
 #include <algorithm>
@@ -354,24 +354,6 @@ RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& li
   }
   block.each([&](int thread) {
     if (thread == 0 && count != nullptr) *count = written;
-  });
-}
-
-/// starts[i] becomes the sum of the i counts before, for i up to `items`.
-template <class Block>
-RETICLE_HD void sum_counts(const Block& block, Index* scan, const std::int32_t* counts, int items, Index* starts) {
-  Index sum = 0;
-  for (int step = 0; step < items; step += kPlanThreads) {
-    PerThread<Block, Index> before(block);
-    block.each([&](int thread) { before[thread] = step + thread < items ? counts[step + thread] : 0; });
-    const Index here = block.exclusive_scan(before, scan);
-    block.each([&](int thread) {
-      if (step + thread < items) starts[step + thread] = sum + before[thread];
-    });
-    sum += here;
-  }
-  block.each([&](int thread) {
-    if (thread == 0) starts[items] = sum;
   });
 }
 

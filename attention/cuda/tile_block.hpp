@@ -226,7 +226,7 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
       unrolled<kScoreTiles>([&](int tile_of) { unrolled<4>([&](int e) { scores[thread].of[tile_of][e] = 0; }); });
     });
     unrolled<kKeySteps>([&](int step) {
-      multiply_by_rows<kRow, kScoreTiles>(
+      multiply_tiles<kRow, kScoreTiles, true>(
           block, [&](int thread) { return scores[thread].of; },
           [&](int thread) { return own_queries[thread].of[step]; }, own_keys, step);
     });
@@ -235,7 +235,7 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
     rescale<Block, head_dim>(block, states, output);
     unrolled<kKeyBlock / 16>([&](int step) {
       block.each([&](int thread) { pack_factor<T>(scores[thread].of, step, weights[thread].of); });
-      multiply_by_columns<kRow, kValueTiles>(
+      multiply_tiles<kRow, kValueTiles, false>(
           block, [&](int thread) { return output[thread].of; }, [&](int thread) { return weights[thread].of; },
           own_values, step);
     });

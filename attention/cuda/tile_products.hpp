@@ -54,15 +54,16 @@ RETICLE_HD void load_first(const Block& block, const T* matrix, int step, To&& t
       to);
 }
 
-/// C += A B^T: A has columns [16 step, ...) of its rows, and the 8 * tiles rows of B likewise.
-template <int kRow, int tiles, class T, class Block, class C, class A>
-RETICLE_HD void multiply_by_rows(const Block& block, C&& c_of, A&& a_of, const T* b, int step) {
+/// C += A B, where A has columns [16 step, 16 step + 16), and B those rows, of 8 * tiles columns; or, `transposed`, C
+/// += A B^T, where B has 8 * tiles rows, and those columns of them are taken.
+template <int kRow, int tiles, bool transposed, class T, class Block, class C, class A>
+RETICLE_HD void multiply_tiles(const Block& block, C&& c_of, A&& a_of, const T* b, int step) {
   PerThread<Block, Fragment> second(block);
   unrolled<tiles / 2>([&](int pair) {
-    block.template load_matrices<false>(
+    block.template load_matrices<!transposed>(
         [&](int thread) {
-          const int lane = thread % kWarp, row = pair * 16 + lane / 16 * 8 + lane % 8;
-          return &b[row * kRow + step * 16 + lane / 8 % 2 * 8];
+          const int lane = thread % kWarp, along = step * 16 + lane / 8 % 2 * 8, across = pair * 16 + lane / 16 * 8;
+          return transposed ? &b[(across + lane % 8) * kRow + along] : &b[(along + lane % 8) * kRow + across];
         },
         [&](int thread) { return second[thread].of; });
     unrolled<2>([&](int n) {
@@ -72,21 +73,18 @@ RETICLE_HD void multiply_by_rows(const Block& block, C&& c_of, A&& a_of, const T
   });
 }
 
-/// C += A B: A has columns [16 step, ...), and B those rows, of 8 * tiles columns.
-template <int kRow, int tiles, class T, class Block, class C, class A>
-RETICLE_HD void multiply_by_columns(const Block& block, C&& c_of, A&& a_of, const T* b, int step) {
-  PerThread<Block, Fragment> second(block);
-  unrolled<tiles / 2>([&](int pair) {
-    block.template load_matrices<true>(
-        [&](int thread) {
-          const int lane = thread % kWarp, row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
-          return &b[row * kRow + pair * 16 + lane / 16 * 8];
-        },
-        [&](int thread) { return second[thread].of; });
-    unrolled<2>([&](int n) {
-      block.template multiply_add<T>([&](int thread) { return c_of(thread)[pair * 2 + n]; }, a_of,
-                                     [&](int thread) { return &second[thread].of[n * 2]; });
-    });
+/// C = A B^T of head_dim columns: A has 16 rows a warp, B 8 * tiles. Results is a struct of float of[tiles][4].
+template <int head_dim, int tiles, class T, class Block, class Results>
+RETICLE_HD void multiply_rows(const Block& block, Results& results, const T* a, const T* b) {
+  constexpr int kRow = head_dim + 8;
+  PerThread<Block, Fragment> first(block);
+  block.each([&](int thread) {
+    unrolled<tiles>([&](int tile) { unrolled<4>([&](int e) { results[thread].of[tile][e] = 0; }); });
+  });
+  unrolled<head_dim / 16>([&](int step) {
+    load_first<kRow>(block, a, step, [&](int thread) { return first[thread].of; });
+    multiply_tiles<kRow, tiles, true>(
+        block, [&](int thread) { return results[thread].of; }, [&](int thread) { return first[thread].of; }, b, step);
   });
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from dataclasses import dataclass
@@ -258,6 +259,16 @@ class DeviceMask:
     def nbytes(self) -> int:
         """Bytes of device memory."""
         return self._mask.nbytes
+
+    @property
+    def nnz(self) -> int:
+        """Attended positions. Waits for the stream."""
+        return self._mask.nnz(stream=_current_stream())
+
+    @property
+    def density(self) -> float:
+        """nnz over all positions. Waits for the stream."""
+        return self.nnz / max(1, math.prod(self.shape))
 
     def merge(self, other: DeviceMask, rule: Literal["add", "max", "independent"] = "add") -> DeviceMask:
         """The union; p of a key that both attend to is min(1, a + b), max(a, b) or 1 - (1-a)(1-b)."""

@@ -3,6 +3,7 @@
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/mask_block.hpp>
+#include <reticle/core/cuda/reductions.cuh>
 #include <reticle/core/mask/convert.hpp>
 
 namespace reticle::cuda {
@@ -106,6 +107,16 @@ ColumnLists DeviceMask::lists() const { return state_->lists(); }
 Index DeviceMask::bytes() const {
   const State& own = *state_;
   return static_cast<Index>(own.words.bytes() + own.columns.bytes() + own.p.bytes() + own.counts.bytes());
+}
+
+Index DeviceMask::nnz(Stream stream) const {
+  const State& own = *state_;
+  const Index rows = own.shape.stored_rows();
+  StreamMemory memory(stream);
+  const auto policy = on_stream(memory, stream);
+  const Index stored =
+      own.bits ? bits_set(policy, words(), rows * own.width()) : sum_of(policy, own.counts.as<std::int32_t>(), rows);
+  return stored * own.shape.rows_per_stored_row();
 }
 
 Mask DeviceMask::to_host(Stream stream) const {

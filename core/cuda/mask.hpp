@@ -27,6 +27,8 @@ class RETICLE_API DeviceMask {
   Index list_size() const;
   /// Of device memory.
   Index bytes() const;
+  /// As Mask::nnz; waits for the stream.
+  Index nnz(Stream stream) const;
 
   /// Waits for the stream.
   Mask to_host(Stream stream) const;

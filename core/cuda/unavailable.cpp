@@ -40,6 +40,7 @@ bool DeviceMask::is_bits() const { refuse(); }
 bool DeviceMask::weighted() const { refuse(); }
 Index DeviceMask::list_size() const { refuse(); }
 Index DeviceMask::bytes() const { refuse(); }
+Index DeviceMask::nnz(Stream) const { refuse(); }
 Mask DeviceMask::to_host(Stream) const { refuse(); }
 const std::uint64_t* DeviceMask::words() const { refuse(); }
 ColumnLists DeviceMask::lists() const { refuse(); }

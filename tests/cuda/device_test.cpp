@@ -237,6 +237,8 @@ TEST_F(CudaDevice, MasksCombineAsOnTheCpuAndArePlanned) {
                 merge(a, b, MergeRule::independent));
       EXPECT_EQ(intersect(on_a, on_b, nullptr).to_host(nullptr), intersect(a, b));
       EXPECT_EQ(subtract(on_a, on_b, nullptr).to_host(nullptr), subtract(a, b));
+      for (const DeviceMask& on_device : {on_a, on_b, on_window})
+        EXPECT_EQ(on_device.nnz(nullptr), on_device.to_host(nullptr).nnz());
       const DeviceMask both = merge(on_a, on_window, MergeRule::max, nullptr);
       const Mask expected_mask = merge(a, window, MergeRule::max);
       EXPECT_EQ(both.to_host(nullptr), expected_mask);

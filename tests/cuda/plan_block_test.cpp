@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <tuple>
 
@@ -281,16 +282,14 @@ void expect_tiles_of_keys(Case c) {
   const int key_blocks = key_blocks_of(static_cast<int>(c.keys)),
             items = static_cast<int>(c.batch * c.kv_heads) * key_blocks;
   std::vector<std::int32_t> counts(static_cast<std::size_t>(items), -1);
-  std::vector<Index> starts(counts.size() + 1, -1);
+  std::vector<Index> starts(counts.size() + 1, 0);
   int scan[kWarp + 1];
-  Index sums[kWarp + 1];
   for (int item = 0; item < items; ++item)
     run_block(kPlanThreads, scan, [&](const auto& block) {
       tiles_of_keys(block, scan, made.lists(), made.tiling, key_blocks, item, &counts[static_cast<std::size_t>(item)],
                     nullptr);
     });
-  run_block(kPlanThreads, sums,
-            [&](const auto& block) { sum_counts(block, sums, counts.data(), items, starts.data()); });
+  std::partial_sum(counts.begin(), counts.end(), starts.begin() + 1);
   std::vector<TileOfKeys> listed(static_cast<std::size_t>(starts.back()), TileOfKeys{-1, -1});
   for (int item = 0; item < items; ++item)
     run_block(kPlanThreads, scan, [&](const auto& block) {

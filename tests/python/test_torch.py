@@ -254,6 +254,7 @@ def test_masks_combine_on_the_gpu_and_are_planned_there(rows):
     mask = (a | b) - (b & c)
     on_device = (x | y) - (y & z)
     assert on_device.to_host() == mask and on_device.shape == mask.shape
+    assert on_device.nnz == mask.nnz and on_device.density == pytest.approx(mask.density)
     output, lse = reticle.torch.AttentionPlan(q, k, v, on_device)(q, k, v)
     expected, expected_lse = reticle.attention(q.cpu().float(), k.cpu().float(), v.cpu().float(), mask)
     torch.testing.assert_close(output.cpu().float(), expected, atol=0.03, rtol=0.03)

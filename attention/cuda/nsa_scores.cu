@@ -1,0 +1,60 @@
+#include <reticle/attention/cuda/nsa_score_block.hpp>
+#include <reticle/attention/cuda/nsa_scores.hpp>
+#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/tensors.cuh>
+
+namespace reticle::cuda {
+namespace {
+
+template <class T, int head_dim>
+__global__ void __launch_bounds__(kScoreTileThreads)
+    block_score_kernel(const __grid_constant__ NsaScoreProblem problem) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  score_key_blocks<T, head_dim>(DeviceBlock(), *reinterpret_cast<NsaScoreShared<T, head_dim>*>(memory), problem,
+                                static_cast<int>(blockIdx.x));
+}
+
+template <class T, int head_dim>
+void launch(const NsaScoreProblem& problem, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(NsaScoreShared<T, head_dim>);
+  auto* const kernel = block_score_kernel<T, head_dim>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "scoring blocks");
+  kernel<<<static_cast<unsigned>(problem.tiling.tiles()), kScoreTileThreads, kBytes, stream>>>(problem);
+}
+
+}  // namespace
+
+bool block_scores_serve(const AttentionInputs& inputs, const NsaConfig& config) {
+  const DType dtype = inputs.queries.dtype;
+  const Index d = inputs.head_dim(), strides = (config.block_size + config.kernel_size) / config.kernel_stride - 1;
+  return (dtype == DType::f16 || dtype == DType::bf16) && inputs.keys.dtype == dtype && (d == 64 || d == 128) &&
+         inputs.heads() / std::max<Index>(1, inputs.kv_heads()) <= kTileRowCount && strides <= kMostTaps;
+}
+
+void block_scores(const AttentionInputs& inputs, Index first_query, const NsaConfig& config, const float* lse,
+                  Index blocks, float* scores, Stream stream) {
+  config.validate();
+  if (!block_scores_serve(inputs, config))
+    throw DeviceError("block scores: queries " + inputs.queries.describe() + " and compressed keys " +
+                      inputs.keys.describe() +
+                      "; on a GPU these are F16 or BF16, head_dim is 64 or 128, a KV head has at most 64 query heads, "
+                      "and a block and a window have at most 65 strides");
+  constexpr Index kMost = std::numeric_limits<std::int32_t>::max() / 2;
+  if (first_query < 0 || first_query + inputs.queries_length() > kMost || blocks < 0 ||
+      blocks > kMost / config.block_size)
+    throw ValueError("block scores: " + std::to_string(inputs.queries_length()) + " queries from " +
+                     std::to_string(first_query) + " on and " + std::to_string(blocks) +
+                     " blocks; needed are fewer than 2^30 positions");
+  require_aligned(inputs.queries, "queries");
+  require_aligned(inputs.keys, "keys");
+  const NsaScoreProblem problem = nsa_score_problem(inputs, first_query, config, lse, blocks, scores);
+  if (problem.tiling.tiles() == 0 || blocks == 0) return;
+  auto* const native = static_cast<cudaStream_t>(stream);
+  const auto of_type = [&]<class T>() {
+    inputs.head_dim() == 64 ? launch<T, 64>(problem, native) : launch<T, 128>(problem, native);
+  };
+  inputs.queries.dtype == DType::f16 ? of_type.template operator()<Half>() : of_type.template operator()<BFloat16>();
+  check_launch("scoring blocks");
+}
+
+}  // namespace reticle::cuda
