@@ -4,6 +4,7 @@
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
+#include <reticle/attention/cuda/nsa_scores.hpp>
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 
@@ -275,6 +276,29 @@ void add_cuda(py::module_& module) {
           py::arg("rules"), py::arg("counts") = py::none(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
           py::arg("layer") = 0, py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.")
       .def("reset", &cuda::SparseDecoder::reset, "Forgets what is kept of the sequence.");
+  module.def(
+      "cuda_block_scores_serve",
+      [](const py::object& queries, const py::object& keys, const NsaConfig& config) {
+        return cuda::block_scores_serve(DeviceCall(queries, keys, keys, 1, false).inputs, config);
+      },
+      py::arg("queries"), py::arg("compressed_keys"), py::arg("config"));
+  module.def(
+      "cuda_block_scores",
+      [](const py::object& queries, const py::object& keys, const py::object& lse, const py::object& scores,
+         Index first_query, float scaling, const NsaConfig& config, std::uintptr_t stream) {
+        constexpr auto kCuda = Device::Kind::cuda;
+        const DeviceCall call(queries, keys, keys, scaling, /*causal=*/false);
+        const Borrowed logs(lse, "lse", kCuda), to(scores, "scores", kCuda);
+        const Index of_head = call.inputs.batch() * call.inputs.queries_length(),
+                    blocks = to.view().rank == 4 ? to.view().size(3) : 0;
+        const float* const lse_data = floats_of(logs, of_head * call.inputs.heads(), "lse");
+        float* const score_data = floats_of(to, of_head * call.inputs.kv_heads() * blocks, "scores");
+        const py::gil_scoped_release released;
+        cuda::block_scores(call.inputs, first_query, config, lse_data, blocks, score_data, stream_from(stream));
+      },
+      py::arg("queries"), py::arg("compressed_keys"), py::arg("lse"), py::arg("scores"), py::kw_only(),
+      py::arg("first_query"), py::arg("scaling"), py::arg("config"), py::arg("stream") = 0,
+      "Fills scores (b, hkv, sq, blocks), on the stream; waits for nothing.");
   module.def(
       "cuda_top_k",
       [](const py::object& scores, Index k, const py::object& indices, const py::object& counts,

@@ -33,6 +33,7 @@ bool block_scores_serve(const AttentionInputs& inputs, const NsaConfig& config) 
 
 void block_scores(const AttentionInputs& inputs, Index first_query, const NsaConfig& config, const float* lse,
                   Index blocks, float* scores, Stream stream) {
+  inputs.validate();
   config.validate();
   if (!block_scores_serve(inputs, config))
     throw DeviceError("block scores: queries " + inputs.queries.describe() + " and compressed keys " +

@@ -229,10 +229,10 @@ def linear_compress(
 
 
 def _choose_blocks(
-    queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None, config: _core.NsaConfig
+    queries: Tensor, keys: Tensor, values: Tensor, lse: Tensor, scaling: float | None, config: _core.NsaConfig
 ) -> Tensor:
     if queries.is_cuda:
-        return nsa_gpu.choose_blocks(queries, keys, 0, scaling, config)
+        return nsa_gpu.choose_blocks(queries, keys, 0, scaling, config, lse)
     q, k, v = (tensor.detach().float() for tensor in (queries, keys, values))
     return torch.from_numpy(_core.nsa_compressed_attention(q, k, v, 0, scaling, config)[2])
 
@@ -271,11 +271,11 @@ def compressed_attention(
     blocks = torch.full((k.shape[1], q.shape[0], topk), -1, dtype=torch.int32, device=q.device)
     for (begin, end), (first, last) in zip(pairwise(offsets), pairwise(windows), strict=True):
         own_q, own_k, own_v = q[begin:end], k[first:last], v[first:last]
-        chosen = _choose_blocks(own_q, own_k, own_v, sm_scale, config)
+        output, lse = nsa_gpu.attend_compressed(own_q, own_k, own_v, 0, config, sm_scale)
+        outputs.append(output)
+        chosen = _choose_blocks(own_q, own_k, own_v, lse, sm_scale, config)
         blocks[:, begin:end, : chosen.shape[2]] = chosen
         width = max(width, chosen.shape[2])
-        windows_seen = nsa_gpu.complete_windows(0, config)
-        outputs.append(nsa_gpu.attend(own_q, own_k, own_v, windows_seen, sm_scale))
     return torch.cat(outputs), blocks[..., :width]
 
 

@@ -1,7 +1,8 @@
 """Native Sparse Attention of torch tensors on a GPU: what `reticle.nsa` does there.
 
-Attention and its gradients are Reticle's kernels, planned on the device; projections, compression and the choice of blocks
-are torch's own operations, in chunks of queries, so that nothing grows with the square of the length. Nothing waits for the
+Attention and its gradients, planned on the device, and the choice of blocks are Reticle's kernels; projections and
+compression are torch's own operations, and so are scores of blocks in float32 or of other head sizes. Scores are held for a
+chunk of queries, so that nothing grows with the square of the length. Nothing waits for the
 device. Nothing here needs a GPU: tests run it on the CPU.
 """
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from reticle.nsa import NativeSparseAttention
     from reticle.torch import AnyMask
 
-# Scores of compressed keys that are held at once while blocks are chosen: 64 MB of them.
+# Scores that are held at once while blocks are chosen: 64 MB of them.
 _MOST_SCORES = 1 << 24
 
 
@@ -54,28 +55,66 @@ def compress(
 
 @torch.no_grad()
 def choose_blocks(
-    queries: Tensor, compressed_keys: Tensor, first_query: int, scaling: float | None, config: _core.NsaConfig
+    queries: Tensor,
+    compressed_keys: Tensor,
+    first_query: int,
+    scaling: float | None,
+    config: _core.NsaConfig,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """The blocks that queries (n, heads, head_dim), from position first_query on, find worth a closer look by the
     compressed keys (m, kv_heads, head_dim): (kv_heads, n, topk or fewer) int32, ascending, -1 on the right. Equal scores go
-    to the first block."""
-    n, kv_heads, device = queries.shape[0], compressed_keys.shape[1], queries.device
+    to the first block. `lse` (heads, n) is compressed attention's, where it is known."""
+    (n, heads, d), (compressed, kv_heads, _), device = queries.shape, compressed_keys.shape, queries.device
     positions = torch.arange(first_query, first_query + n, device=device)
     blocks = torch.arange((first_query + n - 1) // config.block_size + 1 if n else 0, device=device)
     width, own = min(config.topk, len(blocks)), (positions // config.block_size)[:, None]
     always = (blocks < config.init_blocks) | (blocks > own - config.local_blocks)
-    factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
-    step = max(1, _MOST_SCORES // max(1, queries.shape[1] * compressed_keys.shape[0]))
+    factor = d**-0.5 if scaling is None else scaling
+    serves = queries.is_cuda and _core.cuda_block_scores_serve(_by_head(queries), _by_head(compressed_keys), config)
+    if serves and lse is None:
+        _, lse = attend_compressed(queries, compressed_keys, compressed_keys, first_query, config, scaling)
+    step = max(1, _MOST_SCORES // max(1, kv_heads * len(blocks) if serves else heads * compressed))
     chosen = [torch.zeros((kv_heads, 0, width), dtype=torch.int32, device=device)]
     for begin in range(0, n, step):
         rows = slice(begin, begin + step)
-        scores = _block_scores(queries[rows].float() * factor, compressed_keys, positions[rows], len(blocks), config)
+        if serves and lse is not None:
+            held = queries.new_empty((1, kv_heads, min(step, n - begin), len(blocks)), dtype=torch.float32)
+            _core.cuda_block_scores(
+                _by_head(queries[rows]),
+                _by_head(compressed_keys),
+                lse[:, rows].contiguous(),
+                held,
+                first_query=first_query + begin,
+                scaling=factor,
+                config=config,
+                stream=torch.cuda.current_stream(device).cuda_stream,
+            )
+            scores = held[0]
+        else:
+            scores = _block_scores(
+                queries[rows].float() * factor, compressed_keys, positions[rows], len(blocks), config
+            )
         scores = scores.masked_fill(always[rows], torch.inf).masked_fill(blocks > own[rows], -torch.inf)
-        best = scores.sort(dim=-1, descending=True, stable=True)
-        numbers = best.indices[..., :width].masked_fill(best.values[..., :width] == -torch.inf, len(blocks))
-        ascending = numbers.sort(-1).values
-        chosen.append(ascending.masked_fill(ascending == len(blocks), -1).to(torch.int32))
+        chosen.append(_highest(scores, width))
     return torch.cat(chosen, 1)
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(1, heads, n, head_dim), of (n, heads, head_dim)."""
+    return x.detach().transpose(0, 1)[None]
+
+
+def _highest(scores: Tensor, k: int) -> Tensor:
+    """The k highest of the last dimension that are not -infinity: int32, ascending, -1 on the right."""
+    count = scores.shape[-1]
+    if scores.is_cuda:
+        indices, found = reticle.torch.top_k(scores.flatten(0, -2), k)
+        beyond = torch.arange(k, device=scores.device) >= found[:, None]
+        return indices.masked_fill(beyond, -1).view(*scores.shape[:-1], k)
+    best = scores.sort(dim=-1, descending=True, stable=True)
+    ascending = best.indices[..., :k].masked_fill(best.values[..., :k] == -torch.inf, count).sort(-1).values
+    return ascending.masked_fill(ascending == count, -1).to(torch.int32)
 
 
 def _block_scores(
@@ -100,14 +139,31 @@ def _block_scores(
     return scores
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: AnyMask, scaling: float | None = None) -> Tensor:
-    """Attention (n, heads, head_dim) of one packed sequence over a mask."""
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: AnyMask, scaling: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention (n, heads, head_dim) of one packed sequence over a mask, and its log-sum-exp (heads, n)."""
     n, heads = queries.shape[:2]
     if keys.shape[0] == 0 or n == 0:
-        return queries.new_zeros((n, heads, values.shape[2]))
+        return queries.new_zeros((n, heads, values.shape[2])), queries.new_full(
+            (heads, n), -torch.inf, dtype=torch.float32
+        )
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
-    output, _ = reticle.attention(q, k, v, mask, scaling=scaling)
-    return output[0].transpose(0, 1)
+    output, lse = reticle.attention(q, k, v, mask, scaling=scaling)
+    return output[0].transpose(0, 1), lse[0]
+
+
+def attend_compressed(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first_query: int,
+    config: _core.NsaConfig,
+    scaling: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attend` over the compressed keys whose windows are complete where queries, from position first_query on, stand."""
+    windows = Band(first_query=first_query, kernel=config.kernel_size, stride=config.kernel_stride)
+    return attend(queries, keys, values, windows, scaling)
 
 
 def attend_selected(
@@ -118,12 +174,8 @@ def attend_selected(
     last = torch.iinfo(torch.int32).max
     ascending = blocks.to(torch.int32).masked_fill(blocks < 0, last).sort(-1).values
     numbers = ascending.masked_fill(ascending == last, -1)
-    return attend(queries, keys, values, SelectedBlocks(numbers[None], block_size), scaling)
-
-
-def complete_windows(first_query: int, config: _core.NsaConfig) -> Band:
-    """The compressed keys that queries from position first_query on see."""
-    return Band(first_query=first_query, kernel=config.kernel_size, stride=config.kernel_stride)
+    output, _ = attend(queries, keys, values, SelectedBlocks(numbers[None], block_size), scaling)
+    return output
 
 
 def _branches(
@@ -136,12 +188,13 @@ def _branches(
     config: _core.NsaConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three attentions of one sequence's queries, (n, heads, head_dim) each."""
-    blocks = choose_blocks(queries, compressed_keys, first_query, None, config)
+    compressed, lse = attend_compressed(queries, compressed_keys, compressed_values, first_query, config)
+    blocks = choose_blocks(queries, compressed_keys, first_query, None, config, lse)
     window = Band(width=config.window_size + 1, first_query=first_query)  # that many before, and the own
     return (
-        attend(queries, compressed_keys, compressed_values, complete_windows(first_query, config)),
+        compressed,
         attend_selected(queries, keys, values, blocks, config.block_size),
-        attend(queries, keys, values, window),
+        attend(queries, keys, values, window)[0],
     )
 
 
