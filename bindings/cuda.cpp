@@ -17,15 +17,19 @@ namespace {
 /// Tensors in device memory, and the inputs that view them.
 struct DeviceCall {
   Borrowed queries, keys, values;
+  std::optional<Borrowed> attention_mask;
   AttentionInputs inputs;
 
-  DeviceCall(const py::object& q, const py::object& k, const py::object& v, float scaling, bool causal)
+  DeviceCall(const py::object& q, const py::object& k, const py::object& v, float scaling, bool causal,
+             const py::object& bias = py::none())
       : queries(q, "queries", Device::Kind::cuda),
         keys(k, "keys", Device::Kind::cuda),
         values(v, "values", Device::Kind::cuda) {
     inputs.queries = queries.view();
     inputs.keys = keys.view();
     inputs.values = values.view();
+    if (!bias.is_none())
+      inputs.attention_mask = attention_mask.emplace(bias, "attention_mask", Device::Kind::cuda).view();
     inputs.scaling = scaling;
     inputs.causal = causal;
   }
@@ -68,10 +72,10 @@ struct Pattern {
 /// A plan for attention over a Mask or a pattern, or for its gradients.
 template <class Plan, class GivenMask>
 Plan planned(const py::object& queries, const py::object& keys, const py::object& values, const GivenMask& mask,
-             float scaling, bool causal, std::optional<float> soft_cap, const std::vector<float>& sink_logits,
-             std::uintptr_t stream) {
+             float scaling, bool causal, const py::object& attention_mask, std::optional<float> soft_cap,
+             const std::vector<float>& sink_logits, std::uintptr_t stream) {
   if (cuda::device_count() == 0) throw DeviceError(std::string("CUDA: ") + cuda::why_unavailable());
-  const DeviceCall call(queries, keys, values, scaling, causal);
+  const DeviceCall call(queries, keys, values, scaling, causal, attention_mask);
   AttentionOptions options;
   options.soft_cap = soft_cap;
   options.sink_logits = sink_logits;
@@ -85,8 +89,8 @@ Plan planned(const py::object& queries, const py::object& keys, const py::object
 template <class Plan, class GivenMask>
 void add_planned(py::class_<Plan>& of) {
   of.def(py::init(&planned<Plan, GivenMask>), py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask"),
-         py::kw_only(), py::arg("scaling"), py::arg("causal") = false, py::arg("soft_cap") = py::none(),
-         py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0);
+         py::kw_only(), py::arg("scaling"), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+         py::arg("soft_cap") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("stream") = 0);
 }
 
 /// Device memory for `elements` floats.
@@ -162,14 +166,14 @@ void add_cuda(py::module_& module) {
           "run",
           [](const cuda::AttentionPlan& plan, const py::object& queries, const py::object& keys,
              const py::object& values, const py::object& output, const py::object& lse, float scaling, bool causal,
-             std::uintptr_t stream) {
-            const DeviceCall call(queries, keys, values, scaling, causal);
+             const py::object& attention_mask, std::uintptr_t stream) {
+            const DeviceCall call(queries, keys, values, scaling, causal, attention_mask);
             const DeviceResult result(output, lse, call.inputs);
             const py::gil_scoped_release released;
             plan.run(call.inputs, result.output_data(), result.lse_data(), stream_from(stream));
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
-          py::arg("scaling"), py::arg("causal") = false, py::arg("stream") = 0,
+          py::arg("scaling"), py::arg("causal") = false, py::arg("attention_mask") = py::none(), py::arg("stream") = 0,
           "Fills output and lse, on the stream; waits for nothing.")
       .def_property_readonly("uses_tiles", &cuda::AttentionPlan::uses_tiles)
       .def_property_readonly("nbytes", &cuda::AttentionPlan::bytes);
@@ -189,9 +193,9 @@ void add_cuda(py::module_& module) {
           [](const cuda::BackwardPlan& plan, const py::object& queries, const py::object& keys,
              const py::object& values, const py::object& output, const py::object& lse, const py::object& d_output,
              const py::object& d_queries, const py::object& d_keys, const py::object& d_values, float scaling,
-             bool causal, std::uintptr_t stream) {
+             bool causal, const py::object& attention_mask, std::uintptr_t stream) {
             constexpr auto kCuda = Device::Kind::cuda;
-            const DeviceCall call(queries, keys, values, scaling, causal);
+            const DeviceCall call(queries, keys, values, scaling, causal, attention_mask);
             const Borrowed result(output, "output", kCuda), logs(lse, "lse", kCuda),
                 upstream(d_output, "d_output", kCuda), of_queries(d_queries, "d_queries", kCuda),
                 of_keys(d_keys, "d_keys", kCuda), of_values(d_values, "d_values", kCuda);
@@ -206,7 +210,7 @@ void add_cuda(py::module_& module) {
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"),
           py::arg("d_output"), py::arg("d_queries"), py::arg("d_keys"), py::arg("d_values"), py::kw_only(),
-          py::arg("scaling"), py::arg("causal") = false, py::arg("stream") = 0,
+          py::arg("scaling"), py::arg("causal") = false, py::arg("attention_mask") = py::none(), py::arg("stream") = 0,
           "Fills the gradients, float32, on the stream; waits for nothing.");
   py::class_<cuda::KeyListAttention>(module, "CudaKeyListAttention", "Attention over lists of keys on the device.")
       .def(

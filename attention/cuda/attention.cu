@@ -10,12 +10,13 @@
 namespace reticle::cuda {
 namespace {
 
-template <class T, int head_dim, int sharing>
+template <class T, int head_dim, int sharing, bool biased>
 __global__ void __launch_bounds__(kDecodeThreads, sharing == 1 ? 4 : 3)
     decode_kernel(const __grid_constant__ DecodeProblem problem) {
   __shared__ DecodeShared<head_dim> shared;
-  decode_part<T, head_dim, sharing>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x) / problem.parts,
-                                    static_cast<int>(blockIdx.x) % problem.parts);
+  decode_part<T, head_dim, sharing, biased>(DeviceBlock(), shared, problem,
+                                            static_cast<int>(blockIdx.x) / problem.parts,
+                                            static_cast<int>(blockIdx.x) % problem.parts);
 }
 
 template <class T, int head_dim>
@@ -39,8 +40,12 @@ __global__ void __launch_bounds__(kWideTileThreads, 1) wide_tile_kernel(const __
 template <class T, int head_dim>
 void launch(const DecodeProblem& problem, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(problem.lists() * problem.parts);
+  if (problem.bias.data != nullptr) {
+    decode_kernel<T, head_dim, 1, true><<<blocks, kDecodeThreads, 0, stream>>>(problem);
+    return;
+  }
   dispatch_together(problem.sharing, [&]<int sharing>() {
-    decode_kernel<T, head_dim, sharing><<<blocks, kDecodeThreads, 0, stream>>>(problem);
+    decode_kernel<T, head_dim, sharing, false><<<blocks, kDecodeThreads, 0, stream>>>(problem);
   });
 }
 
@@ -119,7 +124,7 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   if (plan) {
     state->tiles = DeviceTiles(*plan, Tiling::of(mask.shape(), own.kv_heads, tile_rows_for(own)), stream);
   } else {
-    const auto [sharing, lists] = plan_lists(mask, own.kv_heads, own.causal, context);
+    const auto [sharing, lists] = plan_lists(mask, own.heads_with_lists(), own.causal, context);
     state->lists.sharing = sharing;
     state->row_ptr = Buffer::copy_of(lists.row_ptr.span(), stream);
     state->lists.indices = Buffer::copy_of(lists.indices.span(), stream);
@@ -161,6 +166,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
   problem.batch = static_cast<int>(made_for.batch);
   problem.sharing = own.lists.sharing;
+  problem.bias = BiasView::of(inputs.attention_mask);
   problem.row_ptr = own.row_ptr.as<Index>();
   problem.counts = own.lists.counts.as<std::int32_t>();
   problem.list_size = own.lists.list_size;
@@ -216,6 +222,7 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   if (rows == 0) return;
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), nullptr);
   problem.batch = static_cast<int>(inputs.batch());
+  problem.bias = BiasView::of(inputs.attention_mask);
   problem.indices = lists.indices;
   problem.counts = lists.counts;
   problem.p = lists.p;

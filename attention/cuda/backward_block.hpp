@@ -27,6 +27,7 @@ struct BackwardInputs {
   const void *output = nullptr, *d_output = nullptr;                  // (b, hq, sq, d)
   Strides query_strides, key_strides, value_strides, output_strides, d_output_strides;
   int heads = 1, kv_heads = 1, rows = 1, key_count = 1;  // rows: queries of a head
+  BiasView bias;                                         // of lists only
   float scaling = 1, soft_cap = 0;                       // no soft cap: 0
   const float* lse = nullptr;                            // (b, hq, sq)
   float* delta = nullptr;  // (b, hq, sq); the walk by rows writes it, that by keys reads it
@@ -49,6 +50,7 @@ inline BackwardInputs backward_inputs(const AttentionInputs& inputs, const Tenso
   to.kv_heads = static_cast<int>(inputs.kv_heads());
   to.rows = static_cast<int>(inputs.queries_length());
   to.key_count = static_cast<int>(inputs.keys_length());
+  to.bias = BiasView::of(inputs.attention_mask);
   to.scaling = inputs.scaling;
   return to;
 }
@@ -71,7 +73,7 @@ RETICLE_HD inline float log_sum_of(float lse) {
 }
 
 /// What an entry brings: its weight, and the gradient by its product of query and key, but for the scaling. `added` to
-/// its score, -log2(p).
+/// its score: its bias and -log2(p).
 struct EntryGradient {
   float weight = 0, d_product = 0;
 };
@@ -167,10 +169,12 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
         block.each([&](int thread) {
           const Index entry = at + i * kGroups + thread / kLanes;
           if (entry >= end) return;
-          const Index row = by_key ? rows_of_head + lists.indices[entry] : list;
+          const int other = lists.indices[entry], query = by_key ? other : number, key = by_key ? number : other;
+          const Index row = rows_of_head + query;
+          const float minus_log_p = lists.p == nullptr ? 0 : -std::log2(lists.p[entry]);
           const EntryGradient gradient =
               entry_gradient(products[i][thread], d_weights[i][thread],
-                             lists.p == nullptr ? 0 : -std::log2(lists.p[entry]), log_sum_of(problem.lse[row]),
+                             minus_log_p + problem.bias.of(batch, head, query, key), log_sum_of(problem.lse[row]),
                              by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);
           first_sum[thread].add(gradient.d_product, met[i][thread].first);
           if constexpr (by_key) second_sum[thread].add(gradient.weight, met[i][thread].second);

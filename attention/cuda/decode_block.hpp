@@ -34,6 +34,7 @@ struct DecodeProblem {
   Index list_size = 0;
   const std::int32_t* indices = nullptr;
   const float* p = nullptr;            // of every entry; null: 1
+  BiasView bias;                       // of lists that no heads share
   const float* sink_logits = nullptr;  // by head; null: none
   float scaling = 1, soft_cap = 0;     // no soft cap: 0
   int parts = 1;                       // blocks to a list
@@ -125,13 +126,14 @@ RETICLE_HD std::uint32_t pack_pair(float first, float second) {
 }
 
 /// Part `part` of list number `list`, for the rows of the `sharing` heads whose it is, and, when it is the last part to
-/// be done, the merge of all.
-template <class T, int head_dim, int sharing, class Block>
+/// be done, the merge of all. `biased`: by problem.bias.
+template <class T, int head_dim, int sharing, bool biased, class Block>
 RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int list,
                             int part) {
   using Lanes = RowLanes<T, head_dim>;
   constexpr int kLanes = Lanes::kCount, kGroups = kDecodeThreads / kLanes;
   static_assert(kGroups <= DecodeShared<head_dim>::kMostGroups);
+  static_assert(!biased || sharing == 1, "heads that share a list have a bias each");
 
   const int lists = problem.heads / sharing, query = list % problem.rows;
   const int head = list / problem.rows % lists * sharing, batch = list / problem.rows / lists;
@@ -186,9 +188,11 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
     });
     block.each([&](int thread) {
       float minus_log_p[kDecodeInFlight];
+      float bias[kDecodeInFlight] = {};
       unrolled<kDecodeInFlight>([&](int i) {
         const Index entry = at + i * kGroups + thread / kLanes;
         const float p = entry < end && problem.p != nullptr ? problem.p[entry] : 1;
+        if constexpr (biased) bias[i] = problem.bias.of(batch, head, query, entry < end ? problem.indices[entry] : 0);
         minus_log_p[i] = entry >= end ? kNone : p == 1 ? 0 : -std::log2(p);
       });
       unrolled<sharing>([&](int h) {
@@ -197,6 +201,7 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
         float highest = state.max;
         unrolled<kDecodeInFlight>([&](int i) {
           own[i] = minus_log_p[i] == kNone ? kNone : scaled(own[i], problem.scaling, problem.soft_cap) + minus_log_p[i];
+          if constexpr (biased) own[i] += bias[i];
           highest = own[i] > highest ? own[i] : highest;
         });
         if (highest == kNone) return;  // nothing for this group yet

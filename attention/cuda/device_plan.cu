@@ -181,7 +181,7 @@ DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const Pla
 
 DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream) {
   auto* const native = static_cast<cudaStream_t>(stream);
-  const Index group = inputs.heads / inputs.kv_heads;
+  const Index group = inputs.heads / inputs.heads_with_lists();
   // Whether heads agree that do not say so is not known without waiting.
   const auto reserve = [&](bool heads_share, Index size, bool weighted) {
     sharing = heads_share ? heads_taken_together(group) : 1;

@@ -10,7 +10,7 @@ namespace reticle::cuda {
 struct PlannedInputs {
   Index batch, heads, kv_heads, queries, keys, head_dim;
   DType dtype;
-  bool causal;
+  bool causal, biased;  // biased: by an attention mask
 
   /// Inputs may hold null pointers. DeviceError for head sizes without kernels, or weights.
   static PlannedInputs of(const AttentionInputs& inputs, const AttentionOptions& options) {
@@ -21,26 +21,32 @@ struct PlannedInputs {
     if ((head_dim != 64 && head_dim != 128 && head_dim != 256) || inputs.values.size(3) != head_dim)
       throw DeviceError("attention: head_dim is " + std::to_string(head_dim) + ", value_dim " +
                         std::to_string(inputs.values.size(3)) + "; on a GPU both are 64, 128 or 256, and equal");
-    return {inputs.batch(),       inputs.heads(), inputs.kv_heads(),    inputs.queries_length(),
-            inputs.keys_length(), head_dim,       inputs.queries.dtype, inputs.causal};
+    return {inputs.batch(),          inputs.heads(),       inputs.kv_heads(),
+            inputs.queries_length(), inputs.keys_length(), head_dim,
+            inputs.queries.dtype,    inputs.causal,        inputs.attention_mask.has_value()};
   }
 
   Index rows() const { return batch * heads * queries; }
+  /// Heads whose query heads may share lists: of a bias every one has its own.
+  Index heads_with_lists() const { return biased ? heads : kv_heads; }
 
   /// ShapeError unless the inputs are such; DeviceError where kernels cannot read them.
   void require(const AttentionInputs& inputs) const {
     inputs.validate();
     if (inputs.batch() != batch || inputs.heads() != heads || inputs.kv_heads() != kv_heads ||
         inputs.queries_length() != queries || inputs.keys_length() != keys || inputs.head_dim() != head_dim ||
-        inputs.values.size(3) != head_dim || inputs.queries.dtype != dtype || inputs.causal != causal)
+        inputs.values.size(3) != head_dim || inputs.queries.dtype != dtype || inputs.causal != causal ||
+        inputs.attention_mask.has_value() != biased)
       throw ShapeError("attention: queries " + inputs.queries.describe() + ", keys " + inputs.keys.describe() +
-                       " and values " + inputs.values.describe() + " are not those that the plan was made for");
+                       " and values " + inputs.values.describe() +
+                       " are not those that the plan was made for, or there is an attention mask here or there only");
     require_readable(inputs);
   }
 
   /// DeviceError for what no kernel reads.
   static void require_readable(const AttentionInputs& inputs) {
-    if (inputs.attention_mask) throw DeviceError("attention: an attention mask on a GPU is not built; use the mask");
+    if (inputs.attention_mask && inputs.attention_mask->dtype != DType::f32)
+      throw DeviceError("attention_mask: " + inputs.attention_mask->describe() + "; on a GPU it is F32");
     for (const auto& [view, name] : {std::pair<const TensorView*, const char*>{&inputs.queries, "queries"},
                                      {&inputs.keys, "keys"},
                                      {&inputs.values, "values"}}) {

@@ -325,6 +325,7 @@ class CudaAttentionPlan:
         *,
         scaling: float,
         causal: bool = False,
+        attention_mask: Any = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
@@ -339,6 +340,7 @@ class CudaAttentionPlan:
         *,
         scaling: float,
         causal: bool = False,
+        attention_mask: Any = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
@@ -353,6 +355,7 @@ class CudaAttentionPlan:
         *,
         scaling: float,
         causal: bool = False,
+        attention_mask: Any = None,
         stream: int = 0,
     ) -> None: ...
     @property
@@ -371,6 +374,7 @@ class CudaBackwardPlan:
         *,
         scaling: float,
         causal: bool = False,
+        attention_mask: Any = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
@@ -385,6 +389,7 @@ class CudaBackwardPlan:
         *,
         scaling: float,
         causal: bool = False,
+        attention_mask: Any = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         stream: int = 0,
@@ -407,6 +412,7 @@ class CudaBackwardPlan:
         *,
         scaling: float,
         causal: bool = False,
+        attention_mask: Any = None,
         stream: int = 0,
     ) -> None: ...
 

@@ -129,11 +129,8 @@ class ResearchAttention:
             _, _, (row_ptr, indices, of_entries) = _core.attention_weights(
                 queries.detach(), keys.detach(), values.detach(), mask, **call
             )
-            sparse = torch.sparse_csr_tensor(
-                torch.from_numpy(row_ptr),
-                torch.from_numpy(indices).long(),
-                torch.from_numpy(of_entries),
-                size=(len(row_ptr) - 1, keys.shape[2]),
-            )
-            weights = sparse.to_dense().reshape(mask.shape)
+            rows = torch.arange(len(row_ptr) - 1).repeat_interleave(torch.from_numpy(row_ptr).diff())
+            weights = torch.zeros(len(row_ptr) - 1, keys.shape[2])
+            weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(of_entries)
+            weights = weights.reshape(mask.shape)
         return output.transpose(1, 2).contiguous(), weights

@@ -75,19 +75,13 @@ def on_gpu(
     sink_logits: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """(output, lse) on the current stream of the queries' device, without gradients. A Mask goes to the device with every
-    call; AttentionPlan keeps one. Raises NotImplementedError for an attention mask that does more than allow (0) and
-    forbid (-inf)."""
-    plan = AttentionPlan(
-        queries,
-        keys,
-        values,
-        _restricted(mask, attention_mask, queries, keys),
-        scaling=scaling,
-        causal=causal,
-        soft_cap=soft_cap,
-        sink_logits=sink_logits,
-    )
-    return plan(queries, keys, values)
+    call; AttentionPlan keeps one. An attention mask is looked at, which waits."""
+    attended, bias = _restricted(mask, attention_mask, queries, keys)
+    options: Any = {"scaling": scaling, "causal": causal, "soft_cap": soft_cap, "sink_logits": sink_logits}
+    if bias is None:
+        return AttentionPlan(queries, keys, values, attended, **options)(queries, keys, values)
+    plan = AttentionPlan(queries, keys, values, attended, attention_mask=bias, **options)
+    return plan(queries, keys, values, attention_mask=bias)
 
 
 def of_other_package(
@@ -123,16 +117,17 @@ def _backward_on_gpu(
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients on the current stream. A Mask goes to the device with every call; one that is there already comes to the
-    host first where the tensor cores do not serve (float32, head_dim 256, few rows, p)."""
+    host first where the tensor cores do not serve (float32, head_dim 256, few rows, p, a bias)."""
+    attended, bias = _restricted(mask, attention_mask, queries, keys)
     settings: Any = {
         "scaling": scaling,
         "causal": causal,
+        "attention_mask": bias,
         "stream": torch.cuda.current_stream(queries.device).cuda_stream,
     }
     inputs = (queries.detach(), keys.detach(), values.detach())
-    attended = _restricted(mask, attention_mask, queries, keys)
-    weighted = isinstance(attended, DeviceMask) and attended.weighted
-    if weighted or not (isinstance(attended, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
+    by_lists = bias is not None or (isinstance(attended, DeviceMask) and attended.weighted)
+    if by_lists or not (isinstance(attended, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
         attended = as_mask(attended, queries, keys)
     plan = _core.CudaBackwardPlan(*inputs, _for_plan(attended, keys), soft_cap=soft_cap, **settings)
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
@@ -143,22 +138,26 @@ def _backward_on_gpu(
     return d_queries, d_keys, d_values
 
 
-def _restricted(mask: AnyMask, attention_mask: Tensor | None, queries: Tensor, keys: Tensor) -> AnyMask:
-    """A mask less the keys that an additive mask forbids."""
+def _restricted(
+    mask: AnyMask, attention_mask: Tensor | None, queries: Tensor, keys: Tensor
+) -> tuple[AnyMask, Tensor | None]:
+    """A mask and what is added to the scores, if anything is: an attention mask that only allows (0) and forbids becomes
+    part of the mask, which tiles serve."""
     if attention_mask is None:
-        return mask
+        return mask, None
+    bias = _bias(attention_mask)
+    if bool(((bias != 0) & (bias != -torch.inf)).any()):
+        return mask, bias.to(queries.device)
     whole = as_mask(mask, queries, keys)
-    return whole & _allowed(attention_mask.cpu()).broadcast_to(whole.shape)
+    return whole & _core.Mask.dense((bias == 0).cpu().numpy()).broadcast_to(whole.shape), None
 
 
-def _allowed(attention_mask: Tensor) -> Mask:
-    """Where an additive mask is 0, as a mask of its own extents."""
-    allowed = attention_mask == 0
-    if not bool((allowed | (attention_mask == -torch.inf)).all()):
-        raise NotImplementedError(
-            "attention_mask has entries other than 0 and -inf; on a GPU an attention mask can only allow and forbid"
-        )
-    return _core.Mask.dense(allowed.numpy())
+def _bias(attention_mask: Tensor) -> Tensor:
+    """As kernels take it: float32 of four dimensions, -inf where the most negative numbers of its dtype forbid."""
+    if not attention_mask.is_floating_point():
+        raise _core.ShapeError(f"attention_mask: is {attention_mask.dtype}; needed is a tensor of floating point")
+    bias = attention_mask.detach()[(None,) * (4 - attention_mask.dim())]
+    return bias.float().masked_fill(bias <= torch.finfo(bias.dtype).min / 2, -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,7 +345,8 @@ class AttentionPlan:
 
     The mask may also be a DeviceMask, SelectedBlocks, a Band, or a bool tensor on the GPU, broadcastable to (batch, heads,
     queries, keys) or, with a block_size (queries, keys), to the numbers of blocks of that size: the plan is made there.
-    head_dim is 64, 128 or 256; no gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    A plan for an attention mask is made with one of its extents, and called with one. head_dim is 64, 128 or 256; no
+    gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
     def __init__(
@@ -358,6 +358,7 @@ class AttentionPlan:
         *,
         scaling: float | None = None,
         causal: bool = False,
+        attention_mask: Tensor | None = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = (),
         block_size: tuple[int, int] = (1, 1),
@@ -368,12 +369,17 @@ class AttentionPlan:
         }
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
         options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream, **self._settings}
+        if attention_mask is not None:
+            options["attention_mask"] = _bias(attention_mask)
         inputs = (queries.detach(), keys.detach(), values.detach())
         self._plan = _core.CudaAttentionPlan(*inputs, _for_plan(mask, keys, block_size), **options)
 
-    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, queries: Tensor, keys: Tensor, values: Tensor, *, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(output, lse) of tensors of the plan's extents."""
-        return _run(self._plan, queries, keys, values, self._settings)
+        bias = None if attention_mask is None else _bias(attention_mask)
+        return _run(self._plan, queries, keys, values, {**self._settings, "attention_mask": bias})
 
 
 class KeyListAttention:

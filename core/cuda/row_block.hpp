@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
+#include <optional>
 
 #include <reticle/core/base/types.hpp>
 #include <reticle/core/cuda/block.hpp>
@@ -17,6 +19,26 @@ struct Strides {
   Index batch = 0, head = 0, row = 0;
 };
 inline Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
+
+/// An additive attention mask: F32, to be broadcast where a stride is 0; null: none.
+struct BiasView {
+  const float* data = nullptr;
+  Strides strides;
+  Index key_stride = 0;
+
+  static BiasView of(const std::optional<TensorView>& mask) {
+    if (!mask) return {};
+    const auto stride = [&](int dim) { return mask->size(dim) == 1 ? 0 : mask->stride(dim); };
+    return {static_cast<const float*>(mask->data), {stride(0), stride(1), stride(2)}, stride(3)};
+  }
+  /// What is added to a score, in powers of two; -infinity for a key that is forbidden, as AttentionMaskRow has it.
+  RETICLE_HD float of(int batch, int head, int query, int key) const {
+    if (data == nullptr) return 0;
+    const float bias = data[batch * strides.batch + head * strides.head + query * strides.row + key * key_stride];
+    constexpr float kForbidden = -std::numeric_limits<float>::max() / 2;
+    return bias <= kForbidden ? -std::numeric_limits<float>::infinity() : bias * 1.44269504088896341f;
+  }
+};
 
 /// to_float, by the instruction where there is one.
 template <class T>

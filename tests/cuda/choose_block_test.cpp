@@ -298,7 +298,7 @@ void compare_with_pipeline(const Case& c, const std::string& maskers, double tol
   const HostBlock attending(kDecodeThreads);
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
   for (int row = 0; row < static_cast<int>(lists.counts.size()); ++row)
-    decode_part<T, head_dim, 1>(attending, *shared, decode, row, 0);
+    decode_part<T, head_dim, 1, false>(attending, *shared, decode, row, 0);
   expect_equal(expected.attention, output, lse, tolerance, 1e-4);
 }
 

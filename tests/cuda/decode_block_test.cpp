@@ -22,7 +22,7 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sha
   const Problem<T> drawn(c, head_dim);
   const AttentionInputs& inputs = drawn.inputs;
   const AttentionResult expected = attention(inputs, mask, drawn.options());
-  const auto [shared_by, csr] = plan_lists(mask, c.kv_heads, false);
+  const auto [shared_by, csr] = plan_lists(mask, c.biased ? c.heads : c.kv_heads, false);
   EXPECT_TRUE(sharing == 0 || shared_by == sharing) << shared_by;
   const auto rows = static_cast<int>(c.batch * c.heads * c.rows);
   std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
@@ -33,6 +33,7 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sha
                                            drawn.sinks.empty() ? nullptr : drawn.sinks.data());
   problem.batch = static_cast<int>(c.batch);
   problem.sharing = shared_by;
+  problem.bias = BiasView::of(inputs.attention_mask);
   problem.row_ptr = csr.row_ptr.data();
   problem.indices = csr.indices.data();
   problem.p = csr.p.empty() ? nullptr : csr.p.data();
@@ -42,10 +43,16 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sha
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
   for (int list = 0; list < problem.lists(); ++list) {
     for (int part = 0; part < c.parts; ++part) {
-      dispatch_together(shared_by, [&]<int together>() {
-        run_block(kDecodeThreads, *shared,
-                  [&](const auto& block) { decode_part<T, head_dim, together>(block, *shared, problem, list, part); });
-      });
+      const auto run = [&]<int together, bool biased>() {
+        run_block(kDecodeThreads, *shared, [&](const auto& block) {
+          decode_part<T, head_dim, together, biased>(block, *shared, problem, list, part);
+        });
+      };
+      if (c.biased) {
+        run.template operator()<1, true>();
+      } else {
+        dispatch_together(shared_by, [&]<int together>() { run.template operator()<together, false>(); });
+      }
     }
   }
   expect_equal(expected, output, lse, tolerance, 1e-4);
@@ -70,6 +77,19 @@ TEST(CudaThreads, DecodingWaitsForWhatItReads) {
   c.parts = 2;
   compare_with_cpu<float, 64>(c, random_mask(c, 0.3, 3), 2e-5);
   compare_with_cpu<BFloat16, 128>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 0.02, 2);
+}
+
+TEST(CudaDecode, AttentionMasksAddAndForbid) {
+  for (const int parts : {1, 3}) {
+    Case c;
+    c.biased = true;
+    c.parts = parts;
+    compare_with_cpu<float, 64>(c, random_mask(c, 0.02, 3), 2e-5);
+    c.weighted = c.sinks = true;
+    c.soft_cap = 2;
+    compare_with_cpu<BFloat16, 128>(c, random_mask(c, 0.4, 3), 0.03);
+    compare_with_cpu<Half, 64>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 0.004, 1);
+  }
 }
 
 TEST(CudaDecode, EveryDtypeAndHeadSize) {

@@ -33,13 +33,15 @@ struct OnDevice {
   explicit OnDevice(const Problem<T>& drawn)
       : queries(Buffer::copy_of(drawn.queries().template span<T>(), nullptr)),
         kv(Buffer::copy_of(drawn.kv().template span<T>(), nullptr)),
+        bias(Buffer::copy_of(drawn.bias().template span<float>(), nullptr)),
         inputs(drawn.inputs) {
     const auto* const host = static_cast<const T*>(drawn.kv().view().data);
+    if (inputs.attention_mask) inputs.attention_mask->data = bias.template as<float>();
     inputs.queries.data = queries.template as<T>();
     inputs.keys.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.keys.data) - host);
     inputs.values.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.values.data) - host);
   }
-  Buffer queries, kv;
+  Buffer queries, kv, bias;
   AttentionInputs inputs;
 };
 
@@ -66,6 +68,62 @@ void compare_with_cpu(const Case& c, Index head_dim, const Mask& mask, bool tile
   }
 }
 
+template <class T>
+void compare_gradients(const Case& c, Index head_dim, const Mask& mask, bool tiles, double tolerance) {
+  const Problem<T> drawn(c, head_dim);
+  const AttentionResult result = attention(drawn.inputs, mask, drawn.options());
+  Tensor d_output(dtype_of<T>, {c.batch, c.heads, c.rows, head_dim});
+  std::mt19937 random(11);
+  std::normal_distribution<float> draw;
+  for (T& x : d_output.span<T>()) x = from_float<T>(draw(random));
+  const AttentionGradients expected =
+      attention_backward(drawn.inputs, mask, result.output.view(), result.lse.view(), d_output.view(), drawn.options());
+  const OnDevice<T> on_device(drawn);
+  const Buffer output = Buffer::copy_of(result.output.template span<T>(), nullptr),
+               upstream = Buffer::copy_of(std::as_const(d_output).template span<T>(), nullptr),
+               lse = Buffer::copy_of(result.lse.span<float>(), nullptr);
+  TensorView output_view = result.output.view(), upstream_view = d_output.view();
+  output_view.data = output.template as<T>();
+  upstream_view.data = upstream.template as<T>();
+  const Array<float> dense = to_dense(mask);
+  const std::vector<std::uint8_t> bytes(dense.begin(), dense.end());
+  const Buffer attended = Buffer::copy_of(std::span<const std::uint8_t>(bytes), nullptr);
+  std::vector<BackwardPlan> plans = {BackwardPlan(on_device.inputs, mask, nullptr, drawn.options())};
+  if (tiles && !mask.weighted()) {
+    plans.emplace_back(
+        on_device.inputs,
+        AttendedBytes{TensorView(attended.as<std::uint8_t>(), DType::u8, {c.batch, c.heads, c.rows, c.keys})}, nullptr,
+        drawn.options());
+    plans.emplace_back(on_device.inputs, DeviceMask(mask, nullptr), nullptr, drawn.options());
+  }
+  for (const BackwardPlan& plan : plans) {
+    EXPECT_EQ(plan.uses_tiles(), tiles);
+    std::vector<std::vector<float>> first;
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      std::vector<Buffer> gradients;
+      std::vector<std::vector<float>> found;
+      for (const Tensor* wanted : {&expected.queries, &expected.keys, &expected.values}) {
+        found.emplace_back(static_cast<std::size_t>(wanted->view().elements()), std::nanf(""));
+        gradients.push_back(Buffer::copy_of(std::span<const float>(found.back()), nullptr));
+      }
+      plan.run(on_device.inputs, output_view, lse.as<float>(), upstream_view, gradients[0].as<float>(),
+               gradients[1].as<float>(), gradients[2].as<float>(), nullptr);
+      std::size_t i = 0;
+      for (const Tensor* wanted : {&expected.queries, &expected.keys, &expected.values}) {
+        gradients[i].copy_to(found[i].data(), nullptr);
+        const auto values = wanted->span<float>();
+        for (std::size_t e = 0; e < values.size(); ++e)
+          ASSERT_NEAR(found[i][e], values[e], tolerance * (1 + std::abs(values[e]))) << "gradient " << i << ", " << e;
+        ++i;
+      }
+      if (repeat == 1) {
+        EXPECT_EQ(found, first) << "the same bits every time";
+      }
+      first = std::move(found);
+    }
+  }
+}
+
 TEST_F(CudaDevice, ListsComputeWhatTheCpuComputes) {
   for (const Index head_dim : {64, 128, 256}) {
     for (const double density : {0.0, 0.01, 0.3, 1.0}) {
@@ -77,6 +135,16 @@ TEST_F(CudaDevice, ListsComputeWhatTheCpuComputes) {
       compare_with_cpu<Half>(c, head_dim, random_mask(c, density, 1), false, 0.004, 1e-3);
     }
   }
+}
+
+TEST_F(CudaDevice, AttentionMasksAddAndForbid) {
+  Case c;
+  c.biased = true;
+  c.rows = 30;
+  c.keys = 700;
+  compare_with_cpu<float>(c, 64, random_mask(c, 0.3, 2), false, 1e-4, 1e-3);
+  compare_with_cpu<BFloat16>(c, 128, Mask::full({c.batch, c.heads, c.rows, c.keys}), false, 0.03, 3e-3);
+  compare_gradients<Half>(c, 64, random_mask(c, 0.3, 2), false, 0.004);
 }
 
 TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {
@@ -140,62 +208,6 @@ TEST_F(CudaDevice, TilesOfFewRowsComputeWhatTheCpuComputes) {
   c.rows = 20;  // 40 to a KV head: not enough for tiles of 128 rows
   c.keys = 700;
   compare_with_cpu<BFloat16>(c, 128, random_mask(c, 0.3, 2), true, 0.03, 3e-3);
-}
-
-template <class T>
-void compare_gradients(const Case& c, Index head_dim, const Mask& mask, bool tiles, double tolerance) {
-  const Problem<T> drawn(c, head_dim);
-  const AttentionResult result = attention(drawn.inputs, mask, drawn.options());
-  Tensor d_output(dtype_of<T>, {c.batch, c.heads, c.rows, head_dim});
-  std::mt19937 random(11);
-  std::normal_distribution<float> draw;
-  for (T& x : d_output.span<T>()) x = from_float<T>(draw(random));
-  const AttentionGradients expected =
-      attention_backward(drawn.inputs, mask, result.output.view(), result.lse.view(), d_output.view(), drawn.options());
-  const OnDevice<T> on_device(drawn);
-  const Buffer output = Buffer::copy_of(result.output.template span<T>(), nullptr),
-               upstream = Buffer::copy_of(std::as_const(d_output).template span<T>(), nullptr),
-               lse = Buffer::copy_of(result.lse.span<float>(), nullptr);
-  TensorView output_view = result.output.view(), upstream_view = d_output.view();
-  output_view.data = output.template as<T>();
-  upstream_view.data = upstream.template as<T>();
-  const Array<float> dense = to_dense(mask);
-  const std::vector<std::uint8_t> bytes(dense.begin(), dense.end());
-  const Buffer attended = Buffer::copy_of(std::span<const std::uint8_t>(bytes), nullptr);
-  std::vector<BackwardPlan> plans = {BackwardPlan(on_device.inputs, mask, nullptr, drawn.options())};
-  if (tiles) {
-    plans.emplace_back(
-        on_device.inputs,
-        AttendedBytes{TensorView(attended.as<std::uint8_t>(), DType::u8, {c.batch, c.heads, c.rows, c.keys})}, nullptr,
-        drawn.options());
-    plans.emplace_back(on_device.inputs, DeviceMask(mask, nullptr), nullptr, drawn.options());
-  }
-  for (const BackwardPlan& plan : plans) {
-    EXPECT_EQ(plan.uses_tiles(), tiles);
-    std::vector<std::vector<float>> first;
-    for (int repeat = 0; repeat < 2; ++repeat) {
-      std::vector<Buffer> gradients;
-      std::vector<std::vector<float>> found;
-      for (const Tensor* wanted : {&expected.queries, &expected.keys, &expected.values}) {
-        found.emplace_back(static_cast<std::size_t>(wanted->view().elements()), std::nanf(""));
-        gradients.push_back(Buffer::copy_of(std::span<const float>(found.back()), nullptr));
-      }
-      plan.run(on_device.inputs, output_view, lse.as<float>(), upstream_view, gradients[0].as<float>(),
-               gradients[1].as<float>(), gradients[2].as<float>(), nullptr);
-      std::size_t i = 0;
-      for (const Tensor* wanted : {&expected.queries, &expected.keys, &expected.values}) {
-        gradients[i].copy_to(found[i].data(), nullptr);
-        const auto values = wanted->span<float>();
-        for (std::size_t e = 0; e < values.size(); ++e)
-          ASSERT_NEAR(found[i][e], values[e], tolerance * (1 + std::abs(values[e]))) << "gradient " << i << ", " << e;
-        ++i;
-      }
-      if (repeat == 1) {
-        EXPECT_EQ(found, first) << "the same bits every time";
-      }
-      first = std::move(found);
-    }
-  }
 }
 
 TEST_F(CudaDevice, GradientsAreThoseOfTheCpu) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -15,7 +16,7 @@ namespace reticle::cuda {
 struct Case {
   Index batch = 2, heads = 4, kv_heads = 2, rows = 3, keys = 200;
   int parts = 1;  // of decoding
-  bool weighted = false, sinks = false, causal = false;
+  bool weighted = false, sinks = false, causal = false, biased = false;
   float soft_cap = 0;
 };
 
@@ -48,7 +49,8 @@ class Problem {
   Problem(const Case& c, Index head_dim)
       : case_(c),
         queries_(drawn({c.batch, c.heads, c.rows, head_dim}, 2)),
-        kv_(drawn({c.batch, c.keys, 2, c.kv_heads, head_dim}, 1)) {
+        kv_(drawn({c.batch, c.keys, 2, c.kv_heads, head_dim}, 1)),
+        bias_(DType::f32, {1, c.heads, c.rows, c.biased ? c.keys : 0}) {
     const auto part_of = [&](Index which) {
       TensorView view = kv_.view();
       view.data = kv_.view().template at<T>(0, 0, which, 0, 0);
@@ -62,6 +64,11 @@ class Problem {
     inputs.values = part_of(1);
     inputs.scaling = 0.3f;
     inputs.causal = c.causal;
+    if (c.biased) {
+      std::normal_distribution<float> draw;
+      for (float& x : bias_.span<float>()) x = random_() % 8 == 0 ? -std::numeric_limits<float>::max() : draw(random_);
+      inputs.attention_mask = bias_.view();
+    }
     for (Index head = 0; c.sinks && head < c.heads; ++head) sinks.push_back(static_cast<float>(head) - 1);
   }
 
@@ -76,6 +83,7 @@ class Problem {
 
   const Tensor& queries() const { return queries_; }
   const Tensor& kv() const { return kv_; }
+  const Tensor& bias() const { return bias_; }
 
   AttentionInputs inputs;
   std::vector<float> sinks;
@@ -90,7 +98,7 @@ class Problem {
 
   std::mt19937 random_{7};
   Case case_;
-  Tensor queries_, kv_;
+  Tensor queries_, kv_, bias_;
 };
 
 template <class T>

@@ -23,12 +23,12 @@ def cpu_as_gpu(monkeypatch):
     """AttentionPlan as it would compute on a GPU."""
 
     class Plan:
-        def __init__(self, queries, keys, values, mask, *, scaling=None, causal=False, soft_cap=None, sink_logits=()):
-            options = {"scaling": scaling, "causal": causal, "soft_cap": soft_cap, "sink_logits": list(sink_logits)}
-            self.call = lambda *tensors: reticle._core.attention(*tensors, mask, **options)
+        def __init__(self, queries, keys, values, mask, *, sink_logits=(), attention_mask=None, **options):
+            options["sink_logits"] = list(sink_logits)
+            self.call = lambda *tensors, **given: reticle._core.attention(*tensors, mask, **options, **given)
 
-        def __call__(self, *tensors):
-            return self.call(*tensors)
+        def __call__(self, *tensors, **given):
+            return self.call(*tensors, **given)
 
     class Decoder:
         made = 0
@@ -245,10 +245,25 @@ def test_entries_of_rules_are_counted_where_scores_do_not_matter():
     ]
 
 
-def test_finite_attention_masks_are_refused(cpu_as_gpu):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("added", [0.0, 0.5])
+def test_attention_masks_add_and_forbid(cpu_as_gpu, dtype, added):
     q, k, v = tensors(4, 4)
-    with pytest.raises(NotImplementedError, match="only allow and forbid"):
-        reticle.torch.on_gpu(q, k, v, reticle.Mask.full((1, 4, 4, 4)), attention_mask=torch.full((1, 1, 1, 4), 0.5))
+    mask = reticle.Mask.full((1, 4, 4, 4))
+    bias = torch.full((1, 1, 4, 4), added, dtype=dtype).triu()
+    bias[..., 0], bias[..., 0, 1] = -torch.inf, torch.finfo(dtype).min
+    output, lse = reticle.torch.on_gpu(q, k, v, mask, attention_mask=bias)
+    expected, expected_lse = reticle.attention(q, k, v, mask, attention_mask=bias)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(lse, expected_lse)
+    attended, rest = reticle.torch._restricted(mask, bias, q, k)
+    assert (rest is None) == (added == 0) and attended.nnz == (4 * 16 if added else 4 * 11)
+
+
+def test_attention_masks_of_whole_numbers_are_refused():
+    q, k, v = tensors(4, 4)
+    with pytest.raises(reticle.ShapeError, match=r"attention_mask: is torch\.bool"):
+        reticle.torch.on_gpu(q, k, v, reticle.Mask.full((1, 4, 4, 4)), attention_mask=torch.ones(4, dtype=torch.bool))
 
 
 def test_choosing_on_the_host_warns():

@@ -127,6 +127,23 @@ def test_blocks_are_chosen_on_a_gpu_as_recorded(case, monkeypatch):
         assert (recorded[..., chosen.shape[2] :] == -1).all()
 
 
+@pytest.mark.skipif(reticle._core.cuda_device_count() == 0, reason=f"no GPU: {reticle._core.why_cuda_is_unavailable()}")
+@pytest.mark.parametrize("group", [1, 4, 16])
+def test_blocks_are_scored_by_the_kernel_as_by_torch(group):
+    config = reticle._core.NsaConfig()
+    q = torch.randn(300, 2 * group, 128, dtype=torch.bfloat16, device="cuda")
+    k = torch.randn(config.compressed_length(1300), 2, 128, dtype=torch.bfloat16, device="cuda")
+    _, lse = nsa_gpu.attend_compressed(q, k, k, 1000, config)
+    scores = torch.empty(1, 2, 300, 21, device="cuda")
+    by_head, settings = nsa_gpu._by_head, {"first_query": 1000, "scaling": 128**-0.5, "config": config}
+    reticle._core.cuda_block_scores(
+        by_head(q), by_head(k), lse, scores, stream=torch.cuda.current_stream().cuda_stream, **settings
+    )
+    positions = torch.arange(1000, 1300, device="cuda")
+    expected = nsa_gpu._block_scores(q.float() * 128**-0.5, k, positions, 21, config)
+    torch.testing.assert_close(scores[0], expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("case", cases("compressed_attn"))
 def test_compressed_attention_selects_the_recorded_blocks(case):
     params, tensors = load(case)

@@ -107,6 +107,21 @@ needs_gpu = pytest.mark.skipif(
 
 @needs_gpu
 @pytest.mark.parametrize("rows", [1, 100])
+def test_attention_masks_add_and_forbid_on_a_gpu_gradients_included(rows):
+    q, k, v = (on_gpu(2, h, n, 64, dtype=torch.float32).requires_grad_() for h, n in ((8, rows), (2, 300), (2, 300)))
+    mask = reticle.Mask.dense((torch.rand(2, 8, rows, 300) < 0.3).numpy())
+    bias = torch.randn(8, 1, 300, device="cuda").masked_fill(torch.rand(300, device="cuda") < 0.1, -3.4e38)
+    given = [tensor.detach().cpu().requires_grad_() for tensor in (q, k, v)]
+    output, _ = reticle.attention(q, k, v, mask, attention_mask=bias, causal=True)
+    expected, _ = reticle.attention(*given, mask, attention_mask=bias.cpu(), causal=True)
+    torch.testing.assert_close(output.cpu(), expected, atol=1e-4, rtol=1e-4)
+    ours, theirs = torch.autograd.grad(output.sum(), (q, k, v)), torch.autograd.grad(expected.sum(), given)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.cpu(), b, atol=1e-4, rtol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_gpu_tensors_give_what_the_cpu_gives(rows, dtype):
     q, k, v = (
