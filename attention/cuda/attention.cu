@@ -19,21 +19,21 @@ __global__ void __launch_bounds__(kDecodeThreads, sharing == 1 ? 4 : 3)
                                             static_cast<int>(blockIdx.x) % problem.parts);
 }
 
-template <class T, int head_dim>
+template <class T, int head_dim, bool biased>
 __global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constant__ TileProblem problem) {
   extern __shared__ __align__(16) unsigned char memory[];
-  attend_tile<T, head_dim>(DeviceBlock(), *reinterpret_cast<TileShared<T, head_dim>*>(memory), problem,
-                           problem.plan.tiles[blockIdx.x]);
+  attend_tile<T, head_dim, biased>(DeviceBlock(), *reinterpret_cast<TileShared<T, head_dim>*>(memory), problem,
+                                   problem.plan.tiles[blockIdx.x]);
 }
 
-template <class T, int head_dim>
+template <class T, int head_dim, bool biased>
 __global__ void __launch_bounds__(kWideTileThreads, 1) wide_tile_kernel(const __grid_constant__ TileProblem problem) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(16) unsigned char memory[];
   // Room for this is in what launch() asks for: how dynamic memory is aligned is nowhere promised.
   unsigned char* const aligned = memory + (kPanelAlignment - __cvta_generic_to_shared(memory) % kPanelAlignment);
-  attend_wide_tile<T, head_dim>(DeviceBlock(), *reinterpret_cast<WideTileShared<T, head_dim>*>(aligned), problem,
-                                problem.plan.tiles[blockIdx.x]);
+  attend_wide_tile<T, head_dim, biased>(DeviceBlock(), *reinterpret_cast<WideTileShared<T, head_dim>*>(aligned),
+                                        problem, problem.plan.tiles[blockIdx.x]);
 #endif  // elsewhere it is never launched
 }
 
@@ -56,12 +56,12 @@ void launch(Kernel* kernel, int threads, const TileProblem& problem, int tiles, 
   kernel<<<static_cast<unsigned>(tiles), threads, kBytes, stream>>>(problem);
 }
 
-template <class T, int head_dim>
+template <class T, int head_dim, bool biased>
 void launch(const TileProblem& problem, const DeviceTiles& tiles, cudaStream_t stream) {
   if (tiles.rows() == kWideTileRows)
-    return launch<WideTileShared<T, head_dim>>(wide_tile_kernel<T, head_dim>, kWideTileThreads, problem, tiles.count(),
-                                               stream);
-  launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim>, kTileThreads, problem, tiles.count(), stream);
+    return launch<WideTileShared<T, head_dim>>(wide_tile_kernel<T, head_dim, biased>, kWideTileThreads, problem,
+                                               tiles.count(), stream);
+  launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim, biased>, kTileThreads, problem, tiles.count(), stream);
 }
 
 #if defined(RETICLE_WGMMA)
@@ -157,10 +157,16 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
     auto problem = problem_of<TileProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
     problem.key_count = static_cast<int>(made_for.keys);
     problem.plan = own.tiles.lists();
-    const auto launch_of = [&]<class T>() {
-      made_for.head_dim == 64 ? launch<T, 64>(problem, own.tiles, native) : launch<T, 128>(problem, own.tiles, native);
+    problem.bias = BiasView::of(inputs.attention_mask);
+    const auto launch_of = [&]<class T, bool biased>() {
+      made_for.head_dim == 64 ? launch<T, 64, biased>(problem, own.tiles, native)
+                              : launch<T, 128, biased>(problem, own.tiles, native);
     };
-    made_for.dtype == DType::f16 ? launch_of.template operator()<Half>() : launch_of.template operator()<BFloat16>();
+    const auto launch_by_bias = [&]<class T>() {
+      made_for.biased ? launch_of.template operator()<T, true>() : launch_of.template operator()<T, false>();
+    };
+    made_for.dtype == DType::f16 ? launch_by_bias.template operator()<Half>()
+                                 : launch_by_bias.template operator()<BFloat16>();
     return check_launch("attention over tiles");
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());

@@ -27,7 +27,7 @@ class RETICLE_API AttentionPlan {
   /// d), contiguous, of the queries' dtype, and lse (b, hq, sq) likewise. What it computes is reticle::attention's.
   /// Launches one kernel and waits for nothing, so it can be captured in a graph.
   /// ShapeError when the extents are not the plan's; DeviceError for an attention mask
-  /// that is not F32; a plan for one is made with one, and has lists.
+  /// that is not F32; a plan for one is made with one.
   void run(const AttentionInputs& inputs, void* output, float* lse, Stream stream) const;
 
   bool uses_tiles() const;

@@ -16,12 +16,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 4)
   differentiate<T, head_dim, by_key>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x));
 }
 
-template <class T, int head_dim, bool by_key>
-__global__ void __launch_bounds__(kBackwardThreads)
+template <class T, int head_dim, bool by_key, bool biased>
+__global__ void __launch_bounds__(kBackwardThreads, biased ? 2 : 1)  // 2: more registers, or one is spilled on 8.0
     backward_tile_kernel(const __grid_constant__ TileBackwardProblem problem) {
   extern __shared__ __align__(16) unsigned char memory[];
-  differentiate_tile<T, head_dim, by_key>(DeviceBlock(), *reinterpret_cast<BackwardTileShared<T, head_dim>*>(memory),
-                                          problem, static_cast<int>(blockIdx.x));
+  differentiate_tile<T, head_dim, by_key, biased>(DeviceBlock(),
+                                                  *reinterpret_cast<BackwardTileShared<T, head_dim>*>(memory), problem,
+                                                  static_cast<int>(blockIdx.x));
 }
 
 /// Lists of a mask's rows in device memory.
@@ -42,7 +43,8 @@ template <class T, int head_dim, bool by_key>
 void launch(const TileBackwardProblem& problem, Index blocks, cudaStream_t stream) {
   if (blocks == 0) return;
   constexpr int kBytes = sizeof(BackwardTileShared<T, head_dim>);
-  auto* const kernel = backward_tile_kernel<T, head_dim, by_key>;
+  auto* const kernel = problem.bias.data == nullptr ? backward_tile_kernel<T, head_dim, by_key, false>
+                                                    : backward_tile_kernel<T, head_dim, by_key, true>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attention_backward");
   kernel<<<static_cast<unsigned>(blocks), kBackwardThreads, kBytes, stream>>>(problem);
 }

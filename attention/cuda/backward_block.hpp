@@ -27,10 +27,10 @@ struct BackwardInputs {
   const void *output = nullptr, *d_output = nullptr;                  // (b, hq, sq, d)
   Strides query_strides, key_strides, value_strides, output_strides, d_output_strides;
   int heads = 1, kv_heads = 1, rows = 1, key_count = 1;  // rows: queries of a head
-  BiasView bias;                                         // of lists only
-  float scaling = 1, soft_cap = 0;                       // no soft cap: 0
-  const float* lse = nullptr;                            // (b, hq, sq)
-  float* delta = nullptr;  // (b, hq, sq); the walk by rows writes it, that by keys reads it
+  BiasView bias;
+  float scaling = 1, soft_cap = 0;  // no soft cap: 0
+  const float* lse = nullptr;       // (b, hq, sq)
+  float* delta = nullptr;           // (b, hq, sq); the walk by rows writes it, that by keys reads it
   float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // contiguous
 };
 inline BackwardInputs backward_inputs(const AttentionInputs& inputs, const TensorView& output,
@@ -172,10 +172,11 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
           const int other = lists.indices[entry], query = by_key ? other : number, key = by_key ? number : other;
           const Index row = rows_of_head + query;
           const float minus_log_p = lists.p == nullptr ? 0 : -std::log2(lists.p[entry]);
-          const EntryGradient gradient =
-              entry_gradient(products[i][thread], d_weights[i][thread],
-                             minus_log_p + problem.bias.of(batch, head, query, key), log_sum_of(problem.lse[row]),
-                             by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);
+          const float bias =
+              problem.bias.data == nullptr ? 0 : problem.bias.of(problem.bias.row(batch, head, query), key);
+          const EntryGradient gradient = entry_gradient(
+              products[i][thread], d_weights[i][thread], minus_log_p + bias, log_sum_of(problem.lse[row]),
+              by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);
           first_sum[thread].add(gradient.d_product, met[i][thread].first);
           if constexpr (by_key) second_sum[thread].add(gradient.weight, met[i][thread].second);
         });

@@ -33,11 +33,12 @@ struct BackwardTileShared {
   // By keys, of the rows that are met.
   std::uint64_t words[2][kMetRows];
   RowWeights weights[2][kMetRows];
+  const float* biases[2][kMetRows];
   float log_sums[2][kMetRows], deltas[2][kMetRows];
 };
 
-/// Item `item`: by rows, tile `item`; by keys, block of keys (batch, KV head, block).
-template <class T, int head_dim, bool by_key, class Block>
+/// Item `item`: by rows, tile `item`; by keys, block of keys (batch, KV head, block). `biased`: by problem.bias.
+template <class T, int head_dim, bool by_key, bool biased, class Block>
 RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, head_dim>& shared,
                                    const TileBackwardProblem& problem, int item) {
   constexpr int kRow = BackwardTileShared<T, head_dim>::kRow;
@@ -68,6 +69,10 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
     return SourceRow<T>{there ? of_head + key * strides.row : of_head, there};
   };
 
+  const auto bias_of = [&](const float* row, int key) {
+    if constexpr (biased) return key < problem.key_count ? problem.bias.of(row, key) : 0;
+    return 0.0f;
+  };
   const int key_blocks = (problem.key_count + kKeyBlock - 1) / kKeyBlock;
   const Tile own_tile = by_key ? Tile{} : problem.plan.tiles[item];
   const int own_key = by_key ? item % key_blocks * kKeyBlock : 0;
@@ -99,6 +104,9 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
         const Index number = there ? row_number(tile, row) : 0;
         const KeyBlock own_keys = problem.plan.blocks[entry.block];
         shared.words[step % 2][thread] = problem.plan.word(tile, own_keys, row);
+        if constexpr (biased)
+          shared.biases[step % 2][thread] =
+              there ? problem.bias.row(tile.batch, tile.head_of(row), tile.query_of(row)) : problem.bias.data;
         shared.weights[step % 2][thread] = problem.plan.weights_of(tile, own_keys, row);
         shared.log_sums[step % 2][thread] = there ? log_sum_of(problem.lse[number]) : 0;
         shared.deltas[step % 2][thread] = there ? problem.delta[number] : 0;
@@ -177,13 +185,18 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
       // By rows, bits of what is met.
       std::uint64_t attended[2] = {};
       RowWeights weights[2];
+      const float* biases[2] = {};
+      int met_key = 0;
       if constexpr (!by_key) {
         const int first = step % 2 * kMetRows + column;
+        met_key = met_keys(step / 2).first_key + first;
         unrolled<2>([&](int half) {
           const int own = tile_row(thread, half);
           attended[half] = problem.plan.word(own_tile, met_keys(step / 2), own) >> first;
           weights[half] = problem.plan.weights_of(own_tile, met_keys(step / 2), own);
           weights[half].sampled >>= first;
+          if (biased && own < own_tile.rows)
+            biases[half] = problem.bias.row(own_tile.batch, own_tile.head_of(own), own_tile.query_of(own));
         });
       }
       unrolled<kMetTiles>([&](int tile) {
@@ -196,12 +209,14 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
             if constexpr (by_key) {
               const int own = tile_row(thread, half);
               if ((shared.words[at][met_row] >> own & 1) != 0)
-                gradient =
-                    entry_gradient(score, d_weight, shared.weights[at][met_row].of(own), shared.log_sums[at][met_row],
-                                   shared.deltas[at][met_row], problem.scaling, problem.soft_cap);
+                gradient = entry_gradient(
+                    score, d_weight,
+                    shared.weights[at][met_row].of(own) + bias_of(shared.biases[at][met_row], own_key + own),
+                    shared.log_sums[at][met_row], shared.deltas[at][met_row], problem.scaling, problem.soft_cap);
             } else if ((attended[half] >> other & 1) != 0) {
-              gradient = entry_gradient(score, d_weight, weights[half].of(other), rows[thread].log_sum[half],
-                                        rows[thread].delta[half], problem.scaling, problem.soft_cap);
+              gradient = entry_gradient(
+                  score, d_weight, weights[half].of(other) + bias_of(biases[half], met_key + other),
+                  rows[thread].log_sum[half], rows[thread].delta[half], problem.scaling, problem.soft_cap);
             }
             score = gradient.weight;
             d_weight = gradient.d_product;

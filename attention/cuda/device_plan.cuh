@@ -13,7 +13,7 @@ namespace reticle::cuda {
 /// less than lists do.
 inline bool tiles_serve(const PlannedInputs& inputs) {
   constexpr Index kFewRows = 16;
-  return inputs.dtype != DType::f32 && inputs.head_dim < 256 && !inputs.biased &&
+  return inputs.dtype != DType::f32 && inputs.head_dim < 256 &&
          inputs.queries * (inputs.heads / inputs.kv_heads) >= kFewRows;
 }
 /// The same of a mask that is on the device already.

@@ -24,6 +24,7 @@ struct TileProblem {
   Strides query_strides, key_strides, value_strides;
   int heads = 1, kv_heads = 1, rows = 1, key_count = 0;
   TileLists plan;
+  BiasView bias;
   const float* sink_logits = nullptr;
   float scaling = 1, soft_cap = 0;
   void* output = nullptr;  // (b, hq, sq, d), contiguous
@@ -46,8 +47,8 @@ struct RowStates {
   float max[2] = {kNone, kNone}, sum[2] = {}, highest[2] = {}, factor[2] = {};
 };
 
-/// Products of a block of keys become weights.
-template <class Block>
+/// Products of a block of keys become weights. `biased`: by problem.bias.
+template <bool biased, class Block>
 RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile& tile, const KeyBlock& keys,
                       PerThread<Block, TileScores>& scores, PerThread<Block, RowStates>& states) {
   constexpr int kScoreTiles = kKeyBlock / 8;
@@ -61,6 +62,19 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
     } else {
       const float scaling = problem.scaling * kLog2E;
       each_score([&](float& score, int, int) { score *= scaling; });
+    }
+    if constexpr (biased) {
+      unrolled<2>([&](int half) {
+        const int row = tile_row(thread, half), first = keys.first_key + thread % 4 * 2;
+        if (row >= tile.rows) return;
+        const float* const bias = problem.bias.row(tile.batch, tile.head_of(row), tile.query_of(row));
+        unrolled<kScoreTiles>([&](int tile_of) {
+          unrolled<2>([&](int e) {
+            const int key = first + tile_of * 8 + e;
+            if (key < problem.key_count) own.of[tile_of][half * 2 + e] += problem.bias.of(bias, key);
+          });
+        });
+      });
     }
     if (keys.bits >= 0) {
       unrolled<2>([&](int half) {
@@ -160,7 +174,7 @@ struct TileShared {
   alignas(16) T values[2][extent<kKeyBlock * kRow>];
 };
 
-template <class T, int head_dim, class Block>
+template <class T, int head_dim, bool biased, class Block>
 RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared, const TileProblem& problem,
                             const Tile& tile) {
   constexpr int kRow = TileShared<T, head_dim>::kRow;
@@ -231,7 +245,7 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
           [&](int thread) { return own_queries[thread].of[step]; }, own_keys, step);
     });
 
-    weigh(block, problem, tile, key_block, scores, states);
+    weigh<biased>(block, problem, tile, key_block, scores, states);
     rescale<Block, head_dim>(block, states, output);
     unrolled<kKeyBlock / 16>([&](int step) {
       block.each([&](int thread) { pack_factor<T>(scores[thread].of, step, weights[thread].of); });

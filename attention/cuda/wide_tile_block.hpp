@@ -35,7 +35,7 @@ RETICLE_HD std::uint32_t load_pair(const T* from) {
   return pair;
 }
 
-template <class T, int head_dim, class Block>
+template <class T, int head_dim, bool biased, class Block>
 RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>& shared, const TileProblem& problem,
                                  const Tile& tile) {
   using Shared = WideTileShared<T, head_dim>;
@@ -135,7 +135,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
     begin_scores(0);
     block.template wait_products<0>();
     settle_scores();
-    weigh(block, problem, tile, blocks[0], scores, states);
+    weigh<biased>(block, problem, tile, blocks[0], scores, states);
     pack();
     for (int i = 0; i + 1 < tile.blocks; ++i) {
       block.template wait<kStages - 3>();
@@ -147,7 +147,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
       begin_values(i);
       block.template wait_products<1>();
       settle_scores();
-      weigh(block, problem, tile, blocks[i + 1], scores, states);
+      weigh<biased>(block, problem, tile, blocks[i + 1], scores, states);
       block.template wait_products<0>();
       settle_values();
       rescale<Block, head_dim>(block, states, output);

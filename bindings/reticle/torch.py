@@ -75,12 +75,10 @@ def on_gpu(
     sink_logits: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """(output, lse) on the current stream of the queries' device, without gradients. A Mask goes to the device with every
-    call; AttentionPlan keeps one. An attention mask is looked at, which waits."""
-    attended, bias = _restricted(mask, attention_mask, queries, keys)
+    call; AttentionPlan keeps one."""
+    bias = _bias(attention_mask, queries)
     options: Any = {"scaling": scaling, "causal": causal, "soft_cap": soft_cap, "sink_logits": sink_logits}
-    if bias is None:
-        return AttentionPlan(queries, keys, values, attended, **options)(queries, keys, values)
-    plan = AttentionPlan(queries, keys, values, attended, attention_mask=bias, **options)
+    plan = AttentionPlan(queries, keys, values, mask, attention_mask=bias, **options)
     return plan(queries, keys, values, attention_mask=bias)
 
 
@@ -117,19 +115,18 @@ def _backward_on_gpu(
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients on the current stream. A Mask goes to the device with every call; one that is there already comes to the
-    host first where the tensor cores do not serve (float32, head_dim 256, few rows, p, a bias)."""
-    attended, bias = _restricted(mask, attention_mask, queries, keys)
+    host first where the tensor cores do not serve (float32, head_dim 256, few rows, p)."""
     settings: Any = {
         "scaling": scaling,
         "causal": causal,
-        "attention_mask": bias,
+        "attention_mask": _bias(attention_mask, queries),
         "stream": torch.cuda.current_stream(queries.device).cuda_stream,
     }
     inputs = (queries.detach(), keys.detach(), values.detach())
-    by_lists = bias is not None or (isinstance(attended, DeviceMask) and attended.weighted)
-    if by_lists or not (isinstance(attended, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
-        attended = as_mask(attended, queries, keys)
-    plan = _core.CudaBackwardPlan(*inputs, _for_plan(attended, keys), soft_cap=soft_cap, **settings)
+    weighted = isinstance(mask, DeviceMask) and mask.weighted
+    if weighted or not (isinstance(mask, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
+        mask = as_mask(mask, queries, keys)
+    plan = _core.CudaBackwardPlan(*inputs, _for_plan(mask, keys), soft_cap=soft_cap, **settings)
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
     plan.run(*inputs, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
     d_queries, d_keys, d_values = (
@@ -138,25 +135,14 @@ def _backward_on_gpu(
     return d_queries, d_keys, d_values
 
 
-def _restricted(
-    mask: AnyMask, attention_mask: Tensor | None, queries: Tensor, keys: Tensor
-) -> tuple[AnyMask, Tensor | None]:
-    """A mask and what is added to the scores, if anything is: an attention mask that only allows (0) and forbids becomes
-    part of the mask, which tiles serve."""
+def _bias(attention_mask: Tensor | None, queries: Tensor) -> Tensor | None:
+    """As kernels take it: float32 of four dimensions beside the queries, -inf where the most negative numbers of its dtype
+    forbid."""
     if attention_mask is None:
-        return mask, None
-    bias = _bias(attention_mask)
-    if bool(((bias != 0) & (bias != -torch.inf)).any()):
-        return mask, bias.to(queries.device)
-    whole = as_mask(mask, queries, keys)
-    return whole & _core.Mask.dense((bias == 0).cpu().numpy()).broadcast_to(whole.shape), None
-
-
-def _bias(attention_mask: Tensor) -> Tensor:
-    """As kernels take it: float32 of four dimensions, -inf where the most negative numbers of its dtype forbid."""
+        return None
     if not attention_mask.is_floating_point():
         raise _core.ShapeError(f"attention_mask: is {attention_mask.dtype}; needed is a tensor of floating point")
-    bias = attention_mask.detach()[(None,) * (4 - attention_mask.dim())]
+    bias = attention_mask.detach()[(None,) * (4 - attention_mask.dim())].to(queries.device)
     return bias.float().masked_fill(bias <= torch.finfo(bias.dtype).min / 2, -torch.inf)
 
 
@@ -369,8 +355,7 @@ class AttentionPlan:
         }
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
         options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream, **self._settings}
-        if attention_mask is not None:
-            options["attention_mask"] = _bias(attention_mask)
+        options["attention_mask"] = _bias(attention_mask, queries)
         inputs = (queries.detach(), keys.detach(), values.detach())
         self._plan = _core.CudaAttentionPlan(*inputs, _for_plan(mask, keys, block_size), **options)
 
@@ -378,8 +363,8 @@ class AttentionPlan:
         self, queries: Tensor, keys: Tensor, values: Tensor, *, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(output, lse) of tensors of the plan's extents."""
-        bias = None if attention_mask is None else _bias(attention_mask)
-        return _run(self._plan, queries, keys, values, {**self._settings, "attention_mask": bias})
+        settings = {**self._settings, "attention_mask": _bias(attention_mask, queries)}
+        return _run(self._plan, queries, keys, values, settings)
 
 
 class KeyListAttention:

@@ -31,10 +31,12 @@ struct BiasView {
     const auto stride = [&](int dim) { return mask->size(dim) == 1 ? 0 : mask->stride(dim); };
     return {static_cast<const float*>(mask->data), {stride(0), stride(1), stride(2)}, stride(3)};
   }
+  RETICLE_HD const float* row(int batch, int head, int query) const {
+    return data + batch * strides.batch + head * strides.head + query * strides.row;
+  }
   /// What is added to a score, in powers of two; -infinity for a key that is forbidden, as AttentionMaskRow has it.
-  RETICLE_HD float of(int batch, int head, int query, int key) const {
-    if (data == nullptr) return 0;
-    const float bias = data[batch * strides.batch + head * strides.head + query * strides.row + key * key_stride];
+  RETICLE_HD float of(const float* row, int key) const {
+    const float bias = row[key * key_stride];
     constexpr float kForbidden = -std::numeric_limits<float>::max() / 2;
     return bias <= kForbidden ? -std::numeric_limits<float>::infinity() : bias * 1.44269504088896341f;
   }

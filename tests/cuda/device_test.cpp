@@ -143,8 +143,11 @@ TEST_F(CudaDevice, AttentionMasksAddAndForbid) {
   c.rows = 30;
   c.keys = 700;
   compare_with_cpu<float>(c, 64, random_mask(c, 0.3, 2), false, 1e-4, 1e-3);
-  compare_with_cpu<BFloat16>(c, 128, Mask::full({c.batch, c.heads, c.rows, c.keys}), false, 0.03, 3e-3);
-  compare_gradients<Half>(c, 64, random_mask(c, 0.3, 2), false, 0.004);
+  compare_with_cpu<BFloat16>(c, 128, Mask::full({c.batch, c.heads, c.rows, c.keys}), true, 0.03, 3e-3);
+  compare_gradients<float>(c, 64, random_mask(c, 0.3, 2), false, 1e-4);
+  compare_gradients<Half>(c, 64, random_mask(c, 0.3, 2), true, 0.004);
+  c.rows = 3;
+  compare_with_cpu<BFloat16>(c, 128, random_mask(c, 0.3, 2), false, 0.03, 3e-3);
 }
 
 TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {

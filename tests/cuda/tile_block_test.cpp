@@ -33,15 +33,20 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance) {
     for (const Tile& tile : plan.tiles) attend(tile);
     expect_equal(expected, output, lse, tolerance, 2e-3);
   };
+  problem.bias = BiasView::of(inputs.attention_mask);
   const auto shared = std::make_unique<TileShared<T, head_dim>>();
   expect_of_tiles(kTileRowCount, [&](const Tile& tile) {
-    run_block(kTileThreads, *shared,
-              [&](const auto& block) { attend_tile<T, head_dim>(block, *shared, problem, tile); });
+    run_block(kTileThreads, *shared, [&](const auto& block) {
+      c.biased ? attend_tile<T, head_dim, true>(block, *shared, problem, tile)
+               : attend_tile<T, head_dim, false>(block, *shared, problem, tile);
+    });
   });
   const auto wide = std::make_unique<WideTileShared<T, head_dim>>();
   expect_of_tiles(kWideTileRows, [&](const Tile& tile) {
-    run_block(kWideTileThreads, *wide,
-              [&](const auto& block) { attend_wide_tile<T, head_dim>(block, *wide, problem, tile); });
+    run_block(kWideTileThreads, *wide, [&](const auto& block) {
+      c.biased ? attend_wide_tile<T, head_dim, true>(block, *wide, problem, tile)
+               : attend_wide_tile<T, head_dim, false>(block, *wide, problem, tile);
+    });
   });
 }
 
@@ -109,6 +114,18 @@ TEST(CudaTile, SampledKeysWeighMore) {
   // All heads alike: words are of queries. Whole blocks that are sampled, too.
   const std::vector<float> p(static_cast<std::size_t>(c.rows * c.keys), 0.25f);
   compare_with_cpu<Half, 64>(c, Mask::dense(MaskShape{1, c.heads, c.rows, c.keys}.one_head(), p), 0.008);
+}
+
+TEST(CudaTile, AttentionMasksAddAndForbid) {
+  for (const double density : {0.1, 1.0}) {
+    Case c;
+    c.rows = 70;
+    c.biased = true;
+    compare_with_cpu<Half, 64>(c, random_mask(c, density, 8), 0.008);
+    c.soft_cap = 2;
+    c.sinks = true;
+    compare_with_cpu<BFloat16, 128>(c, sampled_mask(c, density, 1, 8), 0.05);
+  }
 }
 
 TEST(CudaTile, RowsAndTilesWithoutKeysGiveZeroAndMinusInfinity) {
