@@ -23,7 +23,7 @@ def cpu_as_gpu(monkeypatch):
     """AttentionPlan as it would compute on a GPU."""
 
     class Plan:
-        def __init__(self, queries, keys, values, mask, *, sink_logits=(), attention_mask, **options):
+        def __init__(self, queries, keys, values, mask, *, sink_logits=(), attention_mask=None, **options):
             options["sink_logits"] = list(sink_logits)
             self.call = lambda *tensors, **given: reticle._core.attention(*tensors, mask, **options, **given)
 
