@@ -60,13 +60,11 @@ def ceilings() -> tuple[float, float]:
     return copy, 2 * 8192**3 / seconds(lambda: m @ m)
 
 
-def check(
-    name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attended: torch.Tensor
-) -> None:
-    """Against float64, for a dense mask `attended`; ends the run on a wrong result."""
+def check(name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: torch.Tensor) -> None:
+    """Against float64, for a dense mask `p` or where it is attended to; ends the run on a wrong result."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
-    scores = (q.double() @ k.mT / q.shape[-1] ** 0.5).masked_fill(~attended, -torch.inf)
+    scores = (q.double() @ k.mT / q.shape[-1] ** 0.5 - p.double().log()).masked_fill(p == 0, -torch.inf)
     expected = torch.nan_to_num(scores.softmax(-1)) @ v
     error = ((output.double() - expected).norm() / expected.norm()).item()
     bound = 1e-5 if q.dtype == torch.float32 else 1e-2
@@ -141,6 +139,24 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
     record(name, ours, flops / ours / rate, "the bf16 matrix product", "FlexAttention", peer)
 
 
+def sampled(rate: float, length: int, share: float) -> None:
+    """A window, and of the keys before it a random share, weighted by it: of all heads the same keys."""
+    positions = torch.arange(length)
+    apart = positions[:, None] - positions
+    p = torch.where((apart >= 0) & (apart < 256), 1.0, share * ((apart >= 256) & (torch.rand(length, length) < share)))
+    mask = reticle.Mask.dense(p[None, None].numpy()).broadcast_to((1, HEADS, length, length))
+    q, k, v = random_tensors(length, length)
+    plan = reticle.torch.AttentionPlan(q, k, v, mask)
+    name, last = f"prefill {length // 1024}k, window and {100 * share:.0f} % sampled", slice(-256, None)
+    p = p.cuda()
+    check(name, plan(q, k, v)[0][:, :, last], q[:, :, last], k, v, p[last].expand(1, HEADS, 256, length))
+    bias = -p.log().masked_fill(p == 0, torch.inf).to(q.dtype)
+    sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+    flops = 2.0 * DIM * HEADS * length * length  # tiles below the diagonal are computed whole
+    ours = seconds(lambda: plan(q, k, v), 10)
+    record(name, ours, flops / ours / rate, "the bf16 matrix product", "sdpa, dense bias", seconds(sdpa, 10))
+
+
 def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Up to `count` blocks of 64 for each query and KV head, its own among them, as numbers and as a dense mask by blocks."""
     blocks = length // 64
@@ -198,6 +214,35 @@ def native_sparse_attention(rate: float, length: int) -> None:
     attended = 64.0 * length * (min(length, 1024) + min(length, 512) + length / 32)
     flops = 4 * DIM * attended + 2.0 * length * 2048 * (2 * 64 * DIM + 2 * 4 * DIM)
     record(f"NSA module, {length // 1024}k", took, flops / took / rate, "the bf16 matrix product", "dense sdpa", peer)
+
+
+def choice_of_blocks(rate: float, length: int) -> None:
+    """What Native Sparse Attention selects by: scores of blocks by compressed keys, and the best of them."""
+    from reticle import nsa_gpu
+
+    config = reticle._core.NsaConfig()
+    q = torch.randn(length, 64, DIM, device="cuda", dtype=torch.bfloat16)
+    k = torch.randn(config.compressed_length(length), 4, DIM, device="cuda", dtype=torch.bfloat16)
+    _, lse = nsa_gpu.attend_compressed(q, k, k, 0, config)
+    ours = lambda: nsa_gpu.choose_blocks(q, k, 0, None, config, lse)
+    first = min(length, 2048)
+    by_torch = lambda: nsa_gpu._block_scores(
+        q[:first].float() * DIM**-0.5, k, torch.arange(first, device="cuda"), -(-first // 64), config
+    )
+    blocks = torch.arange(-(-first // 64), device="cuda")
+    own = torch.arange(first, device="cuda")[:, None] // 64
+    forced = by_torch().masked_fill((blocks < 1) | (blocks > own - 2), 4096).masked_fill(blocks > own, -1)
+    best = forced.topk(min(16, len(blocks)), -1).values.sum(-1)
+    chosen = ours()[:, :first].long()
+    found = forced.gather(-1, chosen.clamp(0)).masked_fill(chosen < 0, -1).sum(-1)
+    name = f"choice of blocks, {length // 1024}k, 64 heads"
+    print(f"{name}: scores within {((best - found).abs() / 4096).max().item():.1e} of the best", flush=True)
+    if not (best - found).abs().max() < 0.5:
+        sys.exit(f"{name}: chooses others than the best")
+    took = seconds(ours, 10, graph=False)
+    peer = seconds(by_torch, 10, graph=False) * (length / first)  # all compressed keys are scored for any query
+    flops = 2.0 * DIM * 64 * length * k.shape[0] / 2
+    record(name, took, flops / took / rate, "the bf16 matrix product", "torch's operations", peer)
 
 
 def build_and_attend(copy: float, keys: int, heavy: int) -> None:
@@ -276,8 +321,10 @@ def main() -> None:
             decode(copy, keys, tokens, run)
     for block, density in [(128, 0.1)] if quick else [(128, 0.1), (128, 0.5), (64, 0.1)]:
         prefill(rate, 8192 if quick else 32768, block, density)
+    sampled(rate, 4096 if quick else 16384, 0.1)
     gradients(rate, 4096 if quick else 32768, 16)
     native_sparse_attention(rate, 8192 if quick else 65536)
+    choice_of_blocks(rate, 8192 if quick else 65536)
     plan(copy, 16384, 0.1)
     build_and_attend(copy, 32768, 655)
     for queries, density in [(1, 0.1)] if quick else [(1, 0.1), (1024, 0.02), (1024, 0.1)]:
