@@ -257,8 +257,9 @@ void add_cuda(py::module_& module) {
           "run",
           [](const cuda::SparseDecoder& decoder, const py::object& queries, const py::object& keys,
              const py::object& values, const py::object& output, const py::object& lse, const std::vector<Rule>& rules,
-             const py::object& counts, float scaling, std::optional<float> soft_cap, int layer, std::uintptr_t stream) {
-            DeviceCall call(queries, keys, values, scaling, /*causal=*/true);
+             const py::object& counts, float scaling, std::optional<float> soft_cap, const py::object& attention_mask,
+             int layer, std::uintptr_t stream) {
+            DeviceCall call(queries, keys, values, scaling, /*causal=*/true, attention_mask);
             call.inputs.layer = layer;
             const DeviceResult result(output, lse, call.inputs);
             std::optional<Borrowed> wanted;
@@ -278,7 +279,8 @@ void add_cuda(py::module_& module) {
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
           py::arg("rules"), py::arg("counts") = py::none(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
-          py::arg("layer") = 0, py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.")
+          py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stream") = 0,
+          "Fills output and lse, on the stream; waits for nothing.")
       .def("reset", &cuda::SparseDecoder::reset, "Forgets what is kept of the sequence.");
   module.def(
       "cuda_block_scores_serve",

@@ -173,7 +173,7 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
           const Index row = rows_of_head + query;
           const float minus_log_p = lists.p == nullptr ? 0 : -std::log2(lists.p[entry]);
           const float bias =
-              problem.bias.data == nullptr ? 0 : problem.bias.of(problem.bias.row(batch, head, query), key);
+              problem.bias.data == nullptr ? 0 : kLog2E * problem.bias.of(problem.bias.row(batch, head, query), key);
           const EntryGradient gradient = entry_gradient(
               products[i][thread], d_weights[i][thread], minus_log_p + bias, log_sum_of(problem.lse[row]),
               by_key ? problem.delta[row] : own_delta[thread], problem.scaling, problem.soft_cap);

@@ -70,7 +70,7 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
   };
 
   const auto bias_of = [&](const float* row, int key) {
-    if constexpr (biased) return key < problem.key_count ? problem.bias.of(row, key) : 0;
+    if constexpr (biased) return key < problem.key_count ? kLog2E * problem.bias.of(row, key) : 0;
     return 0.0f;
   };
   const int key_blocks = (problem.key_count + kKeyBlock - 1) / kKeyBlock;

@@ -193,7 +193,8 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
         const Index entry = at + i * kGroups + thread / kLanes;
         const float p = entry < end && problem.p != nullptr ? problem.p[entry] : 1;
         if constexpr (biased)
-          bias[i] = problem.bias.of(problem.bias.row(batch, head, query), entry < end ? problem.indices[entry] : 0);
+          bias[i] =
+              kLog2E * problem.bias.of(problem.bias.row(batch, head, query), entry < end ? problem.indices[entry] : 0);
         minus_log_p[i] = entry >= end ? kNone : p == 1 ? 0 : -std::log2(p);
       });
       unrolled<sharing>([&](int h) {

@@ -71,7 +71,7 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
         unrolled<kScoreTiles>([&](int tile_of) {
           unrolled<2>([&](int e) {
             const int key = first + tile_of * 8 + e;
-            if (key < problem.key_count) own.of[tile_of][half * 2 + e] += problem.bias.of(bias, key);
+            if (key < problem.key_count) own.of[tile_of][half * 2 + e] += kLog2E * problem.bias.of(bias, key);
           });
         });
       });

@@ -448,6 +448,7 @@ class CudaSparseDecoder:
         counts: Any = None,
         scaling: float,
         soft_cap: float | None = None,
+        attention_mask: Any = None,
         layer: int = 0,
         stream: int = 0,
     ) -> None: ...

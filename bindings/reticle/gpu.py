@@ -164,31 +164,46 @@ class Decoder:
                 self._why_not[layer] = str(error)
         return self._why_not[layer]
 
-    def prompt(self, queries: Tensor, keys: Tensor, values: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def prompt(
+        self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """Dense causal attention, planned once for all layers: a sequence begins."""
         if self._decoder is not None:
             self._decoder.reset()
-        planned_for = (queries.shape, keys.shape, queries.dtype, queries.device, tuple(sorted(options.items())))
+        biased = attention_mask is not None
+        planned_for = (queries.shape, keys.shape, queries.dtype, queries.device, biased, tuple(sorted(options.items())))
         if self._prompt_of != planned_for:
             everything = _core.Mask.full((*queries.shape[:3], keys.shape[2]))
-            self._prompt = reticle.torch.AttentionPlan(queries, keys, values, everything, causal=True, **options)
+            self._prompt = reticle.torch.AttentionPlan(
+                queries, keys, values, everything, causal=True, attention_mask=attention_mask, **options
+            )
             self._prompt_of = planned_for
-        prompted: tuple[Tensor, Tensor] = self._prompt(queries, keys, values)
+        prompted: tuple[Tensor, Tensor] = self._prompt(queries, keys, values, attention_mask=attention_mask)
         return prompted
 
     def step(
-        self, queries: Tensor, keys: Tensor, values: Tensor, layer: int, options: dict[str, Any]
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        layer: int,
+        attention_mask: Tensor | None,
+        options: dict[str, Any],
     ) -> tuple[tuple[Tensor, Tensor], int]:
         """Attention of one token over the keys chosen for it, and how many they are for all heads together: where that
-        depends on the scores, this waits for the GPU."""
+        depends on the scores or an attention mask, this waits for the GPU."""
         rows, length = queries.shape[0] * queries.shape[1], keys.shape[2]
         if self._decoder is None or self._made_for[0] != rows or self._made_for[1] < length:
             self._made_for = (rows, length + length // 4)
             self._decoder = reticle.torch.SparseDecoder(self._sparse, *self._made_for)
             self._prompt = self._prompt_of = None  # its plan has served
-        entries = entries_of(self._sparse.rules(length, layer=layer), length)
+        entries = None
+        if attention_mask is None:
+            entries = entries_of(self._sparse.rules(length, layer=layer), length)
         counts = torch.empty(queries.shape[:3], dtype=torch.int32, device=queries.device) if entries is None else None
-        answer = self._decoder(queries, keys, values, layer=layer, counts=counts, **options)
+        answer = self._decoder(
+            queries, keys, values, layer=layer, counts=counts, attention_mask=attention_mask, **options
+        )
         return answer, rows * entries if entries is not None else int(counts.sum()) if counts is not None else 0
 
 
@@ -218,8 +233,9 @@ def attend(
     decoder = _decoder(handler, state)
     rows, length = queries.shape[2], keys.shape[2]
     prompt = call["stage"] == "prefill"
-    plain = call["attention_mask"] is None and not len(sink_logits)
+    attention_mask = call["attention_mask"]
     why: str | None = "maskers choose on the CPU"
+    plain = not len(sink_logits) and not call["extras"]
     if decoder is not None and plain and rows == (length if prompt else 1):
         options: dict[str, Any] = {"scaling": call["scaling"], "soft_cap": soft_cap}
         heads = queries.shape[0] * queries.shape[1]
@@ -227,9 +243,9 @@ def attend(
         if why is None and prompt:
             visible = heads * length * (length + 1) // 2
             state.prefill.add(visible, visible)
-            return decoder.prompt(queries, keys, values, options)
+            return decoder.prompt(queries, keys, values, attention_mask, options)
         if why is None:
-            result, entries = decoder.step(queries, keys, values, call["layer"], options)
+            result, entries = decoder.step(queries, keys, values, call["layer"], attention_mask, options)
             state.generation.add(entries, heads * length)
             return result
     tensors, own = _on_host(queries, keys, values, state, call, why)

@@ -135,7 +135,8 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   if (rules.empty() || rules.size() > static_cast<std::size_t>(kMostRules))
     throw ValueError("choosing keys: " + std::to_string(rules.size()) + " rules; needed are 1 to " +
                      std::to_string(kMostRules));
-  if (inputs.attention_mask) throw DeviceError("choosing keys: attention masks are not built on a GPU");
+  if (inputs.attention_mask && inputs.attention_mask->dtype != DType::f32)
+    throw DeviceError("attention_mask: " + inputs.attention_mask->describe() + "; on a GPU it is F32");
   const bool weighted = std::ranges::any_of(rules, &Rule::weighs);
   if (counts == nullptr) counts = own.counts.as<std::int32_t>();
   const KeyLists lists{own.indices.as<std::int32_t>(), counts, weighted ? own.extra.as<float>() : nullptr, keys};
@@ -168,6 +169,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   problem.rows = static_cast<int>(inputs.queries_length());
   problem.key_count = static_cast<int>(keys);
   problem.causal = inputs.causal;
+  problem.bias = BiasView::of(inputs.attention_mask);
   problem.layer = inputs.layer;
   problem.p = own.p.as<float>();
   problem.indices = own.indices.as<std::int32_t>();

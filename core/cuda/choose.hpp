@@ -30,8 +30,8 @@ class RETICLE_API KeyChooser {
   /// inputs.causal and inputs.layer count, keys are those of the layer's last call and new ones behind them; values are
   /// not read. Tensors as for dot_scores. The lists are this chooser's, and its copies', until it chooses again.
   /// ShapeError for more rows or keys than it was made for; ValueError for more than 8 rules or none, or two that keep
-  /// pages, or go by codes; DeviceError for an attention mask. `counts`: where the lists' counts go if somebody
-  /// wants them, one for each row.
+  /// pages, or go by codes; DeviceError for an attention mask that is not F32. `counts`: where the lists' counts go if
+  /// somebody wants them, one for each row.
   KeyLists choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream,
                   std::int32_t* counts = nullptr) const;
   /// Forgets the bounds of pages and the codes: before the keys of another sequence.

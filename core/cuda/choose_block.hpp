@@ -4,6 +4,7 @@
 #pragma once
 
 #include <reticle/core/cuda/adaptive_block.hpp>
+#include <reticle/core/cuda/row_block.hpp>
 #include <reticle/core/cuda/top_p_block.hpp>
 #include <reticle/core/rule.hpp>
 
@@ -12,13 +13,13 @@ namespace reticle::cuda {
 inline constexpr int kMostRules = 8;
 
 struct ChooseProblem {
-  const float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
-  const float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
+  float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
+  float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
   int page_count = 0;
-  const float* code_scores =
-      nullptr;  // (b * hq * sq, sk), likewise, of the one rule that goes by codes; 0 .. 1 if `colliding`
+  float* code_scores = nullptr;  // (b * hq * sq, sk), of the one rule that goes by codes; p if `colliding`
   int heads = 1, rows = 1, key_count = 0;
   bool causal = false;
+  BiasView bias;  // what scores do not have yet
   int layer = 0;
   Rule rules[kMostRules];
   int rule_count = 0;
@@ -82,6 +83,38 @@ RETICLE_HD int list_chosen(const Block& block, int* scan, const float* p, Index 
   return listed;
 }
 
+/// Marks keys that the row's bias forbids by p = -1, so that they are no candidates, and adds it to the row's scores.
+template <class Block>
+RETICLE_HD void apply_bias(const Block& block, const ChooseProblem& problem, const float* bias, int row, int visible,
+                           float* p) {
+  const Index first = static_cast<Index>(row) * problem.key_count;
+  bool codes = false;  // probabilities stay what they are
+  int page_size = 0;
+  for (int i = 0; i < problem.rule_count; ++i) {
+    codes |= problem.rules[i].codes() && problem.rules[i].kind != Rule::Kind::colliding;
+    if (problem.rules[i].kind == Rule::Kind::pages) page_size = static_cast<int>(problem.rules[i].page_size);
+  }
+  block.each([&](int thread) {
+    for (int key = thread; key < visible; key += block.threads()) {
+      const float added = problem.bias.of(bias, key);
+      if (added == -std::numeric_limits<float>::infinity()) p[key] = -1;
+      if (problem.scores != nullptr) problem.scores[first + key] += added;
+      if (codes && problem.code_scores != nullptr) problem.code_scores[first + key] += added;
+    }
+  });
+  block.sync();
+  if (page_size == 0) return;
+  float* const of_pages = problem.page_scores + static_cast<Index>(row) * problem.page_count;
+  block.each([&](int thread) {
+    for (int page = thread; page < problem.page_count; page += block.threads()) {
+      bool allowed = false;
+      for (int key = page * page_size; key < (page + 1) * page_size && key < visible; ++key) allowed |= p[key] == 0;
+      if (!allowed) of_pages[page] = -std::numeric_limits<float>::infinity();
+    }
+  });
+  block.sync();
+}
+
 }  // namespace choose_detail
 
 /// Takes row number `row` of (batch, head, query) through the rules.
@@ -105,6 +138,10 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
   block.each([&](int thread) {
     for (int key = thread; key < keys; key += block.threads()) p[key] = 0;
   });
+  if (problem.bias.data != nullptr) {
+    block.sync();
+    choose_detail::apply_bias(block, problem, problem.bias.row(batch, head, query), row, visible, p);
+  }
   for (int i = 0; i < problem.rule_count; ++i) {
     const Rule& rule = problem.rules[i];
     const auto count = static_cast<int>(rule.count < keys ? rule.count : keys);
@@ -142,7 +179,7 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       block.each([&](int thread) {
         for (int at = thread; at < chosen * page_size; at += block.threads()) {
           const int key = indices[at / page_size] * page_size + at % page_size;
-          if (key < visible) p[key] = 1;
+          if (key < visible && p[key] >= 0) p[key] = 1;
         }
       });
     } else {

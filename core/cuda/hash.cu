@@ -82,8 +82,8 @@ struct HashScorer::State {
   std::map<int, LayerCodes> codes;
 };
 
-const float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys,
-                               Stream stream) {
+float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys,
+                         Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   auto& [query_codes, scores, codes] = *state_;
   const auto too_wide = [](const HashMlp& mlp) {

@@ -17,8 +17,7 @@ class HashScorer {
   /// the others, -infinity for keys that causality forbids. Keys are those of the layer's last call and new ones behind
   /// them; `rows` and `most_keys` are the most there will be. Three launches; waits when a layer's weights come first.
   /// ShapeError when the weights are for other heads; DeviceError for MLPs that are too wide.
-  const float* score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys,
-                     Stream stream);
+  float* score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys, Stream stream);
   /// Forgets the codes: before the keys of another sequence.
   void reset();
 

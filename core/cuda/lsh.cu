@@ -57,8 +57,8 @@ struct CollisionScorer::State {
   std::map<int, LayerCollisions> layers;
 };
 
-const float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
-                                    Stream stream) {
+float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
+                              Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
   if (d > kMostLshDim || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1 ||

@@ -18,8 +18,7 @@ class CollisionScorer {
   /// behind them; `rows` and `most_keys` are the most there will be. Four launches; one more, and waiting for the
   /// projections, when a layer's first keys come. DeviceError for a head_dim above 256, recorded projections, or rows
   /// that are not contiguous.
-  const float* score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
-                     Stream stream);
+  float* score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys, Stream stream);
   /// Forgets the codes: before the keys of another sequence.
   void reset();
 

@@ -54,8 +54,8 @@ struct QuantisedScorer::State {
   std::map<int, QuantisedLayer> layers;
 };
 
-const float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
-                                    Stream stream) {
+float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
+                              Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
   if (recipe.parts * recipe.centroids > kMostTableEntries || inputs.queries.stride(3) != 1 ||

@@ -18,7 +18,7 @@ class QuantisedScorer {
   /// them; `rows` and `most_keys` are the most there will be. Codebooks are the CPU's, from the first keys of a
   /// sequence: that call copies them to the host and waits; others are two launches. DeviceError for tables that are
   /// too large.
-  const float* score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys, Stream stream);
+  float* score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys, Stream stream);
   /// Forgets codebooks and codes: before the keys of another sequence.
   void reset();
 

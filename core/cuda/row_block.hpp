@@ -34,11 +34,11 @@ struct BiasView {
   RETICLE_HD const float* row(int batch, int head, int query) const {
     return data + batch * strides.batch + head * strides.head + query * strides.row;
   }
-  /// What is added to a score, in powers of two; -infinity for a key that is forbidden, as AttentionMaskRow has it.
+  /// What is added to a score; -infinity for a key that is forbidden, as AttentionMaskRow has it.
   RETICLE_HD float of(const float* row, int key) const {
     const float bias = row[key * key_stride];
     constexpr float kForbidden = -std::numeric_limits<float>::max() / 2;
-    return bias <= kForbidden ? -std::numeric_limits<float>::infinity() : bias * 1.44269504088896341f;
+    return bias <= kForbidden ? -std::numeric_limits<float>::infinity() : bias;
   }
 };
 

@@ -240,6 +240,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   problem.rows = score.rows;
   problem.key_count = score.key_count;
   problem.causal = inputs.causal;
+  problem.bias = BiasView::of(inputs.attention_mask);
   problem.layer = inputs.layer;
   std::ranges::copy(rules, problem.rules);
   problem.rule_count = static_cast<int>(rules.size());
@@ -296,9 +297,12 @@ void compare_with_pipeline(const Case& c, const std::string& maskers, double tol
   decode.p = lists.p.data();
   decode.list_size = c.keys;
   const HostBlock attending(kDecodeThreads);
+  decode.bias = BiasView::of(inputs.attention_mask);
   const auto shared = std::make_unique<DecodeShared<head_dim>>();
-  for (int row = 0; row < static_cast<int>(lists.counts.size()); ++row)
-    decode_part<T, head_dim, 1, false>(attending, *shared, decode, row, 0);
+  for (int row = 0; row < static_cast<int>(lists.counts.size()); ++row) {
+    c.biased ? decode_part<T, head_dim, 1, true>(attending, *shared, decode, row, 0)
+             : decode_part<T, head_dim, 1, false>(attending, *shared, decode, row, 0);
+  }
   expect_equal(expected.attention, output, lse, tolerance, 1e-4);
 }
 
@@ -354,9 +358,27 @@ TEST(CudaChoose, EveryMaskerThatHasARuleChoosesByItWhatItSelects) {
       continue;
     }
     ++with_rules;
+    c.biased = false;
+    compare_with_pipeline<float, 64>(c, masker, 1e-4);
+    c.biased = true;
     compare_with_pipeline<float, 64>(c, masker, 1e-4);
   }
   EXPECT_GE(with_rules, 14);
+}
+
+TEST(CudaChoose, AttentionMasksAddAndForbid) {
+  const reticle::testing::TemporaryFolder folder;
+  Case c;
+  c.biased = true;
+  c.keys = 600;
+  const std::string hashes = hashing(folder / "w", 3, c.heads, 40, 70, "relu");
+  for (const Index rows : {1, 3}) {
+    c.rows = rows;
+    for (const std::string& maskers :
+         {chain({kSink, kLocal, kTopK, kAdaptive}), chain({kTopP, kPages, kSampleMost}),
+          chain({hashes.c_str(), kSample}), chain({kSink, kPq}), chain({kSink, kCollide, kTopK})})
+      compare_with_pipeline<float, 64>(c, maskers, 1e-4);
+  }
 }
 
 TEST(CudaChoose, ShortSequencesKeepWhatThereIs) {

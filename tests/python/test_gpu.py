@@ -41,14 +41,16 @@ def cpu_as_gpu(monkeypatch):
         def reset(self):
             self.states.clear()
 
-        def __call__(self, q, k, v, *, layer, scaling, soft_cap, counts):
+        def __call__(self, q, k, v, *, layer, scaling, soft_cap, counts, attention_mask):
             assert q.shape[0] * q.shape[1] <= self.rows and k.shape[2] <= self.most_keys
             where = {"layer": layer, "stage": "generation", "causal": True}
             state = self.states.setdefault(layer, reticle.SequenceState())
+            where["attention_mask"] = attention_mask
             mask = self.sparse.mask(q, k, v, state, scaling=scaling, **where)
             if counts is not None:
                 counts.copy_(torch.from_numpy(mask.to_dense() > 0).sum(-1))
-            return reticle._core.attention(q, k, v, mask, scaling=scaling, soft_cap=soft_cap)
+            options = {"scaling": scaling, "soft_cap": soft_cap, "attention_mask": attention_mask}
+            return reticle._core.attention(q, k, v, mask, **options)
 
     monkeypatch.setattr(reticle.torch, "AttentionPlan", Plan)
     monkeypatch.setattr(reticle.torch, "SparseDecoder", Decoder)
@@ -170,8 +172,9 @@ BY_RULES = [
 ]
 
 
+@pytest.mark.parametrize("padded", [0, 7])
 @pytest.mark.parametrize("added", BY_RULES)
-def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added):
+def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added, padded):
     dense = reticle.SparseAttention.from_json('{"maskers": []}')
     sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": [*CONFIG["maskers"], *added]}))
     handler = reticle.InferenceHandler(dense, sparse)
@@ -184,9 +187,14 @@ def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added):
             stage = "prefill" if step == 0 else "generation"
             for layer in (0, 1):
                 inputs = q, k[:, :, :length], v[:, :, :length]
-                call = call_of(stage=stage, layer=layer)
+                padding = None
+                if padded:
+                    padding = torch.zeros(1, 1, 1, length).masked_fill(torch.arange(length) < padded, -torch.inf)
+                call = call_of(stage=stage, layer=layer, attention_mask=padding)
                 result = reticle.gpu.attend(handler, *inputs, ours, soft_cap=3.0, sink_logits=(), **call)
-                expected = handler.attend(*inputs, theirs, soft_cap=3.0, layer=layer, stage=stage)
+                expected = handler.attend(
+                    *inputs, theirs, soft_cap=3.0, layer=layer, stage=stage, attention_mask=padding
+                )
                 for a, b in zip(result, expected, strict=True):
                     torch.testing.assert_close(a, b)
     assert ours.prefill.sparsity == theirs.prefill.sparsity
