@@ -258,7 +258,7 @@ void add_cuda(py::module_& module) {
           [](const cuda::SparseDecoder& decoder, const py::object& queries, const py::object& keys,
              const py::object& values, const py::object& output, const py::object& lse, const std::vector<Rule>& rules,
              const py::object& counts, float scaling, std::optional<float> soft_cap, const py::object& attention_mask,
-             int layer, std::uintptr_t stream) {
+             const std::vector<float>& sink_logits, int layer, std::uintptr_t stream) {
             DeviceCall call(queries, keys, values, scaling, /*causal=*/true, attention_mask);
             call.inputs.layer = layer;
             const DeviceResult result(output, lse, call.inputs);
@@ -273,14 +273,15 @@ void add_cuda(py::module_& module) {
             }
             AttentionOptions options;
             options.soft_cap = soft_cap;
+            options.sink_logits = sink_logits;
             const py::gil_scoped_release released;
             decoder.run(call.inputs, rules, result.output_data(), result.lse_data(), stream_from(stream), options,
                         of_rows);
           },
           py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("output"), py::arg("lse"), py::kw_only(),
           py::arg("rules"), py::arg("counts") = py::none(), py::arg("scaling"), py::arg("soft_cap") = py::none(),
-          py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stream") = 0,
-          "Fills output and lse, on the stream; waits for nothing.")
+          py::arg("attention_mask") = py::none(), py::arg("sink_logits") = std::vector<float>(), py::arg("layer") = 0,
+          py::arg("stream") = 0, "Fills output and lse, on the stream; waits for nothing.")
       .def("reset", &cuda::SparseDecoder::reset, "Forgets what is kept of the sequence.");
   module.def(
       "cuda_block_scores_serve",

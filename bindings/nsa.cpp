@@ -213,28 +213,6 @@ void add_operations(py::module_& module) {
       },
       py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("first_query"), py::arg("scaling"),
       py::arg("config"), "(output, lse, blocks) of one sequence; blocks (kv_heads, n, width) int32, -1 on the right.");
-  module.def("nsa_compressed_mask", &compressed_mask, py::arg("heads"), py::arg("queries"), py::arg("compressed"),
-             py::arg("first_query"), py::arg("config"));
-  module.def(
-      "nsa_selected_mask",
-      [](const py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>& blocks, Index kv_head, Index heads,
-         Index keys, Index first_query, Index block_size) {
-        if (blocks.ndim() != 3) throw ShapeError("blocks: needed is an array (kv_heads, queries, width)");
-        const SelectedBlocks lists = SelectedBlocks::from_lists(
-            blocks.shape(0), blocks.shape(1), blocks.shape(2),
-            std::span<const std::int32_t>(blocks.data(), static_cast<std::size_t>(blocks.size())));
-        if (kv_head < 0 || kv_head >= lists.kv_heads)
-          throw ShapeError("kv_head is " + std::to_string(kv_head) + "; there are " + std::to_string(lists.kv_heads));
-        return selected_mask(lists, kv_head, heads, keys, first_query, block_size);
-      },
-      py::arg("blocks"), py::arg("kv_head"), py::arg("heads"), py::arg("keys"), py::arg("first_query"),
-      py::arg("block_size"));
-  module.def(
-      "nsa_window_mask",
-      [](Index heads, Index queries, Index keys, Index first_query, Index window_size) {
-        return window_mask(heads, queries, keys, first_query, window_size);
-      },
-      py::arg("heads"), py::arg("queries"), py::arg("keys"), py::arg("first_query"), py::arg("window_size"));
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <limits>
+#include <map>
+#include <vector>
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/device_plan.cuh>
@@ -200,6 +202,7 @@ struct KeyListAttention::State {
   Index rows;
   int multiprocessors;
   Buffer workspace, arrived;
+  mutable std::map<std::vector<float>, Buffer> sink_logits{};  // of every layer that has come by
 };
 
 KeyListAttention::KeyListAttention(Index rows, Stream stream) {
@@ -223,10 +226,15 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
     throw ShapeError("attention over lists: queries " + inputs.queries.describe() + " and values " +
                      inputs.values.describe() + "; needed are at most " + std::to_string(own.rows) +
                      " rows, and values of the queries' head_dim");
-  if (!options.sink_logits.empty() || options.weights)
-    throw DeviceError("attention over lists: sink logits and weights are not built");
+  if (options.weights) throw DeviceError("attention over lists: weights on a GPU are not built");
   if (rows == 0) return;
-  auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), nullptr);
+  const float* sink_logits = nullptr;
+  if (!options.sink_logits.empty()) {
+    const auto [kept, is_new] = own.sink_logits.try_emplace({options.sink_logits.begin(), options.sink_logits.end()});
+    if (is_new) kept->second = Buffer::copy_of(options.sink_logits, stream);
+    sink_logits = kept->second.as<float>();
+  }
+  auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), sink_logits);
   problem.batch = static_cast<int>(inputs.batch());
   problem.bias = BiasView::of(inputs.attention_mask);
   problem.indices = lists.indices;

@@ -45,8 +45,9 @@ class RETICLE_API KeyListAttention {
   /// For up to `rows` = batch * heads * queries rows. ValueError when there are none.
   KeyListAttention(Index rows, Stream stream);
 
-  /// Tensors as for AttentionPlan::run. Entries beyond a list's count are not read; keys must lie within the keys.
-  /// Copies share memory as well. ShapeError for more rows than it was made for.
+  /// Tensors as for AttentionPlan::run. Entries beyond a list's count are not read; keys must lie within the keys. Sink
+  /// logits are copied to the device, which waits, when they come for the first time. Copies share memory as well.
+  /// ShapeError for more rows than it was made for.
   void run(const AttentionInputs& inputs, const KeyLists& lists, void* output, float* lse, Stream stream,
            const AttentionOptions& options = {}) const;
 

@@ -167,15 +167,15 @@ class Decoder:
     def prompt(
         self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Dense causal attention, planned once for all layers: a sequence begins."""
+        """Dense causal attention, planned for all layers that are alike: a sequence begins."""
         if self._decoder is not None:
             self._decoder.reset()
         biased = attention_mask is not None
         planned_for = (queries.shape, keys.shape, queries.dtype, queries.device, biased, tuple(sorted(options.items())))
         if self._prompt_of != planned_for:
-            everything = _core.Mask.full((*queries.shape[:3], keys.shape[2]))
+            causal = reticle.torch.Band()
             self._prompt = reticle.torch.AttentionPlan(
-                queries, keys, values, everything, causal=True, attention_mask=attention_mask, **options
+                queries, keys, values, causal, attention_mask=attention_mask, **options
             )
             self._prompt_of = planned_for
         prompted: tuple[Tensor, Tensor] = self._prompt(queries, keys, values, attention_mask=attention_mask)
@@ -235,9 +235,8 @@ def attend(
     prompt = call["stage"] == "prefill"
     attention_mask = call["attention_mask"]
     why: str | None = "maskers choose on the CPU"
-    plain = not len(sink_logits) and not call["extras"]
-    if decoder is not None and plain and rows == (length if prompt else 1):
-        options: dict[str, Any] = {"scaling": call["scaling"], "soft_cap": soft_cap}
+    if decoder is not None and not call["extras"] and rows == (length if prompt else 1):
+        options: dict[str, Any] = {"scaling": call["scaling"], "soft_cap": soft_cap, "sink_logits": tuple(sink_logits)}
         heads = queries.shape[0] * queries.shape[1]
         why = decoder.why_not(call["layer"], length)
         if why is None and prompt:

@@ -25,6 +25,7 @@ import reticle
 import reticle._core as _core
 import reticle.maskers
 from reticle.metrics import DENSITY, OUTPUT_ERROR
+from reticle.torch import Band
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,9 @@ class Attachment:
                 raise ValueError(f"{type(model).__name__}: is attached already; detach it first")
         self._first = min(layer.layer_idx for layer in self._layers)
         self._model = model
+        # What was read of tensors that come again, layer by layer or step by step: on a GPU reading waits.
+        self._positions: tuple[torch.Tensor | None, int] = (None, 0)
+        self._sink_logits: dict[int, tuple[torch.Tensor, int, list[float]]] = {}
         self._before = model.config._attn_implementation
         for layer in self._layers:
             layer._reticle = self
@@ -92,6 +96,19 @@ class Attachment:
     def generation(self) -> StageRecord:
         """What was generated after them attended to."""
         return self.state.generation
+
+    def length(self, position_ids: torch.Tensor) -> int:
+        """Tokens so far."""
+        if self._positions[0] is not position_ids:
+            self._positions = (position_ids, int(position_ids.max()) + 1)
+        return self._positions[1]
+
+    def sink_logits(self, layer: int, logits: torch.Tensor) -> list[float]:
+        """A layer's, as numbers."""
+        known, version = self._sink_logits.get(layer), -1 if logits.is_inference() else logits._version
+        if known is None or known[0] is not logits or known[1] != version:
+            known = self._sink_logits[layer] = (logits, version, logits.tolist())
+        return known[2]
 
     def detach(self) -> None:
         """Gives the model its own attention back. Records stay."""
@@ -153,7 +170,7 @@ def _forward(
         raise NotImplementedError("attention dropout is not built; set attention_dropout to 0")
     if torch.is_grad_enabled() and query.requires_grad:
         raise NotImplementedError("attached models generate; for gradients use reticle.attention, or torch.no_grad()")
-    length = key.shape[2] if position_ids is None else int(position_ids.max()) + 1
+    length = key.shape[2] if position_ids is None else attached.length(position_ids)
     if query.shape[2] < key.shape[2] and (length if attention_mask is None else attention_mask.shape[1]) < key.shape[2]:
         raise NotImplementedError(
             f"{key.shape[2]} keys after {length} tokens: a static cache, of which attention cannot tell how full it is; "
@@ -164,15 +181,12 @@ def _forward(
         "scaling": scaling,
         "attention_mask": _additive(attention_mask, key.shape[2]),
         "soft_cap": softcap,
-        "sink_logits": () if s_aux is None else s_aux.tolist(),
+        "sink_logits": () if s_aux is None else attached.sink_logits(module.layer_idx, s_aux),
     }
     output: torch.Tensor
     if sliding_window is not None and key.shape[2] >= sliding_window:
         # The cache drops keys from here on, so what maskers know of them ends.
-        queries = query.shape[2]
-        window = _core.nsa_window_mask(
-            query.shape[1], queries, key.shape[2], key.shape[2] - queries, sliding_window - 1
-        ).broadcast_to((*query.shape[:3], key.shape[2]))
+        window = Band(width=sliding_window, first_query=key.shape[2] - query.shape[2])
         output, _ = reticle.attention(query, key, value, window, **call)
     else:
         output = attached.attend(module.layer_idx, query, key, value, call)
@@ -184,7 +198,7 @@ def _additive(padding: torch.Tensor | None, keys: int) -> torch.Tensor | None:
     if padding is None:
         return None
     kept = padding[:, -keys:].to(torch.bool)
-    return torch.zeros(kept.shape, dtype=torch.float32).masked_fill(~kept, -torch.inf)[:, None, None]
+    return torch.zeros(kept.shape, device=kept.device).masked_fill(~kept, -torch.inf)[:, None, None]
 
 
 # Masks stay (batch, keys): causality is the handler's, and nothing of size queries x keys is made.

@@ -436,6 +436,7 @@ class SparseDecoder:
         scaling: float | None = None,
         soft_cap: float | None = None,
         attention_mask: Tensor | None = None,
+        sink_logits: Sequence[float] = (),
         counts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(output, lse). An attention mask is added to the scores of those that choose, too. How many keys each row attends to is written to `counts`, int32 (batch, heads, queries), if
@@ -443,7 +444,7 @@ class SparseDecoder:
         factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
         rules = self._sparse.rules(keys.shape[2], layer=layer)
         settings: Any = {"rules": rules, "layer": layer, "scaling": factor, "soft_cap": soft_cap, "counts": counts}
-        settings["attention_mask"] = _bias(attention_mask, queries)
+        settings |= {"attention_mask": _bias(attention_mask, queries), "sink_logits": sink_logits}
         return _run(self._decoder, queries, keys, values, settings)
 
 

@@ -302,10 +302,11 @@ TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
   }
 }
 
-TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) {
+void expect_rules_choose_as_the_pipeline(bool biased) {
   Case c;
   c.rows = 1;
   c.keys = 4000;
+  c.biased = biased;
   const Problem<float> drawn(c, 64);
   const OnDevice<float> on_device(drawn);
   const auto rows = static_cast<std::size_t>(c.batch * c.heads);
@@ -344,6 +345,10 @@ TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) {
     expect_equal(result, output, lse, 1e-4, 1e-3);
   }
 }
+
+TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) { expect_rules_choose_as_the_pipeline(false); }
+
+TEST_F(CudaDevice, RulesChooseUnderAttentionMasks) { expect_rules_choose_as_the_pipeline(true); }
 
 TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
   if (device_count() > 0) GTEST_SKIP() << "there is a GPU";

@@ -25,6 +25,7 @@ def cpu_as_gpu(monkeypatch):
     class Plan:
         def __init__(self, queries, keys, values, mask, *, sink_logits=(), attention_mask=None, **options):
             options["sink_logits"] = list(sink_logits)
+            mask = reticle.torch.as_mask(mask, queries, keys)
             self.call = lambda *tensors, **given: reticle._core.attention(*tensors, mask, **options, **given)
 
         def __call__(self, *tensors, **given):
@@ -41,7 +42,7 @@ def cpu_as_gpu(monkeypatch):
         def reset(self):
             self.states.clear()
 
-        def __call__(self, q, k, v, *, layer, scaling, soft_cap, counts, attention_mask):
+        def __call__(self, q, k, v, *, layer, scaling, soft_cap, counts, attention_mask, sink_logits):
             assert q.shape[0] * q.shape[1] <= self.rows and k.shape[2] <= self.most_keys
             where = {"layer": layer, "stage": "generation", "causal": True}
             state = self.states.setdefault(layer, reticle.SequenceState())
@@ -50,7 +51,7 @@ def cpu_as_gpu(monkeypatch):
             if counts is not None:
                 counts.copy_(torch.from_numpy(mask.to_dense() > 0).sum(-1))
             options = {"scaling": scaling, "soft_cap": soft_cap, "attention_mask": attention_mask}
-            return reticle._core.attention(q, k, v, mask, **options)
+            return reticle._core.attention(q, k, v, mask, sink_logits=list(sink_logits), **options)
 
     monkeypatch.setattr(reticle.torch, "AttentionPlan", Plan)
     monkeypatch.setattr(reticle.torch, "SparseDecoder", Decoder)
@@ -191,10 +192,9 @@ def test_handlers_whose_maskers_are_rules_choose_on_the_gpu(cpu_as_gpu, added, p
                 if padded:
                     padding = torch.zeros(1, 1, 1, length).masked_fill(torch.arange(length) < padded, -torch.inf)
                 call = call_of(stage=stage, layer=layer, attention_mask=padding)
-                result = reticle.gpu.attend(handler, *inputs, ours, soft_cap=3.0, sink_logits=(), **call)
-                expected = handler.attend(
-                    *inputs, theirs, soft_cap=3.0, layer=layer, stage=stage, attention_mask=padding
-                )
+                options = {"soft_cap": 3.0, "sink_logits": [layer + 0.5] * 4 if padded else ()}
+                result = reticle.gpu.attend(handler, *inputs, ours, **options, **call)
+                expected = handler.attend(*inputs, theirs, **options, layer=layer, stage=stage, attention_mask=padding)
                 for a, b in zip(result, expected, strict=True):
                     torch.testing.assert_close(a, b)
     assert ours.prefill.sparsity == theirs.prefill.sparsity
