@@ -4,7 +4,7 @@
 
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
-#include <reticle/attention/cuda/nsa_scores.hpp>
+#include <reticle/attention/nsa/cuda/block_scores.hpp>
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/top_k.hpp>
 

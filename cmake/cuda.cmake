@@ -1,4 +1,4 @@
-# The GPU. A CUDA toolkit is found, never required: without one, or with RETICLE_CUDA=OFF, two small files stand in for the
+# The GPU. A CUDA toolkit is found, never required: without one, or with RETICLE_CUDA=OFF, three small files stand in for the
 # device code and say so when it is asked for. What kernels compute is tested on the CPU either way (tests/cuda).
 set(found_cuda OFF)
 if(NOT RETICLE_CUDA STREQUAL "OFF")
@@ -13,7 +13,8 @@ if(NOT RETICLE_CUDA STREQUAL "OFF")
   endif()
 endif()
 if(NOT found_cuda)
-  target_sources(${compiled} PRIVATE core/cuda/unavailable.cpp attention/cuda/unavailable.cpp)
+  target_sources(${compiled} PRIVATE core/cuda/unavailable.cpp attention/cuda/unavailable.cpp
+    attention/nsa/cuda/unavailable.cpp)
   return()
 endif()
 
@@ -39,7 +40,7 @@ find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_sources(${compiled} PRIVATE core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu core/cuda/runtime.cu core/cuda/scores.cu
   core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu attention/cuda/device_plan.cu
-  attention/cuda/nsa_scores.cu)
+  attention/nsa/cuda/block_scores.cu)
 target_link_libraries(${compiled} PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
 set(cuda_options --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden)
 if(RETICLE_WARNINGS_AS_ERRORS)

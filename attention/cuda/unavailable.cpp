@@ -1,7 +1,6 @@
 // What stands in for the GPU in a build without a CUDA toolkit.
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
-#include <reticle/attention/cuda/nsa_scores.hpp>
 #include <reticle/core/base/error.hpp>
 
 namespace reticle::cuda {
@@ -38,10 +37,6 @@ bool BackwardPlan::serves_patterns(const AttentionInputs&) { return false; }
 bool BackwardPlan::uses_tiles() const { return false; }
 void BackwardPlan::run(const AttentionInputs&, const TensorView&, const float*, const TensorView&, float*, float*,
                        float*, Stream) const {
-  throw DeviceError(std::string("CUDA: ") + why_unavailable());
-}
-bool block_scores_serve(const AttentionInputs&, const NsaConfig&) { return false; }
-void block_scores(const AttentionInputs&, Index, const NsaConfig&, const float*, Index, float*, Stream) {
   throw DeviceError(std::string("CUDA: ") + why_unavailable());
 }
 

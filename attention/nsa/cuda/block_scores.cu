@@ -1,5 +1,5 @@
-#include <reticle/attention/cuda/nsa_score_block.hpp>
-#include <reticle/attention/cuda/nsa_scores.hpp>
+#include <reticle/attention/nsa/cuda/block_scores.hpp>
+#include <reticle/attention/nsa/cuda/score_block.hpp>
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/tensors.cuh>
 

@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <reticle/attention/cuda/nsa_score_block.hpp>
 #include <reticle/attention/nsa/compressed_attention.hpp>
+#include <reticle/attention/nsa/cuda/score_block.hpp>
 
 #include "cuda/problem.hpp"
 #include "cuda/threaded_block.hpp"
