@@ -51,19 +51,20 @@ void launch(const DecodeProblem& problem, cudaStream_t stream) {
   });
 }
 
-template <class Shared, class Kernel>
+template <class Shared, int most, class Kernel>
 void launch(Kernel* kernel, int threads, const TileProblem& problem, int tiles, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared) + (alignof(Shared) > 16 ? alignof(Shared) : 0);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attention over tiles");
+  allow_shared_memory<kBytes, most>(kernel, "attention over tiles");
   kernel<<<static_cast<unsigned>(tiles), threads, kBytes, stream>>>(problem);
 }
 
 template <class T, int head_dim, bool biased>
 void launch(const TileProblem& problem, const DeviceTiles& tiles, cudaStream_t stream) {
   if (tiles.rows() == kWideTileRows)
-    return launch<WideTileShared<T, head_dim>>(wide_tile_kernel<T, head_dim, biased>, kWideTileThreads, problem,
-                                               tiles.count(), stream);
-  launch<TileShared<T, head_dim>>(tile_kernel<T, head_dim, biased>, kTileThreads, problem, tiles.count(), stream);
+    return launch<WideTileShared<T, head_dim>, kMostSharedMemoryOfHopper>(
+        wide_tile_kernel<T, head_dim, biased>, kWideTileThreads, problem, tiles.count(), stream);
+  launch<TileShared<T, head_dim>, kMostSharedMemory>(tile_kernel<T, head_dim, biased>, kTileThreads, problem,
+                                                     tiles.count(), stream);
 }
 
 #if defined(RETICLE_WGMMA)

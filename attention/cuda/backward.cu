@@ -45,7 +45,7 @@ void launch(const TileBackwardProblem& problem, Index blocks, cudaStream_t strea
   constexpr int kBytes = sizeof(BackwardTileShared<T, head_dim>);
   auto* const kernel = problem.bias.data == nullptr ? backward_tile_kernel<T, head_dim, by_key, false>
                                                     : backward_tile_kernel<T, head_dim, by_key, true>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attention_backward");
+  allow_shared_memory<kBytes>(kernel, "attention_backward");
   kernel<<<static_cast<unsigned>(blocks), kBackwardThreads, kBytes, stream>>>(problem);
 }
 

@@ -176,8 +176,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   problem.counts = counts;
   problem.list_p = weighted ? own.extra.as<float>() : nullptr;
   problem.scratch = own.extra.as<std::int32_t>();
-  check(cudaFuncSetAttribute(choose_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(ChooseShared)),
-        "choosing keys");
+  allow_shared_memory<sizeof(ChooseShared)>(choose_kernel, "choosing keys");
   choose_kernel<<<static_cast<unsigned>(rows), kTopKThreads, sizeof(ChooseShared), static_cast<cudaStream_t>(stream)>>>(
       problem);
   check_launch("choosing keys");

@@ -25,8 +25,7 @@ void top_k(const float* scores, Index rows, Index count, Index k, std::int32_t* 
   if (rows < 0 || count < 0 || rows > kMost || count > kMost)
     throw ValueError("top_k: " + std::to_string(rows) + " rows of " + std::to_string(count) + " are too many");
   if (rows == 0) return;
-  check(cudaFuncSetAttribute(top_k_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(TopKShared)),
-        "selecting");
+  allow_shared_memory<sizeof(TopKShared)>(top_k_kernel, "selecting");
   top_k_kernel<<<static_cast<unsigned>(rows), kTopKThreads, sizeof(TopKShared), static_cast<cudaStream_t>(stream)>>>(
       scores, count, static_cast<int>(k), indices, counts);
   check_launch("selecting");

@@ -18,7 +18,7 @@ template <class T, int head_dim>
 void launch(const NsaScoreProblem& problem, cudaStream_t stream) {
   constexpr int kBytes = sizeof(NsaScoreShared<T, head_dim>);
   auto* const kernel = block_score_kernel<T, head_dim>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "scoring blocks");
+  allow_shared_memory<kBytes>(kernel, "scoring blocks");
   kernel<<<static_cast<unsigned>(problem.tiling.tiles()), kScoreTileThreads, kBytes, stream>>>(problem);
 }
 
@@ -39,7 +39,7 @@ void block_scores(const AttentionInputs& inputs, Index first_query, const NsaCon
     throw DeviceError("block scores: queries " + inputs.queries.describe() + " and compressed keys " +
                       inputs.keys.describe() +
                       "; on a GPU these are F16 or BF16, head_dim is 64 or 128, a KV head has at most 64 query heads, "
-                      "and a block and a window have at most 65 strides");
+                      "and a block and a window have at most 33 strides");
   constexpr Index kMost = std::numeric_limits<std::int32_t>::max() / 2;
   if (first_query < 0 || first_query + inputs.queries_length() > kMost || blocks < 0 ||
       blocks > kMost / config.block_size)

@@ -14,7 +14,7 @@
 namespace reticle::cuda {
 
 inline constexpr int kScoreTileThreads = 128;
-inline constexpr int kMostTaps = 64;  // compressed keys that share tokens with a block
+inline constexpr int kMostTaps = 32;  // compressed keys that share tokens with a block
 
 struct NsaScoreProblem {
   const void *queries = nullptr, *keys = nullptr;  // (b, hq, sq, d), compressed (b, hkv, m, d)
