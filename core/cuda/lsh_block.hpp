@@ -7,8 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-#include <reticle/core/attention_inputs.hpp>
-#include <reticle/core/cuda/row_block.hpp>
+#include <reticle/core/cuda/scored_inputs.hpp>
 #include <reticle/core/ops/lsh.hpp>
 
 namespace reticle::cuda {
@@ -18,12 +17,9 @@ inline constexpr int kLshVectors = 8;     // that a block codes
 inline constexpr int kMostLshDim = 256;   // head_dim
 inline constexpr int kMeanElements = 32;  // that a block averages, over kLshThreads / kMeanElements parts of the keys
 
-struct LshProblem {
-  const void *queries = nullptr, *keys = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d)
-  Strides query_strides, key_strides;
-  int heads = 1, kv_heads = 1, rows = 1, key_count = 0, head_dim = 0;  // rows: queries of a head
-  int tables = 1, bits = 1, least = 1;                                 // see LshRecipe
-  bool lift = true, center_query = true, causal = false;
+struct LshProblem : ScoredInputs {
+  int tables = 1, bits = 1, least = 1;  // see LshRecipe
+  bool lift = true, center_query = true;
   const float* projections = nullptr;                    // (width, tables * bits): neighbours read neighbours
   float* means = nullptr;                                // (b * hkv, d)
   std::uint32_t* largest = nullptr;                      // (b), largest norms of centred keys, as bits
@@ -56,22 +52,12 @@ struct LshProblem {
 
 /// Without what memory there is.
 inline LshProblem lsh_problem(const AttentionInputs& inputs, const LshRecipe& recipe) {
-  LshProblem problem;
-  problem.queries = inputs.queries.data;
-  problem.keys = inputs.keys.data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.key_strides = strides_of(inputs.keys);
-  problem.heads = static_cast<int>(inputs.heads());
-  problem.kv_heads = static_cast<int>(inputs.kv_heads());
-  problem.rows = static_cast<int>(inputs.queries_length());
-  problem.key_count = static_cast<int>(inputs.keys_length());
-  problem.head_dim = static_cast<int>(inputs.head_dim());
+  LshProblem problem{ScoredInputs::of(inputs)};
   problem.tables = static_cast<int>(recipe.tables);
   problem.bits = static_cast<int>(recipe.bits);
   problem.least = static_cast<int>(recipe.min_collisions);
   problem.lift = recipe.lift;
   problem.center_query = recipe.center_query;
-  problem.causal = inputs.causal;
   return problem;
 }
 

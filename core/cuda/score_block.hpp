@@ -6,20 +6,15 @@
 
 #include <limits>
 
-#include <reticle/core/cuda/row_block.hpp>
+#include <reticle/core/cuda/scored_inputs.hpp>
 
 namespace reticle::cuda {
 
 inline constexpr int kScoreThreads = 128;
 inline constexpr int kScoreKeys = 512;  // of a block
 
-struct ScoreProblem {
-  const void *queries = nullptr, *keys = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d)
-  Strides query_strides, key_strides;
-  int heads = 1, kv_heads = 1, rows = 1, key_count = 0;
-  float scaling = 1;
-  bool causal = false;      // keys after a row's own position score -infinity
-  float* scores = nullptr;  // (b * hq * sq, sk)
+struct ScoreProblem : ScoredInputs {
+  float* scores = nullptr;  // (b * hq * sq, sk); -infinity where causality forbids
 };
 
 /// Scores of row number `row` of (batch, head / together, query) with keys [part * kScoreKeys, (part + 1) *

@@ -102,18 +102,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   std::vector<std::int32_t> scratch(size, -7);
   Lists lists{std::vector<std::int32_t>(size, -7), std::vector<std::int32_t>(static_cast<std::size_t>(rows), -7),
               std::vector<float>(size, -7.0f)};
-  ScoreProblem score;
-  score.queries = inputs.queries.data;
-  score.keys = inputs.keys.data;
-  score.query_strides = strides_of(inputs.queries);
-  score.key_strides = strides_of(inputs.keys);
-  score.heads = static_cast<int>(inputs.heads());
-  score.kv_heads = static_cast<int>(inputs.kv_heads());
-  score.rows = static_cast<int>(inputs.queries_length());
-  score.key_count = static_cast<int>(keys);
-  score.scaling = inputs.scaling;
-  score.causal = inputs.causal;
-  score.scores = scores.data();
+  const ScoreProblem score{ScoredInputs::of(inputs), scores.data()};
   ChooseProblem problem;
   const auto pages = std::ranges::find(rules, Rule::Kind::pages, &Rule::kind);
   std::vector<float> bounds, page_scores;

@@ -10,19 +10,16 @@
 #include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/cuda/tile_products.hpp>
 #include <reticle/attention/nsa/config.hpp>
+#include <reticle/core/cuda/scored_inputs.hpp>
 
 namespace reticle::cuda {
 
 inline constexpr int kScoreTileThreads = 128;
 inline constexpr int kMostTaps = 32;  // compressed keys that share tokens with a block
 
-struct NsaScoreProblem {
-  const void *queries = nullptr, *keys = nullptr;  // (b, hq, sq, d), compressed (b, hkv, m, d)
-  Strides query_strides, key_strides;
-  int heads = 1, kv_heads = 1;
-  Tiling tiling;     // tiles of kTileRowCount rows, which have all heads of a KV head
-  BandMask visible;  // compressed keys that queries see
-  float scaling = 1;
+struct NsaScoreProblem : ScoredInputs {         // keys are compressed
+  Tiling tiling;                                // tiles of kTileRowCount rows, which have all heads of a KV head
+  BandMask visible;                             // compressed keys that queries see
   const float* lse = nullptr;                   // (b, hq, sq), of compressed attention
   int blocks = 0, in_block = 1, in_window = 1;  // compressed keys are this far apart: strides to a block, to a window
   float* scores = nullptr;                      // (b, hkv, sq, blocks)
@@ -38,13 +35,7 @@ struct NsaScoreProblem {
 
 inline NsaScoreProblem nsa_score_problem(const AttentionInputs& inputs, Index first_query, const NsaConfig& config,
                                          const float* lse, Index blocks, float* scores) {
-  NsaScoreProblem problem;
-  problem.queries = inputs.queries.data;
-  problem.keys = inputs.keys.data;
-  problem.query_strides = strides_of(inputs.queries);
-  problem.key_strides = strides_of(inputs.keys);
-  problem.heads = static_cast<int>(inputs.heads());
-  problem.kv_heads = static_cast<int>(inputs.kv_heads());
+  NsaScoreProblem problem{ScoredInputs::of(inputs)};
   problem.tiling = Tiling::of({inputs.batch(), inputs.heads(), inputs.queries_length(), inputs.keys_length()},
                               inputs.kv_heads(), kTileRowCount);
   problem.visible.first_query = static_cast<int>(first_query);
@@ -52,7 +43,6 @@ inline NsaScoreProblem nsa_score_problem(const AttentionInputs& inputs, Index fi
   problem.visible.stride = static_cast<int>(config.kernel_stride);
   problem.visible.queries = static_cast<int>(inputs.queries_length());
   problem.visible.keys = static_cast<int>(inputs.keys_length());
-  problem.scaling = inputs.scaling;
   problem.lse = lse;
   problem.blocks = static_cast<int>(blocks);
   problem.in_block = static_cast<int>(config.block_size / config.kernel_stride);
@@ -118,7 +108,7 @@ RETICLE_HD void score_key_blocks(const Block& block, NsaScoreShared<T, head_dim>
       const int row = tile_row(thread, half);
       if (row >= tile.rows) return;
       const int query = tile.query_of(row);
-      const Index at = (static_cast<Index>(tile.batch) * problem.heads + tile.head_of(row)) * problem.tiling.queries;
+      const Index at = (static_cast<Index>(tile.batch) * problem.heads + tile.head_of(row)) * problem.rows;
       rows[thread].log_sum[half] = log_sum_of(problem.lse[at + query]);
       rows[thread].end[half] = problem.visible.end(query);
     });
@@ -171,7 +161,7 @@ RETICLE_HD void score_key_blocks(const Block& block, NsaScoreShared<T, head_dim>
         float score = 0;
         for (int tap = 0; tap <= before; ++tap)
           score += static_cast<float>(problem.overlap(tap)) * shared.sums[query][at + tap];
-        const Index row = (static_cast<Index>(tile.batch) * problem.kv_heads + kv_head) * problem.tiling.queries;
+        const Index row = (static_cast<Index>(tile.batch) * problem.kv_heads + kv_head) * problem.rows;
         problem.scores[(row + tile.first_query + query) * problem.blocks + number_of] = score;
       }
     });

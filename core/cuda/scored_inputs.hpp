@@ -1,0 +1,31 @@
+// What kernels that score keys are told of queries and keys.
+#pragma once
+
+#include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/cuda/row_block.hpp>
+
+namespace reticle::cuda {
+
+struct ScoredInputs {
+  const void *queries = nullptr, *keys = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d)
+  Strides query_strides, key_strides;
+  int heads = 1, kv_heads = 1, rows = 1, key_count = 0, head_dim = 0;  // rows: queries of a head
+  float scaling = 1;
+  bool causal = false;
+
+  static ScoredInputs of(const AttentionInputs& inputs) {
+    return {inputs.queries.data,
+            inputs.keys.data,
+            strides_of(inputs.queries),
+            strides_of(inputs.keys),
+            static_cast<int>(inputs.heads()),
+            static_cast<int>(inputs.kv_heads()),
+            static_cast<int>(inputs.queries_length()),
+            static_cast<int>(inputs.keys_length()),
+            static_cast<int>(inputs.head_dim()),
+            inputs.scaling,
+            inputs.causal};
+  }
+};
+
+}  // namespace reticle::cuda
