@@ -154,12 +154,12 @@ class Decoder:
         self._prompt: Any = None
         self._prompt_of: Any = None
 
-    def why_not(self, layer: int, keys: int) -> str | None:
+    def why_not(self, layer: int, queries: Tensor, keys: int) -> str | None:
         """What keeps a layer's keys from being chosen on the GPU."""
         if layer not in self._why_not:
             try:
-                self._sparse.rules(keys, layer=layer)
-                self._why_not[layer] = None
+                rules = self._sparse.rules(keys, layer=layer)
+                self._why_not[layer] = reticle.torch.why_not_padded(queries, rules)
             except _core.DeviceError as error:
                 self._why_not[layer] = str(error)
         return self._why_not[layer]
@@ -238,7 +238,7 @@ def attend(
     if decoder is not None and not call["extras"] and rows == (length if prompt else 1):
         options: dict[str, Any] = {"scaling": call["scaling"], "soft_cap": soft_cap, "sink_logits": tuple(sink_logits)}
         heads = queries.shape[0] * queries.shape[1]
-        why = decoder.why_not(call["layer"], length)
+        why = decoder.why_not(call["layer"], queries, length)
         if why is None and prompt:
             visible = heads * length * (length + 1) // 2
             state.prefill.add(visible, visible)

@@ -122,7 +122,9 @@ def _backward_on_gpu(
         "attention_mask": _bias(attention_mask, queries),
         "stream": torch.cuda.current_stream(queries.device).cuda_stream,
     }
-    inputs = (queries.detach(), keys.detach(), values.detach())
+    width, value_width = queries.shape[-1], values.shape[-1]
+    inputs = _fitted(queries.detach(), keys.detach(), values.detach())
+    output, d_output = (_fitted(tensor, *inputs)[0] for tensor in (output, d_output))
     weighted = isinstance(mask, DeviceMask) and mask.weighted
     if weighted or not (isinstance(mask, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
         mask = as_mask(mask, queries, keys)
@@ -130,9 +132,29 @@ def _backward_on_gpu(
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
     plan.run(*inputs, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
     d_queries, d_keys, d_values = (
-        gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True)
+        gradient[..., :own].to(tensor.dtype)
+        for gradient, own, tensor in zip(gradients, (width, width, value_width), inputs, strict=True)
     )
     return d_queries, d_keys, d_values
+
+
+#: Head sizes that there are kernels for.
+HEAD_DIMS = (64, 128, 256)
+
+
+def _fitted_width(*tensors: Tensor) -> int:
+    """The least head size of a kernel that holds these; their own where there is none, which plans refuse."""
+    widest = max(tensor.shape[-1] for tensor in tensors)
+    return next((size for size in HEAD_DIMS if size >= widest), widest)
+
+
+def _fitted(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one head size that there are kernels for: copies with zeros behind, where theirs is another."""
+    width = _fitted_width(*tensors)
+    return tuple(
+        tensor if tensor.shape[-1] == width else torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
+        for tensor in tensors
+    )
 
 
 def _bias(attention_mask: Tensor | None, queries: Tensor) -> Tensor | None:
@@ -331,8 +353,8 @@ class AttentionPlan:
 
     The mask may also be a DeviceMask, SelectedBlocks, a Band, or a bool tensor on the GPU, broadcastable to (batch, heads,
     queries, keys) or, with a block_size (queries, keys), to the numbers of blocks of that size: the plan is made there.
-    A plan for an attention mask is made with one of its extents, and called with one. head_dim is 64, 128 or 256; no
-    gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
+    A plan for an attention mask is made with one of its extents, and called with one. head_dim is 64, 128 or
+    256, or at most that: then every call copies its tensors with zeros behind. No gradients. Raises DeviceError where there is no GPU, or the build has no CUDA.
     """
 
     def __init__(
@@ -356,7 +378,9 @@ class AttentionPlan:
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
         options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream, **self._settings}
         options["attention_mask"] = _bias(attention_mask, queries)
-        inputs = (queries.detach(), keys.detach(), values.detach())
+        inputs, width = (queries.detach(), keys.detach(), values.detach()), _fitted_width(queries, keys, values)
+        if any(tensor.shape[-1] != width for tensor in inputs):  # of which a plan needs the extents
+            inputs = tuple(tensor.new_empty((*tensor.shape[:-1], width)) for tensor in inputs)
         self._plan = _core.CudaAttentionPlan(*inputs, _for_plan(mask, keys, block_size), **options)
 
     def __call__(
@@ -443,9 +467,20 @@ class SparseDecoder:
         given."""
         factor = queries.shape[-1] ** -0.5 if scaling is None else scaling
         rules = self._sparse.rules(keys.shape[2], layer=layer)
+        if why := why_not_padded(queries, rules):
+            raise _core.DeviceError(why)
         settings: Any = {"rules": rules, "layer": layer, "scaling": factor, "soft_cap": soft_cap, "counts": counts}
         settings |= {"attention_mask": _bias(attention_mask, queries), "sink_logits": sink_logits}
         return _run(self._decoder, queries, keys, values, settings)
+
+
+def why_not_padded(queries: Tensor, rules: Sequence[_core.Rule]) -> str | None:
+    """What keeps rules from keys with zeros behind, which heads of other sizes than HEAD_DIMS get: codes are of all of a
+    key, and would be others."""
+    kinds = [rule.kind for rule in rules if rule.kind in ("hashed", "quantised", "colliding")]
+    if queries.shape[-1] in HEAD_DIMS or not kinds:
+        return None
+    return f"head_dim is {queries.shape[-1]}; on a GPU it is one of {HEAD_DIMS} where keys are {kinds[0]}"
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -462,12 +497,11 @@ def _run(
     kernel: Any, queries: Tensor, keys: Tensor, values: Tensor, settings: Any, *chosen: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Fresh results, filled on the current stream."""
-    output = torch.empty((*queries.shape[:3], values.shape[3]), dtype=queries.dtype, device=queries.device)
-    lse = torch.empty(queries.shape[:3], dtype=torch.float32, device=queries.device)
+    inputs = _fitted(queries.detach(), keys.detach(), values.detach())
+    output, lse = queries.new_empty(inputs[0].shape), queries.new_empty(queries.shape[:3], dtype=torch.float32)
     stream = torch.cuda.current_stream(queries.device).cuda_stream
-    inputs = (queries.detach(), keys.detach(), values.detach(), *chosen, output, lse)
-    kernel.run(*inputs, **settings, stream=stream)
-    return output, lse
+    kernel.run(*inputs, *chosen, output, lse, **settings, stream=stream)
+    return output[..., : values.shape[3]].contiguous(), lse
 
 
 @_attention.register_fake

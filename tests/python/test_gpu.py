@@ -272,6 +272,78 @@ def test_attention_masks_of_whole_numbers_are_refused():
         reticle.torch.on_gpu(q, k, v, reticle.Mask.full((1, 4, 4, 4)), attention_mask=torch.ones(4, dtype=torch.bool))
 
 
+@pytest.fixture
+def kernels_of_the_cpu(monkeypatch):
+    """Plans that take what a GPU's kernels take, and fill what they fill."""
+
+    class Plan:
+        def __init__(self, queries, keys, values, mask, *, stream, **options):
+            self.extents = [tensor.shape for tensor in (queries, keys, values)]
+            self.mask, self.options = mask, {"sink_logits": [], **options}
+            assert len({tensor.shape[-1] for tensor in (queries, keys, values)} | set(reticle.torch.HEAD_DIMS)) == 3
+
+        def run(self, *tensors, stream, attention_mask=None, **settings):
+            *inputs, output, lse = tensors
+            assert [tensor.shape for tensor in inputs] == self.extents and output.is_contiguous()
+            options = {**self.options, "attention_mask": attention_mask}
+            for to, of in zip((output, lse), reticle._core.attention(*inputs, self.mask, **options), strict=True):
+                to.copy_(of)
+
+    class BackwardPlan(Plan):
+        serves_patterns = staticmethod(lambda *inputs: False)
+
+        def run(self, q, k, v, output, lse, d_output, *gradients, stream, attention_mask, **settings):
+            assert output.shape[-1] == q.shape[-1] and d_output.is_contiguous()
+            inputs = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+            with torch.enable_grad():
+                again, _ = reticle.attention(*inputs, self.mask, scaling=settings["scaling"])
+                computed = torch.autograd.grad(again, inputs, d_output)
+            for to, of in zip(gradients, computed, strict=True):
+                to.copy_(of)
+
+    monkeypatch.setattr(reticle._core, "CudaAttentionPlan", Plan)
+    monkeypatch.setattr(reticle._core, "CudaBackwardPlan", BackwardPlan)
+    stream = type("Stream", (), {"cuda_stream": 0})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(8, 8), (64, 64), (96, 96), (192, 128), (32, 80)])
+def test_other_head_sizes_get_zeros_behind(kernels_of_the_cpu, width, value_width):
+    q, k, v = (
+        torch.randn(1, 4, 5, width).mT.contiguous().mT,
+        torch.randn(1, 2, 9, width),
+        torch.randn(1, 2, 9, value_width),
+    )
+    mask, given = (
+        reticle.Mask.dense((torch.rand(1, 4, 5, 9) < 0.6).numpy()),
+        {"soft_cap": 3.0, "sink_logits": [0.5] * 4},
+    )
+    output, lse = reticle.torch.on_gpu(q, k, v, mask, **given)
+    expected, expected_lse = reticle._core.attention(q, k, v, mask, **given)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(lse, expected_lse)
+    assert output.is_contiguous()
+
+    inputs = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+    output, lse = reticle.attention(*inputs, mask)
+    upstream = torch.randn_like(output)
+    settings = {"scaling": width**-0.5, "causal": False, "attention_mask": None, "soft_cap": None}
+    found = reticle.torch._backward_on_gpu(q, k, v, output.detach(), lse, upstream, mask, **settings)
+    for a, b in zip(found, torch.autograd.grad(output, inputs, upstream), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_heads_too_wide_for_any_kernel_are_left_to_be_refused():
+    assert reticle.torch._fitted_width(torch.empty(1, 300), torch.empty(1, 40)) == 300
+
+
+def test_codes_are_of_keys_as_they_are():
+    rules = reticle.SparseAttention.from_json('{"maskers": [{"type": "sink"}, {"type": "magic_pig"}]}').rules(50)
+    assert reticle.torch.why_not_padded(torch.empty(1, 128), rules) is None
+    assert reticle.torch.why_not_padded(torch.empty(1, 96), rules[:1]) is None
+    assert "where keys are colliding" in reticle.torch.why_not_padded(torch.empty(1, 96), rules)
+
+
 def test_choosing_on_the_host_warns():
     sparse = reticle.SparseAttention.from_json(json.dumps(CONFIG))
     with pytest.warns(RuntimeWarning, match="choose on the CPU"):
