@@ -123,12 +123,12 @@ def _backward_on_gpu(
         "stream": torch.cuda.current_stream(queries.device).cuda_stream,
     }
     width, value_width = queries.shape[-1], values.shape[-1]
-    inputs = _fitted(queries.detach(), keys.detach(), values.detach())
+    q, k, v = inputs = _fitted(queries.detach(), keys.detach(), values.detach())
     output, d_output = (_fitted(tensor, *inputs)[0] for tensor in (output, d_output))
     weighted = isinstance(mask, DeviceMask) and mask.weighted
-    if weighted or not (isinstance(mask, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(*inputs)):
+    if weighted or not (isinstance(mask, _core.Mask) or _core.CudaBackwardPlan.serves_patterns(q, k, v)):
         mask = as_mask(mask, queries, keys)
-    plan = _core.CudaBackwardPlan(*inputs, _for_plan(mask, keys), soft_cap=soft_cap, **settings)
+    plan = _core.CudaBackwardPlan(q, k, v, _for_plan(mask, keys), soft_cap=soft_cap, **settings)
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
     plan.run(*inputs, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
     d_queries, d_keys, d_values = (
@@ -378,10 +378,12 @@ class AttentionPlan:
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
         options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream, **self._settings}
         options["attention_mask"] = _bias(attention_mask, queries)
-        inputs, width = (queries.detach(), keys.detach(), values.detach()), _fitted_width(queries, keys, values)
-        if any(tensor.shape[-1] != width for tensor in inputs):  # of which a plan needs the extents
-            inputs = tuple(tensor.new_empty((*tensor.shape[:-1], width)) for tensor in inputs)
-        self._plan = _core.CudaAttentionPlan(*inputs, _for_plan(mask, keys, block_size), **options)
+        width = _fitted_width(queries, keys, values)
+        q, k, v = (  # a plan needs the extents
+            tensor.detach() if tensor.shape[-1] == width else tensor.new_empty((*tensor.shape[:-1], width))
+            for tensor in (queries, keys, values)
+        )
+        self._plan = _core.CudaAttentionPlan(q, k, v, _for_plan(mask, keys, block_size), **options)
 
     def __call__(
         self, queries: Tensor, keys: Tensor, values: Tensor, *, attention_mask: Tensor | None = None
