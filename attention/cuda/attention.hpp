@@ -10,13 +10,13 @@
 namespace reticle::cuda {
 
 /// A mask, laid out in device memory for the kernel that suits it: blocks of keys for the tensor cores, where a tile
-/// has enough rows, elements are of 16 bits, and no entry has a p; else lists of keys for rows that are split over
-/// blocks.
+/// has enough rows, elements are of 16 bits, and rows have few p other than 1 (see plan_blocks; none, if the mask is on
+/// the device); else lists of keys for rows that are split over blocks.
 class RETICLE_API AttentionPlan {
  public:
   /// For tensors of the extents and dtype of `inputs`, which may hold null pointers. ShapeError when the mask does not
   /// fit; DeviceError for what has no kernel: head sizes other than 64, 128 and (in lists) 256, or other ones of
-  /// values.
+  /// values. Inputs that calls have an attention mask for have one here.
   AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream, const AttentionOptions& options = {},
                 const Context& context = {});
   /// The same of a mask in device memory. The plan is made there, on the stream, and holds nothing of the mask; nothing
@@ -25,9 +25,8 @@ class RETICLE_API AttentionPlan {
                 const AttentionOptions& options = {});
   /// Queries, keys and values are in device memory, their rows contiguous and aligned to 16 bytes; output (b, hq, sq,
   /// d), contiguous, of the queries' dtype, and lse (b, hq, sq) likewise. What it computes is reticle::attention's.
-  /// Launches one kernel and waits for nothing, so it can be captured in a graph.
-  /// ShapeError when the extents are not the plan's; DeviceError for an attention mask
-  /// that is not F32; a plan for one is made with one.
+  /// Launches one kernel and waits for nothing, so it can be captured in a graph. ShapeError when the extents are not
+  /// the plan's; DeviceError for an attention mask that is not F32.
   void run(const AttentionInputs& inputs, void* output, float* lse, Stream stream) const;
 
   bool uses_tiles() const;

@@ -130,7 +130,7 @@ def _backward_on_gpu(
         mask = as_mask(mask, queries, keys)
     plan = _core.CudaBackwardPlan(q, k, v, _for_plan(mask, keys), soft_cap=soft_cap, **settings)
     gradients = [torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device) for tensor in inputs]
-    plan.run(*inputs, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
+    plan.run(q, k, v, output, lse.contiguous(), d_output.contiguous(), *gradients, **settings)
     d_queries, d_keys, d_values = (
         gradient[..., :own].to(tensor.dtype)
         for gradient, own, tensor in zip(gradients, (width, width, value_width), inputs, strict=True)
