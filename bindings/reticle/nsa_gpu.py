@@ -2,8 +2,8 @@
 
 Attention and its gradients, planned on the device, and the choice of blocks are Reticle's kernels; projections and
 compression are torch's own operations, and so are scores of blocks in float32 or of other head sizes. Scores are held for a
-chunk of queries, so that nothing grows with the square of the length. Nothing waits for the
-device. Nothing here needs a GPU: tests run it on the CPU.
+chunk of queries, so that nothing grows with the square of the length. Nothing waits for the device. Nothing here needs a
+GPU: tests run it on the CPU.
 """
 
 from __future__ import annotations
