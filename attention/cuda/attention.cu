@@ -13,7 +13,7 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, int sharing, bool biased>
-__global__ void __launch_bounds__(kDecodeThreads, sharing == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kDecodeThreads, sharing > 1 ? 3 : sizeof(T) == 2 && !biased ? 6 : 4)
     decode_kernel(const __grid_constant__ DecodeProblem problem) {
   __shared__ DecodeShared<head_dim> shared;
   decode_part<T, head_dim, sharing, biased>(DeviceBlock(), shared, problem,
@@ -94,7 +94,7 @@ struct AttentionPlan::State {
   float soft_cap;
   Buffer sink_logits;
   DeviceTiles tiles;
-  // Or lists, of the host or of the device.
+  // Or lists, of the host or of the device, or intervals.
   Buffer row_ptr;
   DeviceLists lists;
   int parts = 1;
@@ -126,6 +126,10 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, St
   if (tiles_serve(own)) plan = plan_blocks(mask, own.kv_heads, own.causal, tile_rows_for(own), context);
   if (plan) {
     state->tiles = DeviceTiles(*plan, Tiling::of(mask.shape(), own.kv_heads, tile_rows_for(own)), stream);
+  } else if (mask.kind() == MaskKind::full && (!own.causal || own.queries <= own.keys)) {
+    // Dense attention, without a list: a query sees what is not behind it, or everything.
+    state->lists = DeviceLists(Band{.first_query = own.causal ? own.keys - own.queries : own.keys}, own, stream);
+    state->split(own.keys, stream);
   } else {
     const auto [sharing, lists] = plan_lists(mask, own.heads_with_lists(), own.causal, context);
     state->lists.sharing = sharing;
@@ -178,6 +182,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   problem.bias = BiasView::of(inputs.attention_mask);
   problem.row_ptr = own.row_ptr.as<Index>();
   problem.counts = own.lists.counts.as<std::int32_t>();
+  problem.begins = own.lists.begins.as<std::int32_t>();
   problem.list_size = own.lists.list_size;
   problem.indices = own.lists.indices.as<std::int32_t>();
   problem.p = own.lists.p.as<float>();
@@ -193,8 +198,8 @@ bool AttentionPlan::uses_tiles() const { return state_->tiles.count() > 0; }
 
 Index AttentionPlan::bytes() const {
   std::size_t bytes = state_->tiles.bytes();
-  for (const Buffer* buffer : {&state_->sink_logits, &state_->row_ptr, &state_->lists.counts, &state_->lists.indices,
-                               &state_->lists.p, &state_->workspace, &state_->arrived})
+  for (const Buffer* buffer : {&state_->sink_logits, &state_->row_ptr, &state_->lists.counts, &state_->lists.begins,
+                               &state_->lists.indices, &state_->lists.p, &state_->workspace, &state_->arrived})
     bytes += buffer->bytes();
   return static_cast<Index>(bytes);
 }

@@ -27,10 +27,10 @@ struct DecodeProblem {
   Strides query_strides, key_strides, value_strides;
   int batch = 1, heads = 1, kv_heads = 1, rows = 1;  // rows: queries of a head
   // The lists of keys, by (batch, head / sharing, query): [row_ptr[i], row_ptr[i + 1]), or, without row_ptr, counts[i]
-  // from i * list_size on, as top_k writes them.
+  // from i * list_size on, as top_k writes them; or, without indices, counts[i] keys from begins[i] on.
   int sharing = 1;  // neighbouring heads, of one KV head, that share a list
   const Index* row_ptr = nullptr;
-  const std::int32_t* counts = nullptr;
+  const std::int32_t *counts = nullptr, *begins = nullptr;
   Index list_size = 0;
   const std::int32_t* indices = nullptr;
   const float* p = nullptr;            // of every entry; null: 1
@@ -143,8 +143,9 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
   const T* const queries = static_cast<const T*>(problem.queries) + batch * q.batch + head * q.head + query * q.row;
   const T* const keys = static_cast<const T*>(problem.keys) + batch * k.batch + kv_head * k.head;
   const T* const values = static_cast<const T*>(problem.values) + batch * v.batch + kv_head * v.head;
-  const bool padded = problem.row_ptr == nullptr;
-  const Index first = padded ? list * problem.list_size : problem.row_ptr[list];
+  const bool padded = problem.row_ptr == nullptr, listed = problem.indices != nullptr;
+  const Index first = !padded ? problem.row_ptr[list] : listed ? list * problem.list_size : problem.begins[list];
+  const auto key_of = [&](Index entry) -> Index { return listed ? problem.indices[entry] : entry; };
   const Index entries = padded ? problem.counts[list] : problem.row_ptr[list + 1] - first;
   const Index begin = first + entries * part / problem.parts, end = first + entries * (part + 1) / problem.parts;
 
@@ -174,7 +175,7 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       block.each([&](int thread) {
         const Index entry = at + i * kGroups + thread / kLanes;
         // Beyond the end a key is loaded again, and weighs nothing.
-        const Index key = problem.indices[entry < end ? entry : end - 1];
+        const Index key = key_of(entry < end ? entry : end - 1);
         loaded[i][thread].key.load(keys + key * k.row, thread % kLanes);
         loaded[i][thread].value.load(values + key * v.row, thread % kLanes);
       });
@@ -192,9 +193,10 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       unrolled<kDecodeInFlight>([&](int i) {
         const Index entry = at + i * kGroups + thread / kLanes;
         const float p = entry < end && problem.p != nullptr ? problem.p[entry] : 1;
-        if constexpr (biased)
-          bias[i] =
-              kLog2E * problem.bias.of(problem.bias.row(batch, head, query), entry < end ? problem.indices[entry] : 0);
+        if constexpr (biased) {
+          const auto key = static_cast<int>(key_of(entry < end ? entry : end - 1));
+          bias[i] = kLog2E * problem.bias.of(problem.bias.row(batch, head, query), key);
+        }
         minus_log_p[i] = entry >= end ? kNone : p == 1 ? 0 : -std::log2(p);
       });
       unrolled<sharing>([&](int h) {

@@ -19,6 +19,16 @@ __global__ void __launch_bounds__(kPlanThreads)
   list_row(DeviceBlock(), scan, mask, heads, sharing, to, static_cast<int>(blockIdx.x));
 }
 
+/// Of rows (batch, head, query), `lists` of them.
+__global__ void __launch_bounds__(kPlanThreads)
+    interval_kernel(const __grid_constant__ BandMask band, Index lists, std::int32_t* begins, std::int32_t* counts) {
+  const Index i = static_cast<Index>(blockIdx.x) * kPlanThreads + threadIdx.x;
+  if (i >= lists) return;
+  const auto query = static_cast<int>(i % band.queries);
+  begins[i] = band.begin(query);
+  counts[i] = band.count(query);
+}
+
 /// The keys of each logical row's list that its query sees.
 __global__ void __launch_bounds__(kMaskThreads, 8)
     visible_kernel(const __grid_constant__ ColumnLists lists, const __grid_constant__ RowMap stored, int queries,
@@ -206,6 +216,17 @@ DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inpu
     return;
   }
   with_view(pattern, inputs, stream, [&](const auto& view) {
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(view)>, BandMask>) {
+      sharing = heads_taken_together(group);
+      list_size = view.most_keys();
+      const Index lists = inputs.rows() / sharing, parts = (lists + kPlanThreads - 1) / kPlanThreads;
+      begins = Buffer(static_cast<std::size_t>(lists) * sizeof(std::int32_t), stream);
+      counts = Buffer(static_cast<std::size_t>(lists) * sizeof(std::int32_t), stream);
+      interval_kernel<<<static_cast<unsigned>(parts), kPlanThreads, 0, native>>>(view, lists, begins.as<std::int32_t>(),
+                                                                                 counts.as<std::int32_t>());
+      check_launch("planning attention");
+      return;
+    }
     const ColumnLists to = reserve(view.heads_share(), view.most_keys(), false);
     list_kernel<<<blocks(), kPlanThreads, 0, native>>>(view, static_cast<int>(inputs.heads / sharing), sharing, to);
     check_launch("planning attention");

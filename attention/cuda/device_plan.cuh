@@ -59,11 +59,11 @@ struct DeviceTilesBothWays {
   DeviceTilesBothWays(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream);
 };
 
-/// Lists of keys, with as much room in every row.
+/// Lists of keys, with as much room in every row, or only where they begin, if keys follow each other.
 struct DeviceLists {
   int sharing = 1;  // neighbouring heads that have one list
   Index list_size = 0;
-  Buffer indices, p, counts;
+  Buffer indices, p, counts, begins;
 
   DeviceLists() = default;
   /// Made on the device: one launch, no waiting. ShapeError unless the pattern fits the inputs.

@@ -197,6 +197,7 @@ struct BandMask {
     const int after = first_query + query + 1 - kernel, complete = after < 0 ? 0 : after / stride + 1;
     return complete > width ? complete - width : 0;
   }
+  RETICLE_HD int count(int query) const { return begin(query) < end(query) ? end(query) - begin(query) : 0; }
   RETICLE_HD bool heads_share() const { return true; }
   Index most_keys() const { return std::min(width, keys); }
   PlanRoom room(const Tiling& tiling) const {

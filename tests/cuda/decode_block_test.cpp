@@ -6,6 +6,7 @@
 
 #include <reticle/attention/cuda/decode_block.hpp>
 #include <reticle/attention/cuda/list_plan.hpp>
+#include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
@@ -17,8 +18,10 @@ namespace reticle::cuda {
 namespace {
 
 /// `sharing`: how many heads the plan is to find that share lists; 0: any.
+/// With `band`, which attends to what the mask does, without lists.
 template <class T, int head_dim>
-void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sharing = 0) {
+void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sharing = 0,
+                      const BandMask* band = nullptr) {
   const Problem<T> drawn(c, head_dim);
   const AttentionInputs& inputs = drawn.inputs;
   const AttentionResult expected = attention(inputs, mask, drawn.options());
@@ -37,6 +40,17 @@ void compare_with_cpu(const Case& c, const Mask& mask, double tolerance, int sha
   problem.row_ptr = csr.row_ptr.data();
   problem.indices = csr.indices.data();
   problem.p = csr.p.empty() ? nullptr : csr.p.data();
+  std::vector<std::int32_t> begins, counts;
+  if (band != nullptr) {
+    for (Index list = 0; list < c.batch * c.heads / shared_by * c.rows; ++list) {
+      begins.push_back(band->begin(static_cast<int>(list % c.rows)));
+      counts.push_back(band->count(static_cast<int>(list % c.rows)));
+    }
+    problem.row_ptr = nullptr;
+    problem.indices = nullptr;
+    problem.begins = begins.data();
+    problem.counts = counts.data();
+  }
   problem.parts = c.parts;
   problem.workspace = workspace.data();
   problem.arrived = arrived.data();
@@ -77,6 +91,26 @@ TEST(CudaThreads, DecodingWaitsForWhatItReads) {
   c.parts = 2;
   compare_with_cpu<float, 64>(c, random_mask(c, 0.3, 3), 2e-5);
   compare_with_cpu<BFloat16, 128>(c, Mask::full({c.batch, c.heads, c.rows, c.keys}), 0.02, 2);
+}
+
+TEST(CudaDecode, KeysThatFollowEachOtherNeedNoList) {
+  for (const int parts : {1, 3}) {
+    for (const bool biased : {false, true}) {
+      Case c;
+      c.parts = parts;
+      c.biased = biased;
+      const MaskShape shape{c.batch, c.heads, c.rows, c.keys};
+      const auto queries = static_cast<int>(c.rows), keys = static_cast<int>(c.keys);
+      const BandMask all{keys, 1, 1, std::numeric_limits<std::int32_t>::max(), queries, keys};
+      compare_with_cpu<float, 64>(c, Mask::full(shape), 2e-5, 0, &all);
+      const BandMask band{-2, 1, 1, 40, queries, keys};  // of the first two queries nothing is left
+      const Mask window = Mask::intervals(shape.one_head(), [&](RowId row) {
+        const auto query = static_cast<int>(row.query);
+        return Interval{band.begin(query), band.begin(query) + band.count(query)};
+      });
+      compare_with_cpu<BFloat16, 128>(c, window, 0.02, 0, &band);
+    }
+  }
 }
 
 TEST(CudaDecode, AttentionMasksAddAndForbid) {

@@ -150,6 +150,18 @@ TEST_F(CudaDevice, AttentionMasksAddAndForbid) {
   compare_with_cpu<BFloat16>(c, 128, random_mask(c, 0.3, 2), false, 0.03, 3e-3);
 }
 
+TEST_F(CudaDevice, DenseAttentionNeedsNoList) {
+  for (const bool causal : {false, true}) {
+    Case c;
+    c.rows = 40;
+    c.keys = 3000;
+    c.causal = causal;
+    compare_with_cpu<float>(c, 128, Mask::full({c.batch, c.heads, c.rows, c.keys}), false, 1e-4, 1e-3);
+    c.rows = 1;
+    compare_with_cpu<BFloat16>(c, 64, Mask::full({c.batch, c.heads, c.rows, c.keys}), false, 0.03, 1e-3);
+  }
+}
+
 TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {
   for (const Index heads : {2, 4, 8, 16}) {
     Case c;
