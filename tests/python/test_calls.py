@@ -16,12 +16,12 @@ import reticle
 q = np.zeros((1, 8, 16384, 64), np.float32)
 {prepare}
 threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-began = time.monotonic()
+began = time.process_time()
 try:
     while True:
         {call}
 except KeyboardInterrupt:
-    print("interrupted", time.monotonic() - began)
+    print("interrupted", time.process_time() - began)
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 reticle.attention(q[:, :, :8], q[:, :, :8], q[:, :, :8])  # and what comes after runs
 print("done")
@@ -50,7 +50,9 @@ def test_an_interrupt_stops_a_long_call_and_leaves_python_its_handler(prepare, c
     assert printed.returncode == 0, printed.stderr
     word, seconds, done = printed.stdout.split()
     assert (word, done) == ("interrupted", "done")
-    assert float(seconds) < 5  # one call takes much longer than the 0.5 s after which it was interrupted
+    # Of processor time, which other programs' load does not lengthen: one call takes much more than two cores give in the
+    # 0.5 s after which it was interrupted.
+    assert float(seconds) < 4
 
 
 def test_no_copies_are_made_of_strided_inputs():
