@@ -21,7 +21,7 @@ try:
     while True:
         {call}
 except KeyboardInterrupt:
-    print("interrupted", time.process_time() - began)
+    print("interrupted", (time.process_time() - began) / len(os.sched_getaffinity(0)))
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 reticle.attention(q[:, :, :8], q[:, :, :8], q[:, :, :8])  # and what comes after runs
 print("done")
@@ -50,9 +50,8 @@ def test_an_interrupt_stops_a_long_call_and_leaves_python_its_handler(prepare, c
     assert printed.returncode == 0, printed.stderr
     word, seconds, done = printed.stdout.split()
     assert (word, done) == ("interrupted", "done")
-    # Of processor time, which other programs' load does not lengthen: one call takes much more than two cores give in the
-    # 0.5 s after which it was interrupted.
-    assert float(seconds) < 4
+    # Of each core's time, which other programs' load does not lengthen: interrupted after 0.5 s of what takes much longer.
+    assert float(seconds) < 2
 
 
 def test_no_copies_are_made_of_strided_inputs():
