@@ -13,7 +13,9 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, int sharing, bool biased>
-__global__ void __launch_bounds__(kDecodeThreads, sharing > 1 ? 3 : sizeof(T) == 2 && !biased ? 6 : 4)
+__global__ void __launch_bounds__(kDecodeThreads, sharing > 1                 ? 3
+                                                  : sizeof(T) == 2 && !biased ? 6
+                                                                              : 4)
     decode_kernel(const __grid_constant__ DecodeProblem problem) {
   __shared__ DecodeShared<head_dim> shared;
   decode_part<T, head_dim, sharing, biased>(DeviceBlock(), shared, problem,

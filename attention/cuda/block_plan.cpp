@@ -23,6 +23,7 @@ struct TilePlan {
   std::vector<RowWeights> weights;
 };
 
+/// Plans one tile after another.
 class TileBuilder {
  public:
   TileBuilder(const Mask& mask, bool causal, int words, bool heads_share)
