@@ -238,8 +238,10 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   if (rows == 0) return;
   const float* sink_logits = nullptr;
   if (!options.sink_logits.empty()) {
-    const auto [kept, is_new] = own.sink_logits.try_emplace({options.sink_logits.begin(), options.sink_logits.end()});
-    if (is_new) kept->second = Buffer::copy_of(options.sink_logits, stream);
+    const std::vector<float> logits(options.sink_logits.begin(), options.sink_logits.end());
+    auto kept = own.sink_logits.find(logits);
+    if (kept == own.sink_logits.end())
+      kept = own.sink_logits.emplace(logits, Buffer::copy_of(options.sink_logits, stream)).first;
     sink_logits = kept->second.as<float>();
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), sink_logits);
