@@ -1,6 +1,9 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <memory>
+#include <span>
 #include <string>
 
 #include <reticle/attention/backward.hpp>
@@ -161,6 +164,9 @@ void require_fits(const AttentionInputs& inputs, const TensorView& output, const
   require_rank(output, 4, "attention_backward: output");
   require_rank(d_output, 4, "attention_backward: d_output");
   require_rank(lse, 3, "attention_backward: lse");
+  require_on(output, Device::Kind::cpu, "attention_backward: output");
+  require_on(d_output, Device::Kind::cpu, "attention_backward: d_output");
+  require_on(lse, Device::Kind::cpu, "attention_backward: lse");
   const Index wanted[] = {inputs.batch(), inputs.heads(), inputs.queries_length(), inputs.values.size(3)};
   const auto fits = [&](const TensorView& view) { return std::equal(wanted, wanted + view.rank, view.shape.begin()); };
   if (!fits(output) || !fits(d_output) || !fits(lse) || lse.dtype != DType::f32)
@@ -174,7 +180,7 @@ void require_fits(const AttentionInputs& inputs, const TensorView& output, const
 AttentionGradients attention_backward(const AttentionInputs& inputs, const Mask& mask, const TensorView& output,
                                       const TensorView& lse, const TensorView& d_output,
                                       const AttentionOptions& options, const Context& context) {
-  inputs.validate();
+  inputs.validate_on(Device::Kind::cpu);
   require_mask_fits(inputs, mask);
   options.validate(inputs);
   require_fits(inputs, output, lse, d_output);

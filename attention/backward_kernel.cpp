@@ -2,6 +2,10 @@
 // forward pass uses: S = K Q^T and dP = V dO^T with rows along vectors, then dV = P dO, dK = dS Q and dQ^T = K^T dS,
 // with P = exp(S - lse) and dS = P (dP - delta). Per block 2 * keys * rows * (3 d + 2 dv) flops, 2.5 times the forward
 // pass. Bound by multiply-adds.
+#include <algorithm>
+#include <limits>
+#include <span>
+
 #include <reticle/attention/backward_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE

@@ -2,6 +2,7 @@
 // attention_backward.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/attention/tile_kernel.hpp>

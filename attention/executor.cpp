@@ -1,8 +1,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <numeric>
+#include <string>
+#include <vector>
 
 #include <reticle/attention/executor.hpp>
 #include <reticle/attention/row_kernel.hpp>
@@ -315,14 +318,14 @@ void AttentionOptions::validate(const AttentionInputs& inputs) const {
 
 AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
                           const Context& context) {
-  inputs.validate();
+  inputs.validate_on(Device::Kind::cpu);
   require_mask_fits(inputs, mask);
   return run(inputs, mask, {}, options, context);
 }
 
 AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& plan, const AttentionOptions& options,
                           const Context& context) {
-  inputs.validate();
+  inputs.validate_on(Device::Kind::cpu);
   plan.require_fits(inputs);
   // Weights come out row by row, in the order of the mask's entries: not what tiles are planned for.
   return run(inputs, plan.mask(), options.weights ? std::span<const TilePlan>() : plan.tiles(), options, context);

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <optional>
+#include <string>
 
 #include <reticle/attention/inference_handler.hpp>
 #include <reticle/core/mask/combine.hpp>
@@ -72,7 +74,7 @@ Tensor append_rows(const TensorView& a, const TensorView& b) {
 
 AttentionResult InferenceHandler::forward(const AttentionInputs& sequence, Index output_length, InferenceState& state,
                                           const AttentionOptions& options, const Context& context) const {
-  sequence.validate();
+  sequence.validate_on(Device::Kind::cpu);
   const Index length = sequence.queries_length();
   if (output_length < 0 || output_length >= std::max<Index>(1, length) || sequence.keys_length() != length)
     throw ShapeError("inference handler: an output of " + std::to_string(output_length) + " of " +

@@ -42,6 +42,8 @@ void KvCache::append(int layer, const TensorView& keys, const TensorView& values
   Layer& to = at(layer);
   require_rank(keys, 3, "KV cache: keys");
   require_rank(values, 3, "KV cache: values");
+  require_on(keys, Device::Kind::cpu, "KV cache: keys");
+  require_on(values, Device::Kind::cpu, "KV cache: values");
   const Index first = stored(layer), count = keys.size(0), position = length() - count;
   const auto fits = [&](const TensorView& view, Index width) {
     return view.dtype == DType::f32 && view.size(0) == count && view.size(1) == shape_.kv_heads &&

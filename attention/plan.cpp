@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
+#include <limits>
 #include <numeric>
 #include <utility>
+#include <variant>
 
 #include <reticle/attention/plan.hpp>
 #include <reticle/core/mask/row_kernels.hpp>

@@ -2,6 +2,9 @@
 // rescaling of the output is paid once per step. Output vectors of up to four rows are kept in registers while
 // the step's values stream past: bytes read = count * dv * size, flops = 2 * rows * count * dv. Bound by value
 // bandwidth for one row, by multiply-adds for four.
+#include <algorithm>
+#include <cmath>
+
 #include <reticle/attention/row_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
+#include <limits>
+#include <span>
 #include <sstream>
 
 #include <nlohmann/json.hpp>
@@ -340,7 +342,7 @@ std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, con
 AttentionInputs SparseAttention::configured(const AttentionInputs& inputs) const {
   AttentionInputs own = inputs;
   own.causal |= config_->options.causal;
-  own.validate();
+  own.validate_on(Device::Kind::cpu);
   return own;
 }
 

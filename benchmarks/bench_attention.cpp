@@ -3,6 +3,7 @@
 // dense, causal and block-sparse, with the flops as a share of what multiply-adds in registers reach. And what the cost
 // model of attention/plan.cpp rests on: a key in a tile of 64 rows against a gathered one.
 #include <random>
+#include <vector>
 
 #include <benchmark/benchmark.h>
 

@@ -1,6 +1,7 @@
 // The algebra: union of two masks of 1024 x 32768, by representation and density, one thread, with the bytes that must
 // move (operands read, result written) as a share of copy bandwidth; and the mask of a million queries and keys.
 #include <random>
+#include <string>
 #include <sys/resource.h>
 
 #include <benchmark/benchmark.h>

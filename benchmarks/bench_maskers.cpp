@@ -4,7 +4,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <random>
+#include <string>
 #include <sys/resource.h>
+#include <vector>
 
 #include <benchmark/benchmark.h>
 

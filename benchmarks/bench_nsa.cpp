@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <random>
+#include <span>
 
 #include <benchmark/benchmark.h>
 

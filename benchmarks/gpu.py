@@ -2,9 +2,9 @@
 """Checks attention and selection on a GPU against float64, then times them beside torch: one call, a few minutes.
 
     cmake --preset cuda -DRETICLE_BUILD_PYTHON=ON && cmake --build --preset cuda --target reticle_python
-    PYTHONPATH=build-cuda/python python benchmarks/gpu.py [--quick] [--json FILE]
+    PYTHONPATH=build-cuda/python python benchmarks/gpu.py [--quick] [--json FILE] [--seconds N]
 
-Shares are of what this GPU does in the same run: bytes over the bandwidth of a large copy, flops over the rate of a large
+A row that fails, or whose result is wrong, is reported, and the others go on; the exit status is then 1. Shares are of what this GPU does in the same run: bytes over the bandwidth of a large copy, flops over the rate of a large
 bf16 matrix product. Times are medians of replays of a CUDA graph. Needs torch with CUDA.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ import torch
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 rows: list[dict[str, Any]] = []
+
+
+class WrongResult(Exception):
+    pass
 
 
 def seconds(body: Callable[[], Any], repeats: int = 30, graph: bool = True) -> float:
@@ -61,7 +66,7 @@ def ceilings() -> tuple[float, float]:
 
 
 def check(name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: torch.Tensor) -> None:
-    """Against float64, for a dense mask `p` or where it is attended to; ends the run on a wrong result."""
+    """Against float64, for a dense mask `p` or where it is attended to; WrongResult when it is another."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
     scores = (q.double() @ k.mT / q.shape[-1] ** 0.5 - p.double().log()).masked_fill(p == 0, -torch.inf)
@@ -70,7 +75,7 @@ def check(name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: 
     bound = 1e-5 if q.dtype == torch.float32 else 1e-2
     print(f"{name}: relative error {error:.1e}", flush=True)
     if not error < bound:
-        sys.exit(f"{name}: the error is above {bound:.0e}")
+        raise WrongResult(f"the error is {error:.1e}; expected below {bound:.0e}")
 
 
 def random_tensors(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
@@ -190,7 +195,7 @@ def gradients(rate: float, length: int, count: int) -> None:
             error = ((one.double() - other).norm() / other.norm()).item()
             print(f"gradient by {name}: relative error {error:.1e}", flush=True)
             if not error < 2e-2:
-                sys.exit(f"gradient by {name}: the error is above 2e-2")
+                raise WrongResult(f"the gradient by {name} is off by {error:.1e}; expected below 2e-2")
     entries = HEADS // KV_HEADS * int(chosen.sum()) * 64  # the queries' own blocks count as whole
     dense = [x.detach().requires_grad_() for x in inputs]
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(*dense, is_causal=True, enable_gqa=True)
@@ -238,7 +243,7 @@ def choice_of_blocks(rate: float, length: int) -> None:
     name = f"choice of blocks, {length // 1024}k, 64 heads"
     print(f"{name}: scores within {((best - found).abs() / 4096).max().item():.1e} of the best", flush=True)
     if not (best - found).abs().max() < 0.5:
-        sys.exit(f"{name}: chooses others than the best")
+        raise WrongResult("chooses others than the best")
     took = seconds(ours, 10, graph=False)
     peer = seconds(by_torch, 10, graph=False) * (length / first)  # all compressed keys are scored for any query
     flops = 2.0 * DIM * 64 * length * k.shape[0] / 2
@@ -264,7 +269,7 @@ def build_and_attend(copy: float, keys: int, heavy: int) -> None:
     name = f"scores, selection and attention, {keys // 1024}k keys, {heavy} of them"
     print(f"{name}: differs from torch by {error:.1e}", flush=True)
     if not error < 2e-2:
-        sys.exit(f"{name}: differs too much")
+        raise WrongResult(f"differs from torch by {error:.1e}")
     moved = KV_HEADS * DIM * 2 * (keys + 2 * (heavy + 256)) + HEADS * keys * 8
     ours = seconds(lambda: attend(q, k, v))
     record(name, ours, moved / ours / copy, "copy bandwidth", "the same in torch, dense masks", seconds(by_torch))
@@ -289,7 +294,7 @@ def unite(copy: float, queries: int, keys: int, density: float) -> None:
     a, b = (reticle.torch.DeviceMask(reticle.Mask.dense(each.cpu().numpy())) for each in dense)
     name = f"union, {HEADS} x {queries} rows of {keys}, {100 * density:g} %, as {a.kind}"
     if (a | b).to_host() != reticle.Mask.dense((dense[0] | dense[1]).cpu().numpy()):
-        sys.exit(f"{name}: differs from torch's")
+        raise WrongResult("differs from torch's")
     entries = 4 * sum(mask.to_host().nnz for mask in (a, b, a | b)) if a.kind == "lists" else 3 * a.nbytes
     ours = seconds(lambda: a | b)
     record(name, ours, entries / ours / copy, "copy bandwidth", "torch, dense", seconds(lambda: dense[0] | dense[1]))
@@ -299,7 +304,7 @@ def select(copy: float, count: int, length: int, k: int) -> None:
     scores = torch.randn(count, length, device="cuda")
     indices, _ = reticle.torch.top_k(scores, k)
     if not torch.equal(indices.long(), scores.topk(k).indices.sort(-1).values):
-        sys.exit("top-k differs from torch's")
+        raise WrongResult("differs from torch's")
     ours = seconds(lambda: reticle.torch.top_k(scores, k))
     name = f"top-k, {count} rows of {length}, k {k}"
     record(name, ours, scores.nbytes / ours / copy, "copy bandwidth", "torch.topk", seconds(lambda: scores.topk(k)))
@@ -308,31 +313,47 @@ def select(copy: float, count: int, length: int, k: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one row of each kind")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file, after every row")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     arguments = parser.parse_args()
     if reticle._core.cuda_device_count() == 0:
         sys.exit(f"no GPU: {reticle._core.why_cuda_is_unavailable()}")
+    begun = time.monotonic()
     copy, rate = ceilings()
     name = torch.cuda.get_device_name()
     print(f"{name}: copies {copy / 1e9:.0f} GB/s, multiplies {rate / 1e12:.0f} Tflop/s (bf16)", flush=True)
     quick = arguments.quick
+    work: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     for keys, tokens in [(32768, 2048)] if quick else [(32768, 2048), (131072, 2048), (131072, 65536)]:
-        for run in (16, 1):
-            decode(copy, keys, tokens, run)
+        work += [(decode, (copy, keys, tokens, run)) for run in (16, 1)]
     for block, density in [(128, 0.1)] if quick else [(128, 0.1), (128, 0.5), (64, 0.1)]:
-        prefill(rate, 8192 if quick else 32768, block, density)
-    sampled(rate, 4096 if quick else 16384, 0.1)
-    gradients(rate, 4096 if quick else 32768, 16)
-    native_sparse_attention(rate, 8192 if quick else 65536)
-    choice_of_blocks(rate, 8192 if quick else 65536)
-    plan(copy, 16384, 0.1)
-    build_and_attend(copy, 32768, 655)
+        work.append((prefill, (rate, 8192 if quick else 32768, block, density)))
+    work += [
+        (gradients, (rate, 4096 if quick else 32768, 16)),
+        (build_and_attend, (copy, 32768, 655)),
+        (native_sparse_attention, (rate, 8192 if quick else 65536)),
+        (choice_of_blocks, (rate, 8192 if quick else 65536)),
+        (sampled, (rate, 4096 if quick else 16384, 0.1)),
+        (plan, (copy, 16384, 0.1)),
+    ]
     for queries, density in [(1, 0.1)] if quick else [(1, 0.1), (1024, 0.02), (1024, 0.1)]:
-        unite(copy, queries, 32768, density)
+        work.append((unite, (copy, queries, 32768, density)))
     for length, k in [(131072, 2048)] if quick else [(131072, 2048), (131072, 256), (32768, 2048)]:
-        select(copy, 128, length, k)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"device": name, "copy": copy, "rate": rate, "rows": rows}, indent=1))
+        work.append((select, (copy, 128, length, k)))
+    for measure, settings in work:
+        what = f"{measure.__name__}{settings[1:]}"
+        try:
+            if time.monotonic() - begun > arguments.seconds:
+                raise TimeoutError("not begun: the time was up")
+            measure(*settings)
+        except Exception as reason:
+            said = f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}"
+            print(f"{what}: FAILED: {said}", flush=True)
+            rows.append({"name": what, "failed": said})
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"device": name, "copy": copy, "rate": rate, "rows": rows}, indent=1))
+    if any("failed" in row for row in rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
+#include <filesystem>
+#include <optional>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/inference_handler.hpp>

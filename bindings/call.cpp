@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <csignal>
+#include <stop_token>
 
 namespace reticle::bindings {
 namespace {

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <pybind11/pybind11.h>
+#include <stop_token>
 #include <string>
 #include <utility>
 #include <vector>

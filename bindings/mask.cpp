@@ -1,6 +1,12 @@
 #include <algorithm>
+#include <array>
+#include <filesystem>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
+#include <span>
+#include <string>
+#include <tuple>
+#include <variant>
 
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>

@@ -1,8 +1,16 @@
 // Maskers written in Python: a class that reticle.register made a masker of becomes an entry of the registry, like any
 // other. Its config is a record whose fields are found at run time.
+#include <algorithm>
+#include <array>
+#include <filesystem>
 #include <memory>
+#include <optional>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
 
 #include <reticle/core/registry.hpp>
 

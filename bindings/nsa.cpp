@@ -1,6 +1,13 @@
 // Native Sparse Attention: the module's forward and backward pass, its caches, and its operations.
+#include <algorithm>
+#include <cmath>
+#include <functional>
 #include <map>
+#include <memory>
+#include <optional>
 #include <pybind11/stl.h>
+#include <string>
+#include <vector>
 
 #include <reticle/attention/nsa/native_sparse_attention.hpp>
 

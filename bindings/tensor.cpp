@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "dlpack.hpp"
@@ -25,6 +27,13 @@ DType dtype_from(const DLDataType& type, std::string_view name) {
   if (is(kDLUInt, 8) || is(kDLBool, 8)) return DType::u8;
   throw ShapeError(std::string(name) +
                    ": its dtype cannot be read; needed is float32, float16, bfloat16 or an integer");
+}
+
+Device device_from(const DLDevice& device, std::string_view name) {
+  if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost) return {};
+  if (device.device_type == kDLCUDA) return {Device::Kind::cuda, device.device_id};
+  throw DeviceError(std::string(name) + ": on a device of DLPack's type " + std::to_string(device.device_type) +
+                    "; expected a tensor in the memory of the CPU or of a CUDA GPU");
 }
 
 DLDataType dtype_to(DType dtype) {
@@ -119,18 +128,14 @@ void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
     if (tensor->deleter != nullptr) tensor->deleter(tensor);
   });
   const DLTensor& tensor = managed->dl_tensor;
-  const bool fits = on_gpu ? tensor.device.device_type == kDLCUDA
-                           : tensor.device.device_type == kDLCPU || tensor.device.device_type == kDLCUDAHost;
-  if (!fits)
-    throw DeviceError(std::string(name) + ": does not lie in the memory of the " + (on_gpu ? "GPU" : "CPU") +
-                      ", which is needed here");
   if (tensor.ndim > TensorView::kMaxRank)
     throw ShapeError(std::string(name) + ": has " + std::to_string(tensor.ndim) + " dimensions; at most " +
                      std::to_string(TensorView::kMaxRank) + " are supported");
   view_ = TensorView(static_cast<const char*>(tensor.data) + tensor.byte_offset, dtype_from(tensor.dtype, name),
                      std::span(tensor.shape, static_cast<std::size_t>(tensor.ndim)));
   if (tensor.strides != nullptr) std::copy_n(tensor.strides, tensor.ndim, view_.strides.begin());
-  view_.device = {device, tensor.device.device_id};
+  view_.device = device_from(tensor.device, name);
+  require_on(view_, device, name);
 }
 
 /// Not by DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.

@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <string>
 #include <string_view>
 
 #include <reticle/core/tensor/tensor.hpp>

@@ -41,7 +41,12 @@ set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_AR
 target_sources(${compiled} PRIVATE core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu core/cuda/runtime.cu core/cuda/scores.cu
   core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu attention/cuda/device_plan.cu
   attention/nsa/cuda/block_scores.cu)
-target_link_libraries(${compiled} PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
+# CMake's own variable says which runtime; the shared one can be replaced by a stand-in that launches nothing (tests/cuda).
+set(cuda_runtime CUDA::cudart_static)
+if(CMAKE_CUDA_RUNTIME_LIBRARY STREQUAL "Shared")
+  set(cuda_runtime CUDA::cudart)
+endif()
+target_link_libraries(${compiled} PRIVATE $<BUILD_INTERFACE:${cuda_runtime}>)
 set(cuda_options --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden)
 if(RETICLE_WARNINGS_AS_ERRORS)
   list(APPEND cuda_options -Werror=all-warnings)

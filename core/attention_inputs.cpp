@@ -1,5 +1,8 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include <reticle/core/attention_inputs.hpp>
 
@@ -8,8 +11,6 @@ namespace {
 
 void require_float(const TensorView& view, std::string_view name) {
   dispatch_float(view.dtype, name, []<class T>() {});
-  if (view.device.kind != Device::Kind::cpu)
-    throw DeviceError(std::string(name) + ": lies on a GPU; this build computes on the CPU");
 }
 
 }  // namespace
@@ -45,7 +46,21 @@ void AttentionInputs::validate() const {
                          shape().describe());
     }
   }
+  const auto require_with_queries = [&](const TensorView& view, std::string_view name) {
+    if (view.device != queries.device)
+      throw DeviceError(std::string(name) + ": on " + view.device.describe() + ", and the queries on " +
+                        queries.device.describe() + "; expected one device for all tensors");
+  };
+  require_with_queries(keys, "keys");
+  require_with_queries(values, "values");
+  if (attention_mask) require_with_queries(*attention_mask, "attention_mask");
+  for (const NamedTensor& extra : extras) require_with_queries(extra.tensor, extra.name);
   shape().validate();
+}
+
+void AttentionInputs::validate_on(Device::Kind device) const {
+  validate();
+  require_on(queries, device, "queries");
 }
 
 Index AttentionInputs::visible_keys(Index query) const {

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <vector>
 
 #include <reticle/core/mask/run.hpp>
 #include <reticle/core/mask/shape.hpp>
@@ -32,8 +33,11 @@ struct RETICLE_API AttentionInputs {
   /// Per query head, whether a masker's choice for it is used; empty: all are. A masker may spare itself the others.
   std::span<const std::uint8_t> wanted_heads;
 
-  /// ShapeError when the tensors do not fit together; the message names them.
+  /// ShapeError when the tensors do not fit together, DeviceError when they lie on different devices; the message names
+  /// them.
   void validate() const;
+  /// The same, and DeviceError unless the tensors lie in the memory of such a device, where the caller reads them.
+  void validate_on(Device::Kind device) const;
 
   Index batch() const { return queries.size(0); }
   Index heads() const { return queries.size(1); }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <any>
+#include <concepts>
 #include <functional>
 #include <map>
 #include <memory>

@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <fstream>
 #include <iterator>
+#include <string>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/plugin.hpp>

@@ -1,6 +1,10 @@
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <malloc.h>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>

@@ -1,7 +1,11 @@
 // MInference's files of per-head patterns (best_pattern) as a config of ours.
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
+#include <string>
+#include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>

@@ -1,4 +1,9 @@
 // The reticle command. Exit 0: done; 1: a comparison failed; 2: bad arguments, config or file.
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <string>
+
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
 

@@ -1,5 +1,8 @@
 // What the subcommands that run a model share.
+#include <filesystem>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include <fmt/core.h>
 

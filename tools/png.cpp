@@ -1,3 +1,6 @@
+#include <filesystem>
+#include <vector>
+
 #include "options.hpp"
 
 #define STB_IMAGE_WRITE_IMPLEMENTATION

@@ -1,3 +1,7 @@
+#include <optional>
+#include <string>
+#include <vector>
+
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 

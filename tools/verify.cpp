@@ -1,9 +1,16 @@
 // Replays recorded cases: a <case>.json manifest and a <case>.safetensors beside it. What a case recorded of the
 // reference's random choices is injected; everything after it is computed anew and compared. The format of the
 // manifests is described in docs/verify.md, the documented deviations in docs/deviations.md.
+#include <algorithm>
 #include <cmath>
+#include <exception>
+#include <filesystem>
 #include <fstream>
 #include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>

@@ -1,8 +1,16 @@
 // Cases of sparse-attention-hub: masks and outputs of its maskers, masks merged and applied, config errors.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
+#include <limits>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <tuple>
 #include <unistd.h>
+#include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>

@@ -1,7 +1,12 @@
 // Cases of native-sparse-attention-triton: its operations, modules, caches and toy models, values and gradients.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>

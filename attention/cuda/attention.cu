@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <optional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/attention/cuda/attention.hpp>
@@ -225,7 +228,7 @@ KeyListAttention::KeyListAttention(Index rows, Stream stream) {
 
 void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists, void* output, float* lse,
                            Stream stream, const AttentionOptions& options) const {
-  inputs.validate();
+  validate_on_current_gpu(inputs);
   options.validate(inputs);
   PlannedInputs::require_readable(inputs);
   const State& own = *state_;
@@ -264,7 +267,6 @@ SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)
 
 void SparseDecoder::run(const AttentionInputs& inputs, std::span<const Rule> rules, void* output, float* lse,
                         Stream stream, const AttentionOptions& options, std::int32_t* counts) const {
-  inputs.validate();
   attention_.run(inputs, chooser_.choose(inputs, rules, stream, counts), output, lse, stream, options);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include <reticle/attention/cuda/pattern.hpp>
 #include <reticle/attention/executor.hpp>

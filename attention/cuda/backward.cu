@@ -1,3 +1,6 @@
+#include <optional>
+#include <string>
+
 #include <reticle/attention/cuda/backward.hpp>
 #include <reticle/attention/cuda/backward_tile_block.hpp>
 #include <reticle/attention/cuda/device_plan.cuh>
@@ -105,6 +108,7 @@ void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, 
   made_for.require(inputs);
   for (const auto& [view, name] :
        {std::pair<const TensorView*, const char*>{&output, "output"}, {&d_output, "d_output"}}) {
+    require_on(*view, Device::Kind::cuda, name);
     if (view->rank != 4 || view->shape != inputs.queries.shape || view->dtype != made_for.dtype)
       throw ShapeError(std::string("attention_backward: ") + name + " " + view->describe() + " is not of queries " +
                        inputs.queries.describe());

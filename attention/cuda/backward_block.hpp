@@ -7,6 +7,9 @@
 // bytes of what is walked over, twice in all, and 4 (8 with p) per entry and walk. Arithmetic is float32.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include <reticle/attention/cuda/decode_block.hpp>
 
 namespace reticle::cuda {

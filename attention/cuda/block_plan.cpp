@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <string>
 
 #include <reticle/attention/cuda/block_plan.hpp>
 #include <reticle/core/base/checked.hpp>

@@ -1,3 +1,8 @@
+#include <limits>
+#include <span>
+#include <string>
+#include <variant>
+
 #include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/reductions.cuh>
@@ -55,6 +60,7 @@ MaskShape shape_of(const PlannedInputs& inputs) { return {inputs.batch, inputs.h
 
 /// Strides of a tensor (b, h, sq, n) of a mask, 0 where a dimension of 1 shares a pattern; ShapeError unless it fits.
 Strides strides_of_mask(const TensorView& view, bool right_dtype, const char* dtype, const Index (&wanted)[4]) {
+  require_on(view, Device::Kind::cuda, "mask");
   bool fits = view.rank == 4 && right_dtype && view.size(3) == wanted[3] && (view.stride(3) == 1 || wanted[3] < 2);
   for (int dim = 0; fits && dim < 3; ++dim) fits = view.size(dim) == wanted[dim] || view.size(dim) == 1;
   if (!fits)

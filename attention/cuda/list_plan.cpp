@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <span>
+#include <string>
 
 #include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/core/cuda/row_block.hpp>

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include <reticle/attention/cuda/tiles.hpp>
 #include <reticle/core/cuda/mask_block.hpp>

@@ -1,6 +1,8 @@
 // What a plan was made for, and whether a call fits it. For .cu files.
 #pragma once
 
+#include <string>
+
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/cuda/tensors.cuh>
 
@@ -14,7 +16,7 @@ struct PlannedInputs {
 
   /// Inputs may hold null pointers. DeviceError for head sizes without kernels, or weights.
   static PlannedInputs of(const AttentionInputs& inputs, const AttentionOptions& options) {
-    inputs.validate();
+    validate_on_current_gpu(inputs);
     options.validate(inputs);
     const Index head_dim = inputs.head_dim();
     if (options.weights) throw DeviceError("attention: weights on a GPU are not built");
@@ -32,7 +34,7 @@ struct PlannedInputs {
 
   /// ShapeError unless the inputs are such; DeviceError where kernels cannot read them.
   void require(const AttentionInputs& inputs) const {
-    inputs.validate();
+    validate_on_current_gpu(inputs);
     if (inputs.batch() != batch || inputs.heads() != heads || inputs.kv_heads() != kv_heads ||
         inputs.queries_length() != queries || inputs.keys_length() != keys || inputs.head_dim() != head_dim ||
         inputs.values.size(3) != head_dim || inputs.queries.dtype != dtype || inputs.causal != causal ||

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <string>
 
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/block.hpp>

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cblas.h>
+#include <string>
 #include <vector>
 
 #include <reticle/attention/layers/linear.hpp>
@@ -22,6 +23,7 @@ const float* floats(const TensorView& view) { return static_cast<const float*>(v
 
 void require_matrix(const TensorView& view, const char* name) {
   require_rank(view, 2, name);
+  require_on(view, Device::Kind::cpu, name);
   if (view.dtype != DType::f32 || !view.contiguous())
     throw ShapeError(std::string(name) + ": is " + view.describe() + "; needed is contiguous F32");
   // BLAS counts in int.

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <span>
 #include <string>
 
 #include <reticle/attention/layers/pointwise.hpp>

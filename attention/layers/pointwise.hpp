@@ -1,6 +1,8 @@
 // What a decoder layer does to each token apart from products: RMSNorm, SwiGLU's gate, residual sums.
 #pragma once
 
+#include <span>
+
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <vector>
 
 #include <reticle/attention/llama/evaluate.hpp>
 #include <reticle/attention/llama/generate.hpp>

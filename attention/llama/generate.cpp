@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/attention/llama/generate.hpp>
 #include <reticle/core/base/stopwatch.hpp>

@@ -1,4 +1,6 @@
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/layers/heads.hpp>

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <vector>
 
 #include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/kv_cache.hpp>

@@ -1,4 +1,5 @@
 #include <string>
+#include <vector>
 
 #include <reticle/attention/nsa/cache.hpp>
 

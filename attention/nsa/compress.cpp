@@ -17,6 +17,7 @@ class Windows {
       : x_(x), weights_(weights), config_(config) {
     config.validate();
     require_rank(x, 3, "compress: x");
+    require_on(x, Device::Kind::cpu, "compress: x");
     require_offsets(cu_seqlens, x.size(0), "compress: cu_seqlens");
     require(x, "compress: x", {x.size(0), heads(), width()});
     const Index k = config.kernel_size;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include <reticle/attention/nsa/compressed_attention.hpp>
 #include <reticle/attention/nsa/score_kernel.hpp>
@@ -46,6 +47,7 @@ class Scoring {
                        keys.describe() + ", values " + values.describe() + ")");
     };
     for (const TensorView* view : {&queries, &keys, &values}) {
+      require_on(*view, Device::Kind::cpu, "compressed attention: queries, keys and values");
       if (view->rank != 3 || view->dtype != DType::f32) reject("needed are F32 tensors (tokens, heads, head_dim)");
       if (view->size(2) > 0 && view->stride(2) != 1) reject("needed are tensors whose heads are contiguous");
     }

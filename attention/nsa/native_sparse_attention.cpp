@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/layers/heads.hpp>
@@ -144,7 +145,10 @@ Tensor NativeSparseAttention::gates(const TensorView& x, const Context& context)
 Tensor nsa_extend(const TensorView& queries, const TensorView& keys, const TensorView& values,
                   std::span<const float> gates, const NsaSequence& sequence, const NsaCompression& compression,
                   const Rope& rope, const NsaConfig& config, const Context& context) {
-  for (const TensorView* view : {&queries, &keys, &values}) require_rank(*view, 3, "NSA: queries, keys and values");
+  for (const TensorView* view : {&queries, &keys, &values}) {
+    require_rank(*view, 3, "NSA: queries, keys and values");
+    require_on(*view, Device::Kind::cpu, "NSA: queries, keys and values");
+  }
   const Index count = queries.size(0), first = sequence.cache->length() - count;
   sequence.compressed->append(keys, values, compression.keys, compression.values, rope, context);
   std::vector<Index> positions(static_cast<std::size_t>(count));

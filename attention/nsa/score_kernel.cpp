@@ -9,6 +9,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 // must follow foreach_target.h
+#include <algorithm>
 #include <cmath>
 #include <limits>
 

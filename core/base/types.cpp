@@ -34,4 +34,6 @@ std::string_view name_of(DType dtype) {
   return "?";
 }
 
+std::string Device::describe() const { return kind == Kind::cpu ? "the CPU" : "GPU " + std::to_string(index); }
+
 }  // namespace reticle

@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include <reticle/core/base/export.hpp>
@@ -40,11 +41,13 @@ constexpr Index size_of(DType dtype) {
 /// The name that safetensors and error messages use: "F32", "BF16", ...
 RETICLE_API std::string_view name_of(DType dtype);
 
-struct Device {
+struct RETICLE_API Device {
   enum class Kind : std::uint8_t { cpu, cuda };
   Kind kind = Kind::cpu;
   int index = 0;
   bool operator==(const Device&) const = default;
+  /// "the CPU" or "GPU 0", for messages.
+  std::string describe() const;
 };
 
 /// IEEE binary16 as stored. Arithmetic is done in float.

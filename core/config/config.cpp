@@ -1,5 +1,9 @@
+#include <algorithm>
 #include <cmath>
 #include <set>
+#include <span>
+#include <variant>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 

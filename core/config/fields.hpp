@@ -15,6 +15,7 @@
 #include <concepts>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>

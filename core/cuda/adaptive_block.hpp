@@ -2,6 +2,8 @@
 // are read where they are needed: of the keys chosen already, and of a sample.
 #pragma once
 
+#include <cmath>
+
 #include <reticle/core/cuda/sample_block.hpp>
 #include <reticle/core/ops/mass.hpp>
 #include <reticle/core/ops/statistics.hpp>

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <string>
 
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/choose.hpp>
@@ -126,6 +127,7 @@ KeyChooser::KeyChooser(Index rows, Index most_keys, Stream stream) {
 
 KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream,
                             std::int32_t* counts) const {
+  validate_on_current_gpu(inputs);
   State& own = *state_;
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length(), keys = inputs.keys_length();
   if (rows > own.rows || keys > own.most_keys)

@@ -3,6 +3,8 @@
 // ones before them chose. Cost: the row's scores and p, 8 bytes a key, a few times over, from the second-level cache.
 #pragma once
 
+#include <limits>
+
 #include <reticle/core/cuda/adaptive_block.hpp>
 #include <reticle/core/cuda/row_block.hpp>
 #include <reticle/core/cuda/top_p_block.hpp>

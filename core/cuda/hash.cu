@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <map>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/core/cuda/check.cuh>

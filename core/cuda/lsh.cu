@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <map>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/lsh.hpp>

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include <reticle/core/cuda/scored_inputs.hpp>
 #include <reticle/core/ops/lsh.hpp>

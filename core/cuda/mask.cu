@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/mask.hpp>

@@ -1,4 +1,6 @@
 #include <map>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/core/cuda/check.cuh>

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kScoreThreads, 5)
 }  // namespace
 
 void dot_scores(const AttentionInputs& inputs, float* scores, Stream stream) {
-  inputs.validate();
+  validate_on_current_gpu(inputs);
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
   if (inputs.keys.dtype != inputs.queries.dtype) throw DeviceError("keys: on a GPU all tensors have one dtype");

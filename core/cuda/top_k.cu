@@ -1,3 +1,5 @@
+#include <string>
+
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/cuda/top_k_block.hpp>

@@ -1,4 +1,7 @@
 // What stands in for the GPU in a build without a CUDA toolkit.
+#include <span>
+#include <string>
+
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/mask.hpp>
@@ -27,7 +30,10 @@ int multiprocessors() { refuse(); }
 int compute_capability() { refuse(); }
 void top_k(const float*, Index, Index, Index, std::int32_t*, std::int32_t*, Stream) { refuse(); }
 
-void dot_scores(const AttentionInputs&, float*, Stream) { refuse(); }
+void dot_scores(const AttentionInputs& inputs, float*, Stream) {
+  inputs.validate_on(Device::Kind::cuda);
+  refuse();
+}
 
 KeyChooser::KeyChooser(Index, Index, Stream) { refuse(); }
 void KeyChooser::reset() const { refuse(); }

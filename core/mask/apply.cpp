@@ -1,3 +1,7 @@
+#include <span>
+#include <string>
+#include <variant>
+
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/builder.hpp>
 

@@ -1,6 +1,8 @@
 // Masks applied to dense tensors of their logical shape: for small problems, tests and interactive use.
 #pragma once
 
+#include <span>
+
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {

@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/row_kernels.hpp>
 

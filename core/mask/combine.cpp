@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <bit>
+#include <optional>
+#include <variant>
+#include <vector>
 
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/combine.hpp>

@@ -1,3 +1,10 @@
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/convert.hpp>
 

@@ -1,6 +1,8 @@
 // Masks into other forms, and out of the forms that other systems use.
 #pragma once
 
+#include <span>
+
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {

@@ -1,4 +1,9 @@
 #include <charconv>
+#include <functional>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
 
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/io.hpp>

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <bit>
 #include <cstdio>
+#include <variant>
 
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/mask.hpp>

@@ -1,4 +1,8 @@
+#include <algorithm>
 #include <map>
+#include <string>
+#include <variant>
+#include <vector>
 
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/reshape.hpp>

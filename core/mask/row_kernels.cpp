@@ -11,6 +11,7 @@
 // Bits of columns that are dense enough: a byte for every position, packed by comparisons. For two such lists at once,
 // word by word: the vector of shifted ones of a word's columns is folded; both lists' loads, comparisons and counts
 // overlap, which for one list would be waited for.
+#include <algorithm>
 #include <bit>
 #include <limits>
 

@@ -1,5 +1,6 @@
 #include <charconv>
 #include <fstream>
+#include <string>
 
 #include <nlohmann/json.hpp>
 

@@ -1,5 +1,8 @@
+#include <algorithm>
 #include <bit>
 #include <limits>
+#include <optional>
+#include <string>
 
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/hash_codes.hpp>

@@ -4,7 +4,9 @@
 
 #include <cmath>
 #include <numbers>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>

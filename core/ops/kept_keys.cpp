@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <limits>
+#include <string>
 
 #include <reticle/core/ops/kept_keys.hpp>
 #include <reticle/core/ops/select.hpp>

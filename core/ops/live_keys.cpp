@@ -1,3 +1,4 @@
+#include <span>
 #include <string>
 
 #include <reticle/core/ops/live_keys.hpp>

@@ -1,6 +1,7 @@
 // Caches that evict as they generate: one query at a time, each sees what the one before it left.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>

@@ -1,4 +1,7 @@
+#include <algorithm>
 #include <cmath>
+#include <span>
+#include <vector>
 
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/named_scorer.hpp>

@@ -1,6 +1,9 @@
 // Scorers by name, for selectors that leave the choice to the config.
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/ops/page_bounds.hpp>
 #include <reticle/core/ops/pooled_keys.hpp>

@@ -2,6 +2,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/observed_attention.hpp>

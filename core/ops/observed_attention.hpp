@@ -1,6 +1,7 @@
 // What queries attend to, exactly: the evidence that prefill patterns and KV compression decide by.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <limits>
+#include <span>
+#include <string>
 
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/page_bounds.hpp>

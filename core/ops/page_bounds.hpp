@@ -2,6 +2,7 @@
 // them. Quest (Tang et al. 2024).
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include <reticle/core/ops/pooled_keys.hpp>
 
 namespace reticle {

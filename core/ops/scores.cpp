@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <vector>
 
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/ops/dot.hpp>

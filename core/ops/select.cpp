@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <string>
 
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/ops/mass.hpp>

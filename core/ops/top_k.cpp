@@ -14,6 +14,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include <reticle/core/ops/order_key.hpp>
 #include <reticle/core/ops/select.hpp>

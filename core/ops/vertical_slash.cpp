@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <span>
 
 #include <reticle/core/ops/observed_attention.hpp>
 #include <reticle/core/ops/query_blocks.hpp>

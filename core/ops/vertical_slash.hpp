@@ -2,6 +2,7 @@
 // (slashes). MInference (Jiang et al. 2024), nano-sparse-attention, sparse-frontier.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>

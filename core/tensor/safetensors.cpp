@@ -3,6 +3,8 @@
 #include <cstring>
 #include <fcntl.h>
 #include <fstream>
+#include <functional>
+#include <limits>
 #include <list>
 #include <set>
 #include <sys/mman.h>

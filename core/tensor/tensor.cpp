@@ -1,4 +1,6 @@
+#include <array>
 #include <cstring>
+#include <string>
 
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/tensor/tensor.hpp>
@@ -76,6 +78,12 @@ void require_rank(const TensorView& view, int rank, std::string_view name) {
                      "; needed are " + std::to_string(rank));
 }
 
+void require_on(const TensorView& view, Device::Kind device, std::string_view name) {
+  if (view.device.kind != device)
+    throw DeviceError(std::string(name) + ": on " + view.device.describe() + "; expected a tensor " +
+                      (device == Device::Kind::cpu ? "on the CPU" : "on a GPU"));
+}
+
 float read_float(const TensorView& view, Index offset) {
   return dispatch_float(view.dtype, "tensor",
                         [&]<class T>() { return to_float(static_cast<const T*>(view.data)[offset]); });
@@ -110,6 +118,7 @@ void for_each_offset(const TensorView& view, Body&& body) {
 }  // namespace
 
 Tensor Tensor::copy(const TensorView& view, DType dtype) {
+  require_on(view, Device::Kind::cpu, "copy");
   Tensor result(dtype, std::span<const Index>(view.shape.data(), static_cast<std::size_t>(view.rank)));
   std::byte* out = result.storage_.data();
   if (dtype == view.dtype) {

@@ -55,6 +55,8 @@ struct RETICLE_API TensorView {
 
 /// ShapeError unless `view` has `rank` dimensions; `name` is for the message.
 RETICLE_API void require_rank(const TensorView& view, int rank, std::string_view name);
+/// DeviceError unless `view` lies in the memory of such a device; `name` is for the message.
+RETICLE_API void require_on(const TensorView& view, Device::Kind device, std::string_view name);
 
 /// Calls body.template operator()<T>() with the storage type of a floating dtype: float, Half or BFloat16. Other dtypes
 /// are an error that names the tensor.

@@ -1,6 +1,9 @@
 // SnapKV with one budget for all KV heads of a layer: heads that need more take it from those that need less. Ada-KV
 // (Feng et al. 2024), as sparse-frontier has it.
+#include <algorithm>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/kept_keys.hpp>

@@ -1,5 +1,8 @@
 // Keeps the most recent keys and those that gathered most attention so far. H2O (Zhang et al. 2023), per KV head.
+#include <algorithm>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/kept_keys.hpp>

@@ -1,5 +1,8 @@
 // SnapKV with a capacity that falls from layer to layer: low layers attend broadly, high ones to few keys. PyramidKV
 // (Cai et al. 2024), as MInference ships it.
+#include <string>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/kept_keys.hpp>
 #include <reticle/core/ops/observed_attention.hpp>

@@ -1,5 +1,8 @@
 // Compresses the prompt once: generation sees the keys that the prompt's last queries cared for most, and all later
 // ones. SnapKV (Li et al. 2024); nano-sparse-attention, sparse-frontier, MInference.
+#include <optional>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/kept_keys.hpp>
 #include <reticle/core/ops/observed_attention.hpp>

@@ -1,5 +1,8 @@
 // Evicts, once the cache is full, the key that the newest query attended to least, averaged over the heads. TOVA (Oren
 // et al. 2024); nano-sparse-attention.
+#include <span>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/kept_keys.hpp>
 #include <reticle/core/ops/live_keys.hpp>

@@ -1,5 +1,8 @@
 // Keeps the first keys and a window before each query: StreamingLLM's pattern as a prefill (MInference's A-shape and
 // stream_llm). Equal to sink + local; here under the name and the parameters that per-head configs use.
+#include <algorithm>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {

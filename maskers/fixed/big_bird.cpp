@@ -1,6 +1,8 @@
 // Keeps, by blocks, the first ones, a window and a few at random; the first queries see everything. BigBird (Zaheer et
 // al. 2020).
 #include <algorithm>
+#include <span>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/query_blocks.hpp>

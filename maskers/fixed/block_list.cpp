@@ -1,5 +1,10 @@
 // Keeps the blocks of keys that a file lists for each block of queries, in the form of FlexAttention's BlockMask.
+#include <algorithm>
+#include <filesystem>
 #include <map>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/query_blocks.hpp>

@@ -1,5 +1,7 @@
 // Keeps every key up to each query's own position: dense causal attention as a masker. To restrict what other maskers
 // choose, set "causal": true on the pipeline instead.
+#include <vector>
+
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/masker.hpp>
 

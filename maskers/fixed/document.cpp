@@ -1,5 +1,9 @@
 // Keeps attention within documents that are packed into one sequence: block-diagonal masks.
+#include <algorithm>
 #include <map>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 

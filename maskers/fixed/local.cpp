@@ -1,5 +1,8 @@
 // Keeps a sliding window that ends at each query's own position, whole or dilated. Longformer (Beltagy et al. 2020);
 // sparse-attention-hub's LocalMasker, without its early-out to full attention and without erasing what others chose.
+#include <algorithm>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {

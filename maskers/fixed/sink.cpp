@@ -1,4 +1,7 @@
 // Keeps the first keys of the sequence. StreamingLLM (Xiao et al. 2023); sparse-attention-hub's SinkMasker.
+#include <algorithm>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {

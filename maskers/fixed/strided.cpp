@@ -1,4 +1,7 @@
 // Two-step patterns in which every key is reached over an intermediate one. Sparse Transformer (Child et al. 2019).
+#include <algorithm>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {

@@ -1,5 +1,7 @@
 // Keeps every key for the last queries, those that the answer is read from: what turns an A-shape into MInference's
 // Tri-shape and TriangleMix.
+#include <algorithm>
+
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {

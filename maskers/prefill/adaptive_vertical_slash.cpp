@@ -1,5 +1,8 @@
 // A vertical-slash pattern with as many keys and distances as it takes to cover a share of the last queries' attention.
 // sparse-frontier's FlexPrefill.
+#include <algorithm>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/vertical_slash.hpp>
 

@@ -1,6 +1,9 @@
 // Keeps, for each chunk of queries, the chunks of keys whose means have the largest products with its mean.
 // nano-sparse-attention, sparse-frontier, MInference: their variants differ in which chunks come first.
+#include <algorithm>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <span>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>

@@ -6,6 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>

@@ -1,6 +1,8 @@
 // Samples keys uniformly, so that attention over the sample estimates attention over all keys (Horvitz and Thompson
 // 1952). sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
 #include <algorithm>
+#include <optional>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/select.hpp>

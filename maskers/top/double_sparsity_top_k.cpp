@@ -2,6 +2,10 @@
 // held in few bits. Double Sparsity (Yang et al. 2024); sparse-attention-hub's DoubleSparsityTopK, with every layer's
 // own channels.
 #include <cmath>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/channel_table.hpp>

@@ -1,6 +1,9 @@
 // Keeps the keys that a small learned indexer scores highest, the same for all heads. DeepSeek Sparse Attention
 // (DeepSeek-V3.2-Exp 2025): its lightning indexer, given as extra tensors.
 #include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>

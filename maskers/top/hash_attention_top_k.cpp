@@ -1,7 +1,12 @@
 // Keeps the keys whose learned hash codes share the most bits with the query's. HashAttention (Desai et al. 2024);
 // sparse-attention-hub's HashAttentionTopK, with weights as data (safetensors) instead of pickles.
+#include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/hash_codes.hpp>

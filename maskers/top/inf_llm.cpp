@@ -1,6 +1,8 @@
 // Attends to the first keys, a sliding window, and a few blocks of what lies between, found by the keys that mattered
 // most while they were near. InfLLM (Xiao et al. 2024), as MInference ships it.
 #include <algorithm>
+#include <span>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>

@@ -1,4 +1,11 @@
 // Keeps the keys of the highest products over the first principal components of the keys. Loki (Singhania et al. 2024).
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/scores.hpp>

@@ -1,5 +1,7 @@
 // Each query chooses the blocks of keys whose means it points to, its own block always among them. MoBA (Lu et al.
 // 2025).
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/pooled_keys.hpp>

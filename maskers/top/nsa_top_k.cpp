@@ -2,6 +2,9 @@
 // Native Sparse Attention (Yuan et al. 2025), its selection branch; native-sparse-attention-triton.
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/dot.hpp>

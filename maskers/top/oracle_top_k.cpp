@@ -1,5 +1,8 @@
 // Keeps the keys of the highest attention scores, computed exactly: the upper bound that approximate top-k methods
 // chase. sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
+#include <span>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/scores.hpp>
 

@@ -1,5 +1,8 @@
 // Keeps the fewest keys whose attention mass exceeds a share of the whole, by exact scores: the upper bound of adaptive
 // budgets. sparse-attention-hub's OracleTopP; Twilight (Lin et al. 2025) names the rule top-p.
+#include <span>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/scores.hpp>
 

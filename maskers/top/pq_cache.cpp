@@ -2,6 +2,10 @@
 // sparse-attention-hub's PQCache, with seeded clustering, codes of the final centroids, and forbidden keys left out.
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/product_quantiser.hpp>

@@ -1,5 +1,11 @@
 // Keeps whole pages of keys, those with the highest upper bound of q.k. Quest (Tang et al. 2024);
 // sparse-attention-hub's QuestTopK, and with share_within_group, keep_current_page and min_pages 1 sparse-frontier's.
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <span>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/page_bounds.hpp>
 #include <reticle/core/ops/select.hpp>

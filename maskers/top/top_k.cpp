@@ -1,4 +1,7 @@
 // Keeps the keys of the highest scores, by a scorer that the config names.
+#include <span>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/named_scorer.hpp>
 

@@ -1,5 +1,8 @@
 // Keeps the fewest keys whose softmax mass exceeds a share, by a scorer that the config names. Twilight (Lin et al.
 // 2025) with an approximate scorer.
+#include <span>
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/named_scorer.hpp>
 

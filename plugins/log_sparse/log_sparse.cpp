@@ -1,5 +1,7 @@
 // A plugin: a masker built against the installed package only. The same file, put into maskers/, would be a built-in.
 // Keeps the query's own position and keys at exponentially growing distances. LogSparse Transformer (Li et al. 2019).
+#include <vector>
+
 #include <reticle/core/masker.hpp>
 
 namespace log_sparse {

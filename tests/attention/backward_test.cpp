@@ -1,4 +1,11 @@
+#include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,7 @@
 #include <random>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/inference_handler.hpp>

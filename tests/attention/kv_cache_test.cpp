@@ -1,3 +1,8 @@
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/executor.hpp>

@@ -1,5 +1,9 @@
+#include <algorithm>
 #include <bit>
 #include <map>
+#include <random>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

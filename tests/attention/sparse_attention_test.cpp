@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>

@@ -1,4 +1,7 @@
 // Which layers and heads a masker serves.
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

@@ -1,5 +1,8 @@
 // The GPU's gradients, run on the CPU: the same source, its threads and blocks taking turns.
+#include <cmath>
 #include <memory>
+#include <random>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,8 @@
 // The GPU's scores of blocks of keys, run on the CPU: those of compressed attention there.
+#include <array>
+#include <cmath>
 #include <memory>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,12 @@
 // Chains of maskers as the GPU takes rows through them - scores, rules, attention - run on the CPU: the same masks, p
 // included, and the same attention as the pipeline's.
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
+#include <random>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,8 @@
 // The GPU's decoding kernel, run on the CPU: the same source, its threads and blocks taking turns.
 #include <cmath>
+#include <limits>
 #include <memory>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,9 @@
 // On a GPU: the same results as on the CPU. Where there is none these skip, and say why.
 #include <cmath>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -27,6 +31,13 @@ class CudaDevice : public ::testing::Test {
   }
 };
 
+/// A view of device memory, laid out as `view` is.
+TensorView on_gpu(TensorView view, const void* data) {
+  view.data = data;
+  view.device = {Device::Kind::cuda, 0};
+  return view;
+}
+
 /// A problem's tensors in device memory.
 template <class T>
 struct OnDevice {
@@ -36,10 +47,13 @@ struct OnDevice {
         bias(Buffer::copy_of(drawn.bias().template span<float>(), nullptr)),
         inputs(drawn.inputs) {
     const auto* const host = static_cast<const T*>(drawn.kv().view().data);
-    if (inputs.attention_mask) inputs.attention_mask->data = bias.template as<float>();
-    inputs.queries.data = queries.template as<T>();
-    inputs.keys.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.keys.data) - host);
-    inputs.values.data = kv.template as<T>() + (static_cast<const T*>(drawn.inputs.values.data) - host);
+    const auto moved = [&](const TensorView& view) {
+      return on_gpu(view, kv.template as<T>() + (static_cast<const T*>(view.data) - host));
+    };
+    if (inputs.attention_mask) inputs.attention_mask = on_gpu(*inputs.attention_mask, bias.template as<float>());
+    inputs.queries = on_gpu(inputs.queries, queries.template as<T>());
+    inputs.keys = moved(inputs.keys);
+    inputs.values = moved(inputs.values);
   }
   Buffer queries, kv, bias;
   AttentionInputs inputs;
@@ -82,18 +96,17 @@ void compare_gradients(const Case& c, Index head_dim, const Mask& mask, bool til
   const Buffer output = Buffer::copy_of(result.output.template span<T>(), nullptr),
                upstream = Buffer::copy_of(std::as_const(d_output).template span<T>(), nullptr),
                lse = Buffer::copy_of(result.lse.span<float>(), nullptr);
-  TensorView output_view = result.output.view(), upstream_view = d_output.view();
-  output_view.data = output.template as<T>();
-  upstream_view.data = upstream.template as<T>();
+  const TensorView output_view = on_gpu(result.output.view(), output.template as<T>()),
+                   upstream_view = on_gpu(d_output.view(), upstream.template as<T>());
   const Array<float> dense = to_dense(mask);
   const std::vector<std::uint8_t> bytes(dense.begin(), dense.end());
   const Buffer attended = Buffer::copy_of(std::span<const std::uint8_t>(bytes), nullptr);
   std::vector<BackwardPlan> plans = {BackwardPlan(on_device.inputs, mask, nullptr, drawn.options())};
   if (tiles && !mask.weighted()) {
-    plans.emplace_back(
-        on_device.inputs,
-        AttendedBytes{TensorView(attended.as<std::uint8_t>(), DType::u8, {c.batch, c.heads, c.rows, c.keys})}, nullptr,
-        drawn.options());
+    plans.emplace_back(on_device.inputs,
+                       AttendedBytes{on_gpu(TensorView(nullptr, DType::u8, {c.batch, c.heads, c.rows, c.keys}),
+                                            attended.as<std::uint8_t>())},
+                       nullptr, drawn.options());
     plans.emplace_back(on_device.inputs, DeviceMask(mask, nullptr), nullptr, drawn.options());
   }
   for (const BackwardPlan& plan : plans) {
@@ -174,8 +187,8 @@ TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {
     const Mask mask = broadcast_to(pattern, {c.batch, c.heads, c.rows, c.keys});
     const Array<float> dense = to_dense(pattern);
     const std::vector<std::uint8_t> bytes(dense.begin(), dense.end());
-    const Buffer on_gpu = Buffer::copy_of(std::span<const std::uint8_t>(bytes), nullptr);
-    TensorView attended(on_gpu.as<std::uint8_t>(), DType::u8, {1, 1, 1, c.keys});
+    const Buffer copy = Buffer::copy_of(std::span<const std::uint8_t>(bytes), nullptr);
+    const TensorView attended = on_gpu(TensorView(nullptr, DType::u8, {1, 1, 1, c.keys}), copy.as<std::uint8_t>());
 
     const Problem<float> drawn(c, 64);
     const AttentionResult expected = attention(drawn.inputs, mask, drawn.options());
@@ -314,10 +327,10 @@ TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
   }
 }
 
-void expect_rules_choose_as_the_pipeline(bool biased) {
+void expect_rules_choose_as_the_pipeline(bool biased, Index keys = 4000) {
   Case c;
   c.rows = 1;
-  c.keys = 4000;
+  c.keys = keys;
   c.biased = biased;
   const Problem<float> drawn(c, 64);
   const OnDevice<float> on_device(drawn);
@@ -362,13 +375,63 @@ TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) { expect_rules_choose_as_t
 
 TEST_F(CudaDevice, RulesChooseUnderAttentionMasks) { expect_rules_choose_as_the_pipeline(true); }
 
+/// Every kernel once, over so few keys that compute-sanitizer's tools take seconds.
+class CudaSmall : public CudaDevice {
+ protected:
+  static Case small(Index rows) {
+    Case c;
+    c.batch = 1;
+    c.heads = 4;
+    c.rows = rows;
+    c.keys = 150;
+    c.causal = true;
+    return c;
+  }
+};
+
+TEST_F(CudaSmall, Lists) {
+  compare_with_cpu<float>(small(1), 64, random_mask(small(1), 0.6, 1), false, 1e-4, 1e-3);
+  compare_with_cpu<BFloat16>(small(1), 128, Mask::full({1, 4, 1, 150}), false, 0.03, 3e-3);
+}
+
+TEST_F(CudaSmall, WideTiles) {
+  compare_with_cpu<BFloat16>(small(70), 128, random_mask(small(70), 0.5, 2), true, 0.03, 3e-3);
+}
+
+TEST_F(CudaSmall, NarrowTiles) {
+  compare_with_cpu<Half>(small(20), 64, random_mask(small(20), 0.5, 2), true, 0.004, 3e-3);
+}
+
+TEST_F(CudaSmall, GradientsByTiles) {
+  compare_gradients<BFloat16>(small(70), 64, random_mask(small(70), 0.5, 2), true, 0.03);
+}
+
+TEST_F(CudaSmall, GradientsByLists) {
+  compare_gradients<float>(small(20), 64, random_mask(small(20), 0.5, 2), false, 1e-4);
+}
+
+TEST_F(CudaSmall, Choices) { expect_rules_choose_as_the_pipeline(false, 300); }
+
 TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
   if (device_count() > 0) GTEST_SKIP() << "there is a GPU";
   EXPECT_NE(std::string(why_unavailable()), "");
   Case c;
   const Problem<float> drawn(c, 64);
-  EXPECT_THROW(AttentionPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
-  EXPECT_THROW(BackwardPlan(drawn.inputs, random_mask(c, 1, 1), nullptr), DeviceError);
+  AttentionInputs inputs = drawn.inputs;
+  for (TensorView* view : {&inputs.queries, &inputs.keys, &inputs.values}) *view = on_gpu(*view, view->data);
+  const auto message_of = [](const auto& call) -> std::string {
+    try {
+      call();
+    } catch (const DeviceError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const Mask mask = random_mask(c, 1, 1);
+  EXPECT_TRUE(message_of([&] { AttentionPlan(inputs, mask, nullptr); }).starts_with("CUDA: "));
+  EXPECT_TRUE(message_of([&] { BackwardPlan(inputs, mask, nullptr); }).starts_with("CUDA: "));
+  EXPECT_EQ(message_of([&] { AttentionPlan(drawn.inputs, mask, nullptr); }),
+            "queries: on the CPU; expected a tensor on a GPU");
   EXPECT_THROW(KeyChooser(1, 10, nullptr), DeviceError);
   EXPECT_THROW(Buffer(16, nullptr), DeviceError);
 }

@@ -1,5 +1,7 @@
 // The algebra of masks on a GPU, run on the CPU, against the CPU's.
 #include <memory>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

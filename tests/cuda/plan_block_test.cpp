@@ -1,11 +1,15 @@
 // Plans made on a GPU, run on the CPU, against those that the CPU makes.
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <set>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include <gtest/gtest.h>
 

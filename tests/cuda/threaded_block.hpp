@@ -3,6 +3,7 @@
 // late as their waits allow, what is read, or written over, too early gives wrong results.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <functional>

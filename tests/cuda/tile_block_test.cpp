@@ -1,6 +1,9 @@
 // The GPU's prefill kernel, run on the CPU: the same source, with the tensor cores' products taken by their layout.
+#include <algorithm>
 #include <cmath>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,8 +1,11 @@
 // The GPU's top-k, run on the CPU: the same source, its threads taking turns.
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <random>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,9 @@
 // Every law of the algebra, over random masks in every pair of representations and sharings.
+#include <algorithm>
+#include <random>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

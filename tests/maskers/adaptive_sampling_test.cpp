@@ -1,3 +1,7 @@
+#include <cmath>
+#include <random>
+#include <string>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>

@@ -1,6 +1,10 @@
 // What maskers promise beyond the contract of all of them, with parameters that leave something to choose: one line
 // each.
+#include <limits>
+#include <random>
 #include <set>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

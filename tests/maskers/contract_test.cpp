@@ -1,5 +1,10 @@
 // What every registered masker promises, whatever it selects.
 #include <algorithm>
+#include <limits>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>

@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <filesystem>
+#include <string>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>

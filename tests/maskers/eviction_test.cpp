@@ -1,4 +1,9 @@
 // Rules that compress the prompt, or evict as they generate.
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

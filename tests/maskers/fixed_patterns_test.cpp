@@ -1,4 +1,8 @@
 // Patterns that do not look at the tensors.
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

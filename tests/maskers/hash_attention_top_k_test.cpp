@@ -1,3 +1,9 @@
+#include <algorithm>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>

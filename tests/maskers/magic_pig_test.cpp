@@ -1,5 +1,7 @@
 #include <cmath>
 #include <numbers>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,12 @@
 // Each masker's rule on inputs small enough to work out by hand.
 #include "support/maskers.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

@@ -1,3 +1,9 @@
+#include <algorithm>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>

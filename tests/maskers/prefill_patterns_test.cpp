@@ -1,5 +1,8 @@
 // Patterns that a prefill chooses from its own queries and keys.
+#include <algorithm>
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

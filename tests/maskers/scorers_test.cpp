@@ -1,4 +1,9 @@
 // top_k and top_p over scorers by name, Loki, and the lightning indexer.
+#include <algorithm>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

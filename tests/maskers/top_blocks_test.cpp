@@ -1,5 +1,8 @@
 // Rules that keep whole blocks of keys, per query: NSA, MoBA, InfLLM.
+#include <filesystem>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>

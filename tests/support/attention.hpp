@@ -1,6 +1,7 @@
 // Random attention inputs, and attention in plain double-precision loops: the obviously right executor.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>

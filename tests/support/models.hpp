@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cmath>
+#include <filesystem>
 #include <map>
+#include <random>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>

@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <limits>
+#include <string>
+
 #include <reticle/attention/nsa/cuda/block_scores.hpp>
 #include <reticle/attention/nsa/cuda/score_block.hpp>
 #include <reticle/core/cuda/check.cuh>
@@ -33,7 +37,7 @@ bool block_scores_serve(const AttentionInputs& inputs, const NsaConfig& config) 
 
 void block_scores(const AttentionInputs& inputs, Index first_query, const NsaConfig& config, const float* lse,
                   Index blocks, float* scores, Stream stream) {
-  inputs.validate();
+  validate_on_current_gpu(inputs);
   config.validate();
   if (!block_scores_serve(inputs, config))
     throw DeviceError("block scores: queries " + inputs.queries.describe() + " and compressed keys " +

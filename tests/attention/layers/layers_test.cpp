@@ -1,5 +1,8 @@
 #include <cmath>
 #include <numeric>
+#include <optional>
+#include <random>
+#include <vector>
 
 #include <gtest/gtest.h>
 

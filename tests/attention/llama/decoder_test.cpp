@@ -1,3 +1,9 @@
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include "support/maskers.hpp"

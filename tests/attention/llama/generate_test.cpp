@@ -1,4 +1,9 @@
+#include <algorithm>
+#include <cmath>
 #include <set>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,10 @@
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <numeric>
+#include <stop_token>
 #include <thread>
 #include <vector>
 

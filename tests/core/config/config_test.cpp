@@ -1,4 +1,10 @@
 // Reflection, registration and messages, through a masker that is defined here as any user would define one.
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 

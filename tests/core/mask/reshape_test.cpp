@@ -1,3 +1,6 @@
+#include <random>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>

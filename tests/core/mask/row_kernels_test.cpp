@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <iterator>
 #include <random>
+#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,7 @@
 #include <cstring>
+#include <filesystem>
 #include <random>
+#include <string>
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,206 @@
+"""Every call that a GPU serves, made with tensors that say they lie on one (gpu_double.py), goes as far as the launch.
+
+Where a build has no CUDA, or the machine no GPU, the call ends there in a DeviceError that says so. Under the stand-in
+runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit` it goes on to launches that are recorded and not run.
+"""
+
+import ctypes
+import json
+import os
+
+import numpy as np
+import pytest
+import reticle
+
+torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
+
+import reticle.nsa  # noqa: E402
+import reticle.torch  # noqa: E402
+from gpu_double import as_if_on_gpu  # noqa: E402
+
+STAND_IN = os.environ.get("RETICLE_STAND_IN")
+HASHES = os.path.join(os.environ["RETICLE_SOURCE_DIR"], "examples/data/random_hash_weights.safetensors")
+
+pytestmark = [
+    pytest.mark.skipif(
+        STAND_IN is None and reticle._core.cuda_device_count() > 0, reason="there is a GPU: kernels would get host memory"
+    ),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # that keys are copied to the host
+]
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    with as_if_on_gpu():
+        yield
+
+
+class Launches:
+    """What the stand-in runtime has recorded."""
+
+    def __init__(self):
+        self.library = ctypes.CDLL(STAND_IN)
+        self.library.stand_in_launch.restype = self.library.stand_in_fault.restype = ctypes.c_char_p
+        self.library.stand_in_forget()
+
+    def names(self):
+        return [self.library.stand_in_launch(i).decode() for i in range(self.library.stand_in_launches())]
+
+    def fault(self):
+        return self.library.stand_in_fault().decode()
+
+
+def launches(call, *kernels):
+    """Makes a call; each of the kernels is launched, or there is no GPU to launch them on."""
+    if STAND_IN is None:
+        with pytest.raises(reticle.DeviceError, match="^CUDA: ") as refusal:
+            call()
+        assert "this build has no CUDA" in str(refusal.value) or "no CUDA-capable device" in str(refusal.value)
+        return None
+    recorded = Launches()
+    result = call()
+    assert recorded.fault() == ""
+    for kernel in kernels:
+        assert any(kernel in name for name in recorded.names()), f"{kernel} is not among {recorded.names()}"
+    return result
+
+
+def tensors(queries, keys, dtype=torch.bfloat16, width=128):
+    return [torch.randn(2, heads, n, width).to(dtype).cuda() for heads, n in ((8, queries), (2, keys), (2, keys))]
+
+
+def one_sequence(queries):
+    """Of 4 heads of 64, which the hash weights are for."""
+    q, k, v = tensors(queries, 300, width=64)
+    return q[:1, :4], k[:1], v[:1]
+
+
+def numbers_of_blocks(queries):
+    return torch.zeros(2, 2, queries, 1, dtype=torch.int32).cuda()
+
+
+def masks(queries, keys):
+    attended = torch.rand(2, 8, queries, keys) < 0.3
+    yield None
+    yield reticle.Mask.dense(attended.numpy())
+    yield attended.cuda()
+    yield reticle.torch.Band(first_query=keys - queries, width=50)
+    yield reticle.torch.SelectedBlocks(numbers_of_blocks(queries), 64)
+    if STAND_IN is not None:
+        yield reticle.torch.DeviceMask(reticle.Mask.dense(attended.numpy()))
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_over_any_kind_of_mask(rows, dtype):
+    q, k, v = tensors(rows, 300, dtype)
+    kernel = "decode_kernel" if rows == 1 or dtype == torch.float32 else "tile_kernel"
+    for mask in masks(rows, 300):
+        launches(lambda mask=mask: reticle.attention(q, k, v, mask, causal=True), kernel)
+
+
+def test_attention_with_everything_that_it_takes():
+    q, k, v = tensors(3, 300)
+    bias = torch.zeros(8, 1, 300).cuda()
+    options = {"scaling": 0.2, "causal": True, "attention_mask": bias, "soft_cap": 3.0, "sink_logits": [0.5] * 8}
+    launches(lambda: reticle.attention(q, k, v, **options), "decode_kernel")
+
+
+@pytest.mark.parametrize("width", [64, 96, 256])
+def test_attention_of_other_head_sizes(width):
+    launches(lambda: reticle.attention(*tensors(1, 300, width=width)), "decode_kernel")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients(dtype):
+    inputs = [tensor.requires_grad_() for tensor in tensors(100, 300, dtype)]
+    kernel = "backward_kernel" if dtype == torch.float32 else "backward_tile_kernel"
+    for mask in masks(100, 300):
+        launches(lambda mask=mask: reticle.attention(*inputs, mask, causal=True)[0].sum().backward(), kernel)
+
+
+def test_plans_and_lists_of_keys():
+    q, k, v = tensors(1, 300)
+    mask = reticle.Mask.full((2, 8, 1, 300))
+    launches(lambda: reticle.torch.AttentionPlan(q, k, v, mask)(q, k, v), "decode_kernel")
+    blocks = torch.ones(1, 1, 2, 5, dtype=torch.bool).cuda()
+    many = tensors(128, 300)
+    launches(lambda: reticle.torch.AttentionPlan(*many, blocks, block_size=(64, 64))(*many), "plan_kernel", "tile_kernel")
+    indices = torch.arange(40).expand(2, 8, 1, 40).cuda()
+    launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices), "decode_kernel")
+    launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices, p=torch.ones_like(indices) / 2), "decode_kernel")
+
+
+CHOSEN = [
+    ({"type": "oracle_top_k", "heavy_size": 20}, "score_kernel"),
+    ({"type": "oracle_top_p", "top_p": 0.5}, "score_kernel"),
+    ({"type": "quest_top_k", "heavy_size": 64}, "page_score_kernel"),
+    ({"type": "hash_attention_top_k", "heavy_size": 20, "hat_bits": 32, "hat_mlp_layers": 1, "hat_weight_file": HASHES}, "hash"),
+    ({"type": "pq_cache", "heavy_size": 20}, "table_score_kernel"),
+    ({"type": "magic_pig", "lsh_l": 20}, "collision"),
+    ({"type": "random_sampling", "sampling_rate": 0.2}, "choose_kernel"),
+    ({"type": "adaptive_sampling", "epsilon": 0.2}, "choose_kernel"),
+]
+
+
+@pytest.mark.parametrize(("masker", "kernel"), CHOSEN, ids=[masker["type"] for masker, _ in CHOSEN])
+def test_decoding_over_keys_that_are_chosen_there(masker, kernel):
+    fixed = [{"type": "sink", "sink_size": 4}, {"type": "local", "window_size": 8}]
+    sparse = reticle.SparseAttention.from_json(json.dumps({"causal": True, "maskers": [*fixed, masker]}))
+    dense = reticle.SparseAttention.from_json('{"maskers": []}')
+    q, k, v = one_sequence(1)
+    prompt = one_sequence(300)
+    launches(lambda: reticle.torch.SparseDecoder(sparse, 8, 400)(q, k, v), kernel, "choose_kernel", "decode_kernel")
+    handler = reticle.InferenceHandler(dense, sparse)
+
+    def generate():
+        state = reticle.InferenceState()
+        handler.attend(*prompt, state, stage="prefill")
+        handler.attend(q, k, v, state, stage="generation")
+
+    launches(generate, "tile_kernel", kernel, "decode_kernel")
+
+
+def test_pipelines_that_choose_on_the_host():
+    sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": [{"type": "sink"}], "causal": True}))
+    q, k, v = tensors(100, 300)
+    assert sparse.mask(q, k, v, reticle.SequenceState()).shape == (2, 8, 100, 300)
+    launches(lambda: sparse.run(q, k, v, reticle.SequenceState()), "tile_kernel")
+
+
+def test_masks_in_device_memory():
+    mask = reticle.Mask.dense(np.random.default_rng(0).random((2, 8, 3, 300)) < 0.3)
+    one = reticle.Mask.from_row_indices((2, 8, 3, 300), [[1, 2]] * 48)
+
+    def combine():
+        a, b = reticle.torch.DeviceMask(mask), reticle.torch.DeviceMask(one)
+        for result in (a | b, a & b, a - b, b | b, a.merge(b, "independent")):
+            assert result.shape == (2, 8, 3, 300)
+            result.to_host()
+        return a.nnz
+
+    launches(combine, "combine")
+
+
+def test_top_k():
+    launches(lambda: reticle.torch.top_k(torch.randn(3, 1000).cuda(), 50), "top_k_kernel")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_sparse_attention(dtype):
+    module = reticle.nsa.NativeSparseAttention("weightedpool", 64, 4, 1, 64, 32, 16, 64, 4, 1, 2, 128).to(dtype)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.cuda()
+    x = torch.randn(300, 64).to(dtype).cuda()
+    kernels = ["decode_kernel"] if dtype == torch.float32 else ["block_score_kernel", "tile_kernel"]
+    launches(lambda: module(x, [0, 300]).sum().backward(), *kernels)
+
+
+def test_what_is_wrong_with_arguments_is_said_before_anything_of_the_gpu():
+    q, k, v = tensors(1, 300)
+    with pytest.raises(reticle.ShapeError, match="keys need the head_dim of the queries"):
+        reticle.torch.AttentionPlan(q, k[..., :64], v, reticle.Mask.full((2, 8, 1, 300)))
+    with pytest.raises(reticle.DeviceError, match="keys: on the CPU; expected a tensor on a GPU"):
+        reticle.attention(q, k.cpu(), v)
+    with pytest.raises(reticle.DeviceError, match="keys: on GPU 0; expected a tensor on the CPU"):
+        reticle.attention(q.cpu(), k, v)
