@@ -148,6 +148,14 @@ def _fitted_width(*tensors: Tensor) -> int:
     return next((size for size in HEAD_DIMS if size >= widest), widest)
 
 
+def _require_one_head_dim(queries: Tensor, keys: Tensor) -> None:
+    """Zeros behind would hide that there are two."""
+    if queries.shape[-1] != keys.shape[-1]:
+        raise _core.ShapeError(
+            f"keys need the head_dim of the queries: queries {tuple(queries.shape)}, keys {tuple(keys.shape)}"
+        )
+
+
 def _fitted(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors of one head size that there are kernels for: copies with zeros behind, where theirs is another."""
     width = _fitted_width(*tensors)
@@ -378,6 +386,7 @@ class AttentionPlan:
         stream = torch.cuda.current_stream(queries.device).cuda_stream if queries.is_cuda else 0
         options: Any = {"soft_cap": soft_cap, "sink_logits": sink_logits, "stream": stream, **self._settings}
         options["attention_mask"] = _bias(attention_mask, queries)
+        _require_one_head_dim(queries, keys)
         width = _fitted_width(queries, keys, values)
         q, k, v = (  # a plan needs the extents
             tensor.detach() if tensor.shape[-1] == width else tensor.new_empty((*tensor.shape[:-1], width))
@@ -499,6 +508,7 @@ def _run(
     kernel: Any, queries: Tensor, keys: Tensor, values: Tensor, settings: Any, *chosen: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Fresh results, filled on the current stream."""
+    _require_one_head_dim(queries, keys)
     inputs = _fitted(queries.detach(), keys.detach(), values.detach())
     output, lse = queries.new_empty(inputs[0].shape), queries.new_empty(queries.shape[:3], dtype=torch.float32)
     stream = torch.cuda.current_stream(queries.device).cuda_stream

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 K_DL_CUDA = 2
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 class _Tensor(ctypes.Structure):
@@ -33,7 +34,7 @@ class OnGpu(torch.Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda", 0)
+        return GPU
 
     def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
@@ -51,18 +52,20 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if function is torch.Tensor.cpu:
-            return function(*args, **kwargs).as_subclass(torch.Tensor)
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(torch.Tensor)
         if function is torch.Tensor.cuda:
             return args[0].as_subclass(OnGpu)
-        there = _names_gpu(kwargs.get("device")) or any(isinstance(each, OnGpu) for each in _tensors(args, kwargs))
-        if _names_gpu(kwargs.get("device")):
-            kwargs["device"] = "cpu"
+        there = any(isinstance(each, OnGpu) for each in _tensors(args, kwargs))
+        there |= any(_is_gpu(each) for each in (*args, *kwargs.values()))
+        args = tuple(CPU if _is_gpu(each) else each for each in args)
+        kwargs = {name: CPU if _is_gpu(each) else each for name, each in kwargs.items()}
         result = function(*args, **kwargs)
         return _on_gpu(result) if there else result
 
 
-def _names_gpu(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "cuda"
+def _is_gpu(argument: Any) -> bool:
+    return argument == "cuda" or (isinstance(argument, torch.device) and argument.type == "cuda")
 
 
 def _tensors(*given: Any) -> Iterator[torch.Tensor]:

@@ -78,7 +78,7 @@ def test_everything_that_attention_takes_is_that_of_float64(device, dtype, rows)
     generator = torch.Generator().manual_seed(2)
     kept = torch.rand(2, 8, rows, 200, generator=generator) < 0.3
     p = torch.where(torch.rand(2, 8, rows, 1, generator=generator) < 0.5, kept * 0.25, kept * 1.0)
-    bias = torch.randn(8, 1, 200, generator=generator).to(device)
+    bias = torch.randn(1, 8, 1, 200, generator=generator).to(device)
     for options in ({}, {"attention_mask": bias}, {"soft_cap": 2.0}, {"sink_logits": [0.5 * i for i in range(8)]}):
         output, lse = reticle.attention(q, k, v, reticle.Mask.dense(p.numpy()), causal=True, **options)
         wanted = exact(q, k, v, p.to(device), causal=True, **options)

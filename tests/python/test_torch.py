@@ -322,11 +322,11 @@ def test_gpu_plans_say_when_there_is_no_gpu():
     if reticle._core.cuda_device_count() > 0:
         pytest.skip("there is a GPU")
     q = torch.zeros(1, 1, 1, 64)
-    with pytest.raises(reticle.DeviceError, match="CUDA"):
+    with pytest.raises(reticle.DeviceError, match="queries: on the CPU; expected a tensor on a GPU"):
         reticle.torch.AttentionPlan(q, q, q, reticle.Mask.full((1, 1, 1, 1)))
     with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.KeyListAttention(1)
     with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.SparseDecoder(reticle.SparseAttention.from_json('{"maskers": [{"type": "sink"}]}'), 1, 10)
-    with pytest.raises(reticle.DeviceError, match="memory of the GPU"):
+    with pytest.raises(reticle.DeviceError, match="scores: on the CPU; expected a tensor on a GPU"):
         reticle.torch.top_k(torch.zeros(1, 4), 2)
