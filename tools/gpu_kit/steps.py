@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,7 +108,9 @@ class Run:
                 verdict, note = "failed", f"{type(error).__name__}: {error}"
             result = Result(name, verdict, note, time.monotonic() - begin)
         self.results.append(result)
-        print(f"[{result.seconds:5.1f} s] {name}: {result.verdict}{': ' if result.note else ''}{result.note}", flush=True)
+        print(
+            f"[{result.seconds:5.1f} s] {name}: {result.verdict}{': ' if result.note else ''}{result.note}", flush=True
+        )
         self.write_summary()
 
     def write_summary(self) -> None:
@@ -130,7 +133,9 @@ class Run:
             lines += ["", *table_of(rows, self.figures)]
         if kernels := self.figures.get("kernels"):
             lines += ["", "| kernel | " + " | ".join(METRICS) + " |", "|---" * (1 + len(METRICS)) + "|"]
-            lines += [f"| {name} | " + " | ".join(found.get(m, "") for m in METRICS) + " |" for name, found in kernels.items()]
+            lines += [
+                f"| {name} | " + " | ".join(found.get(m, "") for m in METRICS) + " |" for name, found in kernels.items()
+            ]
         (self.out / "summary.md").write_text("\n".join(lines) + "\n")
         (self.out / "figures.json").write_text(json.dumps(self.figures, indent=1))
 
@@ -147,7 +152,9 @@ def table_of(rows: list[dict[str, Any]], figures: dict[str, Any]) -> list[str]:
             lines.append(f"| {row['name']} | **failed** | {row['failed'].replace('|', '/')} | |")
             continue
         beside = f"{row['peer_seconds'] / row['seconds']:.2f}x {row['peer']}" if row.get("peer_seconds") else ""
-        lines.append(f"| {row['name']} | {1e6 * row['seconds']:.1f} us | {100 * row['share']:.0f} % of {row['of']} | {beside} |")
+        lines.append(
+            f"| {row['name']} | {1e6 * row['seconds']:.1f} us | {100 * row['share']:.0f} % of {row['of']} | {beside} |"
+        )
     return lines
 
 
@@ -174,7 +181,7 @@ def device_facts(run: Run) -> tuple[str, str]:
     run.command("build", ["nvcc", "--version"], 10)
     run.command("build", ["c++", "--version"], 10)
     if status != 0:
-        return "no device", first_line(text)
+        return "no device", "nvidia-smi: " + first_line(text)
     run.figures["device"] = text.splitlines()[0].strip()
     return "passed", run.figures["device"]
 
@@ -190,10 +197,33 @@ def gtest(run: Run, wanted: str, limit: float, prefix: tuple[str, ...] = ()) -> 
         return "timed out", f"{counts}; in {first_line(text.split('[ RUN      ]')[-1])}"
     if status != 0:
         failed = len(set(re.findall(r"^\[  FAILED  \] (\S+)", text, re.MULTILINE)))
-        return "failed", f"{counts}, {failed} failed; {first_line(text, r'ERROR SUMMARY', r'Failure', r'C\+\+ exception', r'=========')}"
+        said = first_line(text, "ERROR SUMMARY", "Failure", "C.. exception", "=========")
+        return "failed", f"{counts}, {failed} failed; {said}"
     if passed == 0:
         return ("no device", first_line(text, NO_DEVICE)) if skipped else ("failed", first_line(text))
     return "passed", counts
+
+
+class Background:
+    """A step that runs beside the next ones, until its own turn comes."""
+
+    def __init__(self, body: Callable[[], tuple[str, str]]) -> None:
+        self._answer: tuple[str, str] = ("failed", "did not end")
+        self._thread = threading.Thread(target=self._work, args=(body,), daemon=True)
+        self._begun, self._seconds = time.monotonic(), 0.0
+        self._thread.start()
+
+    def _work(self, body: Callable[[], tuple[str, str]]) -> None:
+        try:
+            self._answer = body()
+        except Exception as error:
+            self._answer = ("failed", f"{type(error).__name__}: {error}")
+        self._seconds = time.monotonic() - self._begun
+
+    def answer(self) -> tuple[str, str]:
+        self._thread.join()
+        verdict, note = self._answer
+        return verdict, f"{note}; {self._seconds:.0f} s, beside the tests before"
 
 
 def build_package(run: Run) -> tuple[str, str]:
@@ -206,7 +236,9 @@ def build_package(run: Run) -> tuple[str, str]:
     for words, limit in (([*configure, *settings], 30.0), (["cmake", "--build", build], 120.0)):
         status, text = run.command("build", list(words), limit)
         if status != 0:
-            return "failed" if status is not None else "timed out", first_line(text, r"\berror\b", "CMake Error", "FAILED")
+            return "failed" if status is not None else "timed out", first_line(
+                text, r"\berror\b", "CMake Error", "FAILED"
+            )
     probe = "import reticle; print(reticle._core.cuda_device_count(), reticle._core.why_cuda_is_unavailable())"
     status, text = run.command("build", [sys.executable, "-c", probe], 30)
     return ("passed", f"GPUs seen: {text.splitlines()[0]}") if status == 0 else ("failed", first_line(text, "Error"))
@@ -226,9 +258,10 @@ def pytest(run: Run, files: list[str], limit: float, *options: str) -> tuple[str
     if status is None:
         return "timed out", first_line(text, r"^E  ", r"^FAILED")
     if status != 0:
-        return "failed", f"{counts}; {first_line(text, r'^E  ', r'^FAILED', r'^ERROR')}"
-    if " passed" not in counts:
-        return "no device", first_line(text, r"SKIPPED.*no GPU", r"SKIPPED")
+        said = first_line(text, "^E  ", "^FAILED", "^ERROR")
+        return "failed", f"{counts}; {said}"
+    if " passed" not in counts or "device" not in run.figures:
+        return "no device", f"{counts}; {first_line(text, r'SKIPPED.*no GPU', r'SKIPPED')}"
     return "passed", counts
 
 
@@ -248,7 +281,12 @@ def benchmark_python(run: Run) -> tuple[str, str]:
 def benchmark_cpp(run: Run) -> tuple[str, str]:
     figures = run.out.parent / f".{run.out.name}.cpp.json"
     rate = run.figures.get("rate")
-    words = [run.kit / "bin" / "bench_gpu", "--json", figures, *([] if rate is None else ["--rate", f"{rate / 1e12:.0f}"])]
+    words = [
+        run.kit / "bin" / "bench_gpu",
+        "--json",
+        figures,
+        *([] if rate is None else ["--rate", f"{rate / 1e12:.0f}"]),
+    ]
     return benchmark(run, [*words, *(["--quick"] if run.mode == "quick" else [])], figures, 60)
 
 
@@ -323,11 +361,11 @@ def main() -> int:
         run = Run(kit, out, arguments.mode, begun)
         print(f"[{time.monotonic() - begun:5.1f} s] unpacked into {kit}", flush=True)
         full = arguments.mode == "full"
+        package = Background(lambda: build_package(run))
         run.step("device", lambda: device_facts(run))
-        run.step("kernels' bodies on the CPU", lambda: gtest(run, "Cuda*-CudaDevice.*:CudaSmall.*:CudaThreads*", 40))
         run.step("C++ device tests, small", lambda: gtest(run, "CudaSmall.*", 30))
         run.step("C++ device tests", lambda: gtest(run, "CudaDevice.*", 90 if full else 45))
-        run.step("Python extension", lambda: build_package(run))
+        run.step("Python extension", package.answer)
         run.step("float64 comparisons", lambda: float64(run))
         tests = ["test_torch.py", "test_nsa.py", "test_gpu.py"]
         run.step("Python device tests", lambda: pytest(run, tests, 90 if full else 45, "-k", "gpu"))
@@ -341,6 +379,8 @@ def main() -> int:
             else:
                 run.step(name, lambda words=sanitizer: gtest(run, "CudaSmall.*", 60 if full else 20, words))
         run.step("profiles (ncu)", lambda: profile(run))
+        bodies = "Cuda*-CudaDevice.*:CudaSmall.*:CudaThreads*"
+        run.step("kernels' bodies on this CPU", lambda: gtest(run, bodies, 60 if full else 30))
     finally:
         shutil.rmtree(kit, ignore_errors=True)
     bad = [result for result in run.results if result.verdict in ("failed", "timed out")]
