@@ -206,8 +206,10 @@ AttentionGradients attention_backward(const AttentionInputs& inputs, const Mask&
     TileGradients run(inputs, mask, output, lse, d_output, options);
     // Every parts-th tile: under causality later ones cost more.
     const Index problem = task / parts;
-    for (Index tile = task % parts; tile < tiles; tile += parts)
+    for (Index tile = task % parts; tile < tiles; tile += parts) {
+      if (context.stop.stop_requested()) throw Cancelled();  // a task takes seconds
       run.run(tiling.rows(problem * tiles + tile), to, d_queries);
+    }
     d_sinks[static_cast<std::size_t>(task)] = run.d_sink();
   });
   context.for_each_chunk(problems, 1, [&](Index, Index problem, Index) {

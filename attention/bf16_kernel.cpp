@@ -12,6 +12,26 @@
 #endif
 
 namespace reticle {
+namespace {
+
+void multiply_without_products(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
+                               const float* scale, float* c) {
+  for (Index m = 0; m < rows; ++m) {
+    for (Index v = 0; v < columns; ++v) {
+      float& sum = c[m * stride + v];
+      sum = scale == nullptr ? 0 : scale[v] * sum;
+      for (Index k = 0; k < depth; ++k) {
+        const BFloat16* left = a.data + m * a.row_stride + k * a.column_stride;
+        const Bf16Pair& right = b[k * stride + v];
+        sum += to_float(left[0]) * to_float(right.first);
+        sum += to_float(left[1]) * to_float(right.second);
+      }
+    }
+  }
+}
+
+}  // namespace
+
 #if HWY_ARCH_X86_64
 HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 namespace {
@@ -73,6 +93,7 @@ bool has_bf16_products() {
 
 void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
                    const float* scale, float* c) {
+  if (!has_bf16_products()) return multiply_without_products(a, rows, depth, b, columns, stride, scale, c);
   switch (columns / kPairLanes) {
     case 1:
       return multiply_columns<1>(a, rows, depth, b, stride, scale, c);
@@ -90,18 +111,7 @@ bool has_bf16_products() { return false; }
 
 void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
                    const float* scale, float* c) {
-  for (Index m = 0; m < rows; ++m) {
-    for (Index v = 0; v < columns; ++v) {
-      float& sum = c[m * stride + v];
-      sum = scale == nullptr ? 0 : scale[v] * sum;
-      for (Index k = 0; k < depth; ++k) {
-        const BFloat16* left = a.data + m * a.row_stride + k * a.column_stride;
-        const Bf16Pair& right = b[k * stride + v];
-        sum += to_float(left[0]) * to_float(right.first);
-        sum += to_float(left[1]) * to_float(right.second);
-      }
-    }
-  }
+  multiply_without_products(a, rows, depth, b, columns, stride, scale, c);
 }
 #endif
 

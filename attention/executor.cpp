@@ -17,7 +17,7 @@
 namespace reticle {
 namespace {
 
-constexpr Index kLargestHeadDim = 256;
+constexpr Index kLargestHeadDim = 1024;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Multiply-adds below which waking threads costs more than they save.

@@ -2,6 +2,7 @@
 // nano-sparse-attention's InferenceHandler, with its state per sequence instead of per process.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/attention/sparse_attention.hpp>
@@ -37,6 +38,10 @@ struct RETICLE_API InferenceState {
 
   StageRecord& record(Stage stage) { return stage == Stage::prefill ? prefill : generation; }
   void reset() { *this = {}; }
+  /// As SequenceState's. Records stay as they are; a fork begins with empty ones.
+  void truncate(Index keys) { maskers.truncate(keys); }
+  void select(std::span<const Index> rows) { maskers.select(rows); }
+  InferenceState fork() const { return {maskers.fork(), {}, {}}; }
 };
 
 /// Immutable; one handler serves any number of sequences and threads, each sequence with its own InferenceState.

@@ -148,7 +148,7 @@ std::vector<MaskerEntry> maskers_from(const Json& list, const JsonPlace& place) 
     }
     const std::shared_ptr<void> config = found->factory.default_config();
     reticle::from_json(*found->factory.config_type, config.get(), parameters, here);
-    entries.push_back({found, config, found->factory.make(config.get()), subsets[0], subsets[1]});
+    entries.push_back({found, config, found->make(config.get()), subsets[0], subsets[1]});
   }
   return entries;
 }
@@ -337,6 +337,39 @@ std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, con
   }
   if (rules.empty()) throw DeviceError("no masker serves layer " + std::to_string(layer) + ": it is dense");
   return rules;
+}
+
+Index SparseAttention::observed_queries() const {
+  Index most = 0;
+  for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(Stage::generation)])
+    most = std::max(most, entry.masker->observed_queries());
+  return most;
+}
+
+std::vector<std::string> SparseAttention::maskers_of_whole_prompts(Stage stage) const {
+  std::vector<std::string> types;
+  for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(stage)]) {
+    if (!entry.masker->selects_by_query()) types.push_back(entry.type->name);
+  }
+  return types;
+}
+
+void SequenceState::truncate(Index keys) {
+  if (keys < 0) throw ValueError("truncate: " + std::to_string(keys) + " keys; expected 0 or more");
+  for (auto& [index, layer] : layers_) layer.truncate(keys);
+}
+
+void SequenceState::select(std::span<const Index> rows) {
+  for (const Index row : rows) {
+    if (row < 0) throw ValueError("select: row " + std::to_string(row) + "; expected rows of the batch, from 0");
+  }
+  for (auto& [index, layer] : layers_) layer.select(rows);
+}
+
+SequenceState SequenceState::fork() const {
+  SequenceState copy;
+  for (const auto& [index, layer] : layers_) copy.layers_[index] = layer.fork();
+  return copy;
 }
 
 AttentionInputs SparseAttention::configured(const AttentionInputs& inputs) const {

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,10 +17,27 @@
 namespace reticle {
 
 /// What the maskers of every layer keep for one sequence.
-class SequenceState {
+class RETICLE_API SequenceState {
  public:
+  SequenceState() = default;
+  SequenceState(SequenceState&&) noexcept = default;
+  SequenceState& operator=(SequenceState&&) noexcept = default;
+  SequenceState(const SequenceState&) = delete;  // see fork
+  SequenceState& operator=(const SequenceState&) = delete;
+  ~SequenceState() = default;
+
   LayerState& layer(int index) { return layers_[index]; }
   void reset() { layers_.clear(); }
+
+  /// As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker,
+  /// where what it keeps cannot follow (it chose what to keep from a prompt that is longer); what was kept is then
+  /// unspecified.
+  void truncate(Index keys);
+  /// Sequence i of the batch becomes what sequence rows[i] was: beams were reordered, repeated or dropped. ValueError
+  /// for rows that are negative, or likewise.
+  void select(std::span<const Index> rows);
+  /// A copy: the sequences go on in two ways.
+  SequenceState fork() const;
 
  private:
   std::map<int, LayerState> layers_;
@@ -87,6 +105,13 @@ class RETICLE_API SparseAttention {
   /// What a stage's maskers choose at one layer from `keys` keys, as rules that can be followed where the tensors lie.
   /// DeviceError that names the masker for which there is no rule; and where no masker serves the layer.
   std::vector<Rule> rules(Stage stage, int layer, Index keys, const Context& context = {}) const;
+
+  /// How many of a prompt's last queries the generation stage's maskers decide by; 0: none does. A prompt that comes in
+  /// parts needs as many in its last part.
+  Index observed_queries() const;
+  /// Types of the stage's maskers that choose for a query by more than it and the keys up to its position: a prompt has
+  /// to come whole.
+  std::vector<std::string> maskers_of_whole_prompts(Stage stage) const;
 
   /// The mask that the maskers of inputs.stage build, each adding to what those before it chose; the first starts from
   /// `previous`, if given.

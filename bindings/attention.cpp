@@ -82,6 +82,27 @@ void reset(const py::object& state) {
   state.attr("__dict__").attr("clear")();
 }
 
+/// What reticle.gpu keeps is made again from the keys.
+template <class State>
+void truncate(const py::object& state, Index keys) {
+  state.cast<State&>().truncate(keys);
+  state.attr("__dict__").attr("clear")();
+}
+
+template <class State>
+void select_rows_of(const py::object& state, const std::vector<Index>& rows) {
+  state.cast<State&>().select(rows);
+  state.attr("__dict__").attr("clear")();
+}
+
+constexpr const char* kTruncate =
+    "As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker, "
+    "where "
+    "what it keeps cannot follow.";
+constexpr const char* kSelect =
+    "Sequence i of the batch becomes what sequence rows[i] was: beams were reordered, repeated or dropped.";
+constexpr const char* kFork = "A copy: the sequences go on in two ways.";
+
 Stage stage_from(const std::string& stage) {
   if (stage == "prefill") return Stage::prefill;
   if (stage == "generation") return Stage::generation;
@@ -207,6 +228,8 @@ void add_handler(py::module_& module) {
       .def_readonly("sparsity", &StageRecord::sparsity, "1 - entries / positions that causality leaves, of each call.")
       .def("add", &StageRecord::add, py::arg("entries"), py::arg("visible"),
            "Adds a call that attended to `entries` of `visible` positions.")
+      .def_readonly("entries", &StageRecord::entries, "Positions attended to, of all calls.")
+      .def_readonly("visible", &StageRecord::visible, "Positions that causality leaves, of all calls.")
       .def_property_readonly("mean_sparsity", &StageRecord::mean_sparsity,
                              "nano-sparse-attention's figure: the mean over the calls; 0 without calls.")
       .def_property_readonly("density", &StageRecord::density,
@@ -225,7 +248,10 @@ void add_handler(py::module_& module) {
       .def(py::init<>())
       .def_readonly("prefill", &InferenceState::prefill, "What prompts attended to.")
       .def_readonly("generation", &InferenceState::generation, "What was generated after them attended to.")
-      .def("reset", &reset<InferenceState>, "Forgets everything: the next call starts a new sequence.");
+      .def("reset", &reset<InferenceState>, "Forgets everything: the next call starts a new sequence.")
+      .def("truncate", &truncate<InferenceState>, py::arg("keys"), kTruncate)
+      .def("select", &select_rows_of<InferenceState>, py::arg("rows"), kSelect)
+      .def("fork", &InferenceState::fork, kFork);
   py::class_<InferenceHandler>(module, "InferenceHandler",
                                "One sparse pattern for the prompt, another for what is generated after it. Immutable.")
       .def(py::init([](const SparseAttention& prefill, const SparseAttention& generation, bool keep_masks) {
@@ -282,7 +308,10 @@ void add_attention(py::module_& module) {
   py::class_<SequenceState>(module, "SequenceState", "What the maskers of every layer keep for one sequence.",
                             py::dynamic_attr())
       .def(py::init<>())
-      .def("reset", &reset<SequenceState>, "Forgets everything: the next call starts a new sequence.");
+      .def("reset", &reset<SequenceState>, "Forgets everything: the next call starts a new sequence.")
+      .def("truncate", &truncate<SequenceState>, py::arg("keys"), kTruncate)
+      .def("select", &select_rows_of<SequenceState>, py::arg("rows"), kSelect)
+      .def("fork", &SequenceState::fork, kFork);
   py::class_<Rule>(module, "Rule", "What a masker chooses, said as data.")
       .def_property_readonly(
           "kind",
@@ -311,6 +340,16 @@ void add_attention(py::module_& module) {
           "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); },
           py::arg("path"), "From a file with a JSON config.")
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
+      .def_property_readonly(
+          "observed_queries", &SparseAttention::observed_queries,
+          "How many of a prompt's last queries the generation stage's maskers decide by; 0: none does.")
+      .def(
+          "maskers_of_whole_prompts",
+          [](const SparseAttention& sparse, const std::string& stage) {
+            return sparse.maskers_of_whole_prompts(stage_from(stage));
+          },
+          py::arg("stage") = "prefill",
+          "Types of the stage's maskers that choose for a query by more than it and the keys up to its position.")
       .def(
           "rules",
           [](const SparseAttention& sparse, Index keys, const std::string& stage, int layer) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <pybind11/stl.h>
@@ -203,11 +204,37 @@ struct PythonInputs {
 
 /// What a Python masker keeps for one layer of one sequence: a dict.
 struct PythonState {
-  std::unique_ptr<Held> values;
+  std::shared_ptr<Held> values, masker;
 
-  py::object dict() {
-    if (!values) values = std::make_unique<Held>(py::dict());
+  PythonState() = default;
+  PythonState(const PythonState& other) : masker(other.masker) {
+    if (!other.values) return;
+    const py::gil_scoped_acquire held;
+    values = std::make_shared<Held>(py::module_::import("copy").attr("deepcopy")(other.values->get()));
+  }
+  PythonState& operator=(const PythonState&) = delete;
+  ~PythonState() = default;
+
+  py::object dict(const py::object& instance) {
+    if (!values) {
+      values = std::make_shared<Held>(py::dict());
+      masker = std::make_shared<Held>(instance);
+    }
     return values->get();
+  }
+  void truncate(Index keys) const { follow("truncate", py::int_(keys)); }
+  void select(std::span<const Index> rows) const {
+    follow("select_rows", py::cast(std::vector<Index>(rows.begin(), rows.end())));
+  }
+
+ private:
+  /// What is kept is the masker's to change; where there is nothing, there is nothing to do.
+  void follow(const char* method, const py::object& how) const {
+    const py::gil_scoped_acquire held;
+    if (!values || py::len(values->get()) == 0) return;
+    if (!py::hasattr(masker->get(), method))
+      throw CannotFollow(std::string("its class has no ") + method + "(state, ...)");
+    masker->get().attr(method)(values->get(), how);
   }
 };
 
@@ -219,7 +246,7 @@ class PythonMasker final : public Masker {
               const Context& context) const override {
     const py::gil_scoped_acquire held;
     const py::object selected = instance_.get().attr("select")(PythonInputs(inputs, context, type_.as_torch), previous,
-                                                               state.get<PythonState>(*this).dict());
+                                                               state.get<PythonState>(*this).dict(instance_.get()));
     if (!py::isinstance<Mask>(selected))
       throw py::type_error(std::string(py::str(type_.cls.attr("__name__"))) + ".select returned a " +
                            std::string(py::str(py::type::of(selected).attr("__name__"))) +
@@ -230,7 +257,13 @@ class PythonMasker final : public Masker {
   void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const override {
     const py::gil_scoped_acquire held;
     instance_.get().attr("observe")(PythonInputs(prefill, context, type_.as_torch),
-                                    state.get<PythonState>(*this).dict());
+                                    state.get<PythonState>(*this).dict(instance_.get()));
+  }
+
+  Index observed_queries() const override {
+    const py::gil_scoped_acquire held;
+    const py::object base = py::module_::import("reticle").attr("Masker");
+    return type_.cls.attr("observe").is(base.attr("observe")) ? 0 : std::numeric_limits<Index>::max();
   }
 
  private:
@@ -275,7 +308,7 @@ void register_masker(const std::string& name, const py::object& cls, const py::l
     }
     return record;
   };
-  factory.make = [self](const void* config) -> std::unique_ptr<const Masker> {
+  factory.make = [self](const void* config) -> std::unique_ptr<Masker> {
     const py::gil_scoped_acquire held;
     return std::make_unique<PythonMasker>(*self, self->instance(*static_cast<const Record*>(config)));
   };

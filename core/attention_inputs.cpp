@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -87,6 +88,24 @@ std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
   return std::nullopt;
 }
 
+namespace {
+
+/// The first bytes, up to eight, of the key at `position` of the last KV head.
+std::uint64_t mark_of(const TensorView& keys, Index batch, Index position) {
+  if (keys.size(1) == 0) return 0;
+  const TensorView matrix = head_matrix(keys, batch, keys.size(1) - 1);
+  const auto width = static_cast<std::size_t>(size_of(keys.dtype));
+  std::uint64_t mark = 0;
+  for (std::size_t i = 0; i < std::min(sizeof(mark) / width, static_cast<std::size_t>(keys.size(3))); ++i) {
+    const Index element = position * matrix.stride(0) + static_cast<Index>(i) * matrix.stride(1);
+    std::memcpy(reinterpret_cast<char*>(&mark) + i * width,
+                static_cast<const char*>(matrix.data) + element * static_cast<Index>(width), width);
+  }
+  return mark;
+}
+
+}  // namespace
+
 void SeenKeys::continue_with(const AttentionInputs& inputs) {
   if (!begun_) {
     begun_ = true;
@@ -95,12 +114,44 @@ void SeenKeys::continue_with(const AttentionInputs& inputs) {
     kv_heads_ = inputs.kv_heads();
     head_dim_ = inputs.head_dim();
   }
-  if (inputs.batch() != batch_ || inputs.heads() != heads_ || inputs.kv_heads() != kv_heads_ ||
-      inputs.head_dim() != head_dim_ || inputs.keys_length() < count_)
+  require_continued(inputs);
+}
+
+void SeenKeys::require_continued(const AttentionInputs& inputs) const {
+  const auto reject = [&](const char* what) {
     throw ShapeError("queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
                      " do not continue the " + std::to_string(count_) + " keys of (" + std::to_string(batch_) + ", " +
                      std::to_string(kv_heads_) + ", n, " + std::to_string(head_dim_) + "), " + std::to_string(heads_) +
-                     " query heads, that the layer's state holds; reset it for a new sequence");
+                     " query heads, that the layer's state holds" + what);
+  };
+  if (inputs.batch() != batch_ || inputs.heads() != heads_ || inputs.kv_heads() != kv_heads_ ||
+      inputs.head_dim() != head_dim_ || inputs.keys_length() < count_)
+    reject("; reset it for a new sequence");
+  for (std::size_t row = 0; row < last_.size(); ++row) {
+    if (mark_of(inputs.keys, static_cast<Index>(row), count_ - 1) != last_[row])
+      reject(
+          ": the last of them is another now; select or truncate the state as the cache was, or reset it for new "
+          "sequences");
+  }
+}
+
+void SeenKeys::finish(const AttentionInputs& inputs) {
+  count_ = inputs.keys_length();
+  last_.resize(count_ == 0 ? 0 : static_cast<std::size_t>(batch_));
+  for (std::size_t row = 0; row < last_.size(); ++row)
+    last_[row] = mark_of(inputs.keys, static_cast<Index>(row), count_ - 1);
+}
+
+void SeenKeys::truncate(Index keys) {
+  if (keys >= count_) return;
+  count_ = keys;
+  last_.clear();
+}
+
+void SeenKeys::select(std::span<const Index> rows) {
+  if (!begun_) return;
+  select_rows(last_, rows, batch_);
+  batch_ = static_cast<Index>(rows.size());
 }
 
 TensorView head_matrix(const TensorView& tensor, Index batch, Index head) {

@@ -1,8 +1,10 @@
 // What attention is computed from, as maskers and the executor see it.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/core/mask/run.hpp>
@@ -60,21 +62,47 @@ struct RETICLE_API AttentionInputs {
   std::optional<TensorView> extra(std::string_view name) const;
 };
 
-/// How far a masker's state has read one sequence's keys. What it keeps is laid out by these extents, so a call with
-/// others is refused before anything is read by them.
+/// How far a masker's state has read a batch's keys. What it keeps is laid out by these extents, so a call with others
+/// is refused before anything is read by them; and so is one whose last key that was read is another (beams that were
+/// reordered, a cache that was replaced).
 class RETICLE_API SeenKeys {
  public:
   /// Keys read so far: new ones are [count(), inputs.keys_length()).
   Index count() const { return count_; }
-  /// ShapeError unless the inputs have the extents of the first call and no fewer keys than were read.
+  Index batch() const { return batch_; }
+  /// ShapeError unless the inputs have the extents of the first call and begin with the keys that were read.
   void continue_with(const AttentionInputs& inputs);
+  /// The same of what has begun.
+  void require_continued(const AttentionInputs& inputs) const;
   /// All keys of the inputs have been read.
-  void finish(const AttentionInputs& inputs) { count_ = inputs.keys_length(); }
+  void finish(const AttentionInputs& inputs);
+  /// Keys from position `keys` on are to be read again.
+  void truncate(Index keys);
+  /// The batch becomes one of `rows` sequences. ShapeError when there is no such sequence.
+  void select(std::span<const Index> rows);
 
  private:
   bool begun_ = false;
   Index batch_ = 0, heads_ = 0, kv_heads_ = 0, head_dim_ = 0, count_ = 0;
+  std::vector<std::uint64_t> last_;  // of each sequence's last key that was read, a few bytes; none after truncate
 };
+
+/// Of lists by (batch, i), as many to each of `batch` sequences, those of the sequences in `rows`: what is kept by list
+/// follows SequenceState::select. Nothing happens where nothing is kept yet. ShapeError when there is no such sequence.
+template <class T>
+void select_rows(std::vector<T>& lists, std::span<const Index> rows, Index batch) {
+  if (lists.empty()) return;
+  const Index of_batch = static_cast<Index>(lists.size()) / batch;
+  std::vector<T> selected;
+  selected.reserve(rows.size() * static_cast<std::size_t>(of_batch));
+  for (const Index row : rows) {
+    if (row >= batch)
+      throw ShapeError("select: row " + std::to_string(row) + "; there are " + std::to_string(batch) + " sequences");
+    const auto first = lists.begin() + row * of_batch;
+    selected.insert(selected.end(), first, first + of_batch);
+  }
+  lists = std::move(selected);
+}
 
 /// The (n, width) matrix of one head of a (b, h, n, width) tensor; no copy.
 RETICLE_API TensorView head_matrix(const TensorView& tensor, Index batch, Index head);

@@ -10,11 +10,13 @@
 // The same file is a built-in when it stands in maskers/, and a plugin when it is built into a shared object.
 #pragma once
 
-#include <any>
 #include <concepts>
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
+#include <string>
+#include <typeinfo>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>
@@ -28,17 +30,61 @@ namespace reticle {
 
 class Masker;
 
+/// What a masker keeps of the sequences of a batch, able to follow what happens to their keys. truncate(n): as if keys
+/// from position n on had never been seen; select(rows): sequence i becomes what sequence rows[i] was; copying: a
+/// sequence goes on in two ways. What cannot be followed throws CannotFollow.
+template <class T>
+concept FollowsSequences = std::copy_constructible<T> && requires(T& kept, Index keys, std::span<const Index> rows) {
+  kept.truncate(keys);
+  kept.select(rows);
+};
+
+/// What truncate and select throw: "why" completes "masker x cannot follow its sequence: why".
+class RETICLE_API CannotFollow : public Error {
+ public:
+  explicit CannotFollow(const std::string& why) : Error(why) {}
+  ~CannotFollow() override;
+};
+
 /// What the maskers of one layer keep across decode steps: typed, one value per masker, owned by the caller and reset
 /// with the sequence. Not thread-safe: one sequence is decoded by one caller.
 class RETICLE_API LayerState {
  public:
+  LayerState() = default;
+  LayerState(LayerState&&) noexcept = default;
+  LayerState& operator=(LayerState&&) noexcept = default;
+  LayerState(const LayerState&) = delete;  // copying is spelled fork, so that its cost shows
+  LayerState& operator=(const LayerState&) = delete;
+  ~LayerState() = default;
+
   /// The value of this masker, default-made at first use.
   template <class T>
   T& get(const Masker& owner);
   void reset() { values_.clear(); }
 
+  /// See FollowsSequences. ValueError, naming the masker, where what it keeps cannot follow.
+  void truncate(Index keys);
+  void select(std::span<const Index> rows);
+  LayerState fork() const;
+
  private:
-  std::map<std::uint64_t, std::any> values_;  // by Masker::id
+  struct Operations {
+    void (*truncate)(void* kept, Index keys);
+    void (*select)(void* kept, std::span<const Index> rows);
+    std::shared_ptr<void> (*copy)(const void* kept);
+  };
+  struct Kept {
+    std::shared_ptr<void> value;
+    const std::type_info* type;
+    const Operations* operations;  // null: of a type that does not follow
+    std::string masker;
+  };
+  template <class T>
+  static const Operations* operations_of();
+  static std::string name_of(const Masker& owner);
+  [[noreturn]] static void refuse(const Kept& kept, const std::string& why);
+
+  std::map<std::uint64_t, Kept> values_;  // by Masker::id
 };
 
 /// One selection rule. Immutable: select may be called from many threads.
@@ -63,18 +109,43 @@ class RETICLE_API Masker {
   /// default.
   virtual std::vector<Rule> rules(Index keys, int layer) const;
 
+  /// How many of a prompt's last queries observe() decides by; 0: it decides nothing. A prompt that comes in parts is
+  /// refused where its last part has fewer.
+  virtual Index observed_queries() const;
+  /// Whether what a query selects depends on it and on the keys up to its position alone, so that a prompt may come in
+  /// parts. False by default: such prompts are refused.
+  virtual bool selects_by_query() const;
+
   /// Unique in the process, and never given again: what LayerState knows a masker by.
   std::uint64_t id() const { return id_; }
+  /// What configs call it; "?" before the registry has made it.
+  const std::string& type() const { return type_; }
 
  private:
+  friend struct MaskerType;
   std::uint64_t id_;
+  std::string type_ = "?";
 };
 
 template <class T>
+const LayerState::Operations* LayerState::operations_of() {
+  if constexpr (FollowsSequences<T>) {
+    static constexpr Operations kOperations{
+        [](void* kept, Index keys) { static_cast<T*>(kept)->truncate(keys); },
+        [](void* kept, std::span<const Index> rows) { static_cast<T*>(kept)->select(rows); },
+        [](const void* kept) -> std::shared_ptr<void> { return std::make_shared<T>(*static_cast<const T*>(kept)); }};
+    return &kOperations;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class T>
 T& LayerState::get(const Masker& owner) {
-  std::any& value = values_[owner.id()];
-  if (!value.has_value()) value = std::make_shared<T>();
-  return **std::any_cast<std::shared_ptr<T>>(&value);
+  Kept& kept = values_[owner.id()];
+  if (kept.value == nullptr) kept = {std::make_shared<T>(), &typeid(T), operations_of<T>(), name_of(owner)};
+  if (*kept.type != typeid(T)) throw Error("masker \"" + kept.masker + "\": keeps values of two types at one layer");
+  return *static_cast<T*>(kept.value.get());
 }
 
 /// What `reticle describe` and the docs say about a masker.
@@ -99,7 +170,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 8;
+inline constexpr std::uint64_t kInterface = 9;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;
@@ -156,14 +227,14 @@ consteval AbiStamp abi_stamp() {
 struct MaskerFactory {
   const FieldType* config_type;
   std::function<std::shared_ptr<void>()> default_config;
-  std::function<std::unique_ptr<const Masker>(const void* config)> make;
+  std::function<std::unique_ptr<Masker>(const void* config)> make;
 };
 
 template <class M, class Config>
   requires std::derived_from<M, Masker> && std::constructible_from<M, const Config&>
 MaskerFactory masker_factory() {
   return {type_of<Config>(), []() -> std::shared_ptr<void> { return std::make_shared<Config>(); },
-          [](const void* config) -> std::unique_ptr<const Masker> {
+          [](const void* config) -> std::unique_ptr<Masker> {
             return std::make_unique<M>(*static_cast<const Config*>(config));
           }};
 }

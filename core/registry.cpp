@@ -37,6 +37,12 @@ struct Registry::State {
 
 Registry::Registry() : state_(new State) {}
 
+std::shared_ptr<const Masker> MaskerType::make(const void* config) const {
+  std::shared_ptr<Masker> masker = factory.make(config);
+  masker->type_ = name;
+  return masker;
+}
+
 Registry& Registry::global() {
   static auto& registry = *new Registry;
   return registry;

@@ -11,11 +11,14 @@
 
 namespace reticle {
 
-struct MaskerType {
+struct RETICLE_API MaskerType {
   std::string name;
   MaskerDocs docs;
   std::string origin;  // "built in", or the plugin's path
   MaskerFactory factory;
+
+  /// A masker that knows its name; `config` is of factory.config_type.
+  std::shared_ptr<const Masker> make(const void* config) const;
 };
 
 class RETICLE_API Registry {

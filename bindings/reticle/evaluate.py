@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
 from reticle import benchmarks
-from reticle.hf import attach, pipeline_of
+from reticle.hf import SparseCache, attach, pipeline_of
 from reticle.metrics import MetricLogger
 
 if TYPE_CHECKING:
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reticle.benchmarks import Sample, Tokenizer
-    from reticle.hf import Config
+    from reticle.hf import Attachment
+    from reticle.hf._attach import Config
 
 _SEPARATOR = "\x1e reticle: the context ends here \x1e"
 _COLUMNS = ("index", "task", "question", "answers", "predicted_answer", "score", "context_tokens", "density", "seconds")
@@ -98,10 +98,12 @@ def _shortened(tokens: list[int], longest: int | None, truncation: str) -> list[
 
 
 @torch.no_grad()
-def _continue(model: Any, context: list[int], rest: list[int], count: int, stops: set[int]) -> list[int]:
-    """Greedy tokens after a context, which is one forward pass, and the rest, which is another. The first token may be
-    the last."""
-    cache = DynamicCache()
+def _continue(
+    model: Any, attached: Attachment, context: list[int], rest: list[int], count: int, stops: set[int]
+) -> list[int]:
+    """Greedy tokens after a context, which is prefilled, and the rest, which is of the generation stage. The first token may
+    be the last."""
+    cache = SparseCache()
 
     def step(tokens: list[int]) -> torch.Tensor:
         found = model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -110,7 +112,8 @@ def _continue(model: Any, context: list[int], rest: list[int], count: int, stops
 
     logits = step(context) if context else None
     if rest:
-        logits = step(rest)
+        with attached.stage("generation"):
+            logits = step(rest)
     generated: list[int] = []
     while logits is not None and len(generated) < count:
         token = int(logits.argmax())
@@ -231,7 +234,7 @@ def answer(
             context, rest = _encode(tokenizer, sample, chat_template)
             context = _shortened(context, max_context_length, truncation)
             with attach(model, **stages, metrics=log) as attached:
-                tokens = _continue(model, context, rest, sample.max_new_tokens, stops)
+                tokens = _continue(model, attached, context, rest, sample.max_new_tokens, stops)
             prediction = str(tokenizer.decode(tokens))
             score = benchmarks.score(benchmark, prediction, sample)
             row = {
@@ -295,12 +298,13 @@ def loss(
         prompt = ids.shape[1] - output
         if prompt < 1 or output < 1:
             raise ValueError(f"example {len(found)}: output_length is {output} of {ids.shape[1]} tokens")
-        cache = DynamicCache()
+        cache = SparseCache()
         with attach(model, prefill=prefill, generation=generation) as attached:
             first = model(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:]
             logits = [first]
             if output > 1:
-                logits.append(model(ids[:, prompt:-1], past_key_values=cache, use_cache=True).logits)
+                with attached.stage("generation"):
+                    logits.append(model(ids[:, prompt:-1], past_key_values=cache, use_cache=True).logits)
         nats = functional.cross_entropy(torch.cat(logits, 1)[0].float(), ids[0, prompt:]).item()
         found.append((nats, attached.prefill.mean_sparsity, attached.generation.mean_sparsity))
     if not found:

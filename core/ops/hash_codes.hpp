@@ -78,6 +78,11 @@ class RETICLE_API HashCodes {
   const HashMlp& query_mlp() const { return query_; }
   /// Takes in the keys beyond those seen. ShapeError when there are fewer, or other extents changed.
   void update(const AttentionInputs& inputs, const Context& context);
+  void truncate(Index keys) { seen_.truncate(keys); }
+  void select(std::span<const Index> rows) {
+    select_rows(codes_, rows, seen_.batch());
+    seen_.select(rows);
+  }
   /// scores[k] = shared bits - other bits (+ attention mask), -infinity for keys that causality or the mask forbids.
   void score(const AttentionInputs& inputs, RowId row, float* scores) const;
   Index keys_hashed() const { return keys_hashed_; }

@@ -1,18 +1,36 @@
 #include <algorithm>
 #include <limits>
+#include <span>
 #include <string>
 
+#include <reticle/core/masker.hpp>
 #include <reticle/core/ops/kept_keys.hpp>
 #include <reticle/core/ops/select.hpp>
 
 namespace reticle {
 
 void KeptKeys::keep(const AttentionInputs& prompt, Index lists, std::vector<std::vector<std::int32_t>> keys) {
+  seen_ = SeenKeys();
+  seen_.continue_with(prompt);
+  seen_.finish(prompt);
   prompt_ = prompt.keys_length();
   batch_ = prompt.batch();
   heads_ = prompt.heads();
   lists_ = lists;
   keys_ = std::move(keys);
+}
+
+void KeptKeys::truncate(Index keys) const {
+  if (keys < prompt_)
+    throw CannotFollow("it chose what to keep from a prompt of " + std::to_string(prompt_) + " keys, and " +
+                       std::to_string(keys) + " are left");
+}
+
+void KeptKeys::select(std::span<const Index> rows) {
+  if (prompt_ < 0) return;
+  select_rows(keys_, rows, batch_);
+  batch_ = static_cast<Index>(rows.size());
+  seen_.select(rows);
 }
 
 Mask KeptKeys::mask(std::string_view masker, const AttentionInputs& inputs, const Context& context) const {
@@ -26,6 +44,7 @@ Mask KeptKeys::mask(std::string_view masker, const AttentionInputs& inputs, cons
     throw ShapeError(std::string(masker) + ": queries " + inputs.queries.describe() + " and keys " +
                      inputs.keys.describe() + " do not continue the prompt of " + std::to_string(prompt_) +
                      " keys, batch " + std::to_string(batch_) + ", " + std::to_string(heads_) + " query heads");
+  seen_.require_continued(inputs);
   return Mask::from_runs(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {

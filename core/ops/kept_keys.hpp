@@ -2,6 +2,7 @@
 // heads, and every key that came later.
 #pragma once
 
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -19,7 +20,12 @@ class RETICLE_API KeptKeys {
   /// ValueError, naming the masker, when no prompt was observed; ShapeError for another sequence.
   Mask mask(std::string_view masker, const AttentionInputs& inputs, const Context& context) const;
 
+  /// CannotFollow where keys of the prompt go.
+  void truncate(Index keys) const;
+  void select(std::span<const Index> rows);
+
  private:
+  SeenKeys seen_;  // of the prompt
   Index prompt_ = -1, batch_ = 0, heads_ = 0, lists_ = 0;
   std::vector<std::vector<std::int32_t>> keys_;
 };

@@ -1,6 +1,9 @@
+#include <deque>
 #include <span>
 #include <string>
+#include <utility>
 
+#include <reticle/core/masker.hpp>
 #include <reticle/core/ops/live_keys.hpp>
 #include <reticle/core/ops/observed_attention.hpp>
 
@@ -16,8 +19,33 @@ void LiveKeys::start(const AttentionInputs& prompt, Index lists_per_batch, std::
   seen_.continue_with(prompt);
   seen_.finish(prompt);
   started_ = true;
+  prompt_ = prompt.keys_length();
   lists_per_batch_ = lists_per_batch;
   lists_ = std::move(lists);
+  before_.assign(lists_.size(), {});
+}
+
+void LiveKeys::truncate(Index keys) {
+  if (!started_ || keys >= seen_.count()) return;
+  if (keys < prompt_)
+    throw CannotFollow("it chose what to keep from a prompt of " + std::to_string(prompt_) + " keys, and " +
+                       std::to_string(keys) + " are left");
+  const auto steps = static_cast<std::size_t>(seen_.count() - keys);
+  if (steps > kStepsBack)
+    throw CannotFollow("of the " + std::to_string(steps) + " last steps it can take back " +
+                       std::to_string(kStepsBack));
+  for (std::size_t i = 0; i < lists_.size(); ++i) {
+    std::deque<List>& before = before_[i];
+    lists_[i] = std::move(before[before.size() - steps]);
+    before.resize(before.size() - steps);
+  }
+  seen_.truncate(keys);
+}
+
+void LiveKeys::select(std::span<const Index> rows) {
+  select_rows(lists_, rows, seen_.batch());
+  select_rows(before_, rows, seen_.batch());
+  seen_.select(rows);
 }
 
 Mask LiveKeys::generate(std::string_view masker, const AttentionInputs& inputs, const Context& context,
@@ -43,7 +71,10 @@ Mask LiveKeys::generate(std::string_view masker, const AttentionInputs& inputs, 
     for (Index i = begin; i < end; ++i) {
       List& list = lists_[static_cast<std::size_t>(i)];
       RowId row{i / lists_per_batch_, i % lists_per_batch_, 0};
+      std::deque<List>& before = before_[static_cast<std::size_t>(i)];
       for (; row.query < queries; ++row.query) {
+        before.push_back(list);
+        if (before.size() > kStepsBack) before.pop_front();
         list.keys.push_back(static_cast<std::int32_t>(inputs.position(row.query)));
         rows[static_cast<std::size_t>(i * queries + row.query)] = list.keys;
         sum.assign(list.keys.size(), 0);

@@ -1,6 +1,7 @@
 // Caches that evict as they generate: one query at a time, each sees what the one before it left.
 #pragma once
 
+#include <deque>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,9 @@ class RETICLE_API LiveKeys {
     void erase(std::size_t i);
   };
 
+  /// Steps that truncate can take back.
+  static constexpr std::size_t kStepsBack = 64;
+
   /// A prompt was prefilled: lists[batch * (lists of a batch) + i].
   void start(const AttentionInputs& prompt, Index lists_per_batch, std::vector<List> lists);
 
@@ -30,11 +34,16 @@ class RETICLE_API LiveKeys {
   Mask generate(std::string_view masker, const AttentionInputs& inputs, const Context& context,
                 FunctionRef<void(RowId row, List& list, std::span<const double> probabilities)> evict);
 
+  /// Takes steps back, at most the last kStepsBack, and none of the prompt's keys: CannotFollow.
+  void truncate(Index keys);
+  void select(std::span<const Index> rows);
+
  private:
   SeenKeys seen_;
   bool started_ = false;
-  Index lists_per_batch_ = 0;
+  Index prompt_ = 0, lists_per_batch_ = 0;
   std::vector<List> lists_;
+  std::vector<std::deque<List>> before_;  // what each list was before each of the last steps
 };
 
 }  // namespace reticle

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <span>
 #include <vector>
@@ -7,10 +8,18 @@
 #include <reticle/core/ops/named_scorer.hpp>
 
 namespace reticle {
+namespace {
+
+/// Without its last eight bits. Rotary embeddings turn the key of a repeated token, so that its norms are one but for
+/// rounding, which differs by how many tokens a model computes at once; told apart no finer than that, the lower index
+/// wins.
+float without_rounding(float x) { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xFFFFFF00u); }
+
+}  // namespace
 
 NamedScorer::NamedScorer(ScorerName name, Index page_size, const AttentionInputs& inputs, NamedScorerState& state)
     : name_(name), page_size_(page_size), inputs_(inputs), state_(state) {
-  if (name == ScorerName::page_bounds) state.bounds.update(inputs.keys, page_size, 16);
+  if (name == ScorerName::page_bounds) state.bounds.update(inputs, page_size, 16);
   if (name == ScorerName::page_means) state.means.update(inputs, page_size, page_size);
   if (name != ScorerName::value_aware && name != ScorerName::key_norm) return;
   state.seen.continue_with(inputs);
@@ -25,8 +34,9 @@ NamedScorer::NamedScorer(ScorerName name, Index page_size, const AttentionInputs
       load_row(matrix, key, 1, row);
       double squares = 0;
       for (const float x : row) squares += static_cast<double>(x) * static_cast<double>(x);
-      state.of_key[i][static_cast<std::size_t>(key)] =
-          static_cast<float>(name == ScorerName::key_norm ? -std::sqrt(squares) : std::log(squares) / 2);
+      state.of_key[i][static_cast<std::size_t>(key)] = name == ScorerName::key_norm
+                                                           ? -without_rounding(static_cast<float>(std::sqrt(squares)))
+                                                           : static_cast<float>(std::log(squares) / 2);
     }
   }
   state.seen.finish(inputs);

@@ -16,7 +16,7 @@ namespace reticle {
 ///   value_aware  exact + log |v|: the size of what the key would add (VATP, Guo et al. 2024)
 ///   page_bounds  the upper bound of exact over the key's page (Quest, Tang et al. 2024)
 ///   page_means   scaling * q . mean of the key's page; the last, incomplete page by its own keys
-///   key_norm     -|k|, whatever the query (Devoto et al. 2024)
+///   key_norm     -|k| to 2^-15 of it, whatever the query (Devoto et al. 2024)
 /// All add the attention mask, and give -infinity to keys that it or causality forbids.
 enum class ScorerName : std::uint8_t { exact, value_aware, page_bounds, page_means, key_norm };
 
@@ -26,6 +26,18 @@ struct NamedScorerState {
   PageBounds bounds;
   PooledKeys means;
   std::vector<std::vector<float>> of_key;  // per (batch, KV head): log |v| or -|k| of every key
+
+  void truncate(Index keys) {
+    seen.truncate(keys);
+    bounds.truncate(keys);
+    means.truncate(keys);
+  }
+  void select(std::span<const Index> rows) {
+    select_rows(of_key, rows, seen.batch());
+    seen.select(rows);
+    bounds.select(rows);
+    means.select(rows);
+  }
 };
 
 class RETICLE_API NamedScorer {

@@ -9,30 +9,27 @@
 
 namespace reticle {
 
-void PageBounds::update(const TensorView& keys, Index page_size, Index label_bits) {
-  const Index count = keys.size(2), d = keys.size(3);
-  if (seen_ == 0) {
-    batch_ = keys.size(0);
+void PageBounds::update(const AttentionInputs& inputs, Index page_size, Index label_bits) {
+  seen_.continue_with(inputs);
+  const TensorView& keys = inputs.keys;
+  const Index count = keys.size(2), d = keys.size(3), seen = seen_.count();
+  if (seen == 0) {
     kv_heads_ = keys.size(1);
     head_dim_ = d;
     page_size_ = page_size;
-    bounds_.assign(static_cast<std::size_t>(batch_ * kv_heads_), {});
+    bounds_.assign(static_cast<std::size_t>(inputs.batch() * kv_heads_), {});
     labels_.assign(label_bits < 16 ? bounds_.size() : 0, {});
   }
-  if (batch_ != keys.size(0) || kv_heads_ != keys.size(1) || head_dim_ != d || count < seen_)
-    throw ShapeError("keys: " + keys.describe() + " do not continue the " + std::to_string(seen_) + " keys of (" +
-                     std::to_string(batch_) + ", " + std::to_string(kv_heads_) + ", n, " + std::to_string(head_dim_) +
-                     ") that the layer's state holds; reset it for a new sequence");
-  const Index first_page = seen_ / page_size, pages = (count + page_size - 1) / page_size;
+  const Index first_page = seen / page_size, pages = (count + page_size - 1) / page_size;
   std::vector<float> key(static_cast<std::size_t>(d));
-  for (Index head = 0; head < batch_ * kv_heads_; ++head) {
+  for (Index head = 0; head < inputs.batch() * kv_heads_; ++head) {
     const TensorView matrix = head_matrix(keys, head / kv_heads_, head % kv_heads_);
     std::vector<float>& bounds = bounds_[static_cast<std::size_t>(head)];
     for (Index page = this->pages(); page < pages; ++page) {
       bounds.insert(bounds.end(), key.size(), -std::numeric_limits<float>::infinity());
       bounds.insert(bounds.end(), key.size(), std::numeric_limits<float>::infinity());
     }
-    for (Index k = seen_; k < count; ++k) {
+    for (Index k = seen; k < count; ++k) {
       load_row(matrix, k, 1, key);
       float* largest = bounds.data() + k / page_size * 2 * d;
       for (Index i = 0; i < d; ++i) {
@@ -50,8 +47,22 @@ void PageBounds::update(const TensorView& keys, Index page_size, Index label_bit
       }
     }
   }
-  keys_read_ += (count - seen_) * batch_ * kv_heads_;
-  seen_ = count;
+  keys_read_ += (count - seen) * inputs.batch() * kv_heads_;
+  seen_.finish(inputs);
+}
+
+void PageBounds::truncate(Index keys) {
+  if (keys >= seen_.count()) return;
+  seen_.truncate(keys / page_size_ * page_size_);
+  const auto floats = static_cast<std::size_t>(pages() * 2 * head_dim_);
+  for (std::vector<float>& bounds : bounds_) bounds.resize(floats);
+  for (std::vector<float>& labels : labels_) labels.resize(floats);
+}
+
+void PageBounds::select(std::span<const Index> rows) {
+  select_rows(bounds_, rows, seen_.batch());
+  select_rows(labels_, rows, seen_.batch());
+  seen_.select(rows);
 }
 
 void PageBounds::score(std::span<const float> query, Index batch, Index kv_head, std::span<float> scores) const {

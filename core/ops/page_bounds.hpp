@@ -12,18 +12,23 @@ namespace reticle {
 /// The bounds of every page of every KV head of one layer; kept across decode steps, in which only new keys are read.
 class RETICLE_API PageBounds {
  public:
-  /// Takes in the keys (b, hkv, n, d) beyond those seen. ShapeError when there are fewer than were seen or their other
-  /// extents changed: a new sequence starts with a new state. label_bits < 16 quantises each page's least and largest.
-  void update(const TensorView& keys, Index page_size, Index label_bits);
+  /// Appends the keys beyond those seen. ShapeError when the inputs do not continue the sequence. label_bits < 16
+  /// quantises each page's least and largest.
+  void update(const AttentionInputs& inputs, Index page_size, Index label_bits);
 
-  Index pages() const { return page_size_ == 0 ? 0 : (seen_ + page_size_ - 1) / page_size_; }
+  /// Keys from position `keys` on are forgotten; those of its page before it are read again.
+  void truncate(Index keys);
+  void select(std::span<const Index> rows);
+
+  Index pages() const { return page_size_ == 0 ? 0 : (seen_.count() + page_size_ - 1) / page_size_; }
   /// Keys read so far, over all updates: what a decode step costs.
   Index keys_read() const { return keys_read_; }
   /// scores[p] = sum over d of max(q_d * least_d, q_d * largest_d), an upper bound of q.k over page p. `query` (d) F32.
   void score(std::span<const float> query, Index batch, Index kv_head, std::span<float> scores) const;
 
  private:
-  Index batch_ = 0, kv_heads_ = 0, head_dim_ = 0, page_size_ = 0, seen_ = 0, keys_read_ = 0;
+  SeenKeys seen_;
+  Index kv_heads_ = 0, head_dim_ = 0, page_size_ = 0, keys_read_ = 0;
   // Per (batch, KV head): pages x [largest | least], and the same quantised when label_bits < 16.
   std::vector<std::vector<float>> bounds_, labels_;
 };

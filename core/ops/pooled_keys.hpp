@@ -2,6 +2,7 @@
 // block representatives.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>
@@ -13,6 +14,11 @@ class RETICLE_API PooledKeys {
  public:
   /// Takes in the keys beyond those seen. ShapeError when the inputs do not continue the sequence.
   void update(const AttentionInputs& inputs, Index kernel, Index stride);
+  void truncate(Index keys) { seen_.truncate(keys); }
+  void select(std::span<const Index> rows) {
+    select_rows(means_, rows, seen_.batch());
+    seen_.select(rows);
+  }
   /// Complete windows within the first n keys.
   Index count(Index n) const { return n < kernel_ ? 0 : (n - kernel_) / stride_ + 1; }
   /// (count, d) F32; as many as were asked for.

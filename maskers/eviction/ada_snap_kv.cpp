@@ -55,6 +55,8 @@ class AdaSnapKv final : public Masker {
     state.get<KeptKeys>(*this).keep(prompt, prompt.kv_heads(), std::move(kept));
   }
 
+  Index observed_queries() const override { return config_.approximation_window; }
+
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
     return state.get<KeptKeys>(*this).mask("ada_snap_kv", inputs, context);
   }

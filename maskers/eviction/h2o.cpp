@@ -25,6 +25,9 @@ struct H2OConfig {
 struct H2OState {
   LiveKeys live;
   Index heavy = 0, recent = 0;
+
+  void truncate(Index keys) { live.truncate(keys); }
+  void select(std::span<const Index> rows) { live.select(rows); }
 };
 
 class H2O final : public Masker {
@@ -49,6 +52,8 @@ class H2O final : public Masker {
     });
     state.live.start(prompt, lists, std::move(live));
   }
+
+  Index observed_queries() const override { return std::numeric_limits<Index>::max(); }
 
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& layer_state,
               const Context& context) const override {

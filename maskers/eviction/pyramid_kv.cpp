@@ -60,6 +60,8 @@ class PyramidKv final : public Masker {
     state.get<KeptKeys>(*this).keep(prompt, heads, std::move(kept));
   }
 
+  Index observed_queries() const override { return config_.approximation_window; }
+
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
     return state.get<KeptKeys>(*this).mask("pyramid_kv", inputs, context);
   }

@@ -63,6 +63,8 @@ class SnapKv final : public Masker {
     state.get<KeptKeys>(*this).keep(prompt, lists, std::move(kept));
   }
 
+  Index observed_queries() const override { return config_.approximation_window; }
+
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
     return state.get<KeptKeys>(*this).mask("snap_kv", inputs, context);
   }

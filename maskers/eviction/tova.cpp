@@ -33,6 +33,8 @@ class Tova final : public Masker {
     state.get<LiveKeys>(*this).start(prompt, 1, std::move(lists));
   }
 
+  Index observed_queries() const override { return 1; }
+
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
     return state.get<LiveKeys>(*this).generate("tova", inputs, context,
                                                [&](RowId, LiveKeys::List& list, std::span<const double> probabilities) {

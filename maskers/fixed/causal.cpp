@@ -17,6 +17,8 @@ class Causal final : public Masker {
     return restrict_causal(Mask::full(inputs.shape()), context);
   }
 
+  bool selects_by_query() const override { return true; }
+
   std::vector<Rule> rules(Index keys, int) const override { return {Rule{Rule::Kind::window, keys}}; }
 };
 

@@ -38,6 +38,8 @@ class Local final : public Masker {
         context);
   }
 
+  bool selects_by_query() const override { return !config_.window_size.is_fraction(); }
+
   std::vector<Rule> rules(Index keys, int) const override {
     return {Rule{Rule::Kind::window, config_.window_size.resolve(keys), config_.dilation}};
   }

@@ -27,6 +27,8 @@ class Sink final : public Masker {
         context);
   }
 
+  bool selects_by_query() const override { return !size_.is_fraction(); }
+
   std::vector<Rule> rules(Index keys, int) const override { return {Rule{Rule::Kind::sinks, size_.resolve(keys)}}; }
 
  private:

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <reticle/core/masker.hpp>
@@ -61,6 +62,43 @@ struct MagicPigState {
   std::vector<float> largest_norm;               // per batch
   Index head_dim = 0, kv_heads = 0;
   SeenKeys seen;
+  /// What the largest norms were when so many keys had been seen: codes of the keys up to there are of them.
+  struct Norms {
+    Index keys;
+    std::vector<float> largest;
+    bool single;  // the last update brought one key
+  };
+  std::vector<Norms> history;
+  Index first_query = 0;  // of the first call: cut before it, there was none
+  Index resume = 0;       // keys that are taken in first, on their own: those left by truncate that come again
+
+  void truncate(Index keys) {
+    if (keys >= seen.count()) return;
+    // Keys that came one by one under the same norms can be parted anywhere.
+    Norms last{0, {}, false};
+    while (!history.empty() && history.back().keys > keys) {
+      last = std::move(history.back());
+      history.pop_back();
+    }
+    if (last.single && !history.empty() && history.back().largest == last.largest) history.back().keys = keys;
+    resume = keys;
+    if (history.empty()) {
+      const bool called = keys > first_query;
+      *this = MagicPigState();
+      resume = called ? keys : 0;
+      return;
+    }
+    largest_norm = history.back().largest;
+    seen.truncate(history.back().keys);
+  }
+  void select(std::span<const Index> rows) {
+    const Index batch = seen.batch();
+    select_rows(means, rows, batch);
+    select_rows(codes, rows, batch);
+    select_rows(largest_norm, rows, batch);
+    for (Norms& norms : history) select_rows(norms.largest, rows, batch);
+    seen.select(rows);
+  }
 };
 
 class MagicPig final : public Masker {
@@ -90,6 +128,14 @@ class MagicPig final : public Masker {
   // --- keys ----------------------------------------------------------------------------------------------------------
 
   void update(const AttentionInputs& inputs, MagicPigState& state, const Context& context) const {
+    if (const Index resume = std::exchange(state.resume, 0);
+        resume > state.seen.count() && resume < inputs.keys_length()) {
+      AttentionInputs before = inputs;
+      before.keys = inputs.keys.slice(2, 0, resume);
+      const bool first = state.history.empty();
+      update(before, state, context);
+      if (first) state.first_query = 0;  // of a prompt
+    }
     const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim(), count = inputs.keys_length();
     state.seen.continue_with(inputs);
     if (state.projections.empty()) {
@@ -99,6 +145,7 @@ class MagicPig final : public Masker {
       state.largest_norm.assign(static_cast<std::size_t>(inputs.batch()), 0.0f);
       state.head_dim = d;
       state.kv_heads = inputs.kv_heads();
+      state.first_query = inputs.position(0);
     }
     if (count == state.seen.count()) return;
     if (recipe_.center && state.seen.count() == 0) set_means(inputs, state);
@@ -125,6 +172,13 @@ class MagicPig final : public Masker {
         });
       }
     });
+    const bool single = count == state.seen.count() + 1;
+    if (single && !state.history.empty() && state.history.back().single &&
+        state.history.back().largest == state.largest_norm) {
+      state.history.back().keys = count;
+    } else {
+      state.history.push_back({count, state.largest_norm, single});
+    }
     state.seen.finish(inputs);
   }
 

@@ -42,6 +42,12 @@ struct DoubleSparsityTopKConfig {
 struct DoubleSparsityState {
   std::vector<std::vector<float>> labels;
   SeenKeys seen;
+
+  void truncate(Index keys) { seen.truncate(keys); }
+  void select(std::span<const Index> rows) {
+    select_rows(labels, rows, seen.batch());
+    seen.select(rows);
+  }
 };
 
 class DoubleSparsityTopK final : public Masker {

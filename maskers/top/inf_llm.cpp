@@ -2,6 +2,7 @@
 // most while they were near. InfLLM (Xiao et al. 2024), as MInference ships it.
 #include <algorithm>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/core/masker.hpp>
@@ -46,6 +47,19 @@ struct InfLlmHead {
 struct InfLlmState {
   SeenKeys seen;
   std::vector<InfLlmHead> heads;  // per (batch, KV head)
+
+  void truncate(Index keys) {
+    for (const InfLlmHead& head : heads) {
+      if (head.scored > keys)
+        throw CannotFollow("queries from position " + std::to_string(keys) +
+                           " on have given keys their attention, which is not taken back");
+    }
+    seen.truncate(keys);
+  }
+  void select(std::span<const Index> rows) {
+    select_rows(heads, rows, seen.batch());
+    seen.select(rows);
+  }
 };
 
 class InfLlm final : public Masker {

@@ -32,6 +32,12 @@ struct LokiTopKConfig {
 struct LokiState {
   SeenKeys seen;
   std::vector<std::vector<float>> reduced;
+
+  void truncate(Index keys) { seen.truncate(keys); }
+  void select(std::span<const Index> rows) {
+    select_rows(reduced, rows, seen.batch());
+    seen.select(rows);
+  }
 };
 
 class LokiTopK final : public Masker {

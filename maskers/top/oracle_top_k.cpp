@@ -26,6 +26,8 @@ class OracleTopK final : public Masker {
         [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
   }
 
+  bool selects_by_query() const override { return !heavy_size_.is_fraction(); }
+
   std::vector<Rule> rules(Index keys, int) const override {
     return {Rule{Rule::Kind::top_k, heavy_size_.resolve(keys)}};
   }

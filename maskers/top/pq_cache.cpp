@@ -43,7 +43,26 @@ struct PqCacheState {
   std::vector<ProductQuantiser> books;
   std::vector<std::vector<std::uint16_t>> codes;  // (keys beyond init_offset, parts)
   SeenKeys keys;
-  Index seen = 0;  // of those keys
+  Index seen = 0;         // of those keys
+  Index trained = 0;      // keys that the codebooks were made of
+  Index first_query = 0;  // of the call that they were made in: cut before it, there was none
+  Index train_on = 0;     // keys to make them of again; 0: all there are
+
+  void truncate(Index count) {
+    keys.truncate(count);
+    if (count < trained) {
+      books.clear();
+      codes.clear();
+      train_on = count > first_query ? count : 0;
+      trained = seen = 0;
+    }
+    seen = std::min(seen, count);  // at most: keys before init_offset have no codes, and coding again changes nothing
+  }
+  void select(std::span<const Index> rows) {
+    select_rows(books, rows, keys.batch());
+    select_rows(codes, rows, keys.batch());
+    keys.select(rows);
+  }
 };
 
 class PqCache final : public Masker {
@@ -99,7 +118,8 @@ class PqCache final : public Masker {
         if (first && centroids && codes) {
           book = ProductQuantiser(recorded_book(*centroids, batch, kv_head), inputs.head_dim());
         } else if (first) {
-          book = recipe_.train(keys, inputs.layer, head);
+          book = recipe_.train(state.train_on > config_.init_offset ? keys.slice(0, 0, state.train_on) : keys,
+                               inputs.layer, head);
         }
         std::vector<std::uint16_t>& of_head = state.codes[static_cast<std::size_t>(head)];
         of_head.resize(static_cast<std::size_t>(count * book.parts()));
@@ -116,6 +136,8 @@ class PqCache final : public Masker {
         }
       }
     });
+    if (first) state.first_query = inputs.position(0);
+    if (first) state.trained = state.train_on > config_.init_offset ? state.train_on : inputs.keys_length();
     state.seen = count;
     state.keys.finish(inputs);
   }

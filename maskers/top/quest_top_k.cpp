@@ -41,7 +41,7 @@ class QuestTopK final : public Masker {
 
   Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context& context) const override {
     PageBounds& bounds = state.get<PageBounds>(*this);
-    bounds.update(inputs.keys, config_.page_size, config_.label_bits);
+    bounds.update(inputs, config_.page_size, config_.label_bits);
     const Index count = pages_kept(inputs.keys_length());
     return Mask::from_selections(
         inputs.shape(),

@@ -43,6 +43,12 @@ struct SocketState {
   std::vector<float> planes;  // (L * K, d)
   Index head_dim = 0;
   SeenKeys seen;
+
+  void truncate(Index keys) { seen.truncate(keys); }
+  void select(std::span<const Index> rows) {
+    select_rows(heads, rows, seen.batch());
+    seen.select(rows);
+  }
 };
 
 class Socket final : public Masker {

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -77,6 +79,59 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
   EXPECT_EQ(refusal([&] { InferenceHandler(sparse, sparse).attend(inputs_, sequence); }), wanted);
   EXPECT_EQ(refusal([&] { Tensor::copy(inputs_.queries, DType::f32); }),
             "copy: on GPU 1; expected a tensor on the CPU");
+}
+
+class SeenKeysOfTwo : public ::testing::Test {
+ protected:
+  SeenKeysOfTwo() {
+    float next = 0;
+    for (float& x : keys_.span<float>()) x = next++;
+    seen_.continue_with(of(4));
+    seen_.finish(of(4));
+  }
+  AttentionInputs of(Index keys) const {
+    AttentionInputs inputs;
+    inputs.queries = keys_.view().slice(2, 0, 1);
+    inputs.keys = inputs.values = keys_.view().slice(2, 0, keys);
+    return inputs;
+  }
+
+  Tensor keys_{DType::f32, {2, 1, 6, 4}};
+  SeenKeys seen_;
+};
+
+TEST_F(SeenKeysOfTwo, RefusesOtherExtentsAndFewerKeys) {
+  EXPECT_NO_THROW(seen_.continue_with(of(5)));
+  EXPECT_THROW(seen_.continue_with(of(3)), ShapeError);
+  AttentionInputs one = of(5);
+  for (TensorView* view : {&one.queries, &one.keys, &one.values}) *view = view->slice(0, 0, 1);
+  EXPECT_THROW(seen_.continue_with(one), ShapeError);
+}
+
+TEST_F(SeenKeysOfTwo, RefusesOtherSequences) {
+  const float before = keys_.span<float>()[3 * 4];
+  keys_.span<float>()[3 * 4] = -1;  // of the first sequence's last key that was read
+  EXPECT_THROW(seen_.continue_with(of(5)), ShapeError);
+  seen_.truncate(3);
+  EXPECT_EQ(seen_.count(), 3);
+  EXPECT_NO_THROW(seen_.continue_with(of(4))) << "key 3 is to be read again";
+  keys_.span<float>()[3 * 4] = before;
+}
+
+TEST_F(SeenKeysOfTwo, FollowsWhatIsSelected) {
+  const std::vector<Index> twice = {1, 1, 0};
+  seen_.select(twice);
+  EXPECT_EQ(seen_.batch(), 3);
+  Tensor three(DType::f32, {3, 1, 6, 4});
+  for (std::size_t row = 0; row < 3; ++row) {
+    const auto from = keys_.span<float>().subspan(static_cast<std::size_t>(twice[row]) * 24, 24);
+    std::copy(from.begin(), from.end(), three.span<float>().begin() + static_cast<std::ptrdiff_t>(row) * 24);
+  }
+  AttentionInputs inputs;
+  inputs.queries = three.view().slice(2, 0, 1);
+  inputs.keys = inputs.values = three.view().slice(2, 0, 5);
+  EXPECT_NO_THROW(seen_.continue_with(inputs));
+  EXPECT_THROW(seen_.select(std::vector<Index>{3}), ShapeError);
 }
 
 }  // namespace

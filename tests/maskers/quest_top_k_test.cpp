@@ -57,9 +57,14 @@ TEST(QuestTopK, ADecodeStepReadsOnlyNewKeysAndEqualsAFreshStart) {
     }
   }
   PageBounds bounds;
-  bounds.update(owned.inputs.keys.slice(2, 0, 150), 8, 16);
+  const auto first = [&](Index keys) {
+    AttentionInputs inputs = owned.inputs;
+    inputs.keys = inputs.keys.slice(2, 0, keys);
+    return inputs;
+  };
+  bounds.update(first(150), 8, 16);
   const Index before = bounds.keys_read();
-  bounds.update(owned.inputs.keys.slice(2, 0, 151), 8, 16);
+  bounds.update(first(151), 8, 16);
   EXPECT_EQ(bounds.keys_read() - before, 2) << "one key of each KV head";
 }
 

@@ -108,8 +108,9 @@ def test_chat_templates_and_special_tokens_stand_once():
 
 def test_an_end_of_text_stops_even_as_the_first_token(model):
     stop = int(model(torch.tensor([[65, 66, 67]])).logits[0, -1].argmax())
-    assert evaluate._continue(model, [65, 66], [67], 5, {stop}) == []
-    assert evaluate._continue(model, [], [], 5, set()) == []
+    with evaluate.attach(model) as attached:
+        assert evaluate._continue(model, attached, [65, 66], [67], 5, {stop}) == []
+        assert evaluate._continue(model, attached, [], [], 5, set()) == []
 
 
 def test_loss_is_the_models_own_when_dense_and_sparsity_is_reported(model):

@@ -10,6 +10,7 @@ sanitizers, benchmarks and profiles.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -228,6 +229,8 @@ class Background:
 
 def build_package(run: Run) -> tuple[str, str]:
     build = run.kit / "build"
+    if json.loads((run.kit / "kit.json").read_text())["bindings"] != digest_of_bindings():
+        return "failed", "the kit was made of another tree: ./bootstrap gpu-kit"
     missing = [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None]
     if missing or not has_module("pybind11"):
         return "skipped", f"not here: {', '.join(missing) or 'pybind11'}"
@@ -335,6 +338,12 @@ def profile(run: Run) -> tuple[str, str]:
     if not notes:
         return "passed", ""
     return ("no device" if re.search(NO_DEVICE, notes[0]) else "failed"), "; ".join(notes)
+
+
+def digest_of_bindings() -> str:
+    """Of what is compiled against a kit's library: a kit of another tree is told by it."""
+    files = sorted([*(TREE / "bindings").glob("*.[ch]pp"), TREE / "bindings" / "CMakeLists.txt"])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def unpack(archive: Path) -> Path:

@@ -1,0 +1,403 @@
+"""Attaching: which of a model's modules, which cache, which stage, and what was attended to."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+import reticle
+import reticle._core as _core
+import reticle.maskers
+import reticle.torch
+from reticle.hf._attention import Call, cache_in
+from reticle.hf._cache import LayerRows, Row, SparseCache
+from reticle.metrics import DENSITY, OUTPUT_ERROR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+    from typing import TypeAlias
+
+    from transformers import PreTrainedModel
+
+    from reticle import InferenceState, SparseAttention, StageRecord
+    from reticle.hf._visibility import Visibility
+    from reticle.maskers import MaskerConfig
+    from reticle.metrics import MetricLogger
+
+    Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | Sequence[MaskerConfig] | None
+    Stage: TypeAlias = Literal["prefill", "generation"]
+
+NAME = "reticle"
+
+STAGES: tuple[Stage, Stage] = ("prefill", "generation")
+_CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.23 on, and before
+
+_tokens = itertools.count()
+
+
+def pipeline_of(config: Config) -> SparseAttention:
+    """A pipeline from itself, a JSON file, a config as a dict, a list of masker configs, or None for dense attention."""
+    if config is None:
+        return _core.SparseAttention.from_json('{"maskers": []}')
+    if isinstance(config, _core.SparseAttention):
+        return config
+    if isinstance(config, (str, Path)):
+        return _core.SparseAttention.from_file(str(config))
+    if isinstance(config, Mapping):
+        return _core.SparseAttention.from_json(json.dumps(dict(config)))
+    return reticle.maskers.pipeline(config)
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model whose attention is Reticle's: the text decoder of a multimodal model or an encoder-decoder, else
+    all of it."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config(decoder=True) is not config:
+        decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[no-untyped-call]
+        if decoder is None or not hasattr(decoder, "set_attn_implementation"):
+            raise ValueError(f"{type(model).__name__}: its text decoder is not to be found; attach to that part itself")
+        backbone: PreTrainedModel = decoder
+        return backbone
+    return model
+
+
+def calls_interface(module: torch.nn.Module) -> bool:
+    """Whether a module's forward calls transformers' attention interface."""
+    try:
+        source = inspect.getsource(type(module).forward)
+    except (OSError, TypeError):
+        return False
+    return "ALL_ATTENTION_FUNCTIONS" in source or "attention_interface" in source
+
+
+class Patterns:
+    """A pipeline for prompts and one for what is generated after them, over the sequences of a model's caches."""
+
+    def __init__(self, prefill: Config, generation: Config, *, keep_masks: bool = False) -> None:
+        pipelines = pipeline_of(prefill), pipeline_of(generation)
+        self._handler = _core.InferenceHandler(*pipelines, keep_masks=keep_masks)
+        self._sparse = tuple(_has_maskers(pipeline, stage) for pipeline, stage in zip(pipelines, STAGES, strict=True))
+        self._observed = self._handler.sparse.observed_queries
+        self._whole = self._handler.sparse.maskers_of_whole_prompts("prefill")
+        self._metrics: MetricLogger | None = None
+        self.state: InferenceState = _core.InferenceState()
+        self._masks: dict[Stage, list[tuple[int, reticle.Mask]]] = {stage: [] for stage in STAGES}
+        self._attended = {stage: [0.0, 0.0] for stage in STAGES}
+        self._stage: Stage | Callable[[int, int], Stage] | None = None
+        self._prompt: int | None = None
+        self._sinks: dict[int, tuple[Tensor, int, list[float]]] = {}
+
+    # --- what was attended to ------------------------------------------------------------------------------------------
+
+    @property
+    def prefill(self) -> StageRecord:
+        """What the prompts of the last sequences attended to."""
+        return self.state.prefill
+
+    @property
+    def generation(self) -> StageRecord:
+        """What was generated after them attended to."""
+        return self.state.generation
+
+    def masks(self, stage: Stage) -> list[tuple[int, reticle.Mask]]:
+        """(layer, mask) of each call and sequence since the last prompt began, where `keep_masks` is on."""
+        return self._masks[stage]
+
+    def forget_records(self) -> None:
+        self.state.reset()
+        for stage in STAGES:
+            self._masks[stage].clear()
+
+    def begin(self, layer: int, old: int) -> None:
+        """A layer is called with tokens behind `old` others. Outside generate a prompt behind nothing starts new records."""
+        if old == 0 and self._prompt is None and self._is_first(layer):
+            self.forget_records()
+
+    def _is_first(self, layer: int) -> bool:
+        return True
+
+    def finish(self, layer: int, keys: int, output: Tensor, dense: Callable[[], Tensor]) -> None:
+        """All sequences of a call have been attended."""
+        for stage in STAGES:
+            entries, visible = self._attended[stage]
+            if visible == 0:
+                continue
+            self._attended[stage] = [0.0, 0.0]
+            getattr(self.state, stage).add(entries, visible)
+            if self._metrics is None:
+                continue
+            where = {"layer": layer, "stage": stage, "keys": keys}
+            if self._metrics.wants(DENSITY):
+                self._metrics.log(DENSITY, entries / visible, **where)
+            if self._metrics.wants(OUTPUT_ERROR):
+                wanted = dense()
+                error = (wanted.double() - output.double()).norm() / wanted.double().norm().clamp_min(1e-300)
+                self._metrics.log(OUTPUT_ERROR, error.item(), **where)
+
+    def add(self, stage: Stage, entries: float, visible: float) -> None:
+        self._attended[stage][0] += entries
+        self._attended[stage][1] += visible
+
+    # --- stages ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def stage(self, stage: Stage | Callable[[int, int], Stage]) -> Iterator[None]:
+        """Within it every call is of this stage, or of the one that stage(new tokens, all tokens) names.
+
+        Without it: tokens of the prompt given to `generate` are prefilled, those behind it generated. In calls of the model
+        itself several tokens are prefilled, and a single one behind others is generated.
+        """
+        if not callable(stage) and stage not in STAGES:
+            raise ValueError(f'stage is {stage!r}; expected "prefill", "generation" or a function')
+        before, self._stage = self._stage, stage
+        try:
+            yield
+        finally:
+            self._stage = before
+
+    def prompt_length(self, new: int, total: int) -> int:
+        """Where the prompt of a call ends: of its `total` tokens those behind are generated."""
+        if self._stage is not None:
+            stage = self._stage(new, total) if callable(self._stage) else self._stage
+            if stage not in STAGES:
+                raise ValueError(f'stage is {stage!r}; expected "prefill" or "generation"')
+            return total if stage == "prefill" else total - new
+        if self._prompt is not None:
+            return self._prompt
+        return total if new > 1 or new == total else total - new
+
+    # --- a call ----------------------------------------------------------------------------------------------------------
+
+    def is_dense(self) -> bool:
+        return not any(self._sparse) and not self._handler.keeps_masks
+
+    def refuse_patterns(self, module: torch.nn.Module, seen: Visibility | None) -> None:
+        """Before attention that is not causal."""
+        if self._sparse[0] and seen is not None and seen.bidirectional and seen.queries > 1:
+            raise NotImplementedError(
+                f"{type(module).__name__}: its attention is not causal; prefill patterns are for causal attention"
+            )
+
+    def sink_logits(self, layer: int, logits: Tensor) -> list[float]:
+        """A layer's, as numbers; on a GPU reading them waits, so they are read once."""
+        known, version = self._sinks.get(layer), -1 if logits.is_inference() else logits._version
+        if known is None or known[0] is not logits or known[1] != version:
+            known = self._sinks[layer] = (logits, version, logits.tolist())
+        return known[2]
+
+    def attend(
+        self,
+        layer: int,
+        row: Row,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        stage: Stage,
+        bias: Tensor | None,
+        call: Call,
+    ) -> Tensor:
+        """(1, heads, queries, value_dim) of one sequence, in one stage."""
+        if stage == "prefill" and query.shape[2] < key.shape[2]:
+            self._refuse_part(query.shape[2])
+        record = getattr(row.state, stage)
+        entries, visible = record.entries, record.visible
+        where: Any = {"scaling": call.scaling, "attention_mask": bias, "layer": layer, "stage": stage}
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+            chosen = self._handler.mask(query.detach(), key.detach(), value.detach(), row.state, **where)
+            output = call.differentiable(query, key, value, chosen, causal=True, bias=bias)
+        else:
+            sinks: Any = () if call.sink_logits is None else self.sink_logits(layer, call.sink_logits)
+            output, _ = self._handler.attend(
+                query, key, value, row.state, soft_cap=call.soft_cap, sink_logits=sinks, **where
+            )
+        self.add(stage, record.entries - entries, record.visible - visible)
+        if self._handler.keeps_masks:
+            self._masks[stage].append(record.masks[-1])
+        return output
+
+    def _refuse_part(self, tokens: int) -> None:
+        """Where a pattern needs a prompt whole."""
+        if self._whole:
+            raise NotImplementedError(
+                f"a prompt in parts: {', '.join(self._whole)} of the prefill pattern choose by the whole prompt; pass it in one "
+                "call"
+            )
+        if tokens < self._observed:
+            wanted = "all its tokens" if self._observed > 1 << 40 else f"its last {self._observed} tokens"
+            raise NotImplementedError(
+                f"a prompt in parts, {tokens} tokens in this one: the generation pattern chooses what to keep by {wanted}; pass "
+                "them in one call"
+            )
+
+    def rows_of(self, module: Any) -> LayerRows:
+        """What maskers keep at a module's layer of the sequences that it is called with."""
+        rows: LayerRows | None = getattr(module, "_reticle_rows", None)
+        if rows is None:
+            rows = module._reticle_rows = LayerRows()
+        return rows
+
+
+class Attachment(Patterns):
+    """A model's attention as Reticle computes it, until `detach()`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefill: Config,
+        generation: Config,
+        keep_masks: bool,
+        metrics: MetricLogger | None,
+    ) -> None:
+        super().__init__(prefill, generation, keep_masks=keep_masks)
+        name = type(model).__name__
+        self._metrics = metrics
+        self._token = next(_tokens)
+        self._model, self._backbone = model, backbone_of(model)
+        modules = list(self._backbone.modules())
+        self._layers: list[Any] = [module for module in modules if calls_interface(module)]
+        others = sorted({type(m).__name__ for m in modules if _keeps_keys(m) and not calls_interface(m)})
+        if not self._layers or others:
+            what = f"{', '.join(others)} does not" if others else "none of its modules does"
+            raise ValueError(
+                f"{name}: expected attention that calls transformers' attention interface (ALL_ATTENTION_FUNCTIONS); {what}"
+            )
+        if any(getattr(layer, "_reticle", None) is not None for layer in self._layers):
+            raise ValueError(f"{name}: is attached already; detach it first")
+        numbers = [m.layer_idx for m in self._layers if isinstance(getattr(m, "layer_idx", None), int)]
+        self._first = min(numbers, default=0)
+        self._cache: Cache | None = None
+        self._before = self._backbone.config._attn_implementation
+        self._switch(NAME)
+        if self._backbone.config._attn_implementation != NAME:
+            raise ValueError(f"{name}: transformers did not switch its attention to {NAME!r}")
+        self._hooks = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._layers]
+        for layer in self._layers:
+            layer._reticle = self
+        self._own: dict[str, Any] = {}
+        self._wrap_generate()
+
+    def _switch(self, implementation: str) -> None:
+        try:
+            self._backbone.set_attn_implementation(implementation)
+        except ValueError as error:
+            raise ValueError(
+                f"{type(self._model).__name__}: transformers cannot switch its attention: {error}"
+            ) from error
+
+    def _is_first(self, layer: int) -> bool:
+        return layer == self._first
+
+    def _wrap_generate(self) -> None:
+        """Within generate the prompt's length is known, and its cache is ours."""
+        model: Any = self._model
+        if not hasattr(model, "generate"):
+            return
+        generate, prepare = model.generate, model._prepare_cache_for_generation
+
+        def generate_with_prompt(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+            self.forget_records()
+            before, self._prompt = self._prompt, _prompt_of(model, inputs, kwargs)
+            try:
+                return generate(inputs, *args, **kwargs)
+            finally:
+                self._prompt = before
+
+        def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            given = {name: model_kwargs.get(name) for name in _CACHE_NAMES}
+            result = prepare(generation_config, model_kwargs, *args, **kwargs)
+            for name in _CACHE_NAMES:
+                made = model_kwargs.get(name)
+                if made is not given[name] and type(made) is DynamicCache and not made.offloading:
+                    model_kwargs[name] = SparseCache(config=model.config)
+            return result
+
+        for name, wrapper in (("generate", generate_with_prompt), ("_prepare_cache_for_generation", prepare_cache)):
+            self._own[name] = model.__dict__.get(name)
+            setattr(model, name, wrapper)
+
+    def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("output_attentions"):
+            raise NotImplementedError(
+                f"{type(module).__name__}: output_attentions is not supported; use eager attention"
+            )
+        self._cache = cache_in(args, kwargs)
+
+    def rows_of(self, module: Any) -> LayerRows:
+        if self._cache is None:
+            return LayerRows()
+        kept: tuple[int | None, dict[int, LayerRows]] = getattr(self._cache, "_reticle_rows", (None, {}))
+        if kept[0] != self._token:
+            kept = (self._token, {})
+            self._cache._reticle_rows = kept  # type: ignore[attr-defined]
+        return kept[1].setdefault(module.layer_idx, LayerRows())
+
+    def detach(self) -> None:
+        """Gives the model its own attention back. Records stay."""
+        if not self._layers:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._layers:
+            layer._reticle = None
+        self._layers, self._hooks = [], []
+        for name, before in self._own.items():
+            if before is None:
+                delattr(self._model, name)
+            else:
+                setattr(self._model, name, before)
+        self._switch(self._before)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def patterns_of(module: Any) -> Patterns | None:
+    """What a module's attention follows: its attachment, or its config's `reticle`, {"prefill": ..., "generation": ...}."""
+    attached: Patterns | None = getattr(module, "_reticle", None)
+    if attached is not None:
+        return attached
+    asked = getattr(getattr(module, "config", None), "reticle", None)
+    if asked is None:
+        return None
+    known: tuple[Any, Patterns] | None = getattr(module, "_reticle_patterns", None)
+    if known is None or known[0] != asked:
+        if not isinstance(asked, Mapping) or not set(asked) <= set(STAGES):
+            raise ValueError(f'config.reticle is {asked!r}; expected {{"prefill": ..., "generation": ...}}')
+        known = module._reticle_patterns = (dict(asked), Patterns(asked.get("prefill"), asked.get("generation")))
+    return known[1]
+
+
+def _has_maskers(pipeline: SparseAttention, stage: Stage) -> bool:
+    config = json.loads(pipeline.to_json())
+    return bool(config[stage]["maskers"] if stage in config else config["maskers"])
+
+
+def _keeps_keys(module: torch.nn.Module) -> bool:
+    """Whether a module is attention over keys of its own layer, whatever it computes it by."""
+    return isinstance(getattr(module, "layer_idx", None), int) and "Attention" in type(module).__name__
+
+
+def _prompt_of(model: PreTrainedModel, inputs: Any, kwargs: dict[str, Any]) -> int | None:
+    """How many tokens generate is given before the first that it makes."""
+    if model.config.is_encoder_decoder:
+        given = kwargs.get("decoder_input_ids")
+        return 1 if given is None else int(given.shape[1])
+    for given in (kwargs.get("input_ids"), inputs, kwargs.get("inputs_embeds")):
+        if isinstance(given, Tensor) and given.dim() > 1:
+            return int(given.shape[1])
+    return None

@@ -1,0 +1,351 @@
+"""The attention that a model's layers call, and what it makes of everything that they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+import reticle
+import reticle._core as _core
+import reticle.torch
+from reticle.hf._cache import Row, marks_of
+from reticle.hf._visibility import Visibility
+
+if TYPE_CHECKING:
+    from reticle.hf._attach import Patterns, Stage
+
+#: What layers may say that changes nothing here: bookkeeping of their own, and what the mask and the cache say already.
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("cache", "cache_position", "past_key_value", "past_key_values", "position_embeddings", "position_ids"),
+        *("use_cache", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "labels"),
+        *("num_items_in_batch", "max_length_q", "max_length_k", "deterministic", "use_top_left_mask", "input_ids"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer says of its scores, beside queries, keys and values."""
+
+    scaling: float | None
+    soft_cap: float | None
+    sink_logits: Tensor | None
+    bias: Tensor | None  # (batch or 1, heads or 1, queries or 1, keys), added to the scores
+
+    def differentiable(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, causal: bool, bias: Tensor | None
+    ) -> Tensor:
+        """Attention over a mask with gradients by queries, keys, values and sink logits; what chose the mask has none."""
+        if bias is not None and bias.requires_grad:
+            raise NotImplementedError(
+                "gradients by a position bias are not supported; freeze it, or use eager attention"
+            )
+        if self.sink_logits is None:
+            output, _ = reticle.torch.attention(
+                query,
+                key,
+                value,
+                mask,
+                scaling=self.scaling,
+                causal=causal,
+                attention_mask=bias,
+                soft_cap=self.soft_cap,
+            )
+            return output
+        # A sink is one more key: of score 0, to which its logit is added, and of value 0.
+        shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        if mask is None:
+            mask = _core.Mask.full(shape)
+        if causal:
+            mask = mask.restrict_causal()
+        sink = _core.Mask.runs((1, 1, 1, shape[3] + 1), [0, 1], [[shape[3], shape[3] + 1]])
+        logits = torch.zeros((1, shape[1], 1, shape[3] + 1), device=query.device)
+        logits[..., -1] = self.sink_logits.detach().float()[None, :, None]
+        if bias is not None:
+            logits = logits + torch.nn.functional.pad(bias.float(), (0, 1))
+        output, lse = reticle.torch.attention(
+            query,
+            _with_zeros(key),
+            _with_zeros(value),
+            mask.append_keys(1) | sink.broadcast_to((*shape[:3], shape[3] + 1)),
+            scaling=self.scaling,
+            attention_mask=logits,
+            soft_cap=self.soft_cap,
+        )
+        attended: Tensor = _SinkGradient.apply(output, lse, self.sink_logits)  # type: ignore[no-untyped-call]
+        return attended
+
+
+def _with_zeros(tensor: Tensor) -> Tensor:
+    """One more token of zeros."""
+    return torch.cat([tensor, tensor.new_zeros((*tensor.shape[:2], 1, tensor.shape[3]))], 2)
+
+
+class _SinkGradient(torch.autograd.Function):
+    """The output as it is; a sink's logit takes mass exp(logit - lse) from it."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, lse: Tensor, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(output, lse, logits)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor]:
+        output, lse, logits = ctx.saved_tensors
+        mass = torch.exp(logits.float()[None, :, None] - lse)
+        by_logit = -(mass * (upstream.float() * output.float()).sum(-1)).sum((0, 2))
+        return upstream, None, by_logit.to(logits.dtype)
+
+
+def forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | Visibility | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for "reticle": output (batch, queries, heads, value_dim), contiguous, and no weights."""
+    from reticle.hf._attach import patterns_of
+
+    name = type(module).__name__
+    _refuse_unknown(name, others)
+    if dropout:
+        raise NotImplementedError(f"{name}: attention dropout is not supported; set attention_dropout to 0")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    seen, bias = _seen(name, attention_mask, query, key, causal)
+    if seen is not None and key.shape[2] > seen.keys:  # a static cache's room
+        key, value = key[:, :, : seen.keys], value[:, :, : seen.keys]
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    call = Call(scaling, softcap, s_aux, bias)
+    attached = patterns_of(module)
+    packed = _documents(cu_seq_lens_q, cu_seq_lens_k, query, key)
+    if packed is not None:
+        seen, attached = packed, None
+    if attached is not None and _follows_pattern(module, seen):
+        output = _by_pattern(attached, module, query, key, value, cast("Visibility", seen), call)
+    else:
+        if attached is not None:
+            attached.refuse_patterns(module, seen)
+        output = _dense(query, key, value, seen, call)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _follows_pattern(module: Any, seen: Visibility | None) -> bool:
+    """Patterns are for causal self-attention over a cache that holds every key."""
+    return (
+        seen is not None
+        and seen.causal
+        and seen.key_offset == 0
+        and isinstance(getattr(module, "layer_idx", None), int)
+        and not getattr(module, "is_cross_attention", False)
+    )
+
+
+def _refuse_unknown(name: str, others: dict[str, Any]) -> None:
+    for word, given in others.items():
+        if word in _WITHOUT_EFFECT or given is None or given is False:
+            continue
+        raise NotImplementedError(
+            f'{name}: passes {word} to its attention, which "reticle" does not support; use attn_implementation="eager"'
+        )
+
+
+def _seen(
+    name: str, attention_mask: Tensor | Visibility | None, query: Tensor, key: Tensor, causal: bool
+) -> tuple[Visibility | None, Tensor | None]:
+    """What queries see, and what is added to the scores: of a tensor with four dimensions all is said by the latter."""
+    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    if isinstance(attention_mask, Visibility):
+        if attention_mask.queries != queries or attention_mask.keys > keys:
+            raise NotImplementedError(
+                f"{name}: its mask is of {attention_mask.queries} queries and {attention_mask.keys} keys, its attention of "
+                f"{queries} and {keys}; this is not supported"
+            )
+        return attention_mask, None
+    if attention_mask is None:
+        function = masking_utils.causal_mask_function if causal else masking_utils.bidirectional_mask_function
+        return Visibility(function, batch=batch, queries=queries, keys=keys, query_offset=keys - queries), None
+    if attention_mask.dim() != 4:
+        raise NotImplementedError(
+            f"{name}: attention_mask has {attention_mask.dim()} dimensions at its attention; expected (batch, heads, queries, "
+            "keys)"
+        )
+    if attention_mask.shape[3] < keys:
+        raise NotImplementedError(f"{name}: attention_mask is of {attention_mask.shape[3]} keys, there are {keys}")
+    mask = attention_mask[..., :keys]
+    if not mask.is_floating_point():
+        mask = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(
+            ~mask.to(torch.bool), -torch.inf
+        )
+    return None, mask
+
+
+def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -> Visibility | None:
+    """Sequences that are packed into one row, as flash attention is told of them."""
+    if q is None and k is None:
+        return None
+    if q is None or k is None or not torch.equal(q, k) or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise NotImplementedError(
+            "cu_seq_lens_q and cu_seq_lens_k: expected the same offsets, for one row without a cache"
+        )
+    if int(q[-1]) != query.shape[2] or int(q[0]) != 0:
+        raise ValueError(
+            f"cu_seq_lens_q: {q.tolist()}; expected offsets from 0 to the {query.shape[2]} tokens of the row"
+        )
+    ends = torch.bucketize(torch.arange(query.shape[2], device=q.device), q[1:], right=True)
+    return Visibility(
+        lambda b, h, i, j: (ends[i] == ends[j]) & (j <= i), batch=1, queries=query.shape[2], keys=query.shape[2]
+    )
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, seen: Visibility | None, call: Call) -> Tensor:
+    """Attention to everything that the model lets queries see."""
+    bias, causal, mask = call.bias, False, None
+    if seen is not None:
+        if seen.padding is not None:
+            hidden = torch.zeros(seen.padding.shape, device=query.device).masked_fill(~seen.padding, -torch.inf)
+            bias = hidden[:, None, None] if bias is None else bias + hidden[:, None, None]
+        causal = seen.causal
+        if not causal and not seen.bidirectional:
+            mask = seen.mask.broadcast_to((query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
+    if bias is not None:
+        bias = bias.float().masked_fill(bias <= torch.finfo(bias.dtype).min / 2, -torch.inf)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        return call.differentiable(query, key, value, mask, causal=causal, bias=bias)
+    output, _ = reticle.attention(
+        query,
+        key,
+        value,
+        mask,
+        scaling=call.scaling,
+        causal=causal,
+        attention_mask=bias,
+        soft_cap=call.soft_cap,
+        sink_logits=() if call.sink_logits is None else call.sink_logits.tolist(),
+    )
+    return output
+
+
+# --- patterns -----------------------------------------------------------------------------------------------------------
+
+
+def _by_pattern(
+    attached: Patterns, module: Any, query: Tensor, key: Tensor, value: Tensor, seen: Visibility, call: Call
+) -> Tensor:
+    """Attention as the pipelines choose: each sequence alone, without its padding, as it would be in a batch of its own.
+
+    Tokens before the end of the prompt are prefilled. Those behind it are generated, one after another: several at once, as
+    speculation has them, get what each would have got on its own.
+    """
+    new, total, layer = query.shape[2], key.shape[2], int(module.layer_idx)
+    old = total - new
+    attached.begin(layer, old)
+    prompt = attached.prompt_length(new, total)
+    kept = [_kept(seen, i) for i in range(query.shape[0])]
+    if attached.is_dense():
+        output = _dense(query, key, value, seen, call)
+        for places in kept:
+            _record_dense(attached, query.shape[1], torch.arange(total) if places is None else places, old, prompt)
+    else:
+        keys = [_tokens(key[i], places) for i, places in enumerate(kept)]
+        before = [old if places is None else int((places < old).sum()) for places in kept]
+        rows = attached.rows_of(module).follow(keys, before)
+        output = query.new_zeros((*query.shape[:3], value.shape[3]))
+        for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
+            own: Any = slice(None) if places is None else places[before[i] :] - old
+            queries = query[i][:, own]
+            if queries.shape[1] == 0:
+                continue
+            bias = None if call.bias is None else _bias_of(call.bias, i, places, own)
+            inputs = (queries[None], keys[i][None], _tokens(value[i], places)[None])
+            of_prompt = prompt if places is None else int((places < prompt).sum())
+            output[i][:, own] = _sequence(attached, layer, row, *inputs, of_prompt, bias, call)[0]
+    attached.finish(layer, total, output, lambda: _dense(query, key, value, seen, call))
+    return output
+
+
+def _record_dense(attached: Patterns, heads: int, places: Tensor, old: int, prompt: int) -> None:
+    seen = torch.arange(1, len(places) + 1)[places >= old]
+    in_prompt = places[places >= old] < prompt
+    for stage, of_stage in (("prefill", in_prompt), ("generation", ~in_prompt)):
+        entries = float(heads * int(seen[of_stage].sum()))
+        attached.add(stage, entries, entries)  # type: ignore[arg-type]
+
+
+def _kept(seen: Visibility, row: int) -> Tensor | None:
+    """The places of a row's tokens, where some are padding."""
+    if seen.padding is None or bool(seen.padding[row].all()):
+        return None
+    return seen.padding[row].nonzero()[:, 0]
+
+
+def _tokens(tensor: Tensor, places: Tensor | None) -> Tensor:
+    """(heads, tokens, width) without padding: a view where the tokens stand together."""
+    if places is None or len(places) == 0:
+        return tensor if places is None else tensor[:, :0]
+    first, last = int(places[0]), int(places[-1])
+    return tensor[:, first : last + 1] if last - first + 1 == len(places) else tensor[:, places]
+
+
+def _bias_of(bias: Tensor, row: int, keys: Tensor | None, queries: Any) -> Tensor:
+    own = bias[row if bias.shape[0] > 1 else 0]
+    if keys is not None:
+        own = own[..., keys] if own.shape[-1] > 1 else own
+        own = own[:, queries] if own.shape[-2] > 1 else own
+    return own[None]
+
+
+def _sequence(
+    attached: Patterns,
+    layer: int,
+    row: Row,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompt: int,
+    bias: Tensor | None,
+    call: Call,
+) -> Tensor:
+    """One sequence: what is left of its prompt in one call, then token by token."""
+    new, total = query.shape[2], key.shape[2]
+    old = total - new
+    steps: list[tuple[int, int, Stage]] = [(old, min(prompt, total), "prefill")] if prompt > old else []
+    steps += [(token, token + 1, "generation") for token in range(max(old, min(prompt, total)), total)]
+    outputs = []
+    for begin, end, stage in steps:
+        part = query[:, :, begin - old : end - old]
+        own = None
+        if bias is not None:
+            own = bias[..., :end] if bias.shape[-1] > 1 else bias
+            own = own[:, :, begin - old : end - old] if own.shape[2] > 1 else own
+        inputs = (part, key[:, :, :end], value[:, :, :end])
+        outputs.append(attached.attend(layer, row, *inputs, stage, own, call))
+        row.take_in(marks_of(key[0, :, :end]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def cache_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
+    """The cache among what an attention module is called with."""
+    for given in (*kwargs.values(), *args):
+        if isinstance(given, EncoderDecoderCache):
+            return given.self_attention_cache
+        if isinstance(given, Cache):
+            return given
+    return None

@@ -1,0 +1,213 @@
+"""A cache of keys and values that grows in place, and what maskers keep of the sequences in any cache."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+import reticle._core as _core
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig
+
+#: Channels of a key, of the last KV head, that tell it from another key: 16 bytes of float32.
+_CHANNELS = 4
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, (batch, kv_heads, tokens, head_dim), in buffers with room for more tokens.
+
+    A decode step writes its own token and reads views: no allocation and no copy of older keys, until the room is used up,
+    when it doubles. `keys` and `values` are views of what is there.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._capacity = capacity
+        self._length = 0
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        #: Counts what may have changed older keys, so that whoever follows them need not look.
+        self.changes = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self._length + key_states.shape[-2]
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            keys, values = (torch.cat(pair, -2) for pair in zip(self._held(), (key_states, value_states), strict=True))
+            self.keys, self.values, self._buffers, self._length = keys, values, None, length
+            return keys, values
+        keys, values = self._with_room(length, key_states, value_states)
+        keys[:, :, self._length : length] = key_states
+        values[:, :, self._length : length] = value_states
+        self._length = length
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        return self.keys, self.values
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None, "made by lazy_initialization"
+        return self.keys, self.values
+
+    def _with_room(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._buffers is None or self._buffers[0].shape[2] < length:
+            room = max(length + 64, 2 * self._length, self._capacity)
+            self._buffers = (_room_for(keys, room), _room_for(values, room))
+            for buffer, tensor in zip(self._buffers, self._held(), strict=True):
+                buffer[:, :, : self._length] = tensor
+        return self._buffers
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes how many tokens to remove as a negative number; got {tokens_to_remove}")
+        self._cut(max(0, self._length + tokens_to_remove))
+
+    def _cut(self, length: int) -> None:
+        if self.is_initialized and length != self._length:
+            self._length = length
+            self.keys, self.values = (tensor[:, :, :length] for tensor in self._held())
+            self.changes += 1
+
+    def reset(self) -> None:
+        self._cut(0)
+
+    def _replace(self, rows: Any) -> None:
+        if self._length > 0:
+            self.keys, self.values = (rows(tensor) for tensor in self._held())
+            self._buffers = None
+            self.changes += 1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._replace(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._replace(lambda tensor: tensor.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._replace(lambda tensor: tensor[indices])
+
+
+def _room_for(like: Tensor, tokens: int) -> Tensor:
+    batch, heads, _, width = like.shape
+    return like.new_empty((batch, heads, tokens, width))
+
+
+class SparseCache(DynamicCache):
+    """transformers' DynamicCache with buffers that grow by doubling (or have `capacity` tokens from the start).
+
+        cache = reticle.hf.SparseCache(config=model.config, capacity=32768)
+        model.generate(**inputs, past_key_values=cache)
+
+    Attached models make one where `generate` would make a DynamicCache. It can be cropped, reordered, repeated, selected
+    from, reset and copied (`copy.deepcopy`); what maskers keep of its sequences follows. Layers with a sliding window or a
+    recurrent state are transformers' own.
+    """
+
+    def __init__(self, config: PreTrainedConfig | None = None, *, capacity: int = 0) -> None:
+        super().__init__(config=config)
+        if self.layer_class_to_replicate is not None:
+            self.layer_class_to_replicate = functools.partial(GrowingLayer, capacity)  # type: ignore[assignment]
+        self.layers = [GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+
+class Row:
+    """What maskers keep of one sequence at one layer, and the keys that they have seen, told by a few of their channels."""
+
+    def __init__(self) -> None:
+        self.state = _core.InferenceState()
+        self.seen: Tensor | None = None  # (room, channels), integers
+        self.length = 0
+
+    def fork(self) -> Row:
+        copy = Row()
+        copy.state = self.state.fork()
+        copy.seen = None if self.seen is None else self.seen[: self.length].clone()
+        copy.length = self.length
+        return copy
+
+    def truncate(self, length: int) -> None:
+        if length < self.length:
+            self.state.truncate(length)
+            self.length = length
+
+    def began(self, marks: Tensor) -> int | None:
+        """How many of the keys this row has seen, where one's keys are the first of the other's; None elsewhere."""
+        length = min(self.length, len(marks))
+        if length == 0 or self.seen is None or not torch.equal(self.seen[:length], marks[:length]):
+            return None
+        return length
+
+    def take_in(self, marks: Tensor) -> None:
+        """The keys from `length` on."""
+        if self.seen is None or len(self.seen) < len(marks):
+            room = marks.new_empty((2 * len(marks), marks.shape[1]))
+            if self.seen is not None:
+                room[: self.length] = self.seen[: self.length]
+            self.seen = room
+        self.seen[self.length : len(marks)] = marks[self.length :]
+        self.length = len(marks)
+
+
+def marks_of(keys: Tensor) -> Tensor:
+    """(tokens, channels) integers of one sequence's keys (kv_heads, tokens, head_dim): equal where keys are."""
+    few = keys[-1, :, :_CHANNELS]
+    integers = {4: torch.int32, 2: torch.int16, 8: torch.int64, 1: torch.int8}[few.element_size()]
+    return few.detach().view(integers) if few.stride(-1) == 1 else few.detach().contiguous().view(integers)
+
+
+class LayerRows:
+    """The rows of one layer of a cache, one to a sequence of the batch."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def __deepcopy__(self, _: Any) -> LayerRows:
+        copy = LayerRows()
+        copy.rows = [row.fork() for row in self.rows]
+        return copy
+
+    def follow(self, keys: Sequence[Tensor], before: Sequence[int]) -> list[Row]:
+        """A row for each sequence, of whose keys (kv_heads, tokens, head_dim) the first `before` were there already.
+
+        It is the row that has seen these, cut to them, or a copy of it where several sequences come from one (beams). Where no
+        row has seen them it is a new one, whose maskers read all keys again.
+        """
+        sources = [
+            self._source(i, marks_of(own)[:length]) for i, (own, length) in enumerate(zip(keys, before, strict=True))
+        ]
+        uses = Counter(id(row) for row, _ in sources)
+        followed = []
+        for row, length in sources:
+            uses[id(row)] -= 1
+            if row is None:
+                followed.append(Row())
+                continue
+            followed.append(row.fork() if uses[id(row)] else row)
+            followed[-1].truncate(length)
+        self.rows = followed
+        return followed
+
+    def _source(self, i: int, marks: Tensor) -> tuple[Row | None, int]:
+        """The row that has seen most of such keys; in doubt the one in the same place."""
+        best: tuple[Row | None, int] = (None, 0)
+        for row in [*self.rows[i : i + 1], *self.rows[:i], *self.rows[i + 1 :]]:
+            length = row.began(marks)
+            if length is not None and length > best[1]:
+                best = (row, length)
+            if best[1] == len(marks):
+                break
+        return best

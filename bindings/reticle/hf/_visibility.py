@@ -1,0 +1,218 @@
+"""What a model lets each query see: transformers' mask interface, answered without a tensor of queries x keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+import reticle._core as _core
+from reticle._mask import from_mask_mod
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reticle import Mask
+
+    MaskFunction = Callable[[Any, Any, Any, Any], Any]
+
+
+class Visibility:
+    """Which keys the queries of one forward pass may see.
+
+    Models hand it from layer to layer where they would hand an attention mask. A model that computes with its mask gets the
+    dense one instead: every attribute and operation that this class lacks is that of `dense()`.
+    """
+
+    def __init__(
+        self,
+        function: MaskFunction,
+        *,
+        batch: int,
+        queries: int,
+        keys: int,
+        query_offset: int = 0,
+        key_offset: int = 0,
+        padding: Tensor | None = None,
+        by_vmap: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.function = function
+        if function is masking_utils.causal_mask_function or _window_of(function) is not None:
+            keys = min(keys, query_offset - key_offset + queries)  # behind them a static cache has room
+        self.batch, self.queries, self.keys = batch, queries, keys
+        self.query_offset, self.key_offset = query_offset, key_offset
+        self.by_vmap, self.dtype, self.device_of_mask = by_vmap, dtype, device
+        #: (batch, keys) bool, of the keys from key_offset on; None where every key is a token's.
+        self.padding = None
+        if padding is not None:
+            own = padding[:, key_offset : key_offset + keys].to(torch.bool)
+            if own.shape[1] < keys:
+                own = torch.nn.functional.pad(own, (0, keys - own.shape[1]))
+            self.padding = None if bool(own.all()) else own
+        self._mask: Mask | None = None
+        self._plain: bool | None = None
+        self._dense: Tensor | None = None
+
+    @property
+    def first(self) -> int:
+        """Where the first query stands among the keys."""
+        return self.query_offset - self.key_offset
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees the keys up to its own position, padding aside, and the last query is at the last key."""
+        if self._plain is None:
+            at_end = self.first + self.queries == self.keys
+            if self.function is masking_utils.causal_mask_function:
+                self._plain = at_end
+            elif not at_end or self.bidirectional:
+                self._plain = False
+            else:
+                seen = self.mask
+                self._plain = seen.nnz == seen.restrict_causal().nnz and seen.nnz == self._causal_entries()
+        return self._plain
+
+    def _causal_entries(self) -> int:
+        batch = self.mask.shape[0]
+        return batch * sum(self.first + 1 + query for query in range(self.queries))
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every query sees every key, padding aside."""
+        return self.function is masking_utils.bidirectional_mask_function
+
+    @property
+    def mask(self) -> Mask:
+        """What the function lets queries see, padding aside: (batch or 1, 1, queries, keys), made once for all layers."""
+        if self._mask is None:
+            self._mask = self._by_window() or self._by_function()
+        return self._mask
+
+    def _by_window(self) -> Mask | None:
+        """A sliding window, known by its closure, needs no look at queries x keys."""
+        width = _window_of(self.function)
+        if width is None or self.first < 0:
+            return None
+        ends = torch.arange(self.first + 1, self.first + self.queries + 1).clamp(max=self.keys)
+        intervals = torch.stack([(ends - width).clamp(min=0), ends], 1)
+        shape = (1, 1, self.queries, self.keys)
+        return _core.Mask.runs(shape, torch.arange(self.queries + 1).numpy(), intervals.to(torch.int32).numpy())
+
+    def _by_function(self) -> Mask:
+        function, first_query, first_key = self.function, self.query_offset, self.key_offset
+        if self.by_vmap:
+            function = torch.vmap(torch.vmap(function, in_dims=(None, None, None, 0)), in_dims=(None, None, 0, None))
+
+            def tile(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Any:
+                return function(b, h, q.flatten() + first_query, k.flatten() + first_key).cpu().numpy()
+
+        else:
+
+            def tile(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Any:
+                return function(b, h, q + first_query, k + first_key).cpu().numpy()
+
+        return from_mask_mod(tile, (self.batch, 1, self.queries, self.keys), module=torch)
+
+    def dense(self) -> Tensor:
+        """As `eager` attention takes it: (batch, 1, queries, keys), 0 where seen and the dtype's lowest number elsewhere."""
+        if self._dense is None:
+            shape = (self.batch, 1, self.queries, self.keys)
+            seen = torch.from_numpy(self.mask.broadcast_to(shape).to_dense() > 0).to(self.device_of_mask)
+            if self.padding is not None:
+                seen = seen & self.padding[:, None, None].to(seen.device)
+            self._dense = torch.zeros(shape, dtype=self.dtype, device=seen.device).masked_fill(
+                ~seen, torch.finfo(self.dtype).min
+            )
+        return self._dense
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.dense(), name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def dense(given: Any) -> Any:
+            return given.dense() if isinstance(given, cls) else given
+
+        return function(*map(dense, args), **{name: dense(value) for name, value in (kwargs or {}).items()})
+
+
+def _operation(name: str) -> Any:
+    def operate(self: Visibility, *others: Any) -> Any:
+        return getattr(self.dense(), name)(*others)
+
+    return operate
+
+
+for _name in (
+    "add",
+    "radd",
+    "sub",
+    "mul",
+    "rmul",
+    "getitem",
+    "and",
+    "or",
+    "invert",
+    "eq",
+    "ne",
+    "lt",
+    "gt",
+    "le",
+    "ge",
+    "neg",
+):
+    setattr(Visibility, f"__{_name}__", _operation(f"__{_name}__"))
+Visibility.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+def _window_of(function: MaskFunction) -> int | None:
+    """The width, in keys, of a causal sliding window as masking_utils makes it; None for any other function."""
+    parts = _closure(function).get("mask_functions", ())
+    if len(parts) != 2 or masking_utils.causal_mask_function not in parts:
+        return None
+    overlay = parts[0] if parts[1] is masking_utils.causal_mask_function else parts[1]
+    if not overlay.__qualname__.startswith("sliding_window_overlay."):
+        return None
+    width = _closure(overlay).get("sliding_window")
+    return width if isinstance(width, int) else None
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    code = getattr(function, "__code__", None)
+    if code is None or function.__closure__ is None:
+        return {}
+    return dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__), strict=True))
+
+
+def visibility(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: MaskFunction = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> Visibility:
+    """What masking_utils calls under our name. The arguments left over say which shortcuts other interfaces may take."""
+    return Visibility(
+        mask_function,
+        batch=batch_size,
+        queries=q_length,
+        keys=kv_length,
+        query_offset=int(q_offset),
+        key_offset=int(kv_offset),
+        padding=attention_mask,
+        by_vmap=use_vmap,
+        dtype=dtype,
+        device=device,
+    )
