@@ -265,7 +265,7 @@ class Attachment(Patterns):
         self._model, self._backbone = model, backbone_of(model)
         modules = list(self._backbone.modules())
         self._layers: list[Any] = [module for module in modules if calls_interface(module)]
-        others = sorted({type(m).__name__ for m in modules if _keeps_keys(m) and not calls_interface(m)})
+        others = sorted({type(m).__name__ for m in modules if _has_softmax(m) and not calls_interface(m)})
         if not self._layers or others:
             what = f"{', '.join(others)} does not" if others else "none of its modules does"
             raise ValueError(
@@ -387,9 +387,14 @@ def _has_maskers(pipeline: SparseAttention, stage: Stage) -> bool:
     return bool(config[stage]["maskers"] if stage in config else config["maskers"])
 
 
-def _keeps_keys(module: torch.nn.Module) -> bool:
-    """Whether a module is attention over keys of its own layer, whatever it computes it by."""
-    return isinstance(getattr(module, "layer_idx", None), int) and "Attention" in type(module).__name__
+def _has_softmax(module: torch.nn.Module) -> bool:
+    """Whether a module computes softmax attention by itself; linear attention has none, and is left as it is."""
+    if not type(module).__name__.endswith("Attention"):
+        return False
+    try:
+        return "softmax" in inspect.getsource(type(module))
+    except (OSError, TypeError):
+        return False
 
 
 def _prompt_of(model: PreTrainedModel, inputs: Any, kwargs: dict[str, Any]) -> int | None:

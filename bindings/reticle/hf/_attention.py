@@ -173,10 +173,10 @@ def _seen(
     """What queries see, and what is added to the scores: of a tensor with four dimensions all is said by the latter."""
     batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
     if isinstance(attention_mask, Visibility):
-        if attention_mask.queries != queries or attention_mask.keys > keys:
+        if attention_mask.queries != queries or attention_mask.given_keys != keys:
             raise NotImplementedError(
-                f"{name}: its mask is of {attention_mask.queries} queries and {attention_mask.keys} keys, its attention of "
-                f"{queries} and {keys}; this is not supported"
+                f"{name}: its mask is of {attention_mask.queries} queries and {attention_mask.given_keys} keys, its attention "
+                f"of {queries} and {keys}; this is not supported"
             )
         return attention_mask, None
     if attention_mask is None:

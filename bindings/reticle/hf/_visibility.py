@@ -41,8 +41,10 @@ class Visibility:
         device: torch.device | str = "cpu",
     ) -> None:
         self.function = function
+        #: As many as the layer's keys are: behind `keys` of them a static cache has room.
+        self.given_keys = keys
         if function is masking_utils.causal_mask_function or _window_of(function) is not None:
-            keys = min(keys, query_offset - key_offset + queries)  # behind them a static cache has room
+            keys = min(keys, query_offset - key_offset + queries)
         self.batch, self.queries, self.keys = batch, queries, keys
         self.query_offset, self.key_offset = query_offset, key_offset
         self.by_vmap, self.dtype, self.device_of_mask = by_vmap, dtype, device

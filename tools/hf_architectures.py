@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Every causal architecture of the installed transformers that can be made small, attached with dense attention: its logits
+beside those of its own eager attention, or what it was refused for. Exits with 1 where one differs, or fails within the model.
+
+    python tools/hf_architectures.py [NAME ...]      # names of model types, such as llama; all by default
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import warnings
+from collections import Counter
+from typing import Any
+
+import reticle.hf
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+# What configs call their extents; each model takes those that it knows.
+SMALL: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "d_model": 64,
+    "n_embd": 64,
+    "dim": 64,
+    "embed_dim": 64,
+    "embedding_size": 64,
+    "intermediate_size": 96,
+    "ffn_dim": 96,
+    "d_ff": 96,
+    "n_inner": 96,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "expert_ffn_hidden_size": 32,
+    "ffn_hidden_size": 96,
+    "num_hidden_layers": 4,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "attention_head_size": 16,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 128,
+    "n_positions": 128,
+    "max_seq_len": 128,
+    "initializer_range": 0.3,
+    "init_std": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attention_dropout": 0.0,
+    "attn_pdrop": 0.0,
+    "is_decoder": True,
+    "use_cache": False,
+}
+MAX_PARAMETERS = 30_000_000
+BOUND = 1e-3
+
+
+def shrink(config: Any, without: frozenset[str] = frozenset()) -> Any:
+    """A config of the same class with what it has of SMALL, and its parts alike."""
+    kind = type(config)
+    own: dict[str, Any] = {}
+    for name, value in SMALL.items():
+        if name not in without and name in vars(config) and vars(config)[name] is not None:
+            own[name] = value
+    for name, value in vars(config).items():
+        if isinstance(value, transformers.PreTrainedConfig):
+            own[name] = shrink(value, without).to_dict()
+    if "qk_rope_head_dim" in own:  # multi-head latent attention
+        own.pop("head_dim", None)
+        own["num_key_value_heads"] = own["num_attention_heads"]
+    if "rotary_dim" in vars(config):
+        own["rotary_dim"] = 8
+    return kind(**own)
+
+
+def small_model(model_type: str) -> torch.nn.Module:
+    default = CONFIG_MAPPING[model_type]()
+    failure: Exception | None = None
+    for without in (frozenset(), frozenset({"head_dim"}), frozenset({"num_hidden_layers", "num_key_value_heads"})):
+        try:
+            config = shrink(default, without)
+            with torch.device("meta"):
+                count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            if count > MAX_PARAMETERS:
+                raise ValueError(f"{count / 1e6:.0f} million parameters")
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        except Exception as error:
+            failure = failure or error
+    raise failure or ValueError("not made")
+
+
+def verdict(model_type: str) -> tuple[str, str]:
+    """("equal", "refused", "not made", "DIFFERENT" or "FAILED", a note)."""
+    try:
+        model: Any = small_model(model_type)
+        ids = torch.randint(3, 90, (1, 24), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            own = model(input_ids=ids).logits
+        if not torch.isfinite(own).all():
+            raise ValueError("its own logits are not finite")
+    except Exception as error:
+        return "not made", f"{type(error).__name__}: {error}"
+    try:
+        with torch.no_grad(), reticle.hf.attach(model):
+            found = model(input_ids=ids).logits
+    except (ValueError, NotImplementedError) as error:
+        if "reticle" in str(error) or "expected attention" in str(error) or "not supported" in str(error):
+            return "refused", str(error)
+        return "FAILED", f"{type(error).__name__}: {error}"
+    except Exception as error:
+        return "FAILED", f"{type(error).__name__}: {error}"
+    difference = distance(found, own)
+    if difference < BOUND:
+        return "equal", f"{difference:.1e}"
+    try:  # a model may multiply what rounding makes
+        model.set_attn_implementation("sdpa")
+        with torch.no_grad():
+            rounding = distance(model(input_ids=ids).logits, own)
+    except ValueError:
+        rounding = 0.0
+    answer = "equal" if difference < 3 * rounding else "DIFFERENT"
+    return answer, f"{difference:.1e}; sdpa differs by {rounding:.1e}"
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+def out_of_time(*_: object) -> None:
+    raise TimeoutError("took more than 60 s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="model types; all causal ones by default")
+    names = parser.parse_args().names or sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    signal.signal(signal.SIGALRM, out_of_time)
+    counts: Counter[str] = Counter()
+    for name in names:
+        signal.alarm(60)
+        try:
+            answer, note = verdict(name)
+        except TimeoutError as error:
+            answer, note = "not made", str(error)
+        signal.alarm(0)
+        counts[answer] += 1
+        print(f"{name:32} {answer:10} {(note.splitlines() or [''])[0][:150]}", flush=True)
+    print(f"transformers {transformers.__version__}: " + ", ".join(f"{count} {answer}" for answer, count in counts.items()))
+    return 1 if counts["DIFFERENT"] + counts["FAILED"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
