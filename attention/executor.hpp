@@ -42,7 +42,7 @@ struct AttentionResult {
 
 /// output_i = sum_j w_ij v_j / sum_j w_ij over the entries j of row i, w_ij = exp(score_ij) / p_ij, with score =
 /// scaling * q.k, then soft cap, then attention mask. A row without entries (or all forbidden) gives output 0 and LSE
-/// -infinity. Head sizes up to 256. Sums are float32; the result does not depend on the number of threads. ShapeError
+/// -infinity. Head sizes up to 1024. Sums are float32; the result does not depend on the number of threads. ShapeError
 /// when inputs and mask do not fit; ValueError naming the row when a result is not finite. Time O(nnz * (d + dv)),
 /// memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
 RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Mask& mask,

@@ -178,7 +178,10 @@ def main() -> int:
         signal.alarm(0)
         counts[answer] += 1
         print(f"{name:32} {answer:10} {(note.splitlines() or [''])[0][:150]}", flush=True)
-    print(f"transformers {transformers.__version__}: " + ", ".join(f"{count} {answer}" for answer, count in counts.items()))
+    print(
+        f"transformers {transformers.__version__}: "
+        + ", ".join(f"{count} {answer}" for answer, count in counts.items())
+    )
     return 1 if counts["DIFFERENT"] + counts["FAILED"] else 0
 
 

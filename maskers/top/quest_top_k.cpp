@@ -84,6 +84,13 @@ class QuestTopK final : public Masker {
 
   /// A page without a key that the query may attend to is not a candidate.
   void exclude_forbidden_pages(const AttentionInputs& inputs, RowId row, std::span<float> scores) const {
+    if (!inputs.attention_mask) {
+      const Index visible = inputs.visible_keys(row.query),
+                  pages = std::min((visible + config_.page_size - 1) / config_.page_size,
+                                   static_cast<Index>(scores.size()));
+      std::fill(scores.begin() + pages, scores.end(), -std::numeric_limits<float>::infinity());
+      return;
+    }
     std::vector<std::int32_t> page{0};
     Selection keys;
     for (std::size_t i = 0; i < scores.size(); ++i) {

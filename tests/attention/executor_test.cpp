@@ -75,7 +75,7 @@ TEST(Attention, AgreesForEveryDtypeGroupSizeAndHeadSize) {
   std::uint32_t seed = 10;
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const Index kv_heads : {1, 2, 4, 8}) {
-      for (const auto& [d, dv] : {std::pair<Index, Index>{1, 1}, {16, 16}, {64, 80}, {100, 33}, {256, 256}}) {
+      for (const auto& [d, dv] : {std::pair<Index, Index>{1, 1}, {16, 16}, {64, 80}, {100, 33}, {256, 256}, {576, 512}, {1024, 8}}) {
         SCOPED_TRACE(std::string(name_of(dtype)) + ", kv heads " + std::to_string(kv_heads) + ", d " +
                      std::to_string(d));
         const OwnedInputs owned({1, 8, kv_heads, 2, 40, d, dv}, seed++, dtype);
@@ -363,9 +363,9 @@ TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
   options = {};
   options.soft_cap = 0.0f;
   EXPECT_EQ(refusal(owned.inputs, full, options), "soft_cap is 0.000000; needed is a finite number > 0");
-  const OwnedInputs wide({1, 1, 1, 1, 1, 257, 16}, 1);
+  const OwnedInputs wide({1, 1, 1, 1, 1, 1025, 16}, 1);
   EXPECT_EQ(refusal(wide.inputs, Mask::full(wide.inputs.shape())),
-            "queries: head size is 257; at most 256 is supported");
+            "queries: head size is 1025; at most 1024 is supported");
 }
 
 }  // namespace

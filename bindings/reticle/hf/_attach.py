@@ -19,7 +19,7 @@ import reticle._core as _core
 import reticle.maskers
 import reticle.torch
 from reticle.hf._attention import Call, cache_in
-from reticle.hf._cache import LayerRows, Row, SparseCache
+from reticle.hf._cache import GrowingLayer, LayerRows, Row, SparseCache
 from reticle.metrics import DENSITY, OUTPUT_ERROR
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class Patterns:
         self._stage: Stage | Callable[[int, int], Stage] | None = None
         self._prompt: int | None = None
         self._sinks: dict[int, tuple[Tensor, int, list[float]]] = {}
+
+    def __deepcopy__(self, _: Any) -> Patterns:
+        raise TypeError("a model whose attention follows a pattern cannot be copied; detach it first")
 
     # --- what was attended to ------------------------------------------------------------------------------------------
 
@@ -239,6 +242,10 @@ class Patterns:
                 "them in one call"
             )
 
+    def changes_of(self, module: Any) -> int | None:
+        """What a cache of ours counts at a module's layer; None for another's."""
+        return None
+
     def rows_of(self, module: Any) -> LayerRows:
         """What maskers keep at a module's layer of the sequences that it is called with."""
         rows: LayerRows | None = getattr(module, "_reticle_rows", None)
@@ -331,6 +338,11 @@ class Attachment(Patterns):
                 f"{type(module).__name__}: output_attentions is not supported; use eager attention"
             )
         self._cache = cache_in(args, kwargs)
+
+    def changes_of(self, module: Any) -> int | None:
+        layers = [] if self._cache is None else self._cache.layers
+        layer = layers[module.layer_idx] if module.layer_idx < len(layers) else None
+        return layer.changes if isinstance(layer, GrowingLayer) else None
 
     def rows_of(self, module: Any) -> LayerRows:
         if self._cache is None:

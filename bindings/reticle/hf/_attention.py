@@ -266,7 +266,7 @@ def _by_pattern(
     else:
         keys = [_tokens(key[i], places) for i, places in enumerate(kept)]
         before = [old if places is None else int((places < old).sum()) for places in kept]
-        rows = attached.rows_of(module).follow(keys, before)
+        rows = attached.rows_of(module).follow(keys, before, attached.changes_of(module))
         output = query.new_zeros((*query.shape[:3], value.shape[3]))
         for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
             own: Any = slice(None) if places is None else places[before[i] :] - old

@@ -62,7 +62,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _with_room(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self._buffers is None or self._buffers[0].shape[2] < length:
-            room = max(length + 64, 2 * self._length, self._capacity)
+            room = self._capacity if length <= self._capacity else max(length + 64, 2 * self._length)
             self._buffers = (_room_for(keys, room), _room_for(values, room))
             for buffer, tensor in zip(self._buffers, self._held(), strict=True):
                 buffer[:, :, : self._length] = tensor
@@ -174,18 +174,23 @@ class LayerRows:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self._changes: int | None = None
 
     def __deepcopy__(self, _: Any) -> LayerRows:
         copy = LayerRows()
-        copy.rows = [row.fork() for row in self.rows]
+        copy.rows, copy._changes = [row.fork() for row in self.rows], self._changes
         return copy
 
-    def follow(self, keys: Sequence[Tensor], before: Sequence[int]) -> list[Row]:
+    def follow(self, keys: Sequence[Tensor], before: Sequence[int], changes: int | None = None) -> list[Row]:
         """A row for each sequence, of whose keys (kv_heads, tokens, head_dim) the first `before` were there already.
 
         It is the row that has seen these, cut to them, or a copy of it where several sequences come from one (beams). Where no
-        row has seen them it is a new one, whose maskers read all keys again.
+        row has seen them it is a new one, whose maskers read all keys again. `changes` is a GrowingLayer's: while it stays the
+        same, older keys need no look.
         """
+        same, self._changes = changes is not None and changes == self._changes, changes
+        if same and [row.length for row in self.rows] == list(before):
+            return self.rows
         sources = [
             self._source(i, marks_of(own)[:length]) for i, (own, length) in enumerate(zip(keys, before, strict=True))
         ]

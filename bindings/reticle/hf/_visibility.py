@@ -199,13 +199,15 @@ def visibility(
     q_offset: int = 0,
     kv_offset: int = 0,
     mask_function: MaskFunction = masking_utils.causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Visibility | None = None,
     use_vmap: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Visibility:
     """What masking_utils calls under our name. The arguments left over say which shortcuts other interfaces may take."""
+    if isinstance(attention_mask, Visibility):  # generate has asked before the model does
+        return attention_mask
     return Visibility(
         mask_function,
         batch=batch_size,
