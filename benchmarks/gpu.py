@@ -140,8 +140,9 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
         compiled = torch.compile(flex_attention)
         peer = seconds(lambda: compiled(q, k, v, block_mask=blocks_of, enable_gqa=True), 10)
     except Exception as reason:
-        print(f"FlexAttention did not run: {str(reason).splitlines()[0]}")
-    record(name, ours, flops / ours / rate, "the bf16 matrix product", "FlexAttention", peer)
+        print(f"FlexAttention did not run: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}")
+    beside = "FlexAttention" if peer is not None else "FlexAttention did not run"
+    record(name, ours, flops / ours / rate, "the bf16 matrix product", beside, peer)
 
 
 def sampled(rate: float, length: int, share: float) -> None:

@@ -1,3 +1,6 @@
+#include <cstdint>
+#include <limits>
+
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/runtime.hpp>
 
@@ -29,7 +32,27 @@ const char* why_unavailable() {
   return status == cudaSuccess ? "there is no GPU" : cudaGetErrorString(status);
 }
 
+namespace {
+
+/// Freed memory stays with the pool: given back at every synchronisation, as is the default, it would be mapped anew
+/// for every plan.
+void keep_freed_memory() {
+  static const bool asked = [] {
+    int device = 0;
+    cudaMemPool_t pool{};
+    std::uint64_t all = std::numeric_limits<std::uint64_t>::max();
+    if (cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetDefaultMemPool(&pool, device) == cudaSuccess)
+      cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
+    cudaGetLastError();  // without it memory is there as well
+    return true;
+  }();
+  static_cast<void>(asked);
+}
+
+}  // namespace
+
 Buffer::Buffer(std::size_t bytes, Stream stream) : bytes_(bytes), stream_(stream) {
+  keep_freed_memory();
   if (bytes > 0) check(cudaMallocAsync(&data_, bytes, native(stream)), "allocating device memory");
 }
 

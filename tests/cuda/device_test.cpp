@@ -375,7 +375,8 @@ TEST_F(CudaDevice, RulesChooseWhatThePipelineChooses) { expect_rules_choose_as_t
 
 TEST_F(CudaDevice, RulesChooseUnderAttentionMasks) { expect_rules_choose_as_the_pipeline(true); }
 
-/// Every kernel once, over so few keys that compute-sanitizer's tools take seconds.
+/// The kernels of attention, gradients, choice, masks and plans, over so few keys that compute-sanitizer's tools take
+/// seconds.
 class CudaSmall : public CudaDevice {
  protected:
   static Case small(Index rows) {
@@ -408,6 +409,26 @@ TEST_F(CudaSmall, GradientsByTiles) {
 
 TEST_F(CudaSmall, GradientsByLists) {
   compare_gradients<float>(small(20), 64, random_mask(small(20), 0.5, 2), false, 1e-4);
+}
+
+TEST_F(CudaSmall, MasksAndPlans) {
+  Case c = small(40);
+  const Mask a = random_mask(c, 0.3, 1), b = random_mask(c, 0.02, 2);
+  const DeviceMask on_a(a, nullptr), on_b(b, nullptr);
+  EXPECT_EQ(merge(on_a, on_b, MergeRule::add, nullptr).to_host(nullptr), merge(a, b));
+  EXPECT_EQ(intersect(on_b, on_b, nullptr).to_host(nullptr), b);
+  EXPECT_EQ(on_b.nnz(nullptr), b.nnz());
+  const Problem<BFloat16> drawn(c, 64);
+  const AttentionResult expected = attention(drawn.inputs, a, drawn.options());
+  const OnDevice<BFloat16> on_device(drawn);
+  const AttentionPlan plan(on_device.inputs, on_a, nullptr, drawn.options());
+  const Buffer out(drawn.output_size() * sizeof(BFloat16), nullptr), logs(drawn.lse_size() * sizeof(float), nullptr);
+  plan.run(on_device.inputs, out.as<BFloat16>(), logs.as<float>(), nullptr);
+  std::vector<BFloat16> found(drawn.output_size());
+  std::vector<float> found_lse(drawn.lse_size());
+  out.copy_to(found.data(), nullptr);
+  logs.copy_to(found_lse.data(), nullptr);
+  expect_equal(expected, found, found_lse, 0.03, 3e-3);
 }
 
 TEST_F(CudaSmall, Choices) { expect_rules_choose_as_the_pipeline(false, 300); }

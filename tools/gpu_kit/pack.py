@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from steps import digest_of_bindings
+from steps import digest_of_sources
 
 TREE = Path(__file__).resolve().parents[2]
 # The C and C++ run-time libraries are the machine's, which are newer.
@@ -66,7 +66,7 @@ def stage(build: Path, to: Path) -> None:
     dirty = " with changes" if output_of("git", "status", "--porcelain", "--untracked-files=no") else ""
     about = {
         "commit": output_of("git", "rev-parse", "--short", "HEAD").strip() + dirty,
-        "bindings": digest_of_bindings(),
+        "sources": digest_of_sources(),
         "compiler": output_of("c++", "--version").splitlines()[0],
         "toolkit": re.search(r"release [\d.]+", output_of("nvcc", "--version"))[0],  # type: ignore[index]
     }
