@@ -50,6 +50,10 @@ class Masker(MaskerConfig):
     schema and documentation. Fields may be bool, int, float, str, Path, Literal["a", "b"], `int | float` (a size: a count
     or a fraction of the keys), lists of int, float, str or Path, and `| None` of these but sizes and literals. A ValueError
     of `__post_init__` that begins with a field's name is reported at that field.
+
+    A masker that keeps something in `state` may also have `truncate(self, state, keys)` (forget keys from position `keys` on)
+    and `select_rows(self, state, rows)` (sequence i becomes what rows[i] was). Without them a cache that is cropped, or whose
+    beams are reordered, is refused.
     """
 
     framework: ClassVar[Literal["numpy", "torch"]] = "numpy"

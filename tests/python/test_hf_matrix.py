@@ -462,6 +462,16 @@ def test_models_switch_to_it_by_name(models):
             model(IDS)
 
 
+def test_compiled_models_attend_as_they_did(models):
+    model = copy.deepcopy(models("llama"))
+    with torch.no_grad():
+        own = model(IDS).logits
+        with hf.attach(model):
+            torch.testing.assert_close(
+                torch.compile(model, backend="eager", dynamic=True)(IDS).logits, own, atol=1e-4, rtol=1e-4
+            )
+
+
 def test_stages_can_be_told(models):
     model, config = models("llama"), {"maskers": [{"type": "local", "window_size": 3}]}
     with torch.no_grad(), hf.attach(model, generation=config) as attached:

@@ -276,3 +276,49 @@ def test_torch_tensors_where_a_masker_asks_for_them():
     mask = pipeline([WithTorch()]).mask(q, k, v, reticle.SequenceState())
     expected = (q.float() @ k.repeat_interleave(2, 1).float().mT > 0).numpy()
     assert mask == Mask.dense(expected)
+
+
+def test_what_it_keeps_follows_its_sequences_or_is_refused():
+    @reticle.register("test_keeps")
+    @dataclass(frozen=True)
+    class Keeps(reticle.Masker):
+        """Keeps the keys' lengths."""
+
+        def select(self, inputs, previous, state):
+            state.setdefault("lengths", []).append(inputs.shape[3])
+            return reticle.Mask.full(inputs.shape)
+
+    @reticle.register("test_follows")
+    @dataclass(frozen=True)
+    class Follows(Keeps):
+        """Follows them, too."""
+
+        def truncate(self, state, keys):
+            state["lengths"] = [length for length in state["lengths"] if length <= keys]
+
+        def select_rows(self, state, rows):
+            state["rows"] = rows
+
+    q = np.zeros((2, 1, 1, 4), np.float32)
+    for name, follows in (("test_keeps", False), ("test_follows", True)):
+        sparse, state = (
+            reticle.SparseAttention.from_json(f'{{"maskers": [{{"type": "{name}"}}]}}'),
+            reticle.SequenceState(),
+        )
+        state.truncate(0)
+        for keys in (3, 4, 5):
+            k = np.zeros((2, 1, keys, 4), np.float32)
+            sparse.mask(q, k, k, state)
+        fork = state.fork()
+        if follows:
+            state.truncate(4)
+            state.select([1, 1, 0])
+            fork.truncate(3)
+        else:
+            for call in (lambda: state.truncate(4), lambda: fork.select([0])):  # noqa: B023
+                with pytest.raises(
+                    reticle.ValueError, match='masker "test_keeps" cannot follow its sequence: its class has no'
+                ):
+                    call()
+        with pytest.raises(reticle.ValueError, match=r"truncate: -1 keys; expected 0 or more"):
+            state.truncate(-1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from reticle.hf._attach import NAME, Attachment, pipeline_of
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "Attachment", "SparseCache", "attach", "pipeline_of"]
 
-AttentionInterface.register(NAME, forward)
-AttentionMaskInterface.register(NAME, visibility)
+# torch.compile breaks its graph here: maskers are not torch's to trace.
+AttentionInterface.register(NAME, torch.compiler.disable(forward))  # type: ignore[no-untyped-call]
+AttentionMaskInterface.register(NAME, torch.compiler.disable(visibility))  # type: ignore[no-untyped-call]
 
 
 def attach(
