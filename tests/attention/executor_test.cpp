@@ -75,7 +75,8 @@ TEST(Attention, AgreesForEveryDtypeGroupSizeAndHeadSize) {
   std::uint32_t seed = 10;
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const Index kv_heads : {1, 2, 4, 8}) {
-      for (const auto& [d, dv] : {std::pair<Index, Index>{1, 1}, {16, 16}, {64, 80}, {100, 33}, {256, 256}, {576, 512}, {1024, 8}}) {
+      for (const auto& [d, dv] :
+           {std::pair<Index, Index>{1, 1}, {16, 16}, {64, 80}, {100, 33}, {256, 256}, {576, 512}, {1024, 8}}) {
         SCOPED_TRACE(std::string(name_of(dtype)) + ", kv heads " + std::to_string(kv_heads) + ", d " +
                      std::to_string(d));
         const OwnedInputs owned({1, 8, kv_heads, 2, 40, d, dv}, seed++, dtype);
