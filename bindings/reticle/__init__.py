@@ -123,7 +123,9 @@ def attention(
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         special = wanted or torch.compiler.is_compiling()
         if special and len(sink_logits):
-            raise NotImplementedError("sink_logits with gradients or torch.compile are not built")
+            raise NotImplementedError(
+                "sink_logits with gradients or torch.compile are not supported; call it under torch.no_grad(), uncompiled"
+            )
         if special or queries.is_cuda:
             import reticle.torch
 

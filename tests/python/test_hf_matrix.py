@@ -259,6 +259,18 @@ def test_what_is_not_causal_attends_as_the_model_does(name, side):
     assert ((found - own).norm() / own.norm()).item() < 1e-3
 
 
+def test_patterns_choose_under_masks_of_four_dimensions_or_refuse_them(models):
+    model, local = models("llama"), {"maskers": [{"type": "local", "window_size": 3}]}
+    causal = torch.ones(24, 24, dtype=torch.bool).tril()
+    with torch.no_grad(), hf.attach(model, prefill=local):
+        expected = model(IDS, use_cache=False).logits
+        found = model(IDS, attention_mask=causal[None, None], use_cache=False).logits
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        causal[:, :8] = True
+        with pytest.raises(NotImplementedError, match="lets queries see keys behind them"):
+            model(IDS, attention_mask=causal[None, None], use_cache=False)
+
+
 def test_prefill_patterns_of_attention_that_is_not_causal_are_refused():
     model, run = encoder("bert")
     with (

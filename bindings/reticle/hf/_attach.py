@@ -181,6 +181,11 @@ class Patterns:
 
     # --- a call ----------------------------------------------------------------------------------------------------------
 
+    def chooses(self, new: int, total: int) -> bool:
+        """Whether a pattern chooses keys for any of a call's tokens."""
+        prompt = self.prompt_length(new, total)
+        return (self._sparse[0] and prompt > total - new) or (self._sparse[1] and total > prompt)
+
     def is_dense(self) -> bool:
         return not any(self._sparse) and not self._handler.keeps_masks
 

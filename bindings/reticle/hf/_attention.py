@@ -135,6 +135,8 @@ def forward(
         bias = position_bias if bias is None else bias + position_bias
     call = Call(scaling, softcap, s_aux, bias)
     attached = patterns_of(module)
+    if seen is None and attached is not None and attached.chooses(query.shape[2], key.shape[2]):
+        seen = _causal_under(name, attention_mask, query.shape[2], key.shape[2])
     packed = _documents(cu_seq_lens_q, cu_seq_lens_k, query, key)
     if packed is not None:
         seen, attached = packed, None
@@ -195,6 +197,20 @@ def _seen(
             ~mask.to(torch.bool), -torch.inf
         )
     return None, mask
+
+
+def _causal_under(name: str, attention_mask: Any, queries: int, keys: int) -> Visibility:
+    """What a pattern chooses from under a mask of four dimensions, which has to forbid the keys behind each query."""
+    later = torch.ones(queries, keys, dtype=torch.bool, device=attention_mask.device).triu(keys - queries + 1)
+    mask = attention_mask[..., :keys]
+    forbids = mask <= torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else ~mask.to(torch.bool)
+    if not bool((forbids | ~later).all()):
+        raise NotImplementedError(
+            f"{name}: an attention_mask of four dimensions lets queries see keys behind them; patterns are for causal attention"
+        )
+    return Visibility(
+        masking_utils.causal_mask_function, batch=mask.shape[0], queries=queries, keys=keys, query_offset=keys - queries
+    )
 
 
 def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -> Visibility | None:
