@@ -181,6 +181,8 @@ AttentionGradients attention_backward(const AttentionInputs& inputs, const Mask&
                                       const TensorView& lse, const TensorView& d_output,
                                       const AttentionOptions& options, const Context& context) {
   inputs.validate_on(Device::Kind::cpu);
+  if (inputs.stored)
+    throw ValueError("attention_backward: expected all keys; a cache that evicted some has no gradients");
   require_mask_fits(inputs, mask);
   options.validate(inputs);
   require_fits(inputs, output, lse, d_output);

@@ -71,6 +71,7 @@ class TileExecutor {
     const Index count = rows.count(), kv_head = inputs_.kv_head(first.head), d = inputs_.head_dim();
     keys_ = head_matrix(inputs_.keys, first.batch, kv_head);
     values_ = head_matrix(inputs_.values, first.batch, kv_head);
+    key_rows_ = KeyRows(inputs_, first.batch, kv_head);
     queries_.resize(static_cast<std::size_t>(count * d));
     outputs_.assign(static_cast<std::size_t>(count * value_dim()), 0.0f);
     for (Index r = 0; r < count; ++r) {
@@ -99,7 +100,7 @@ class TileExecutor {
       }
       tile_->set_query(r, given);
     }
-    blocks_.start(plan, rows, keys_, values_, bias_);
+    blocks_.start(plan, rows, keys_, values_, bias_, key_rows_);
     for (TileBlock block; blocks_.read(block);) tile_->fold(block);
     for (Index r = 0; r < rows; ++r) {
       state(r).max = tile_->max(r);
@@ -110,7 +111,7 @@ class TileExecutor {
 
   void share_in_rows(const TilePlan& plan) {
     const Index rows = rows_.count();
-    SharedKeys reader(plan);
+    SharedKeys reader(plan, key_rows_);
     for (bool more = reader.read(kKeysPerStep, *step_); more; step_.swap(next_step_)) {
       more = reader.read(kKeysPerStep, *next_step_);
       const Index count = step_->count;
@@ -140,9 +141,15 @@ class TileExecutor {
   void gather(const TilePlan& plan, Index r, float* scores) {
     const Index begin = plan.rest_ptr[static_cast<std::size_t>(r)],
                 end = plan.rest_ptr[static_cast<std::size_t>(r) + 1];
+    const std::int32_t* keys = plan.rest.data() + begin;
+    if (key_rows_.moved()) {
+      moved_.resize(static_cast<std::size_t>(end - begin));
+      key_rows_.find({keys, moved_.size()}, moved_.data());
+      keys = moved_.data();
+    }
     for (Index at = begin; at < end; at += kKeysPerStep) {
       const Index count = std::min(kKeysPerStep, end - at);
-      const std::int32_t* indices = plan.rest.data() + at;
+      const std::int32_t* indices = keys + (at - begin);
       const UpcomingRows next(keys_, indices + count, std::min(kKeysPerStep, end - at - count));
       score(r, 1, indices, count);
       if (scores != nullptr) scores = std::copy_n(scores_.data(), count, scores);  // raw for now
@@ -246,6 +253,7 @@ class TileExecutor {
   bool in_pairs_;
   TileRows rows_;
   TensorView keys_, values_;
+  KeyRows key_rows_;
   TileBias bias_;
   TileBlocks blocks_;
   std::array<RowState, kTileRows> states_;
@@ -254,7 +262,7 @@ class TileExecutor {
   std::vector<float> queries_, unscaled_, outputs_, inverse_p_, packed_;
   std::unique_ptr<SharedKeys::Step> step_ = std::make_unique<SharedKeys::Step>(),
                                     next_step_ = std::make_unique<SharedKeys::Step>();
-  std::vector<std::int32_t> own_indices_;
+  std::vector<std::int32_t> own_indices_, moved_;
   std::optional<TileState> tile_;
 };
 

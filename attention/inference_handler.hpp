@@ -64,6 +64,10 @@ class RETICLE_API InferenceHandler {
   /// Causal attention of inputs.stage and inputs.layer over the keys that the stage's pipeline chooses.
   AttentionResult attend(const AttentionInputs& inputs, InferenceState& state, const AttentionOptions& options = {},
                          const Context& context = {}) const;
+  /// SparseAttention::lasting of the generation's maskers.
+  Mask lasting(const AttentionInputs& inputs, Index first, InferenceState& state, const Context& context = {}) const {
+    return sparse_.lasting(inputs, first, state.maskers, context);
+  }
   /// One layer of a whole sequence whose last `output_length` tokens are taken as generated: the others are prefilled,
   /// then these attend, in one call, to all keys up to their own as the generation pipeline chooses. Equals decoding
   /// them one by one with maskers that choose for a query from the keys up to its own and draw nothing at random (page

@@ -116,6 +116,26 @@ struct MaskerEntry {
   Subset layers, heads;
 };
 
+std::vector<std::uint8_t> served_heads(const MaskerEntry& entry, const AttentionInputs& inputs) {
+  std::vector<std::uint8_t> served(static_cast<std::size_t>(inputs.heads()));
+  for (std::size_t head = 0; head < served.size(); ++head)
+    served[head] = entry.heads.contains(static_cast<Index>(head)) ? 1 : 0;
+  return served;
+}
+
+/// Heads that no masker serves attend to everything.
+std::vector<std::uint8_t> unserved_heads(std::span<const MaskerEntry> entries, const AttentionInputs& inputs) {
+  std::vector<std::uint8_t> unserved(static_cast<std::size_t>(inputs.heads()), 1);
+  for (const MaskerEntry& entry : entries) {
+    if (!entry.layers.contains(inputs.layer)) continue;
+    const std::vector<std::uint8_t> served = served_heads(entry, inputs);
+    for (std::size_t head = 0; head < served.size(); ++head) {
+      if (served[head] != 0) unserved[head] = 0;
+    }
+  }
+  return unserved;
+}
+
 /// Every position of the heads of a subset.
 Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
   shape.shared_batch = shape.shared_queries = true;
@@ -385,6 +405,39 @@ Context SparseAttention::configured(const Context& context) const {
   return own;
 }
 
+void SparseAttention::require_forgetful() const {
+  std::string names;
+  for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(Stage::generation)]) {
+    if (!entry.masker->forgets()) names += (names.empty() ? "" : ", ") + entry.type->name;
+  }
+  if (!names.empty())
+    throw ValueError("eviction: " + names +
+                     " may come back to any key, so none can be dropped; expected maskers that leave keys for good, as "
+                     "snap_kv, tova, h2o, and sink and local of a fixed size do");
+}
+
+Mask SparseAttention::lasting(const AttentionInputs& given, Index first, SequenceState& state,
+                              const Context& context) const {
+  AttentionInputs inputs = given;
+  require_forgetful();
+  inputs.stage = Stage::generation;
+  inputs = configured(inputs);
+  if (inputs.queries_length() == 0 || first < 0 || first > inputs.keys_length())
+    throw ShapeError("lasting keys: queries from position " + std::to_string(first) + " of " +
+                     std::to_string(inputs.keys_length()) + " keys, " + std::to_string(inputs.queries_length()) +
+                     " queries; expected some query, and a position up to the number of keys");
+  const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(Stage::generation)];
+  Mask mask = rows_of_heads(unserved_heads(entries, inputs), inputs.one_query());
+  for (const MaskerEntry& entry : entries) {
+    if (!entry.layers.contains(inputs.layer)) continue;
+    Mask kept = entry.masker->lasting(inputs, first, state.layer(inputs.layer), context);
+    if (!entry.heads.all())
+      kept = intersect(kept, rows_of_heads(served_heads(entry, inputs), inputs.one_query()), context);
+    mask = merge(mask, kept, MergeRule::max, context);
+  }
+  return mask;
+}
+
 Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
                             const Context& context, Metrics& metrics) const {
   const Stopwatch watch;
@@ -395,22 +448,15 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
     }
   }
   const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(inputs.stage)];
-  // Heads that no masker serves attend to everything.
-  std::vector<std::uint8_t> unserved(static_cast<std::size_t>(inputs.heads()), 1);
-  for (const MaskerEntry& entry : entries) {
-    for (std::size_t head = 0; entry.layers.contains(inputs.layer) && head < unserved.size(); ++head) {
-      if (entry.heads.contains(static_cast<Index>(head))) unserved[head] = 0;
-    }
-  }
   const auto visible = [&](const Mask& m) { return inputs.causal ? restrict_causal(m, context) : m; };
-  Mask mask = visible(rows_of_heads(unserved, inputs.shape()));
+  Mask mask = visible(rows_of_heads(unserved_heads(entries, inputs), inputs.shape()));
   if (previous) {
     const Mask given = visible(broadcast_to(*previous, inputs.shape()));
     mask = entries.empty() ? given : merge(mask, given, MergeRule::add, context);
   }
   Context own = context;
   AttentionInputs own_inputs = inputs;
-  std::vector<std::uint8_t> wanted(static_cast<std::size_t>(inputs.heads()));
+  if (inputs.stored) require_forgetful();
   for (std::size_t i = 0; i < entries.size(); ++i) {
     if (!entries[i].layers.contains(inputs.layer)) {
       metrics.maskers.push_back({entries[i].type->name});
@@ -419,8 +465,7 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
     const Stopwatch masker_watch;
     own.seed = derive_seed(context.seed, i);
     const Index before = mask.nnz();
-    for (std::size_t head = 0; head < wanted.size(); ++head)
-      wanted[head] = entries[i].heads.contains(static_cast<Index>(head)) ? 1 : 0;
+    const std::vector<std::uint8_t> wanted = served_heads(entries[i], inputs);
     own_inputs.wanted_heads = wanted;
     Mask added = entries[i].masker->select(own_inputs, mask, layer_state, own);
     if (!added.shape().same_logical(inputs.shape()))

@@ -113,6 +113,13 @@ class RETICLE_API SparseAttention {
   /// to come whole.
   std::vector<std::string> maskers_of_whole_prompts(Stage stage) const;
 
+  /// ValueError, naming the maskers of the generation stage that may come back to any key, where there are some:
+  /// nothing can be evicted.
+  void require_forgetful() const;
+  /// Of the keys so far, those that the generation stage may attend to from position `first` on, as a mask of
+  /// inputs.one_query(): a cache may evict the others. ValueError as require_forgetful.
+  Mask lasting(const AttentionInputs& inputs, Index first, SequenceState& state, const Context& context = {}) const;
+
   /// The mask that the maskers of inputs.stage build, each adding to what those before it chose; the first starts from
   /// `previous`, if given.
   Mask mask(const AttentionInputs& inputs, SequenceState& state, const Context& context = {},

@@ -6,6 +6,15 @@
 namespace reticle {
 
 bool SharedKeys::read(Index size, Step& step) {
+  if (!read_numbers(size, step)) return false;
+  // A key that nobody attends to is dropped: any row does in the place of one that was evicted.
+  if (rows_.moved())
+    rows_.find({step.keys.data(), static_cast<std::size_t>(step.count)}, step.keys.data(),
+               step.partial ? std::optional(rows_.any()) : std::nullopt);
+  return true;
+}
+
+bool SharedKeys::read_numbers(Index size, Step& step) {
   step.first = read_;
   step.partial = false;
   if (const auto& list = plan_->shared_list; !list.empty()) {
@@ -47,13 +56,13 @@ bool SharedKeys::read(Index size, Step& step) {
 }
 
 void TileBlocks::start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values,
-                       const TileBias& bias) {
+                       const TileBias& bias, const KeyRows& key_rows) {
   plan_ = &plan;
   rows_ = rows;
   keys_ = &keys;
   values_ = &values;
   bias_ = &bias;
-  reader_.emplace(plan);
+  reader_.emplace(plan, key_rows);
 }
 
 bool TileBlocks::read(TileBlock& block) {
@@ -89,7 +98,9 @@ bool TileBlocks::read(TileBlock& block) {
 }
 
 bool TileBlocks::is_run() const {
-  return step_.keys[static_cast<std::size_t>(step_.count - 1)] - step_.keys[0] == step_.count - 1;
+  const std::span keys(step_.keys.data(), static_cast<std::size_t>(step_.count));
+  const auto apart = [](std::int32_t key, std::int32_t next) { return next != key + 1; };
+  return std::ranges::adjacent_find(keys, apart) == keys.end();
 }
 
 void TileBlocks::read_pairs(TileBlock& block) {

@@ -28,12 +28,17 @@ class SharedKeys {
     Step& operator=(const Step&) = delete;
   };
 
-  explicit SharedKeys(const TilePlan& plan) : plan_(&plan) {}
+  /// `rows`: where the keys lie, in place of their numbers; keys that no row of the tile attends to may have been
+  /// evicted.
+  explicit SharedKeys(const TilePlan& plan, const KeyRows& rows = {}) : plan_(&plan), rows_(rows) {}
   /// Reads the next keys, at most `size`; false when there are none left.
   bool read(Index size, Step& step);
 
  private:
+  bool read_numbers(Index size, Step& step);
+
   const TilePlan* plan_;
+  KeyRows rows_;
   std::size_t segment_ = 0;
   std::int32_t offset_ = 0;
   Index read_ = 0;
@@ -48,7 +53,8 @@ class TileBlocks {
  public:
   TileBlocks(const std::optional<float>& soft_cap, bool in_pairs) : soft_cap_(soft_cap), in_pairs_(in_pairs) {}
   /// Starts a tile. What is given must outlive its reading.
-  void start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values, const TileBias& bias);
+  void start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values, const TileBias& bias,
+             const KeyRows& key_rows = {});
   /// The next block, at most kTileKeys keys; false when there are none left.
   bool read(TileBlock& block);
   /// The numbers of the block's keys.

@@ -193,10 +193,27 @@ py::tuple measure(const SparseAttention& sparse, const py::object& queries, cons
                       stage, extras, soft_cap, sink_logits);
 }
 
+/// Keys of a cache that evicted others, as Python gives them: (positions, begin, end, length).
+using StoredLists = std::tuple<py::array_t<std::int32_t, py::array::c_style>, py::array_t<Index, py::array::c_style>,
+                               py::array_t<Index, py::array::c_style>, Index>;
+
+template <class T>
+std::span<const T> span_of(const py::array_t<T, py::array::c_style>& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+void set_stored(AttentionInputs& inputs, const std::optional<StoredLists>& stored) {
+  if (!stored) return;
+  const auto& [positions, begin, end, length] = *stored;
+  inputs.stored = StoredKeys{span_of(positions), span_of(begin), span_of(end), length};
+}
+
 py::tuple handle(const py::object& handler, const py::object& queries, const py::object& keys, const py::object& values,
                  const py::object& state, std::optional<float> scaling, const py::object& attention_mask, int layer,
                  const std::string& stage, std::optional<float> soft_cap, const SinkLogits& sink_logits,
-                 const py::object& extras) {
+                 const py::object& extras, const std::optional<StoredLists>& stored) {
+  if (stored && on_gpu(queries))
+    throw DeviceError("stored keys: caches that evict are supported on the CPU; the queries are on a GPU");
   if (on_gpu(queries))
     return on_gpu(
         "attend", handler, queries, keys, values, state,
@@ -205,6 +222,7 @@ py::tuple handle(const py::object& handler, const py::object& queries, const py:
   Call call(queries, keys, values, attention_mask, scaling, true, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
+  set_stored(call.inputs, stored);
   auto& own = state.cast<InferenceState&>();
   AttentionResult result =
       run_released([&, &handler = handler.cast<const InferenceHandler&>()](const Context& context) {
@@ -221,6 +239,16 @@ Mask choose(const InferenceHandler& handler, const py::object& queries, const py
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
   return run_released([&](const Context& context) { return handler.mask(call.inputs, state, context); });
+}
+
+Mask lasting(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
+             const py::object& values, InferenceState& state, Index first, int layer,
+             const std::optional<StoredLists>& stored) {
+  Call call(queries, keys, values, py::none(), std::nullopt, true);
+  call.inputs.layer = layer;
+  call.inputs.stage = Stage::generation;
+  set_stored(call.inputs, stored);
+  return run_released([&](const Context& context) { return handler.lasting(call.inputs, first, state, context); });
 }
 
 void add_handler(py::module_& module) {
@@ -260,13 +288,24 @@ void add_handler(py::module_& module) {
              return handler;
            }),
            py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
+      .def(
+          "require_forgetful", [](const InferenceHandler& handler) { handler.sparse().require_forgetful(); },
+          "ValueError, naming the generation's maskers that may come back to any key, where there are some.")
       .def_property_readonly("sparse", &InferenceHandler::sparse, "Both stages' pipelines.")
       .def_property_readonly("keeps_masks", &InferenceHandler::keeps_masks, "Whether records keep every call's mask.")
       .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
            py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
-           py::arg("extras") = py::none(),
-           "(output, lse) of causal attention over the keys that the stage's pipeline chooses.")
+           py::arg("extras") = py::none(), py::arg("stored") = py::none(),
+           "(output, lse) of causal attention over the keys that the stage's pipeline chooses. `stored`, of a cache "
+           "that "
+           "evicted keys: (positions, begin, end, length), the int32 position of each row of keys in its sequence, the "
+           "rows [begin, end) of each (batch, KV head), and the keys of the sequence, evicted ones included.")
+      .def("lasting", &lasting, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
+           py::arg("first"), py::arg("layer") = 0, py::arg("stored") = py::none(),
+           "(batch, heads, 1, keys): of the keys so far, those that generation may attend to from position `first` on; "
+           "a "
+           "cache may evict the others. ValueError that names the maskers that may come back to any key.")
       .def("mask", &choose, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
            py::arg("stage") = "prefill", py::arg("extras") = py::none(),

@@ -28,7 +28,7 @@ void AttentionInputs::validate() const {
                      values.describe() + ")");
   };
   if (keys.size(0) != batch() || values.size(0) != batch()) reject("queries, keys and values need one batch size");
-  if (values.size(1) != kv_heads() || values.size(2) != keys_length())
+  if (values.size(1) != kv_heads() || values.size(2) != keys.size(2))
     reject("values need the heads and the length of the keys");
   if (keys.size(3) != head_dim()) reject("keys need the head_dim of the queries");
   if (kv_heads() == 0 ? heads() != 0 : heads() % kv_heads() != 0)
@@ -57,6 +57,25 @@ void AttentionInputs::validate() const {
   if (attention_mask) require_with_queries(*attention_mask, "attention_mask");
   for (const NamedTensor& extra : extras) require_with_queries(extra.tensor, extra.name);
   shape().validate();
+  if (stored) validate_stored();
+}
+
+void AttentionInputs::validate_stored() const {
+  const auto rows = static_cast<std::size_t>(keys.size(2)), lists = static_cast<std::size_t>(batch() * kv_heads());
+  if (stage != Stage::generation || attention_mask)
+    throw ValueError("stored keys: expected the generation stage and no attention_mask");
+  if (queries.device.kind != Device::Kind::cpu)
+    throw DeviceError("stored keys: on " + queries.device.describe() + "; caches that evict are supported on the CPU");
+  if (stored->positions.size() != rows || stored->begin.size() != lists || stored->end.size() != lists)
+    throw ShapeError("stored keys: " + std::to_string(stored->positions.size()) + " positions, " +
+                     std::to_string(stored->begin.size()) + " begins and " + std::to_string(stored->end.size()) +
+                     " ends; expected a position of each of " + std::to_string(rows) + " rows, and " +
+                     std::to_string(lists) + " lists");
+  for (std::size_t i = 0; i < lists; ++i) {
+    if (stored->begin[i] < 0 || stored->end[i] < stored->begin[i] || stored->end[i] > keys.size(2))
+      throw ShapeError("stored keys: list " + std::to_string(i) + " is rows [" + std::to_string(stored->begin[i]) +
+                       ", " + std::to_string(stored->end[i]) + ") of " + std::to_string(rows));
+  }
 }
 
 void AttentionInputs::validate_on(Device::Kind device) const {
@@ -72,8 +91,12 @@ AttentionInputs AttentionInputs::rows(Index from, Index to) const {
   AttentionInputs part = *this;
   const Index end = std::max<Index>(0, keys_length() - queries_length() + to);
   part.queries = queries.slice(2, from, to);
-  part.keys = keys.slice(2, 0, end);
-  part.values = values.slice(2, 0, end);
+  if (part.stored) {
+    part.stored->length = end;
+  } else {
+    part.keys = keys.slice(2, 0, end);
+    part.values = values.slice(2, 0, end);
+  }
   if (part.attention_mask) {
     if (attention_mask->size(2) != 1) part.attention_mask = part.attention_mask->slice(2, from, to);
     if (attention_mask->size(3) != 1) part.attention_mask = part.attention_mask->slice(3, 0, end);
@@ -88,16 +111,59 @@ std::optional<TensorView> AttentionInputs::extra(std::string_view name) const {
   return std::nullopt;
 }
 
+KeyRows::KeyRows(const AttentionInputs& inputs, Index batch, Index kv_head) : moved_(inputs.stored.has_value()) {
+  if (!moved_) return;
+  const auto list = static_cast<std::size_t>(batch * inputs.kv_heads() + kv_head);
+  const Index begin = inputs.stored->begin[list], end = inputs.stored->end[list];
+  positions_ = inputs.stored->positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+  first_ = static_cast<std::int32_t>(begin);
+}
+
+std::int32_t KeyRows::find(std::int32_t position) const {
+  if (!moved_) return position;
+  const auto at = std::lower_bound(positions_.begin(), positions_.end(), position);
+  if (at == positions_.end() || *at != position) return -1;
+  return first_ + static_cast<std::int32_t>(at - positions_.begin());
+}
+
+void KeyRows::find(std::span<const std::int32_t> positions, std::int32_t* rows,
+                   std::optional<std::int32_t> missing) const {
+  if (positions.empty()) return;
+  std::size_t at = 0;
+  if (moved_)
+    at = static_cast<std::size_t>(std::lower_bound(positions_.begin(), positions_.end(), positions[0]) -
+                                  positions_.begin());
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    const std::int32_t position = positions[i];
+    if (!moved_) {
+      rows[i] = position;
+      continue;
+    }
+    while (at < positions_.size() && positions_[at] < position) ++at;
+    if (at < positions_.size() && positions_[at] == position) {
+      rows[i] = first_ + static_cast<std::int32_t>(at);
+    } else if (missing) {
+      rows[i] = *missing;
+    } else {
+      throw ValueError("stored keys: the key at position " + std::to_string(position) +
+                       " was evicted, and is attended to again");
+    }
+  }
+}
+
 namespace {
 
-/// The first bytes, up to eight, of the key at `position` of the last KV head.
-std::uint64_t mark_of(const TensorView& keys, Index batch, Index position) {
+/// The first bytes, up to eight, of the key at `position` of the last KV head; nothing when it was evicted.
+std::optional<std::uint64_t> mark_of(const AttentionInputs& inputs, Index batch, Index position) {
+  const TensorView& keys = inputs.keys;
   if (keys.size(1) == 0) return 0;
+  const Index row = KeyRows(inputs, batch, keys.size(1) - 1).find(static_cast<std::int32_t>(position));
+  if (row < 0) return std::nullopt;
   const TensorView matrix = head_matrix(keys, batch, keys.size(1) - 1);
   const auto width = static_cast<std::size_t>(size_of(keys.dtype));
   std::uint64_t mark = 0;
   for (std::size_t i = 0; i < std::min(sizeof(mark) / width, static_cast<std::size_t>(keys.size(3))); ++i) {
-    const Index element = position * matrix.stride(0) + static_cast<Index>(i) * matrix.stride(1);
+    const Index element = row * matrix.stride(0) + static_cast<Index>(i) * matrix.stride(1);
     std::memcpy(reinterpret_cast<char*>(&mark) + i * width,
                 static_cast<const char*>(matrix.data) + element * static_cast<Index>(width), width);
   }
@@ -128,7 +194,7 @@ void SeenKeys::require_continued(const AttentionInputs& inputs) const {
       inputs.head_dim() != head_dim_ || inputs.keys_length() < count_)
     reject("; reset it for a new sequence");
   for (std::size_t row = 0; row < last_.size(); ++row) {
-    if (mark_of(inputs.keys, static_cast<Index>(row), count_ - 1) != last_[row])
+    if (mark_of(inputs, static_cast<Index>(row), count_ - 1).value_or(last_[row]) != last_[row])
       reject(
           ": the last of them is another now; select or truncate the state as the cache was, or reset it for new "
           "sequences");
@@ -139,7 +205,7 @@ void SeenKeys::finish(const AttentionInputs& inputs) {
   count_ = inputs.keys_length();
   last_.resize(count_ == 0 ? 0 : static_cast<std::size_t>(batch_));
   for (std::size_t row = 0; row < last_.size(); ++row)
-    last_[row] = mark_of(inputs.keys, static_cast<Index>(row), count_ - 1);
+    last_[row] = mark_of(inputs, static_cast<Index>(row), count_ - 1).value_or(0);
 }
 
 void SeenKeys::truncate(Index keys) {

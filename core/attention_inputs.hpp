@@ -16,6 +16,15 @@ namespace reticle {
 
 enum class Stage : std::uint8_t { prefill, generation };
 
+/// The keys that a cache still holds after it evicted others, of b * hkv lists, one to each sequence and KV head. Rows
+/// [begin, end) of a head's keys and values are list batch * hkv + head; the other rows belong to other lists, or to
+/// none.
+struct StoredKeys {
+  std::span<const std::int32_t> positions;  // (sk) where each row stands in its sequence, ascending in a list
+  std::span<const Index> begin, end;        // (b * hkv) rows of a list
+  Index length = 0;                         // keys of a sequence, evicted ones included
+};
+
 /// Tensors of one attention layer. Query head h reads KV head h / (hq / hkv); the last query is aligned with the last
 /// key.
 struct RETICLE_API AttentionInputs {
@@ -34,6 +43,9 @@ struct RETICLE_API AttentionInputs {
   std::span<const NamedTensor> extras;
   /// Per query head, whether a masker's choice for it is used; empty: all are. A masker may spare itself the others.
   std::span<const std::uint8_t> wanted_heads;
+  /// Where the keys stand, when others were evicted; key i stands at i without it. Maskers, masks and causality count
+  /// positions of the sequence. For generation, on the CPU, without an attention mask.
+  std::optional<StoredKeys> stored;
 
   /// ShapeError when the tensors do not fit together, DeviceError when they lie on different devices; the message names
   /// them.
@@ -45,7 +57,7 @@ struct RETICLE_API AttentionInputs {
   Index heads() const { return queries.size(1); }
   Index kv_heads() const { return keys.size(1); }
   Index queries_length() const { return queries.size(2); }
-  Index keys_length() const { return keys.size(2); }
+  Index keys_length() const { return stored ? stored->length : keys.size(2); }
   Index head_dim() const { return queries.size(3); }
   /// Query heads per KV head.
   Index group() const { return kv_heads() == 0 ? 0 : heads() / kv_heads(); }
@@ -59,7 +71,34 @@ struct RETICLE_API AttentionInputs {
   /// Extras are handed on as they are. ShapeError when there are no such queries.
   AttentionInputs rows(Index from, Index to) const;
   MaskShape shape() const { return {batch(), heads(), queries_length(), keys_length()}; }
+  /// Of one query that sees all keys.
+  MaskShape one_query() const { return {batch(), heads(), 1, keys_length()}; }
   std::optional<TensorView> extra(std::string_view name) const;
+
+ private:
+  void validate_stored() const;
+};
+
+/// Where the keys of one sequence and KV head lie, by their positions. What it is made from must outlive it.
+class RETICLE_API KeyRows {
+ public:
+  KeyRows() = default;  // key i lies in row i
+  KeyRows(const AttentionInputs& inputs, Index batch, Index kv_head);
+  /// Whether row i holds something else than key i.
+  bool moved() const { return moved_; }
+  /// A row that holds a key.
+  std::int32_t any() const { return first_; }
+  /// -1: the key was evicted.
+  std::int32_t find(std::int32_t position) const;
+  /// Of ascending positions; `rows` may be where they are. Linear when they are dense. An evicted key gets `missing`,
+  /// or ValueError without it.
+  void find(std::span<const std::int32_t> positions, std::int32_t* rows,
+            std::optional<std::int32_t> missing = std::nullopt) const;
+
+ private:
+  bool moved_ = false;
+  std::span<const std::int32_t> positions_;
+  std::int32_t first_ = 0;  // row of positions_[0]
 };
 
 /// How far a masker's state has read a batch's keys. What it keeps is laid out by these extents, so a call with others

@@ -23,6 +23,12 @@ Index Masker::observed_queries() const { return 0; }
 
 bool Masker::selects_by_query() const { return false; }
 
+bool Masker::forgets() const { return false; }
+
+Mask Masker::lasting(const AttentionInputs& inputs, Index, LayerState&, const Context&) const {
+  return Mask::full(inputs.one_query());
+}
+
 CannotFollow::~CannotFollow() = default;
 
 std::string LayerState::name_of(const Masker& owner) { return owner.type(); }

@@ -116,6 +116,13 @@ class RETICLE_API Masker {
   /// parts. False by default: such prompts are refused.
   virtual bool selects_by_query() const;
 
+  /// Whether a key that it leaves for one query of the generation is neither chosen nor read for any later one, so that
+  /// a cache may evict it. False by default.
+  virtual bool forgets() const;
+  /// Of the keys so far, those that it may choose or read for queries from position `first` on, as a mask of
+  /// inputs.one_query(). All of them by default; asked for only where it forgets.
+  virtual Mask lasting(const AttentionInputs& inputs, Index first, LayerState& state, const Context& context) const;
+
   /// Unique in the process, and never given again: what LayerState knows a masker by.
   std::uint64_t id() const { return id_; }
   /// What configs call it; "?" before the registry has made it.
@@ -170,7 +177,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 9;
+inline constexpr std::uint64_t kInterface = 10;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

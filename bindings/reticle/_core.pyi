@@ -14,6 +14,7 @@ __version__: str
 _Array = TypeVar("_Array")
 _Stage = Literal["prefill", "generation"]
 _Shape = Sequence[int]
+_Stored = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], int]
 
 class Error(Exception): ...
 class ConfigError(Error, ValueError): ...  # type: ignore[misc]
@@ -215,7 +216,20 @@ class InferenceHandler:
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
         extras: Mapping[str, Any] | None = None,
+        stored: _Stored | None = None,
     ) -> tuple[_Array, _Array]: ...
+    def require_forgetful(self) -> None: ...
+    def lasting(
+        self,
+        queries: _Array,
+        keys: _Array,
+        values: _Array,
+        state: InferenceState,
+        *,
+        first: int,
+        layer: int = 0,
+        stored: _Stored | None = None,
+    ) -> Mask: ...
     def mask(
         self,
         queries: _Array,

@@ -531,6 +531,33 @@ def _(
     return queries.new_empty((*rows, values.shape[3])), queries.new_empty(rows, dtype=torch.float32)
 
 
+def backward(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    d_output: Tensor,
+    mask: AnyMask | None = None,
+    *,
+    scaling: float,
+    causal: bool = False,
+    attention_mask: Tensor | None = None,
+    soft_cap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum(output * d_output) by queries, keys and values, in their dtypes, of what `reticle.attention` gave
+    output and lse for."""
+    options: Any = {"scaling": scaling, "causal": causal, "attention_mask": attention_mask, "soft_cap": soft_cap}
+    if mask is None:
+        mask = _core.Mask.full((*queries.shape[:3], keys.shape[2]))
+    if queries.is_cuda:
+        return _backward_on_gpu(queries, keys, values, output, lse, d_output, mask, **options)
+    on_host = as_mask(mask, queries, keys)
+    gradients = _core.attention_backward(queries, keys, values, on_host, output, lse, d_output, **options)
+    d_queries, d_keys, d_values = gradients
+    return d_queries.to(queries.dtype), d_keys.to(keys.dtype), d_values.to(values.dtype)
+
+
 @torch.library.custom_op("reticle::attention_backward", mutates_args=())
 def _attention_backward(
     queries: Tensor,
@@ -545,23 +572,8 @@ def _attention_backward(
     causal: bool,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if queries.is_cuda:
-        options: Any = {"scaling": scaling, "causal": causal, "attention_mask": attention_mask, "soft_cap": soft_cap}
-        return _backward_on_gpu(queries, keys, values, output, lse, d_output, _numbered(mask), **options)
-    d_queries, d_keys, d_values = _core.attention_backward(
-        queries,
-        keys,
-        values,
-        _numbered(mask),
-        output,
-        lse,
-        d_output,
-        scaling=scaling,
-        causal=causal,
-        attention_mask=attention_mask,
-        soft_cap=soft_cap,
-    )
-    return d_queries.to(queries.dtype), d_keys.to(keys.dtype), d_values.to(values.dtype)
+    options: Any = {"scaling": scaling, "causal": causal, "attention_mask": attention_mask, "soft_cap": soft_cap}
+    return backward(queries, keys, values, output, lse, d_output, _numbered(mask), **options)
 
 
 @_attention_backward.register_fake

@@ -58,6 +58,14 @@ Mask KeptKeys::mask(std::string_view masker, const AttentionInputs& inputs, cons
       context);
 }
 
+Mask KeptKeys::lasting(const AttentionInputs& inputs, const Context& context) const {
+  if (prompt_ < 0) return Mask::full(inputs.one_query());
+  AttentionInputs next = inputs;
+  next.queries = inputs.queries.slice(2, inputs.queries_length() - 1, inputs.queries_length());
+  next.stage = Stage::generation;
+  return mask("what was kept of a prompt", next, context);
+}
+
 std::vector<std::int32_t> keep_highest(std::vector<float> importance, Index capacity, Index prefix, Index recent) {
   const auto keys = static_cast<Index>(importance.size());
   constexpr float kFirst = std::numeric_limits<float>::infinity();

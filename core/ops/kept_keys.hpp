@@ -20,6 +20,9 @@ class RETICLE_API KeptKeys {
   /// ValueError, naming the masker, when no prompt was observed; ShapeError for another sequence.
   Mask mask(std::string_view masker, const AttentionInputs& inputs, const Context& context) const;
 
+  /// See Masker::lasting.
+  Mask lasting(const AttentionInputs& inputs, const Context& context) const;
+
   /// CannotFollow where keys of the prompt go.
   void truncate(Index keys) const;
   void select(std::span<const Index> rows);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <deque>
 #include <span>
 #include <string>
@@ -40,6 +41,25 @@ void LiveKeys::truncate(Index keys) {
     before.resize(before.size() - steps);
   }
   seen_.truncate(keys);
+}
+
+Mask LiveKeys::lasting(const AttentionInputs& inputs, Index first, const Context& context) const {
+  if (!started_) return Mask::full(inputs.one_query());
+  seen_.require_continued(inputs);
+  MaskShape shape = inputs.one_query();
+  shape.shared_heads = lists_per_batch_ == 1;
+  const Index heads = inputs.heads() / lists_per_batch_;
+  return Mask::from_runs(
+      shape,
+      [&](RowId row, FunctionRef<void(Run)> emit) {
+        const auto i = static_cast<std::size_t>(row.batch * lists_per_batch_ + row.head / heads);
+        const std::size_t steps = std::min(before_[i].size(), static_cast<std::size_t>(seen_.count() - first));
+        const List& list = steps == 0 ? lists_[i] : before_[i][before_[i].size() - steps];
+        const auto later = static_cast<std::int32_t>(seen_.count() - static_cast<Index>(steps));
+        for (const std::int32_t key : list.keys) emit({key, key + 1, 1});
+        emit({later, static_cast<std::int32_t>(seen_.count()), 1});
+      },
+      context);
 }
 
 void LiveKeys::select(std::span<const Index> rows) {

@@ -34,6 +34,9 @@ class RETICLE_API LiveKeys {
   Mask generate(std::string_view masker, const AttentionInputs& inputs, const Context& context,
                 FunctionRef<void(RowId row, List& list, std::span<const double> probabilities)> evict);
 
+  /// See Masker::lasting: what was there when the query at `first` came, and all later keys. At most kStepsBack back.
+  Mask lasting(const AttentionInputs& inputs, Index first, const Context& context) const;
+
   /// Takes steps back, at most the last kStepsBack, and none of the prompt's keys: CannotFollow.
   void truncate(Index keys);
   void select(std::span<const Index> rows);

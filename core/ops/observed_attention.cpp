@@ -71,7 +71,10 @@ void attend_to(const AttentionInputs& inputs, RowId row, std::span<const std::in
   std::vector<float> query(static_cast<std::size_t>(inputs.head_dim()));
   load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, inputs.scaling, query);
   probabilities.resize(keys.size());
-  dot_gather(query.data(), 1, head_matrix(inputs.keys, row.batch, inputs.kv_head(row.head)), keys.data(),
+  const Index kv_head = inputs.kv_head(row.head);
+  std::vector<std::int32_t> rows(keys.size());
+  KeyRows(inputs, row.batch, kv_head).find(keys, rows.data());
+  dot_gather(query.data(), 1, head_matrix(inputs.keys, row.batch, kv_head), rows.data(),
              static_cast<Index>(keys.size()), probabilities.data(), 0);
   if (inputs.attention_mask) {
     const AttentionMaskRow bias(*inputs.attention_mask, row);

@@ -61,6 +61,12 @@ class AdaSnapKv final : public Masker {
     return state.get<KeptKeys>(*this).mask("ada_snap_kv", inputs, context);
   }
 
+  bool forgets() const override { return true; }
+
+  Mask lasting(const AttentionInputs& inputs, Index, LayerState& state, const Context& context) const override {
+    return state.get<KeptKeys>(*this).lasting(inputs, context);
+  }
+
  private:
   void share_out(const AttentionInputs& prompt, Index batch, std::span<std::vector<std::int32_t>> kept) const {
     const auto keys = static_cast<std::size_t>(prompt.keys_length());

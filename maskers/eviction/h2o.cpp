@@ -74,6 +74,12 @@ class H2O final : public Masker {
                                });
   }
 
+  bool forgets() const override { return true; }
+
+  Mask lasting(const AttentionInputs& inputs, Index first, LayerState& state, const Context& context) const override {
+    return state.get<H2OState>(*this).live.lasting(inputs, first, context);
+  }
+
  private:
   H2OConfig config_;
 };

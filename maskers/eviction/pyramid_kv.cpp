@@ -66,6 +66,12 @@ class PyramidKv final : public Masker {
     return state.get<KeptKeys>(*this).mask("pyramid_kv", inputs, context);
   }
 
+  bool forgets() const override { return true; }
+
+  Mask lasting(const AttentionInputs& inputs, Index, LayerState& state, const Context& context) const override {
+    return state.get<KeptKeys>(*this).lasting(inputs, context);
+  }
+
  private:
   /// Keys kept of a prompt besides the window: an arithmetic series over the layers.
   Index history(Index keys, Index layer) const {

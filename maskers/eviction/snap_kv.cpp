@@ -69,6 +69,12 @@ class SnapKv final : public Masker {
     return state.get<KeptKeys>(*this).mask("snap_kv", inputs, context);
   }
 
+  bool forgets() const override { return true; }
+
+  Mask lasting(const AttentionInputs& inputs, Index, LayerState& state, const Context& context) const override {
+    return state.get<KeptKeys>(*this).lasting(inputs, context);
+  }
+
  private:
   SnapKvConfig config_;
 };

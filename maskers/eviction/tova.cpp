@@ -48,6 +48,12 @@ class Tova final : public Masker {
                                                });
   }
 
+  bool forgets() const override { return true; }
+
+  Mask lasting(const AttentionInputs& inputs, Index first, LayerState& state, const Context& context) const override {
+    return state.get<LiveKeys>(*this).lasting(inputs, first, context);
+  }
+
  private:
   Index capacity_;
 };

@@ -34,6 +34,22 @@ class AShape final : public Masker {
         context);
   }
 
+  /// A fraction takes in more of the first keys as the sequence grows.
+  bool forgets() const override { return !config_.n_init.is_fraction(); }
+
+  Mask lasting(const AttentionInputs& inputs, Index first, LayerState&, const Context& context) const override {
+    const Index keys = inputs.keys_length(), local = std::min(config_.n_local.resolve(first + 1), first + 1);
+    const auto init = static_cast<std::int32_t>(std::min(config_.n_init.count(), keys));
+    const auto window = static_cast<std::int32_t>(std::clamp<Index>(first + 1 - local, init, keys));
+    return Mask::from_runs(
+        inputs.one_query().one_row(),
+        [&](RowId, FunctionRef<void(Run)> emit) {
+          emit({0, init, 1});
+          emit({window, static_cast<std::int32_t>(keys), 1});
+        },
+        context);
+  }
+
   std::vector<Rule> rules(Index keys, int) const override {
     return {Rule{Rule::Kind::sinks, config_.n_init.resolve(keys)},
             Rule{Rule::Kind::window, config_.n_local.resolve(keys)}};

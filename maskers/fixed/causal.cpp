@@ -19,6 +19,8 @@ class Causal final : public Masker {
 
   bool selects_by_query() const override { return true; }
 
+  bool forgets() const override { return true; }
+
   std::vector<Rule> rules(Index keys, int) const override { return {Rule{Rule::Kind::window, keys}}; }
 };
 

@@ -40,6 +40,21 @@ class Local final : public Masker {
 
   bool selects_by_query() const override { return !config_.window_size.is_fraction(); }
 
+  /// With gaps that widen as the sequence grows, a query may come back to a key that the one before it left.
+  bool forgets() const override { return !config_.window_size.is_fraction() || config_.dilation == 1; }
+
+  Mask lasting(const AttentionInputs& inputs, Index first, LayerState&, const Context& context) const override {
+    const Index window = std::min(config_.window_size.resolve(first + 1), first + 1);
+    const auto begin = static_cast<std::int32_t>(std::max<Index>(0, first - (window - 1) * config_.dilation));
+    const auto end = static_cast<std::int32_t>(inputs.keys_length());
+    return Mask::intervals(
+        inputs.one_query().one_row(),
+        [&](RowId) {
+          return Interval{begin, end};
+        },
+        context);
+  }
+
   std::vector<Rule> rules(Index keys, int) const override {
     return {Rule{Rule::Kind::window, config_.window_size.resolve(keys), config_.dilation}};
   }

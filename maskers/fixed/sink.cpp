@@ -29,6 +29,19 @@ class Sink final : public Masker {
 
   bool selects_by_query() const override { return !size_.is_fraction(); }
 
+  /// A fraction takes in more keys as the sequence grows.
+  bool forgets() const override { return !size_.is_fraction(); }
+
+  Mask lasting(const AttentionInputs& inputs, Index, LayerState&, const Context& context) const override {
+    const auto end = static_cast<std::int32_t>(std::min(size_.resolve(inputs.keys_length()), inputs.keys_length()));
+    return Mask::intervals(
+        inputs.one_query().one_row(),
+        [&](RowId) {
+          return Interval{0, end};
+        },
+        context);
+  }
+
   std::vector<Rule> rules(Index keys, int) const override { return {Rule{Rule::Kind::sinks, size_.resolve(keys)}}; }
 
  private:

@@ -289,6 +289,97 @@ TEST(Attention, StatesOfDisjointKeysMergeToTheWhole) {
   EXPECT_EQ(merge(nothing, nothing).lse.span<float>()[0], -kInfinity);
 }
 
+/// Keys and values without those that a mask leaves in all heads of a KV head, as a cache that evicted them holds them.
+struct Evicted {
+  Evicted(const AttentionInputs& inputs, const Mask& kept) : inputs(inputs) {
+    const Index batch = inputs.batch(), kv_heads = inputs.kv_heads(), group = inputs.group();
+    for (Index list = 0; list < batch * kv_heads; ++list) {
+      begin.push_back(static_cast<Index>(positions.size()));
+      for (std::int32_t key = 0; key < inputs.keys_length(); ++key) {
+        bool wanted = false;
+        for (Index row = 0; row < group * inputs.queries_length() && !wanted; ++row)
+          wanted = kept.at(list / kv_heads, list % kv_heads * group + row / inputs.queries_length(),
+                           row % inputs.queries_length(), key) > 0;
+        if (wanted) positions.push_back(key);
+      }
+      end.push_back(static_cast<Index>(positions.size()));
+      positions.push_back(-1);  // room, of no list
+    }
+    const auto rows = static_cast<Index>(positions.size());
+    const auto gather = [&](const TensorView& from) {
+      Tensor to(from.dtype, {batch, kv_heads, rows, from.size(3)});
+      const auto width = static_cast<std::size_t>(from.size(3) * size_of(from.dtype));
+      std::memset(to.data(), 0xff, static_cast<std::size_t>(batch * kv_heads * rows) * width);  // NaN
+      for (Index list = 0; list < batch * kv_heads; ++list) {
+        for (Index row = begin[static_cast<std::size_t>(list)]; row < end[static_cast<std::size_t>(list)]; ++row)
+          std::memcpy(static_cast<std::byte*>(to.data()) + static_cast<std::size_t>(list * rows + row) * width,
+                      static_cast<const std::byte*>(head_matrix(from, list / kv_heads, list % kv_heads).data) +
+                          static_cast<std::size_t>(positions[static_cast<std::size_t>(row)]) * width,
+                      width);
+      }
+      return to;
+    };
+    keys = gather(inputs.keys);
+    values = gather(inputs.values);
+    this->inputs.keys = keys.view();
+    this->inputs.values = values.view();
+    this->inputs.stage = Stage::generation;
+    this->inputs.stored = StoredKeys{positions, begin, end, inputs.keys_length()};
+  }
+
+  AttentionInputs inputs;
+  Tensor keys, values;
+  std::vector<std::int32_t> positions;
+  std::vector<Index> begin, end;
+};
+
+TEST(Attention, OverTheKeysThatAreLeftIsToTheBitThatOfTheMaskOverAll) {
+  std::mt19937 random(3);
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const Index heads : {2, 6, 24}) {  // one head to a KV head, few, and a tile of them
+      for (const Index queries : {1, 3}) {
+        const OwnedInputs owned({.batch = 2, .heads = heads, .kv_heads = 2, .queries = queries, .keys = 700}, 5, dtype);
+        for (const auto& [name, mask] : random_masks(owned.inputs.shape(), random)) {
+          const Evicted evicted(owned.inputs, mask);
+          const AttentionResult left = attention(evicted.inputs, mask), all = attention(owned.inputs, mask);
+          const auto same = [](const Tensor& a, const Tensor& b) {
+            return std::memcmp(a.view().data, b.view().data,
+                               static_cast<std::size_t>(a.view().elements() * size_of(a.view().dtype))) == 0;
+          };
+          EXPECT_TRUE(same(left.output, all.output) && same(left.lse, all.lse))
+              << name << ", " << heads << " heads, " << queries << " queries";
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, AKeyThatWasEvictedIsNotAttendedTo) {
+  const OwnedInputs owned({.batch = 1, .heads = 2, .kv_heads = 1, .queries = 1, .keys = 9}, 5);
+  const Mask kept = Mask::from_runs(owned.inputs.shape().one_row(), [](RowId, FunctionRef<void(reticle::Run)> emit) {
+    emit({0, 3, 1});
+    emit({7, 9, 1});
+  });
+  const Evicted evicted(owned.inputs, kept);
+  try {
+    attention(evicted.inputs, Mask::full(owned.inputs.shape()));
+    ADD_FAILURE() << "expected a ValueError";
+  } catch (const ValueError& error) {
+    EXPECT_EQ(std::string(error.what()), "stored keys: the key at position 3 was evicted, and is attended to again");
+  }
+  AttentionInputs wrong = evicted.inputs;
+  const std::vector<Index> beyond = {6};
+  wrong.stored->end = beyond;
+  wrong.stored->begin = std::span<const Index>(beyond).first(1);
+  EXPECT_NO_THROW(wrong.validate());
+  const std::vector<Index> outside = {7};
+  wrong.stored->end = outside;
+  EXPECT_THROW(attention(wrong, kept), ShapeError);
+  wrong = evicted.inputs;
+  wrong.stage = Stage::prefill;
+  EXPECT_THROW(attention(wrong, kept), ValueError);
+}
+
 TEST(Attention, NonFiniteInputsAreReportedWithTheirRow) {
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity}) {
     for (const int which : {0, 1, 2}) {

@@ -4,11 +4,13 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/core/tensor/tensor.hpp>
@@ -195,6 +197,27 @@ TEST_P(EveryMasker, AForkGoesOnByItself) {
   prefill(sequences, again);
   decode(sequences, again, kPrompt, cut);
   EXPECT_EQ(other_way, decode(continued, again, cut, cut + 6));
+}
+
+TEST_P(EveryMasker, WhatItLeavesForGoodIsNotChosenAgain) {
+  const Sequences sequences(4);
+  SequenceState state;
+  prefill(sequences, state);
+  std::vector<std::pair<Index, Mask>> lasting;
+  try {
+    lasting.emplace_back(kPrompt, sparse_.lasting(sequences.at(0, kPrompt, Stage::generation), kPrompt, state));
+  } catch (const ValueError& error) {
+    EXPECT_EQ(std::string(error.what()).find("eviction: " + GetParam() + " may come back to any key"), 0U);
+    return;
+  }
+  for (Index token = kPrompt; token < kKeys; ++token) {
+    const AttentionInputs inputs = sequences.at(token, token + 1, Stage::generation);
+    const Mask chosen = sparse_.mask(inputs, state);
+    for (const auto& [keys, mask] : lasting) {
+      EXPECT_EQ(subtract(slice(chosen, Dim::keys, 0, keys), mask).nnz(), 0) << "token " << token << ", " << keys;
+    }
+    if (token % 8 == 0) lasting.emplace_back(token + 1, sparse_.lasting(inputs, std::max(kPrompt, token - 4), state));
+  }
 }
 
 /// Those that need nothing beside queries, keys and values but a file that is bundled.

@@ -484,6 +484,29 @@ def test_compiled_models_attend_as_they_did(models):
             )
 
 
+@pytest.mark.parametrize("prefill", [None, {"maskers": [{"type": "local", "window_size": 6}]}])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_compiled_models_train_as_they_did_without_a_graph_break_per_layer(name, prefill):
+    architecture, options = MODELS[name]
+    inputs = {**padded("left"), "labels": IDS}
+    graphs = []
+    for layers in (2, 3):
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{architecture}Config")(**{**SMALL, **options, "num_hidden_layers": layers})
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with hf.attach(model, prefill=prefill):
+            model(**inputs).loss.backward()
+            wanted = [parameter.grad.clone() for parameter in model.parameters()]
+            model.zero_grad()
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            torch.compile(model, backend="aot_eager")(**inputs).loss.backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        for parameter, expected in zip(model.parameters(), wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-4)
+    assert graphs[0] == graphs[1]
+
+
 def test_stages_can_be_told(models):
     model, config = models("llama"), {"maskers": [{"type": "local", "window_size": 3}]}
     with torch.no_grad(), hf.attach(model, generation=config) as attached:

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from reticle.hf._attach import NAME, Attachment, pipeline_of
 from reticle.hf._attention import forward
-from reticle.hf._cache import SparseCache
+from reticle.hf._sparse_cache import SparseCache
 from reticle.hf._visibility import visibility
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "Attachment", "SparseCache", "attach", "pipeline_of"]
 
-# torch.compile breaks its graph here: maskers are not torch's to trace.
-AttentionInterface.register(NAME, torch.compiler.disable(forward))  # type: ignore[no-untyped-call]
+AttentionInterface.register(NAME, forward)
+# torch.compile breaks its graph here, once to a forward pass: masks are functions that it cannot keep.
 AttentionMaskInterface.register(NAME, torch.compiler.disable(visibility))  # type: ignore[no-untyped-call]
 
 
@@ -42,6 +42,7 @@ def attach(
     generation: Config = None,
     keep_masks: bool = False,
     metrics: MetricLogger | None = None,
+    evict: bool = False,
 ) -> Attachment:
     """Computes a model's attention by Reticle: prompts by `prefill`, what is generated after them by `generation`.
 
@@ -54,10 +55,13 @@ def attach(
     Args:
         keep_masks: record every call's mask (`Attachment.masks`), for pictures.
         metrics: gets the density and output error of every call.
+        evict: generate with a SparseCache that drops the keys that `generation` will never attend to again, as snap_kv, tova,
+            h2o, sinks and windows leave some. The output stays the same; tokens of a further prompt need
+            `stage("generation")`.
 
     Raises:
-        ValueError: when the model is attached already, or its attention does not go through transformers' interface; the
-            model is left as it was.
+        ValueError: when the model is attached already, its attention does not go through transformers' interface, or `evict`
+            is asked for with maskers that may come back to any key; the model is left as it was.
         NotImplementedError: when the model runs and asks for what is not supported, by name.
     """
-    return Attachment(model, prefill, generation, keep_masks, metrics)
+    return Attachment(model, prefill, generation, keep_masks=keep_masks, metrics=metrics, evict=evict)

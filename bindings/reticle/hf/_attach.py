@@ -19,7 +19,10 @@ import reticle._core as _core
 import reticle.maskers
 import reticle.torch
 from reticle.hf._attention import Call, cache_in
-from reticle.hf._cache import GrowingLayer, LayerRows, Row, SparseCache
+from reticle.hf._cache import GrowingLayer, LayerRows, Row
+from reticle.hf._compiled import number_layer
+from reticle.hf._evicting import EvictingLayer
+from reticle.hf._sparse_cache import SparseCache
 from reticle.metrics import DENSITY, OUTPUT_ERROR
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reticle import InferenceState, SparseAttention, StageRecord
+    from reticle.hf._evicting import StoredRow
     from reticle.hf._visibility import Visibility
     from reticle.maskers import MaskerConfig
     from reticle.metrics import MetricLogger
@@ -213,6 +217,7 @@ class Patterns:
         stage: Stage,
         bias: Tensor | None,
         call: Call,
+        stored: tuple[Any, ...] | None = None,
     ) -> Tensor:
         """(1, heads, queries, value_dim) of one sequence, in one stage."""
         if stage == "prefill" and query.shape[2] < key.shape[2]:
@@ -221,17 +226,26 @@ class Patterns:
         entries, visible = record.entries, record.visible
         where: Any = {"scaling": call.scaling, "attention_mask": bias, "layer": layer, "stage": stage}
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+            if stored is not None:
+                raise NotImplementedError("gradients through a cache that evicts keys are not supported")
             chosen = self._handler.mask(query.detach(), key.detach(), value.detach(), row.state, **where)
             output = call.differentiable(query, key, value, chosen, causal=True, bias=bias)
         else:
             sinks: Any = () if call.sink_logits is None else self.sink_logits(layer, call.sink_logits)
             output, _ = self._handler.attend(
-                query, key, value, row.state, soft_cap=call.soft_cap, sink_logits=sinks, **where
+                query, key, value, row.state, soft_cap=call.soft_cap, sink_logits=sinks, stored=stored, **where
             )
         self.add(stage, record.entries - entries, record.visible - visible)
         if self._handler.keeps_masks:
             self._masks[stage].append(record.masks[-1])
         return output
+
+    def choose_for_prompt(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> reticle.Mask:
+        """(1, heads, tokens, tokens) of one whole sequence, of which nothing is recorded."""
+        if self.prompt_length(query.shape[2], key.shape[2]) != query.shape[2]:
+            raise NotImplementedError("a compiled model that is trained with the generation pattern is not supported")
+        state = _core.InferenceState()
+        return self._handler.mask(query, key, value, state, scaling=scaling, layer=layer, stage="prefill")
 
     def _refuse_part(self, tokens: int) -> None:
         """Where a pattern needs a prompt whole."""
@@ -247,9 +261,23 @@ class Patterns:
                 "them in one call"
             )
 
-    def changes_of(self, module: Any) -> int | None:
-        """What a cache of ours counts at a module's layer; None for another's."""
+    def cache_layer(self, module: Any) -> GrowingLayer | None:
+        """Of the cache that a module is called with, its layer, if it is one of ours."""
         return None
+
+    def require_eviction(self) -> None:
+        """ValueError unless keys may be evicted: naming the maskers, or the metric, that need them all."""
+        if not self._sparse[1]:
+            raise ValueError("evict=True: expected a generation pattern; dense attention comes back to every key")
+        self._handler.require_forgetful()
+        if self._metrics is not None and self._metrics.wants(OUTPUT_ERROR):
+            raise ValueError(f"evict=True: the metric {OUTPUT_ERROR} needs every key; expected others")
+
+    def lasting(self, layer: int, query: Tensor, stored: StoredRow, first: int) -> reticle.Mask:
+        """(1, heads, 1, tokens): the keys of a sequence that may be attended to from token `first` on."""
+        return self._handler.lasting(
+            query, *stored.matrices(), stored.row.state, first=first, layer=layer, stored=stored.without(0)
+        )
 
     def rows_of(self, module: Any) -> LayerRows:
         """What maskers keep at a module's layer of the sequences that it is called with."""
@@ -267,12 +295,19 @@ class Attachment(Patterns):
         model: PreTrainedModel,
         prefill: Config,
         generation: Config,
+        *,
         keep_masks: bool,
         metrics: MetricLogger | None,
+        evict: bool,
     ) -> None:
         super().__init__(prefill, generation, keep_masks=keep_masks)
         name = type(model).__name__
         self._metrics = metrics
+        self._evict = evict
+        if evict:
+            self.require_eviction()
+            if getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", None):
+                raise ValueError(f"{name}: evict=True is not supported where layers share their keys")
         self._token = next(_tokens)
         self._model, self._backbone = model, backbone_of(model)
         modules = list(self._backbone.modules())
@@ -295,6 +330,7 @@ class Attachment(Patterns):
         self._hooks = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._layers]
         for layer in self._layers:
             layer._reticle = self
+            number_layer(layer)
         self._own: dict[str, Any] = {}
         self._wrap_generate()
 
@@ -330,7 +366,7 @@ class Attachment(Patterns):
             for name in _CACHE_NAMES:
                 made = model_kwargs.get(name)
                 if made is not given[name] and type(made) is DynamicCache and not made.offloading:
-                    model_kwargs[name] = SparseCache(config=model.config)
+                    model_kwargs[name] = SparseCache(config=model.config, evict=self._evict)
             return result
 
         for name, wrapper in (("generate", generate_with_prompt), ("_prepare_cache_for_generation", prepare_cache)):
@@ -343,11 +379,15 @@ class Attachment(Patterns):
                 f"{type(module).__name__}: output_attentions is not supported; use eager attention"
             )
         self._cache = cache_in(args, kwargs)
+        layer = self.cache_layer(module)
+        if isinstance(layer, EvictingLayer):
+            layer.read = True
 
-    def changes_of(self, module: Any) -> int | None:
+    def cache_layer(self, module: Any) -> GrowingLayer | None:
         layers = [] if self._cache is None else self._cache.layers
-        layer = layers[module.layer_idx] if module.layer_idx < len(layers) else None
-        return layer.changes if isinstance(layer, GrowingLayer) else None
+        number = getattr(module, "layer_idx", None)
+        layer = layers[number] if isinstance(number, int) and number < len(layers) else None
+        return layer if isinstance(layer, GrowingLayer) else None
 
     def rows_of(self, module: Any) -> LayerRows:
         if self._cache is None:

@@ -13,7 +13,9 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 import reticle
 import reticle._core as _core
 import reticle.torch
+from reticle.hf import _compiled
 from reticle.hf._cache import Row, marks_of
+from reticle.hf._evicting import STEPS_BACK, EvictingLayer, StoredRow
 from reticle.hf._visibility import Visibility
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _WITHOUT_EFFECT = frozenset(
         *("num_items_in_batch", "max_length_q", "max_length_k", "deterministic", "use_top_left_mask", "input_ids"),
     )
 )
+
+_SAID_BY_MASKS = _WITHOUT_EFFECT | {"sliding_window"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,32 @@ def forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for "reticle": output (batch, queries, heads, value_dim), contiguous, and no weights."""
+    if (
+        torch.compiler.is_compiling()
+        and not dropout
+        and _compiled.traceable(attention_mask, query, key, others, _SAID_BY_MASKS)
+    ):
+        seen = cast("Visibility", attention_mask)
+        return _compiled.attend(module, query, key, value, seen, scaling, softcap), None
+    attended: tuple[Tensor, None] = _untraced(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, softcap=softcap, **others
+    )
+    return attended
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # maskers are not torch's to trace
+def _untraced(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | Visibility | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
@@ -120,7 +150,6 @@ def forward(
     cu_seq_lens_k: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls for "reticle": output (batch, queries, heads, value_dim), contiguous, and no weights."""
     from reticle.hf._attach import patterns_of
 
     name = type(module).__name__
@@ -128,19 +157,29 @@ def forward(
     if dropout:
         raise NotImplementedError(f"{name}: attention dropout is not supported; set attention_dropout to 0")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    seen, bias = _seen(name, attention_mask, query, key, causal)
-    if seen is not None and key.shape[2] > seen.keys:  # a static cache's room
+    attached = patterns_of(module)
+    layer = None if attached is None else attached.cache_layer(module)
+    evicting = layer if isinstance(layer, EvictingLayer) and layer.rows is not None else None
+    tokens = key.shape[2] if evicting is None else evicting.get_seq_length()
+    seen, bias = _seen(name, attention_mask, query, tokens, causal)
+    if evicting is None and seen is not None and key.shape[2] > seen.keys:  # a static cache's room
         key, value = key[:, :, : seen.keys], value[:, :, : seen.keys]
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     call = Call(scaling, softcap, s_aux, bias)
-    attached = patterns_of(module)
     if seen is None and attached is not None and attached.chooses(query.shape[2], key.shape[2]):
         seen = _causal_under(name, attention_mask, query.shape[2], key.shape[2])
     packed = _documents(cu_seq_lens_q, cu_seq_lens_k, query, key)
     if packed is not None:
         seen, attached = packed, None
-    if attached is not None and _follows_pattern(module, seen):
+    if evicting is not None:
+        if attached is None or bias is not None or not follows_pattern(module, seen):
+            raise NotImplementedError(
+                f"{name}: a cache that has evicted keys, with packed sequences, an attention_mask of four dimensions or a "
+                "position bias; expected causal self-attention"
+            )
+        output = _by_stored_keys(attached, module, query, key, value, cast("Visibility", seen), call, evicting)
+    elif attached is not None and follows_pattern(module, seen):
         output = _by_pattern(attached, module, query, key, value, cast("Visibility", seen), call)
     else:
         if attached is not None:
@@ -149,7 +188,7 @@ def forward(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _follows_pattern(module: Any, seen: Visibility | None) -> bool:
+def follows_pattern(module: Any, seen: Visibility | None) -> bool:
     """Patterns are for causal self-attention over a cache that holds every key."""
     return (
         seen is not None
@@ -170,10 +209,10 @@ def _refuse_unknown(name: str, others: dict[str, Any]) -> None:
 
 
 def _seen(
-    name: str, attention_mask: Tensor | Visibility | None, query: Tensor, key: Tensor, causal: bool
+    name: str, attention_mask: Tensor | Visibility | None, query: Tensor, keys: int, causal: bool
 ) -> tuple[Visibility | None, Tensor | None]:
     """What queries see, and what is added to the scores: of a tensor with four dimensions all is said by the latter."""
-    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    batch, queries = query.shape[0], query.shape[2]
     if isinstance(attention_mask, Visibility):
         if attention_mask.queries != queries or attention_mask.given_keys != keys:
             raise NotImplementedError(
@@ -231,9 +270,11 @@ def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -
     )
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, seen: Visibility | None, call: Call) -> Tensor:
-    """Attention to everything that the model lets queries see."""
-    bias, causal, mask = call.bias, False, None
+def dense_terms(
+    query: Tensor, key: Tensor, seen: Visibility | None, bias: Tensor | None
+) -> tuple[reticle.Mask | None, bool, Tensor | None]:
+    """(mask, causal, bias) of attention to everything that the model lets queries see."""
+    causal, mask = False, None
     if seen is not None:
         if seen.padding is not None:
             hidden = torch.zeros(seen.padding.shape, device=query.device).masked_fill(~seen.padding, -torch.inf)
@@ -243,6 +284,11 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, seen: Visibility | None, c
             mask = seen.mask.broadcast_to((query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
     if bias is not None:
         bias = bias.float().masked_fill(bias <= torch.finfo(bias.dtype).min / 2, -torch.inf)
+    return mask, causal, bias
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, seen: Visibility | None, call: Call) -> Tensor:
+    mask, causal, bias = dense_terms(query, key, seen, call.bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
         return call.differentiable(query, key, value, mask, causal=causal, bias=bias)
     output, _ = reticle.attention(
@@ -274,7 +320,7 @@ def _by_pattern(
     old = total - new
     attached.begin(layer, old)
     prompt = attached.prompt_length(new, total)
-    kept = [_kept(seen, i) for i in range(query.shape[0])]
+    kept = [real_tokens(seen, i) for i in range(query.shape[0])]
     if attached.is_dense():
         output = _dense(query, key, value, seen, call)
         for places in kept:
@@ -282,7 +328,8 @@ def _by_pattern(
     else:
         keys = [_tokens(key[i], places) for i, places in enumerate(kept)]
         before = [old if places is None else int((places < old).sum()) for places in kept]
-        rows = attached.rows_of(module).follow(keys, before, attached.changes_of(module))
+        cached = attached.cache_layer(module)
+        rows = attached.rows_of(module).follow(keys, before, None if cached is None else cached.changes)
         output = query.new_zeros((*query.shape[:3], value.shape[3]))
         for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
             own: Any = slice(None) if places is None else places[before[i] :] - old
@@ -293,7 +340,83 @@ def _by_pattern(
             inputs = (queries[None], keys[i][None], _tokens(value[i], places)[None])
             of_prompt = prompt if places is None else int((places < prompt).sum())
             output[i][:, own] = _sequence(attached, layer, row, *inputs, of_prompt, bias, call)[0]
+        if isinstance(cached, EvictingLayer) and total >= prompt:
+            _start_evicting(attached, module, query, value, rows, keys, kept, prompt, cached)
     attached.finish(layer, total, output, lambda: _dense(query, key, value, seen, call))
+    return output
+
+
+def _start_evicting(
+    attached: Patterns,
+    module: Any,
+    query: Tensor,
+    value: Tensor,
+    rows: list[Row],
+    keys: list[Tensor],
+    kept: list[Tensor | None],
+    prompt: int,
+    cached: EvictingLayer,
+) -> None:
+    """The prompt is over: keys go that the generation pattern will not attend to."""
+    attached.require_eviction()
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise NotImplementedError("gradients through a cache that evicts keys are not supported")
+    evicted, stored = False, []
+    for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
+        real = bytearray(b"\1") * cached.get_seq_length()
+        if places is not None:
+            real = bytearray(
+                torch.zeros(len(real), dtype=torch.uint8).index_fill_(0, places.cpu(), 1).numpy().tobytes()
+            )
+        own = StoredRow(row, keys[i], _tokens(value[i], places), real)
+        # Tokens behind the prompt are a guess that may be taken back.
+        first = max(sum(real[:prompt]), own.length - STEPS_BACK)
+        lasting = attached.lasting(int(module.layer_idx), query[i : i + 1, :, -1:], own, first)
+        evicted = own.evict(lasting, first) or evicted
+        stored.append(own)
+    if evicted:
+        cached.keep(stored)
+        attached.rows_of(module).rows.clear()
+
+
+def _by_stored_keys(
+    attached: Patterns,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Visibility,
+    call: Call,
+    cached: EvictingLayer,
+) -> Tensor:
+    """Attention of new tokens, one by one, over the keys that are left and their own."""
+    new, total, layer = query.shape[2], cached.get_seq_length(), int(module.layer_idx)
+    attached.begin(layer, total - new)
+    if attached.prompt_length(new, total) > total - new:
+        raise NotImplementedError(
+            f"a prompt of {new} tokens behind {total - new} of which keys were evicted: it cannot attend to them; take its "
+            'tokens as generated ones (with attached.stage("generation")), or keep all keys (evict=False)'
+        )
+    if key.shape[2] != new:
+        raise NotImplementedError(
+            f"{type(module).__name__}: {key.shape[2]} keys for {new} new tokens; evict=True is not supported by this model"
+        )
+    cached.read = False
+    output = query.new_zeros((*query.shape[:3], value.shape[3]))
+    for i, stored in enumerate(cast("list[StoredRow]", cached.rows)):
+        real = bytearray(b"\1") * new if seen.padding is None else bytearray(seen.padding[i, total - new :].tolist())
+        tokens = [token for token in range(new) if real[token]]
+        stored.real += real
+        stored.append(key[i][:, tokens], value[i][:, tokens])
+        for ahead, token in zip(reversed(range(len(tokens))), tokens, strict=True):
+            queries = query[i : i + 1, :, token : token + 1]
+            output[i, :, token] = attached.attend(
+                layer, stored.row, queries, *stored.matrices(), "generation", None, call, stored.without(ahead)
+            )[0, :, 0]
+        if tokens and stored.length // STEPS_BACK != (stored.length - len(tokens)) // STEPS_BACK:
+            first = max(stored.croppable_to, stored.length - STEPS_BACK)
+            stored.evict(attached.lasting(layer, query[i : i + 1, :, -1:], stored, first), first)
+    attached.finish(layer, total, output, lambda: output)
     return output
 
 
@@ -305,7 +428,7 @@ def _record_dense(attached: Patterns, heads: int, places: Tensor, old: int, prom
         attached.add(stage, entries, entries)  # type: ignore[arg-type]
 
 
-def _kept(seen: Visibility, row: int) -> Tensor | None:
+def real_tokens(seen: Visibility, row: int) -> Tensor | None:
     """The places of a row's tokens, where some are padding."""
     if seen.padding is None or bool(seen.padding[row].all()):
         return None

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 import reticle._core as _core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from transformers import PreTrainedConfig
 
 #: Channels of a key, of the last KV head, that tell it from another key: 16 bytes of float32.
 _CHANNELS = 4
@@ -71,6 +68,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def get_seq_length(self) -> int:
         return self._length
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, room for more included."""
+        tensors = self._buffers or (self.keys, self.values)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes how many tokens to remove as a negative number; got {tokens_to_remove}")
@@ -104,24 +107,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 def _room_for(like: Tensor, tokens: int) -> Tensor:
     batch, heads, _, width = like.shape
     return like.new_empty((batch, heads, tokens, width))
-
-
-class SparseCache(DynamicCache):
-    """transformers' DynamicCache with buffers that grow by doubling (or have `capacity` tokens from the start).
-
-        cache = reticle.hf.SparseCache(config=model.config, capacity=32768)
-        model.generate(**inputs, past_key_values=cache)
-
-    Attached models make one where `generate` would make a DynamicCache. It can be cropped, reordered, repeated, selected
-    from, reset and copied (`copy.deepcopy`); what maskers keep of its sequences follows. Layers with a sliding window or a
-    recurrent state are transformers' own.
-    """
-
-    def __init__(self, config: PreTrainedConfig | None = None, *, capacity: int = 0) -> None:
-        super().__init__(config=config)
-        if self.layer_class_to_replicate is not None:
-            self.layer_class_to_replicate = functools.partial(GrowingLayer, capacity)  # type: ignore[assignment]
-        self.layers = [GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
 
 class Row:

@@ -10,6 +10,7 @@ from transformers import masking_utils
 
 import reticle._core as _core
 from reticle._mask import from_mask_mod
+from reticle.hf._compiled import ticket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,8 @@ class Visibility:
         self._mask: Mask | None = None
         self._plain: bool | None = None
         self._dense: Tensor | None = None
+        #: What stands for it in compiled graphs; None where no gradients are asked for.
+        self.ticket: Tensor | None = None
 
     @property
     def first(self) -> int:
@@ -208,7 +211,7 @@ def visibility(
     """What masking_utils calls under our name. The arguments left over say which shortcuts other interfaces may take."""
     if isinstance(attention_mask, Visibility):  # generate has asked before the model does
         return attention_mask
-    return Visibility(
+    seen = Visibility(
         mask_function,
         batch=batch_size,
         queries=q_length,
@@ -220,3 +223,6 @@ def visibility(
         dtype=dtype,
         device=device,
     )
+    if torch.is_grad_enabled():
+        seen.ticket = ticket_of(seen)
+    return seen
