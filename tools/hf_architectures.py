@@ -81,6 +81,72 @@ SMALL: dict[str, Any] = {
     "is_decoder": True,
     "use_cache": False,
 }
+#: Extents that configs may leave to be told.
+UNTOLD = (
+    "head_dim",
+    "num_key_value_heads",
+    "num_experts_per_tok",
+    "n_routed_experts",
+    "n_shared_experts",
+    "n_group",
+    "topk_group",
+)
+#: What else makes a type small.
+OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {
+        "num_expert_group": 1,
+        "num_experts_per_token": 2,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": 100,
+        "hidden_size_per_layer_input": 16,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gemma4_text": {
+        "vocab_size_per_layer_input": 100,
+        "hidden_size_per_layer_input": 16,
+        "sliding_window": 8,
+        "global_head_dim": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "kimi_linear": {
+        "num_experts_per_token": 2,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "longcat_flash": {"moe_topk": 2, "zero_expert_num": 2, "head_dim": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 16},
+    "ministral": {"sliding_window": 8},
+    "mpt": {"attn_config": {"attn_pdrop": 0}},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+        "output_gate_type": "sigmoid",
+        "ple_embed_dim": 32,
+        "ngram_vocab_size_base": 100,
+        "split_ngram_parts": 4,
+        "hc_lowrank": 16,
+    },
+    "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [32, 32]},
+    "xlm": {"emb_dim": 64},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "mamba_dt_rank": 8, "num_hidden_layers": 8},
+}
 MAX_PARAMETERS = 30_000_000
 BOUND = 1e-3
 
@@ -90,8 +156,11 @@ def shrink(config: Any, without: frozenset[str] = frozenset()) -> Any:
     kind = type(config)
     own: dict[str, Any] = {}
     for name, value in SMALL.items():
-        if name not in without and name in vars(config) and vars(config)[name] is not None:
-            own[name] = value
+        told = vars(config).get(name) is not None or (
+            name in UNTOLD and name in vars(config) and "untold" not in without
+        )
+        if name not in without and told:
+            own[name] = int(value) if type(vars(config)[name]) is int else value
     for name, value in vars(config).items():
         if isinstance(value, transformers.PreTrainedConfig):
             own[name] = shrink(value, without).to_dict()
@@ -100,13 +169,19 @@ def shrink(config: Any, without: frozenset[str] = frozenset()) -> Any:
         own["num_key_value_heads"] = own["num_attention_heads"]
     if "rotary_dim" in vars(config):
         own["rotary_dim"] = 8
+    own.update(OWN.get(config.model_type, {}))
     return kind(**own)
 
 
 def small_model(model_type: str) -> torch.nn.Module:
     default = CONFIG_MAPPING[model_type]()
     failure: Exception | None = None
-    for without in (frozenset(), frozenset({"head_dim"}), frozenset({"num_hidden_layers", "num_key_value_heads"})):
+    for without in (
+        frozenset({"untold"}),
+        frozenset(),
+        frozenset({"head_dim"}),
+        frozenset({"num_hidden_layers", "num_key_value_heads"}),
+    ):
         try:
             config = shrink(default, without)
             with torch.device("meta"):

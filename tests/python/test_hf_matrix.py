@@ -66,7 +66,28 @@ STATEFUL = {
     "magic_pig": {"type": "magic_pig", "lsh_l": 8, "lsh_k": 4},
     "h2o": {"type": "h2o", "heavy_size": 5, "recent_size": 5},
     "moba": {"type": "moba", "block_size": 8, "top_k": 2},
+    "hash_attention": {
+        "type": "hash_attention_top_k",
+        "heavy_size": 8,
+        "hat_bits": 32,
+        "hat_mlp_layers": 1,
+    },
 }
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory):
+    """A config by its name; hash attention's weights are of the small models' shape."""
+    random = torch.Generator().manual_seed(0)
+    weights = {}
+    for layer in range(SMALL["num_hidden_layers"]):
+        for kind in ("key", "query"):
+            weights[f"hat.{layer}.{kind}_matrix.0"] = torch.randn(4, 16, 32, generator=random)
+            weights[f"hat.{layer}.{kind}_bias.0"] = torch.zeros(4, 32)
+    path = tmp_path_factory.mktemp("weights") / "hash.safetensors"
+    pytest.importorskip("safetensors.torch").save_file(weights, path)
+    configs = {**STATEFUL, "hash_attention": {**STATEFUL["hash_attention"], "hat_weight_file": str(path)}}
+    return lambda name: {"maskers": [configs[name]]}
 
 
 def make(name):
@@ -303,8 +324,8 @@ def recomputed(model, pattern, tokens):
     "way", ["plain", "generated", "padded and generated", "chunks", "beams", "assisted", "lookup", "no cache"]
 )
 @pytest.mark.parametrize("pattern", list(STATEFUL))
-def test_what_maskers_keep_follows_however_tokens_come(models, pattern, way):
-    model, config = models("llama"), {"maskers": [STATEFUL[pattern]]}
+def test_what_maskers_keep_follows_however_tokens_come(models, stateful, pattern, way):
+    model, config = models("llama"), stateful(pattern)
     with torch.no_grad():
         if (pattern, way) in REFUSED:
             with hf.attach(model, generation=config), pytest.raises(NotImplementedError, match=REFUSED[pattern, way]):
@@ -356,8 +377,8 @@ def generated_by(model, config, **options):
 
 
 @pytest.mark.parametrize("pattern", list(STATEFUL))
-def test_a_copied_prefix_serves_several_prompts(models, pattern):
-    model, config = models("llama"), {"maskers": [STATEFUL[pattern]]}
+def test_a_copied_prefix_serves_several_prompts(models, stateful, pattern):
+    model, config = models("llama"), stateful(pattern)
     with torch.no_grad(), hf.attach(model, generation=config):
         for cache in (hf.SparseCache(config=model.config), transformers.DynamicCache(config=model.config)):
             model(IDS[:1], past_key_values=cache)
