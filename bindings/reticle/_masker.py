@@ -26,10 +26,13 @@ class MaskerConfig:
     type: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a JSON config; what is None is left out."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        plain = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in fields.items()}
-        return {"type": self.type, **{name: value for name, value in plain.items() if value is not None}}
+        """As in a JSON config; fields that are None by default and were left so are left out."""
+        entry: dict[str, Any] = {"type": self.type}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                entry[field.name] = os.fspath(value) if isinstance(value, Path) else value
+        return entry
 
 
 class Masker(MaskerConfig):

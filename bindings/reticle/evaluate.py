@@ -106,7 +106,9 @@ def _continue(
     cache = SparseCache()
 
     def step(tokens: list[int]) -> torch.Tensor:
-        found = model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        found = model(
+            torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
         logits: torch.Tensor = found.logits[0, -1]
         return logits
 
@@ -123,6 +125,23 @@ def _continue(
         if len(generated) < count:
             logits = step([token])
     return generated
+
+
+def predict(
+    model: Any,
+    tokenizer: Any,
+    attached: Attachment,
+    sample: Sample,
+    *,
+    max_context_length: int | None = None,
+    truncation: str = "first",
+    chat_template: bool = False,
+) -> tuple[str, int]:
+    """An attached model's greedy answer to a sample, and the tokens of its context; arguments as of `answer`."""
+    context, rest = _encode(tokenizer, sample, chat_template)
+    context = _shortened(context, max_context_length, truncation)
+    tokens = _continue(model, attached, context, rest, sample.max_new_tokens, _stops(model, tokenizer))
+    return str(tokenizer.decode(tokens)), len(context)
 
 
 def _stops(model: Any, tokenizer: Any) -> set[int]:
@@ -224,18 +243,22 @@ def answer(
         }
         results = _Results(Path(output_dir), settings)
     rows: dict[int, Mapping[str, Any]] = dict(results.rows) if results else {}
-    stops = _stops(model, tokenizer)
     logger: Any = MetricLogger(Path(output_dir) / "micro_metrics.jsonl") if metrics and output_dir else nullcontext()
     with logger as log:
         for index, sample in enumerate(_progress(samples, progress, benchmark)):
             if index in rows:
                 continue
             began = time.perf_counter()
-            context, rest = _encode(tokenizer, sample, chat_template)
-            context = _shortened(context, max_context_length, truncation)
             with attach(model, **stages, metrics=log) as attached:
-                tokens = _continue(model, attached, context, rest, sample.max_new_tokens, stops)
-            prediction = str(tokenizer.decode(tokens))
+                prediction, context_tokens = predict(
+                    model,
+                    tokenizer,
+                    attached,
+                    sample,
+                    max_context_length=max_context_length,
+                    truncation=truncation,
+                    chat_template=chat_template,
+                )
             score = benchmarks.score(benchmark, prediction, sample)
             row = {
                 "index": index,
@@ -244,7 +267,7 @@ def answer(
                 "answers": json.dumps(sample.answers),
                 "predicted_answer": prediction,
                 "score": "" if score is None else score,
-                "context_tokens": len(context),
+                "context_tokens": context_tokens,
                 "density": attached.generation.density,
                 "seconds": round(time.perf_counter() - began, 3),
             }

@@ -1,0 +1,184 @@
+"""The names that users of sparse-attention-hub write, on Reticle's pipelines.
+
+    from reticle.hub import LocalMaskerConfig, OracleTopKConfig, ResearchAttention, ResearchAttentionConfig, SinkMaskerConfig
+
+    config = ResearchAttentionConfig(
+        masker_configs=[SinkMaskerConfig(sink_size=128), LocalMaskerConfig(window_size=128), OracleTopKConfig(heavy_size=0.1)]
+    )
+    attention = ResearchAttention.create_from_config(config)
+    output, weights = attention.custom_attention(
+        module, queries, keys, values, attention_mask, scaling, dropout=0.0, sparse_meta_data={}, layer_idx=0
+    )
+
+Programs change `sparse_attention_hub` to `reticle.hub` in their imports: the paths of their modules
+are there, with all names in each. Numbers are
+the reference's where docs/deviations.md does not say otherwise. `reticle.hf.attach` takes these configs as well:
+`attach(model, generation=config.masker_configs)`.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+
+from reticle.hub.adapters import ModelAdapterHF, Request, RequestResponse
+from reticle.hub.attention import (
+    ResearchAttention,
+    ResearchAttentionConfig,
+    SparseAttention,
+    SparseAttentionConfig,
+    get_attention_denominator,
+    get_attention_numerator,
+    get_masked_attention_output,
+    get_true_attention_output,
+)
+from reticle.hub.configs import (
+    AdaptiveSamplingMaskerConfig,
+    CausalMaskerConfig,
+    DoubleSparsityTopKMaskerConfig,
+    FixedMaskerConfig,
+    HashAttentionTopKMaskerConfig,
+    LocalMaskerConfig,
+    MagicPigConfig,
+    MaskerConfig,
+    OracleTopKConfig,
+    OracleTopPMaskerConfig,
+    PQCacheConfig,
+    QuestTopKMaskerConfig,
+    RandomSamplingMaskerConfig,
+    SamplingMaskerConfig,
+    SinkMaskerConfig,
+    SocketMaskerConfig,
+    TopKMaskerConfig,
+    TopPMaskerConfig,
+)
+from reticle.hub.logger import LogEvent, MicroMetricLogger
+from reticle.hub.mask import Mask, apply_inv_mask_sum
+from reticle.hub.maskers import (
+    AdaptiveSamplingMasker,
+    AttentionTensorDimensions,
+    CausalMasker,
+    DoubleSparsityTopKMasker,
+    FixedMasker,
+    HashAttentionTopKMasker,
+    LocalMasker,
+    MagicPig,
+    MaskerRegistry,
+    OracleTopK,
+    OracleTopPMasker,
+    PQCache,
+    QuestTopKMasker,
+    RandomSamplingMasker,
+    ResearchMasker,
+    SamplingMasker,
+    SinkMasker,
+    SocketMasker,
+    TopKMasker,
+    TopPMasker,
+)
+
+__all__ = [
+    "AdaptiveSamplingMasker",
+    "AdaptiveSamplingMaskerConfig",
+    "AttentionTensorDimensions",
+    "CausalMasker",
+    "CausalMaskerConfig",
+    "DoubleSparsityTopKMasker",
+    "DoubleSparsityTopKMaskerConfig",
+    "FixedMasker",
+    "FixedMaskerConfig",
+    "HashAttentionTopKMasker",
+    "HashAttentionTopKMaskerConfig",
+    "LocalMasker",
+    "LocalMaskerConfig",
+    "LogEvent",
+    "MagicPig",
+    "MagicPigConfig",
+    "Mask",
+    "MaskerConfig",
+    "MaskerRegistry",
+    "MicroMetricLogger",
+    "ModelAdapterHF",
+    "OracleTopK",
+    "OracleTopKConfig",
+    "OracleTopPMasker",
+    "OracleTopPMaskerConfig",
+    "PQCache",
+    "PQCacheConfig",
+    "QuestTopKMasker",
+    "QuestTopKMaskerConfig",
+    "RandomSamplingMasker",
+    "RandomSamplingMaskerConfig",
+    "Request",
+    "RequestResponse",
+    "ResearchAttention",
+    "ResearchAttentionConfig",
+    "ResearchMasker",
+    "SamplingMasker",
+    "SamplingMaskerConfig",
+    "SinkMasker",
+    "SinkMaskerConfig",
+    "SocketMasker",
+    "SocketMaskerConfig",
+    "SparseAttention",
+    "SparseAttentionConfig",
+    "TopKMasker",
+    "TopKMaskerConfig",
+    "TopPMasker",
+    "TopPMaskerConfig",
+    "apply_inv_mask_sum",
+    "get_attention_denominator",
+    "get_attention_numerator",
+    "get_masked_attention_output",
+    "get_true_attention_output",
+]
+
+_RESEARCH = "sparse_attention.research_attention"
+_FIXED = (
+    "basic_fixed",
+    "double_sparsity_top_k",
+    "hashattention_top_k",
+    "oracle_top_k",
+    "oracle_top_p",
+    "pq_top_k",
+    "quest_top_k",
+    "socket_top_k",
+)
+_SAMPLING = ("adaptive_sampling", "magic_pig", "random_sampling")
+
+# Where sparse-attention-hub has these names; all are here, and each path has all of them.
+_PATHS = (
+    "sparse_attention",
+    "sparse_attention.base",
+    "sparse_attention.utils",
+    "sparse_attention.utils.mask",
+    "sparse_attention.utils.mask_attention_utils",
+    _RESEARCH,
+    f"{_RESEARCH}.base",
+    f"{_RESEARCH}.maskers",
+    f"{_RESEARCH}.maskers.base",
+    f"{_RESEARCH}.maskers.fixed",
+    f"{_RESEARCH}.maskers.fixed.base",
+    f"{_RESEARCH}.maskers.fixed.implementations",
+    *(f"{_RESEARCH}.maskers.fixed.implementations.{name}" for name in _FIXED),
+    f"{_RESEARCH}.maskers.sampling",
+    f"{_RESEARCH}.maskers.sampling.base",
+    f"{_RESEARCH}.maskers.sampling.implementations",
+    *(f"{_RESEARCH}.maskers.sampling.implementations.{name}" for name in _SAMPLING),
+    "metric_logging",
+    "metric_logging.logger",
+    "adapters.base",
+    "adapters.huggingface",
+)
+
+
+def _add_module(path: str) -> None:
+    parent, _, name = f"{__name__}.{path}".rpartition(".")
+    module = types.ModuleType(f"{parent}.{name}", f"sparse-attention-hub's {path}: see reticle.hub.")
+    vars(module).update({exported: globals()[exported] for exported in __all__})
+    sys.modules[module.__name__] = module
+    setattr(sys.modules[parent], name, module)
+
+
+for _path in _PATHS:
+    _add_module(_path)

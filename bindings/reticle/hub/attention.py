@@ -1,0 +1,315 @@
+"""sparse-attention-hub's ResearchAttention, and the parts of attention over a mask that it is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import reticle
+import reticle._core as _core
+from reticle.hub.logger import MicroMetricLogger
+from reticle.hub.mask import Mask
+from reticle.hub.maskers import Chain, ResearchMasker, SamplingMasker, _of_keys
+from reticle.metrics import DENSITY, OUTPUT_ERROR
+
+if TYPE_CHECKING:
+    from reticle.hub.configs import MaskerConfig
+    from reticle.metrics import MetricLogger
+
+_METRICS = {DENSITY: "research_attention_density", OUTPUT_ERROR: "research_attention_output_error"}
+for _name in _METRICS.values():
+    MicroMetricLogger.register_metric(_name, float)
+
+
+@dataclass
+class SparseAttentionConfig:
+    """What configs of attentions derive from."""
+
+
+@dataclass
+class ResearchAttentionConfig(SparseAttentionConfig):
+    """Maskers, in order; each adds to what those before it chose. No maskers: dense attention."""
+
+    masker_configs: Sequence[MaskerConfig]
+
+
+class SparseAttention(ABC):
+    """What attentions derive from."""
+
+    def __init__(self, sparse_attention_config: SparseAttentionConfig) -> None:
+        self.sparse_attention_config = sparse_attention_config
+
+    @abstractmethod
+    def custom_attention(
+        self,
+        module: Any,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(output, weights)."""
+
+    @classmethod
+    def create_from_config(cls, config: SparseAttentionConfig) -> SparseAttention:
+        """The attention of this config.
+
+        Raises:
+            TypeError: when there is none.
+        """
+        return ResearchAttention.create_from_config(config)
+
+
+class ResearchAttention(SparseAttention):
+    """Sparse attention by a list of maskers, `maskers`, which may be changed. One object serves all layers; what maskers keep
+    lives in sparse_meta_data."""
+
+    def __init__(
+        self,
+        sparse_attention_config: SparseAttentionConfig,
+        maskers: Sequence[ResearchMasker],
+        *,
+        metrics: MetricLogger | None = None,
+    ) -> None:
+        """
+        Raises:
+            ValueError: for more than one sampling masker, as there: the probabilities of a second would be of what the first left.
+        """
+        super().__init__(sparse_attention_config)
+        strangers = [masker for masker in maskers if not isinstance(masker, ResearchMasker)]
+        if strangers:
+            raise TypeError(f"maskers: {type(strangers[0]).__name__} is not a ResearchMasker")
+        if sum(isinstance(masker, SamplingMasker) for masker in maskers) > 1:
+            raise ValueError(
+                "Only one sampling masker supported for efficiency; consider implementing all sampling logic in one masker"
+            )
+        self._chain = Chain(list(maskers))
+        self._metrics = metrics
+
+    @property
+    def maskers(self) -> Sequence[ResearchMasker]:
+        """In order."""
+        return self._chain.maskers
+
+    @classmethod
+    def create_from_config(
+        cls, config: SparseAttentionConfig, metrics: MetricLogger | None = None
+    ) -> ResearchAttention:
+        """An attention of this config; `metrics` gets density and output error of every call, as MicroMetricLogger does where it
+        is configured.
+
+        Raises:
+            TypeError: for another type of config; ValueError: for two samplers, or configs without a masker; ConfigError (a
+                ValueError): for values that a masker refuses.
+        """
+        if not isinstance(config, ResearchAttentionConfig):
+            raise TypeError(f"Expected ResearchAttentionConfig, got {type(config).__name__}")
+        maskers = [ResearchMasker.create_masker_from_config(each) for each in config.masker_configs]
+        return cls(config, maskers, metrics=metrics)
+
+    def custom_attention(
+        self,
+        module: Any,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(output, weights): output (batch, queries, heads, head_dim), weights (batch, heads, queries, keys), dense.
+
+        Gradients reach queries, keys and values through the output; the choice of keys and the weights have none.
+
+        Args:
+            module: the attention layer; asked whether it trains, for dropout. May be None.
+            queries: (batch, heads, queries, head_dim); keys, values: (batch, kv_heads, keys, head_dim).
+            attention_mask: additive, (batch, heads or 1, queries, keys); keys beyond those there are are ignored.
+            dropout: which share of the weights is dropped, and the others scaled up, while `module` trains.
+            sparse_meta_data: a dict that belongs to one sequence; maskers keep their state in it.
+            layer_idx: default 0.
+            output_attentions: False leaves the weights out (None); they take batch * heads * queries * keys numbers.
+            s_aux: one sink logit per head (gpt-oss).
+            others: handed to maskers written in Python.
+
+        Raises:
+            ValueError: without sparse_meta_data.
+        """
+        if "sparse_meta_data" not in kwargs:
+            raise ValueError("sparse_meta_data must be provided in kwargs while calling custom_attention()")
+        others = dict(kwargs)
+        wants_weights = others.pop("output_attentions", True)
+        tensors = (keys, queries, values, attention_mask, scaling, dropout)
+        mask = self._chain.select(*tensors, **others)
+        inputs = (module, queries, keys, values, attention_mask, scaling)
+        sinks = kwargs.get("s_aux")
+        output, weights = _attend(*inputs, dropout, mask, sinks, weights=wants_weights is not False)
+        self._log(DENSITY, kwargs, mask.get_density)
+        self._log(OUTPUT_ERROR, kwargs, lambda: _error(output, _attend(*inputs, 0.0, None, sinks)[0]))
+        return output, weights
+
+    def _log(self, metric: str, call: dict[str, Any], measure: Any) -> None:
+        """To whoever wants this metric of the call at hand."""
+        theirs = MicroMetricLogger()
+        for_us = self._metrics is not None and self._metrics.wants(metric)
+        for_them = theirs.is_metric_enabled(_METRICS[metric])
+        if not (for_us or for_them):
+            return
+        value = measure()
+        if for_us and self._metrics is not None:
+            self._metrics.log(metric, value, layer=call.get("layer_idx", 0))
+        if for_them:
+            theirs.log(_METRICS[metric], value, metadata={"layer_idx": call.get("layer_idx", 0)})
+
+
+def _error(output: Tensor, dense: Tensor) -> float:
+    """||dense - output|| / ||dense||."""
+    difference = (dense.detach().double() - output.detach().double()).norm()
+    return float(difference / dense.detach().double().norm().clamp_min(1e-300))
+
+
+def _after_dropout(module: Any, dropout: float, mask: Mask) -> _core.Mask:
+    """A mask without the positions that dropout takes. Weights are normalised after dropout there, so that its scale cancels
+    and what is left is attention over fewer keys; drawn from torch's generator."""
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}; expected a probability in [0, 1]")
+    if not (dropout and getattr(module, "training", False)):
+        return mask.pattern
+    kept = torch.nn.functional.dropout(torch.ones(mask.shape), dropout) > 0
+    return mask.pattern & _core.Mask.dense(kept.numpy())
+
+
+def _attend(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    mask: Mask | None,
+    sinks: Tensor | None,
+    *,
+    weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """(output (batch, queries, heads, head_dim), dense weights if asked for); no mask: over all keys."""
+    if mask is None:
+        shape = (*queries.shape[:3], keys.shape[2])
+        mask = Mask.create_full_mask(shape, device=queries.device)
+    pattern = _after_dropout(module, dropout, mask)
+    call: dict[str, Any] = {
+        "scaling": scaling,
+        "attention_mask": _of_keys(attention_mask, keys),
+        "sink_logits": () if sinks is None else sinks.tolist(),
+    }
+    output, _ = reticle.attention(queries, keys, values, pattern, **call)
+    of_entries = _dense_weights(queries, keys, values, pattern, call) if weights else None
+    return output.transpose(1, 2).contiguous(), of_entries
+
+
+def _dense_weights(queries: Tensor, keys: Tensor, values: Tensor, pattern: _core.Mask, call: dict[str, Any]) -> Tensor:
+    """Every position's weight, (batch, heads, queries, keys) float32: those of the mask's entries, which C++ computes in host
+    memory, and zeros."""
+    q, k, v = (tensor.detach().cpu() for tensor in (queries, keys, values))
+    bias = call["attention_mask"]
+    options = {**call, "attention_mask": None if bias is None else bias.cpu()}
+    row_ptr, indices, of_entries = _core.attention_weights(q, k, v, pattern, **options)[2]
+    rows = torch.arange(len(row_ptr) - 1).repeat_interleave(torch.from_numpy(row_ptr).diff())
+    weights = torch.zeros(len(row_ptr) - 1, keys.shape[2])
+    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(of_entries)
+    return weights.reshape(pattern.shape).to(queries.device)
+
+
+def get_masked_attention_output(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    sparse_attention_mask: Mask,
+    return_attention_weights: bool = False,
+    **kwargs: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over the entries of a mask, each weighted by 1 / p: output (batch, queries, heads, head_dim), and with
+    `return_attention_weights` the weights (batch, heads, queries, keys). Arguments are those of
+    `ResearchAttention.custom_attention`; of `kwargs` `s_aux` takes part."""
+    output, weights = _attend(
+        module,
+        queries,
+        keys,
+        values,
+        attention_mask,
+        scaling,
+        dropout,
+        sparse_attention_mask,
+        kwargs.get("s_aux"),
+        weights=return_attention_weights,
+    )
+    return output if weights is None else (output, weights)
+
+
+def get_true_attention_output(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Dense attention, and its weights."""
+    sinks = kwargs.get("s_aux")
+    return _attend(module, queries, keys, values, attention_mask, scaling, dropout, None, sinks, weights=True)
+
+
+def get_attention_denominator(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    sparse_attention_mask: Mask,
+    **kwargs: Any,
+) -> Tensor:
+    """The sum of exp(score - m) / p over a mask's entries, (batch, heads, queries, 1); m is a query's largest score among
+    them, 0 for a query without entries. Sink logits do not take part."""
+    pattern = _after_dropout(module, dropout, sparse_attention_mask)
+    call = {"scaling": scaling, "attention_mask": _of_keys(attention_mask, keys)}
+    # Weights are exp(score) / (p * sum), so the largest of weight * p is exp(m) / sum.
+    p = torch.from_numpy(pattern.to_dense()).to(queries.device)
+    largest = (_dense_weights(queries, keys, keys, pattern, call) * p).amax(-1, keepdim=True)
+    return torch.where(largest > 0, 1 / largest, 0)
+
+
+def get_attention_numerator(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    sparse_attention_mask: Mask,
+    **kwargs: Any,
+) -> Tensor:
+    """The sum of value * exp(score - m) / p over a mask's entries, (batch, heads, queries, head_dim), beside
+    `get_attention_denominator`. With dropout each of the two draws for itself, as there."""
+    pattern = _after_dropout(module, dropout, sparse_attention_mask)
+    drawn = Mask.from_pattern(pattern, device=queries.device)
+    inputs = (None, queries, keys, values, attention_mask, scaling, 0.0, drawn)
+    output = _attend(*inputs, None)[0].transpose(1, 2)
+    sums = get_attention_denominator(None, queries, keys, attention_mask, scaling, 0.0, drawn)
+    return output.float() * sums

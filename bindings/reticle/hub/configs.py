@@ -1,0 +1,351 @@
+"""The configs of sparse-attention-hub: its names, its order of arguments and its checks, over Reticle's maskers.
+
+Objects are plain dataclasses whose fields may be set until an attention is made of them. Sizes are counts (an int) or
+fractions of the keys (a float). What a masker of Reticle can do beyond theirs is given by keyword, as are `layers` and `heads`,
+where it serves; both are documented in docs/maskers.md. `search_space` is kept for tuners and changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from reticle import _masker
+from reticle._core import ConfigError
+from reticle.search import Choice
+
+Size = int | float
+Places = Sequence[int | str] | None
+SearchSpace = dict[str, Any]
+
+
+class MaskerConfig(_masker.MaskerConfig):
+    """What all configs derive from; yours are dataclasses, registered with their masker by `MaskerRegistry.register`."""
+
+    _optional: ClassVar[tuple[str, ...]] = ("layers", "heads")
+    """Fields that may be None."""
+
+    def __post_init__(self) -> None:
+        self._validate()
+
+    @classmethod
+    def _is_built_in(cls) -> bool:
+        """Whether a masker of Reticle has exactly this config; the rules of others are their authors'."""
+        return "type" in cls.__dict__
+
+    def _parameters(self) -> dict[str, Any]:
+        """What a masker of Reticle has of this object's fields."""
+        names = [each.name for each in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names if name != "search_space"}
+
+    def _validate(self) -> None:
+        """Refuses None where a value is expected, and values that sparse-attention-hub refuses."""
+        if not self._is_built_in():
+            return
+        for name, value in self._parameters().items():
+            if value is None and name not in self._optional:
+                raise ConfigError(f"{type(self).__name__}: {name} is None; expected a value")
+        self._check()
+
+    def _check(self) -> None:
+        """Rules of one config."""
+
+    def _expect(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, Choice) and not holds(value):
+            raise ConfigError(f"{name} {rule}, got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a JSON config. Of a masker that is registered in Python, an entry that this process understands as long as
+        this object lives."""
+        from reticle.hub.maskers import ResearchMasker
+
+        if not self._is_built_in():
+            self._masker = ResearchMasker.create_masker_from_config(self)
+            return self._masker.to_dict()
+        self._validate()
+        given = {name: value for name, value in self._parameters().items() if value is not None}
+        return {"type": self.type, **{name: str(v) if isinstance(v, Path) else v for name, v in given.items()}}
+
+
+@dataclass
+class FixedMaskerConfig(MaskerConfig):
+    """Of the causal masker, as there; and what the configs of maskers that choose without chance derive from."""
+
+    type = "causal"
+    layers: Places = field(default=None, kw_only=True)
+    heads: Places = field(default=None, kw_only=True)
+
+
+@dataclass
+class TopKMaskerConfig(FixedMaskerConfig):
+    """Of maskers that keep the `heavy_size` best keys of each query."""
+
+    heavy_size: Size
+
+    def _check(self) -> None:
+        self._expect("heavy_size", lambda size: size > 0, "must be > 0")
+
+
+@dataclass
+class TopPMaskerConfig(FixedMaskerConfig):
+    """Of maskers that keep the best keys up to a share `top_p` of the softmax's mass."""
+
+    top_p: float
+
+    def _check(self) -> None:
+        self._expect("top_p", lambda share: 0 <= share <= 1, "must be in range [0, 1]")
+
+
+@dataclass
+class SamplingMaskerConfig(MaskerConfig):
+    """What the configs of maskers that draw keys derive from; an attention has one of them at most."""
+
+    layers: Places = field(default=None, kw_only=True)
+    heads: Places = field(default=None, kw_only=True)
+
+
+@dataclass
+class SinkMaskerConfig(FixedMaskerConfig):
+    """The first `sink_size` keys."""
+
+    type = "sink"
+    sink_size: Size
+    search_space: SearchSpace = field(default_factory=dict)
+
+    def _check(self) -> None:
+        self._expect("sink_size", lambda size: size > 0, "must be > 0")
+
+
+@dataclass
+class LocalMaskerConfig(FixedMaskerConfig):
+    """The last `window_size` keys of each query, its own included."""
+
+    type = "local"
+    window_size: Size
+    search_space: SearchSpace = field(default_factory=dict)
+    dilation: int = field(default=1, kw_only=True)
+
+    def _check(self) -> None:
+        self._expect("window_size", lambda size: size > 0, "must be > 0")
+
+
+@dataclass
+class CausalMaskerConfig(FixedMaskerConfig):
+    """No key behind a query: `FixedMaskerConfig` by its other name."""
+
+    type = "causal"
+
+
+@dataclass
+class OracleTopKConfig(TopKMaskerConfig):
+    """The keys with the highest scores."""
+
+    type = "oracle_top_k"
+    search_space: SearchSpace = field(default_factory=dict)
+
+
+@dataclass
+class OracleTopPMaskerConfig(TopPMaskerConfig):
+    """The keys with the most mass."""
+
+    type = "oracle_top_p"
+    search_space: SearchSpace = field(default_factory=dict)
+
+
+@dataclass
+class QuestTopKMaskerConfig(TopKMaskerConfig):
+    """The pages of keys whose bounds promise the highest scores (Quest)."""
+
+    type = "quest_top_k"
+    page_size: int
+    label_bits: int = 16
+    search_space: SearchSpace = field(default_factory=dict)
+    min_pages: int = field(default=3, kw_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        self._expect("label_bits", lambda bits: 0 < bits <= 16, "must be in range (0, 16]")
+        self._expect("page_size", lambda size: size > 0, "must be greater than 0")
+
+
+@dataclass
+class DoubleSparsityTopKMaskerConfig(TopKMaskerConfig):
+    """The keys with the highest scores by a few channels (Double Sparsity)."""
+
+    type = "double_sparsity_top_k"
+    sorted_channel_file: str | Path
+    group_factor: int = 16
+    label_bits: int = 4
+    channel_selection: Literal["qk_proj", "q_proj", "k_proj"] = "qk_proj"
+    search_space: SearchSpace = field(default_factory=dict)
+
+    def _check(self) -> None:
+        super()._check()
+        self._expect("group_factor", lambda factor: factor > 0, "must be > 0")
+        self._expect("label_bits", lambda bits: 0 < bits <= 16, "must be in range (0, 16]")
+        if not Path(self.sorted_channel_file).exists():
+            raise ConfigError(f"sorted_channel_file does not exist: {self.sorted_channel_file}")
+
+
+@dataclass
+class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
+    """The keys whose learned hash codes agree most with the query's (HashAttention).
+
+    Weights are `hat_weights`, {layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear maps, or
+    `hat_weight_file`, the same in a pickle (.pkl, .pt: read as data, never executed) or safetensors (`reticle convert-hat`).
+    """
+
+    type = "hash_attention_top_k"
+    _optional = ("layers", "heads", "hat_weights", "hat_weight_file")
+    hat_bits: int
+    hat_mlp_layers: int
+    hat_mlp_hidden_size: int
+    hat_mlp_activation: Literal["relu", "silu", "gelu", "tanh"]
+    hat_weights: Mapping[Any, Any] | None = None
+    hat_weight_file: str | Path | None = None
+    search_space: SearchSpace = field(default_factory=dict)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.hat_weights is not None and self.hat_weight_file is not None:
+            raise ConfigError("Only one of hat_weights or hat_weight_file should be provided")
+        if self.hat_weights is None and self.hat_weight_file is None:
+            raise ConfigError("Either hat_weights or hat_weight_file must be provided")
+
+    def to_dict(self) -> dict[str, Any]:
+        entry = super().to_dict()
+        weights = entry.pop("hat_weights", None)
+        if weights is not None or Path(entry["hat_weight_file"]).suffix != ".safetensors":
+            entry["hat_weight_file"] = self._as_safetensors(weights)
+        return entry
+
+    def _as_safetensors(self, weights: Mapping[Any, Any] | None) -> str:
+        """Weights in the form that the masker reads, in a file that lives as long as this object."""
+        from safetensors.torch import save_file
+
+        from reticle import FormatError, hat
+
+        content = hat.read(str(self.hat_weight_file)) if weights is None else dict(weights)
+        try:
+            tensors = hat.tensors_of(content)
+        except FormatError as error:
+            raise FormatError(f"{self.hat_weight_file or 'hat_weights'}: {error}") from None
+        folder = tempfile.TemporaryDirectory(prefix="reticle-hat-")
+        weakref.finalize(self, folder.cleanup)
+        path = Path(folder.name, "hat.safetensors")
+        save_file(tensors, path)
+        return str(path)
+
+
+@dataclass
+class PQCacheConfig(TopKMaskerConfig):
+    """The keys with the highest scores by product quantisation (PQCache)."""
+
+    type = "pq_cache"
+    pq_group_factor: int
+    pq_bits: int
+    kmeans_iter: int
+    init_offset: int
+    metric: Literal["euclidean", "ip"]
+    search_space: SearchSpace = field(default_factory=dict)
+    seed: int = field(default=0, kw_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("pq_group_factor", "pq_bits", "kmeans_iter"):
+            self._expect(name, lambda value: value > 0, "must be > 0")
+        self._expect("init_offset", lambda offset: offset >= 0, "must be >= 0")
+        if not isinstance(self.metric, Choice) and self.metric not in ("euclidean", "ip"):
+            raise ConfigError(f"metric must be 'euclidean' or 'ip', got '{self.metric}'")
+
+
+@dataclass
+class SocketMaskerConfig(TopKMaskerConfig):
+    """The keys with the highest scores by soft hashing (SOCKET)."""
+
+    type = "socket"
+    K: int = 4
+    L: int = 1
+    tau: float = 0.3
+    search_space: SearchSpace = field(default_factory=dict)
+    seed: int = field(default=0, kw_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        self._expect("K", lambda bits: bits > 0, "must be positive")
+        self._expect("L", lambda tables: tables > 0, "must be positive")
+        self._expect("tau", lambda tau: tau > 0, "must be positive")
+
+
+@dataclass
+class RandomSamplingMaskerConfig(SamplingMaskerConfig):
+    """Keys drawn uniformly, each with probability `sampling_rate`."""
+
+    type = "random_sampling"
+    sampling_rate: float
+    search_space: SearchSpace = field(default_factory=dict)
+    replacement: bool = field(default=False, kw_only=True)
+
+    def _check(self) -> None:
+        self._expect("sampling_rate", lambda rate: 0 < rate <= 1, "must be in range (0, 1]")
+
+
+@dataclass
+class MagicPigConfig(SamplingMaskerConfig):
+    """Keys drawn by locality-sensitive hashing (MagicPIG): `lsh_l` tables of `lsh_k` bits."""
+
+    type = "magic_pig"
+    lsh_l: int
+    lsh_k: int
+    center: bool = True
+    packing: Literal["int64", "float32"] = "int64"
+    seed: int = 42
+    search_space: SearchSpace = field(default_factory=dict)
+    min_collisions: int = field(default=1, kw_only=True)
+    lift: bool = field(default=True, kw_only=True)
+    center_query: bool = field(default=True, kw_only=True)
+    mean_skips_first: int = field(default=0, kw_only=True)
+    mean_skips_last: int = field(default=0, kw_only=True)
+
+    def _check(self) -> None:
+        self._expect("lsh_l", lambda tables: tables > 0, "must be positive")
+        self._expect("lsh_k", lambda bits: bits > 0, "must be positive")
+        self._expect("packing", lambda packing: packing in ("int64", "float32"), "must be 'int64' or 'float32'")
+        if self.packing == "int64" and not isinstance(self.lsh_k, Choice) and self.lsh_k > 64:
+            raise ConfigError(f"For 'int64' packing, lsh_k must be <= 64, but got {self.lsh_k}")
+
+
+@dataclass
+class AdaptiveSamplingMaskerConfig(SamplingMaskerConfig):
+    """As large a sample as an (epsilon, delta) bound needs (vAttention)."""
+
+    type = "adaptive_sampling"
+    base_rate_sampling: Size
+    epsilon: float
+    delta: float
+    init_offset: Size
+    local_offset: Size
+    search_space: SearchSpace = field(default_factory=dict)
+    replacement: bool = field(default=False, kw_only=True)
+
+    def _check(self) -> None:
+        self._expect_size("base_rate_sampling", lambda rate: 0 <= rate < 1, "[0, 1)")
+        for name in ("epsilon", "delta"):
+            self._expect(name, lambda share: 0 < share < 1, "must be in (0, 1)")
+        for name in ("init_offset", "local_offset"):
+            self._expect_size(name, lambda share: 0 <= share <= 1, "[0, 1]")
+
+    def _expect_size(self, name: str, share: Callable[[Any], bool], interval: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, float):
+            self._expect(name, share, f"must be in {interval} if float")
+        elif isinstance(value, int):
+            self._expect(name, lambda count: count >= 0, "must be non-negative if int")
+        elif not isinstance(value, Choice):
+            raise ConfigError(f"{name} must be int or float, got {type(value).__name__}")

@@ -1,0 +1,173 @@
+"""sparse-attention-hub's MicroMetricLogger: one logger to the process, to micro_metrics.jsonl of a folder."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import json
+import random
+import warnings
+from collections import deque
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FILE = "micro_metrics.jsonl"
+
+
+@dataclass
+class LogEvent:
+    """A line of the log."""
+
+    timestamp: datetime
+    metric: str
+    value: Any
+    metadata: dict[str, Any]
+    location: str
+    """Who logged: "module.Class.function"."""
+
+
+class MicroMetricLogger:
+    """Writes the metrics that are enabled, as soon as a folder is configured; every `MicroMetricLogger()` is the same object.
+
+    `reticle.metrics.records` and `summary` read its file. Nothing is dropped: events are written every `flush_every`, by
+    `flush`, and when the process ends.
+    """
+
+    _instance: ClassVar[MicroMetricLogger | None] = None
+    _registered: ClassVar[dict[str, type]] = {}
+
+    log_path: str | None
+    flush_every: int
+    max_records: int | None
+    sampling_factor: float
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> MicroMetricLogger:
+        if cls._instance is None:
+            made = super().__new__(cls)
+            made._queue = deque()
+            made._enabled = set()
+            made._written = 0
+            made._random = random.Random(0)
+            made.log_path, made.flush_every, made.max_records, made.sampling_factor = None, 1000, None, 1.0
+            cls._instance = made
+        return cls._instance
+
+    def __init__(
+        self,
+        log_path: str | Path | None = None,
+        flush_every: int | None = None,
+        enabled_metrics: Iterable[str] | Literal["all"] | None = None,
+    ) -> None:
+        """The process's logger; what is given is set, as by `configure_logging`."""
+        self._queue: deque[LogEvent]
+        self._enabled: set[str]
+        self._written: int
+        self._random: random.Random
+        if flush_every is not None:
+            self.flush_every = flush_every
+        if log_path is not None:
+            self.configure_logging(log_path, enabled_metrics)
+
+    @classmethod
+    def register_metric(cls, identifier: str, dtype: type) -> None:
+        """Makes a metric known; values of another type than `dtype` are refused by `log`."""
+        if cls._registered.get(identifier, dtype) is not dtype:
+            raise ValueError(f"metric {identifier!r} is registered as {cls._registered[identifier].__name__} already")
+        cls._registered[identifier] = dtype
+
+    @classmethod
+    def get_registered_metrics(cls) -> dict[str, type]:
+        """All that are known, and their types."""
+        return dict(cls._registered)
+
+    def configure_logging(
+        self,
+        log_path: str | Path,
+        enabled_metrics: Iterable[str] | Literal["all"] | None = None,
+        max_records: int | None = None,
+        sampling_factor: float = 1.0,
+    ) -> None:
+        """Logs to a folder, which is made, from now on; what was logged before is written where it belongs.
+
+        Args:
+            enabled_metrics: "all" that are registered, or their names; None: none.
+            max_records: stop after so many.
+            sampling_factor: share of the events that are kept, in [0, 1].
+        """
+        if not 0 <= sampling_factor <= 1:
+            raise ValueError(f"sampling_factor is {sampling_factor}; expected a share in [0, 1]")
+        self.flush()
+        Path(log_path).mkdir(parents=True, exist_ok=True)
+        self.log_path, self.max_records, self.sampling_factor = str(log_path), max_records, sampling_factor
+        self._written = 0
+        self.enable_metrics(enabled_metrics)
+
+    def enable_metrics(self, metrics: Iterable[str] | Literal["all"] | None = None) -> None:
+        """Which are logged from now on.
+
+        Raises:
+            ValueError: for a name that is not registered.
+        """
+        wanted = set(self._registered) if metrics == "all" else set(metrics or ())
+        unknown = sorted(wanted - set(self._registered))
+        if unknown:
+            raise ValueError(f"metrics {unknown} are not registered; there are {sorted(self._registered)}")
+        self._enabled = wanted
+
+    def is_metric_enabled(self, identifier: str) -> bool:
+        """Whether it is worth computing."""
+        return identifier in self._enabled
+
+    def get_enabled_metrics(self) -> set[str]:
+        """A copy."""
+        return set(self._enabled)
+
+    def is_logging_configured(self) -> bool:
+        """Whether there is a folder."""
+        return self.log_path is not None
+
+    def log(self, identifier: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
+        """One event; a warning says so where no folder is configured or the metric is not enabled."""
+        if self.log_path is None or identifier not in self._enabled:
+            why = "no log_path is configured" if self.log_path is None else "it is not enabled"
+            warnings.warn(f"metric {identifier!r} is not logged: {why}", stacklevel=2)
+            return
+        expected = self._registered[identifier]
+        if not isinstance(value, (float, int) if expected is float else expected):
+            raise TypeError(f"metric {identifier!r} is {type(value).__name__}; it is registered as {expected.__name__}")
+        full = self.max_records is not None and self._written >= self.max_records
+        if full or self._random.random() >= self.sampling_factor:
+            return
+        self._written += 1
+        self._queue.append(LogEvent(datetime.now(), identifier, value, metadata or {}, _caller()))
+        if len(self._queue) >= self.flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if not self._queue or self.log_path is None:
+            return
+        with Path(self.log_path, FILE).open("a", encoding="utf-8") as file:
+            while self._queue:
+                event = asdict(self._queue.popleft())
+                event["timestamp"] = event["timestamp"].isoformat()
+                file.write(json.dumps(event) + "\n")
+
+
+def _caller() -> str:
+    """ "module.function" of who called `log`; "module.Class.function" where Python knows it."""
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = frame.f_back if frame is not None else None
+    if frame is None:
+        return "unknown"
+    function = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
+    return f"{frame.f_globals.get('__name__', 'unknown')}.{function}"
+
+
+atexit.register(lambda: MicroMetricLogger().flush())

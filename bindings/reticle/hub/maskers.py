@@ -1,0 +1,432 @@
+"""Maskers as sparse-attention-hub has them: objects with `add_mask`, made of configs by a registry.
+
+Those of Reticle compute in C++. A masker of yours derives from `ResearchMasker` and is registered with its config:
+
+    @MaskerRegistry.register(MyCustomMaskerConfig)
+    class MyCustomMasker(ResearchMasker): ...
+
+From then on its config stands beside the others, in `ResearchAttentionConfig` and in `reticle.hf.attach`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+import json
+import weakref
+from abc import ABC, abstractmethod
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+import reticle._core as _core
+from reticle import _masker
+from reticle.hub import configs
+from reticle.hub.configs import MaskerConfig
+from reticle.hub.mask import Mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_Masker = TypeVar("_Masker", bound="type[ResearchMasker]")
+_numbers = itertools.count()
+
+
+@dataclass
+class AttentionTensorDimensions:
+    """Extents of a call."""
+
+    batch_size: int
+    num_heads: int
+    seq_len_queries: int
+    seq_len_keys: int
+
+
+class MaskerRegistry:
+    """Which masker is made of which type of config."""
+
+    _registry: dict[type[MaskerConfig], type[ResearchMasker]] = {}  # noqa: RUF012 - of the class, on purpose
+
+    @classmethod
+    def register(cls, config_type: type[MaskerConfig]) -> Callable[[_Masker], _Masker]:
+        """A decorator for the masker of `config_type`; registering again replaces it, so that a notebook's cell can run twice."""
+
+        def add(masker_class: _Masker) -> _Masker:
+            if not (isinstance(masker_class, type) and issubclass(masker_class, ResearchMasker)):
+                raise TypeError(f"{masker_class!r} is registered; expected a class that derives from ResearchMasker")
+            cls._registry[config_type] = masker_class
+            return masker_class
+
+        if not (isinstance(config_type, type) and issubclass(config_type, MaskerConfig)):
+            raise TypeError(f"{config_type!r} is registered for; expected a class that derives from MaskerConfig")
+        return add
+
+    @classmethod
+    def get_masker_class(cls, config_type: type[MaskerConfig]) -> type[ResearchMasker]:
+        """The masker of exactly this type of config.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        if config_type not in cls._registry:
+            raise ValueError(
+                f"No masker class registered for config type: {config_type}; import the module that registers it"
+            )
+        return cls._registry[config_type]
+
+    @classmethod
+    def get_all_masker_types(cls) -> dict[type[MaskerConfig], type[ResearchMasker]]:
+        """All of them, a copy."""
+        return dict(cls._registry)
+
+
+class ResearchMasker(ABC):
+    """Adds positions to a mask."""
+
+    def __init__(self, config: MaskerConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def add_mask(
+        self,
+        keys: Tensor,
+        queries: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float,
+        sparse_meta_data: dict[Any, Any] | None,
+        previous_mask: Mask,
+        **kwargs: Any,
+    ) -> Mask:
+        """`previous_mask` and what this masker adds to it.
+
+        Args:
+            keys, values: (batch, kv_heads, keys, head_dim); queries: (batch, heads, queries, head_dim). Not to be written to.
+            attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys); None for nothing.
+            scaling, dropout: the attention's.
+            sparse_meta_data: belongs to the sequence; what a masker keeps across steps stands in it, by layer.
+            previous_mask: (batch, heads, queries, keys), what the maskers before chose.
+            kwargs: `layer_idx`, and what else the attention was called with.
+        """
+
+    @classmethod
+    def create_from_config(cls, config: MaskerConfig) -> ResearchMasker:
+        """This masker, of its config.
+
+        Raises:
+            ValueError: for the config of another masker.
+        """
+        if MaskerRegistry.get_all_masker_types().get(type(config)) is not cls:
+            raise ValueError(f"Invalid config type: {type(config)}")
+        return cls(config)
+
+    @classmethod
+    def create_masker_from_config(cls, config: MaskerConfig) -> ResearchMasker:
+        """The masker that is registered for the type of `config`.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        return MaskerRegistry.get_masker_class(type(config)).create_from_config(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """An entry of a JSON config that stands for this object in this process, as long as it lives."""
+        number = next(_numbers)
+        _live[number] = self
+        _register_bridges()
+        return {"type": "hub_masker", "number": number}
+
+    def _extract_tensor_dimensions(self, keys: Tensor, queries: Tensor) -> AttentionTensorDimensions:
+        return AttentionTensorDimensions(queries.shape[0], queries.shape[1], queries.shape[2], keys.shape[2])
+
+    def _calculate_effective_size(self, size: float, seq_len_keys: int) -> int:
+        """A count (int) or a fraction of the keys (float), as a count."""
+        return int(size * seq_len_keys) if isinstance(size, float) else int(size)
+
+
+class FixedMasker(ResearchMasker):
+    """Chooses without chance."""
+
+
+class TopKMasker(FixedMasker):
+    """Chooses the best `heavy_size` keys of each query."""
+
+
+class TopPMasker(FixedMasker):
+    """Chooses the best keys up to a share of the mass."""
+
+
+class SamplingMasker(ResearchMasker):
+    """Draws keys, with the probabilities that it draws them by."""
+
+
+# --- through Reticle's pipelines ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What maskers in Python are told beyond what a pipeline knows."""
+
+    dropout: float
+    sparse_meta_data: dict[Any, Any]
+    kwargs: dict[str, Any]
+    previous: _core.Mask | None
+
+
+_call: ContextVar[_Call | None] = ContextVar("reticle.hub call", default=None)
+_live: weakref.WeakValueDictionary[int, ResearchMasker] = weakref.WeakValueDictionary()
+
+
+@functools.cache
+def _register_bridges() -> None:
+    """The two maskers that stand for Python objects in pipelines; registered when the first is needed."""
+
+    @_masker.register("hub_previous", source="reticle.hub", rule="The mask that a chain of maskers starts from")
+    @dataclass(frozen=True)
+    class Previous(_masker.Masker):
+        """The mask that a chain of maskers starts from."""
+
+        def select(self, inputs: _core.AttentionInputs, previous: _core.Mask, state: dict[str, Any]) -> _core.Mask:
+            call = _call.get()
+            if call is None or call.previous is None:
+                raise RuntimeError("hub_previous stands in pipelines of reticle.hub only")
+            return call.previous
+
+    @_masker.register("hub_masker", source="reticle.hub", rule="What the ResearchMasker of this process adds")
+    @dataclass(frozen=True)
+    class Bridge(_masker.Masker):
+        """A ResearchMasker of this process."""
+
+        framework = "torch"
+        number: int
+
+        def __post_init__(self) -> None:
+            if self.number not in _live:
+                raise ValueError(
+                    "number: stands for a Python masker of another process, or one that is gone; make the pipeline of its config"
+                )
+            object.__setattr__(self, "masker", _live[self.number])
+
+        def select(self, inputs: _core.AttentionInputs, previous: _core.Mask, state: dict[str, Any]) -> _core.Mask:
+            masker: ResearchMasker = self.masker  # type: ignore[attr-defined]
+            call = _call.get() or _Call(0.0, state, {}, None)
+            before = Mask.from_pattern(previous, dtype=inputs.queries.dtype, device=inputs.queries.device)
+            after = masker.add_mask(
+                keys=inputs.keys,
+                queries=inputs.queries,
+                values=inputs.values,
+                attention_mask=inputs.attention_mask,
+                scaling=inputs.scaling,
+                dropout=call.dropout,
+                sparse_meta_data=call.sparse_meta_data,
+                previous_mask=before,
+                **{"layer_idx": inputs.layer, **call.kwargs},
+            )
+            return _added(type(masker).__name__, previous, after)
+
+
+def _added(name: str, previous: _core.Mask, after: Any) -> _core.Mask:
+    """What `after` has beyond `previous`, so that their sum is `after`."""
+    if not isinstance(after, Mask):
+        raise TypeError(f"{name}.add_mask returned {type(after).__name__}; expected a reticle.hub.Mask")
+    if after.pattern.shape != previous.shape:
+        raise ValueError(f"{name}.add_mask returned a mask {after.shape}; expected {previous.shape}")
+    lost = (previous - after.pattern).nnz
+    if lost:
+        raise ValueError(
+            f"{name}.add_mask dropped {lost} positions of previous_mask; maskers add to it: "
+            "return previous_mask.merge_mask(yours, inplace=False)"
+        )
+    if not previous.weighted:
+        return after.pattern - previous
+    difference = after.pattern.to_dense() - previous.to_dense()
+    if difference.min(initial=0) < -0.01:  # more than a probability loses as bfloat16
+        raise ValueError(f"{name}.add_mask lowered probabilities of previous_mask; maskers add to it")
+    return _core.Mask.dense(np.clip(difference, 0, 1))
+
+
+class Chain:
+    """Maskers after one another as one pipeline, which is made again when one of them was replaced or changed."""
+
+    def __init__(self, maskers: Sequence[ResearchMasker], *, continues: bool = False) -> None:
+        """`continues`: the first masker is given a mask, else it starts from the empty one."""
+        self.maskers = maskers
+        self._continues = continues
+        self._made_of: list[Any] = []
+        self._make()
+
+    def _parts(self) -> list[Any]:
+        return [getattr(masker, "_settings", masker) for masker in self.maskers]
+
+    def _make(self) -> None:
+        self._made_of = self._parts()
+        if self._continues:
+            _register_bridges()
+        entries = [{"type": "hub_previous"}] if self._continues else []
+        entries += [masker.to_dict() for masker in self.maskers]
+        self.pipeline = _core.SparseAttention.from_json(json.dumps({"maskers": entries}))
+        self._state = f"reticle {next(_numbers)}"
+
+    def select(
+        self,
+        keys: Tensor,
+        queries: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        sparse_meta_data: dict[Any, Any] | None = None,
+        previous_mask: Mask | None = None,
+        **kwargs: Any,
+    ) -> Mask:
+        """As `ResearchMasker.add_mask`. What maskers of Reticle keep stands in `sparse_meta_data`; without it every call is the
+        first of its sequence."""
+        parts = self._parts()
+        if len(parts) != len(self._made_of) or any(a is not b for a, b in zip(parts, self._made_of, strict=True)):
+            self._make()
+        held: dict[Any, Any] = {} if sparse_meta_data is None else sparse_meta_data
+        state = held.setdefault(self._state, _core.SequenceState())
+        others = dict(kwargs)
+        layer = others.pop("layer_idx", 0)
+        stage: Literal["prefill", "generation"] = "prefill" if queries.shape[2] == keys.shape[2] else "generation"
+        previous = None if previous_mask is None else previous_mask.pattern
+        token = _call.set(_Call(dropout, held, others, previous))
+        try:
+            pattern = self.pipeline.mask(
+                queries.detach(),
+                keys.detach(),
+                values.detach(),
+                state,
+                scaling=scaling,
+                attention_mask=_of_keys(attention_mask, keys),
+                layer=layer,
+                stage=stage,
+            )
+        finally:
+            _call.reset(token)
+        return Mask.from_pattern(pattern, dtype=queries.dtype, device=queries.device)
+
+
+def _of_keys(attention_mask: Tensor | None, keys: Tensor) -> Tensor | None:
+    """A mask without the keys that are still to come, as static caches have them."""
+    return None if attention_mask is None else attention_mask[..., : keys.shape[2]].detach()
+
+
+class BuiltIn(ResearchMasker):
+    """A masker of Reticle. The fields of its config are its attributes, which may be set."""
+
+    def __init__(self, config: MaskerConfig) -> None:
+        super().__init__(config)
+        object.__setattr__(self, "_settings", copy.copy(config))
+        self._chain: Chain | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        settings = self.__dict__.get("_settings")
+        if settings is not None and name in {field.name for field in dataclasses.fields(settings)}:
+            return getattr(settings, name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        settings: Any = self.__dict__.get("_settings")
+        if settings is None or name not in {field.name for field in dataclasses.fields(settings)}:
+            object.__setattr__(self, name, value)
+            return
+        changed = dataclasses.replace(settings, **{name: value})
+        object.__setattr__(self, "_settings", changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a JSON config."""
+        settings: MaskerConfig = self.__dict__["_settings"]
+        return settings.to_dict()
+
+    def add_mask(
+        self,
+        keys: Tensor,
+        queries: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float,
+        sparse_meta_data: dict[Any, Any] | None,
+        previous_mask: Mask,
+        **kwargs: Any,
+    ) -> Mask:
+        if previous_mask.is_full_mask():
+            return previous_mask
+        if self._chain is None:
+            self._chain = Chain([self], continues=True)
+        return self._chain.select(
+            keys, queries, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask, **kwargs
+        )
+
+
+@MaskerRegistry.register(configs.SinkMaskerConfig)
+class SinkMasker(BuiltIn, FixedMasker):
+    """Of SinkMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.LocalMaskerConfig)
+class LocalMasker(BuiltIn, FixedMasker):
+    """Of LocalMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.CausalMaskerConfig)
+@MaskerRegistry.register(configs.FixedMaskerConfig)
+class CausalMasker(BuiltIn, FixedMasker):
+    """Of FixedMaskerConfig, as there, or CausalMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.OracleTopKConfig)
+class OracleTopK(BuiltIn, TopKMasker):
+    """Of OracleTopKConfig."""
+
+
+@MaskerRegistry.register(configs.OracleTopPMaskerConfig)
+class OracleTopPMasker(BuiltIn, TopPMasker):
+    """Of OracleTopPMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.QuestTopKMaskerConfig)
+class QuestTopKMasker(BuiltIn, TopKMasker):
+    """Of QuestTopKMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.DoubleSparsityTopKMaskerConfig)
+class DoubleSparsityTopKMasker(BuiltIn, TopKMasker):
+    """Of DoubleSparsityTopKMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.HashAttentionTopKMaskerConfig)
+class HashAttentionTopKMasker(BuiltIn, TopKMasker):
+    """Of HashAttentionTopKMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.PQCacheConfig)
+class PQCache(BuiltIn, TopKMasker):
+    """Of PQCacheConfig."""
+
+
+@MaskerRegistry.register(configs.SocketMaskerConfig)
+class SocketMasker(BuiltIn, TopKMasker):
+    """Of SocketMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.RandomSamplingMaskerConfig)
+class RandomSamplingMasker(BuiltIn, SamplingMasker):
+    """Of RandomSamplingMaskerConfig."""
+
+
+@MaskerRegistry.register(configs.MagicPigConfig)
+class MagicPig(BuiltIn, SamplingMasker):
+    """Of MagicPigConfig."""
+
+
+@MaskerRegistry.register(configs.AdaptiveSamplingMaskerConfig)
+class AdaptiveSamplingMasker(BuiltIn, SamplingMasker):
+    """Of AdaptiveSamplingMaskerConfig."""

@@ -1,0 +1,600 @@
+"""Code of the documents that Reticle was founded on, as it stands there: only import lines are changed.
+
+Sizes are small where theirs need a large GPU. What code does is compared with formulas in plain torch.
+"""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
+pytest.importorskip("safetensors", reason="safetensors is not installed; ./bootstrap test --torch does")
+hub = pytest.importorskip("reticle.hub")
+
+SOURCE = Path(os.environ["RETICLE_SOURCE_DIR"])
+MODEL = SOURCE / "examples/data/byte-llama-3m"
+
+
+def run(snippet, imports, **names):
+    """The names that a snippet leaves, with its imports changed by a table."""
+    for theirs, ours in imports.items():
+        snippet = snippet.replace(theirs, ours)
+    exec(compile(snippet, "<seed>", "exec"), names)
+    return types.SimpleNamespace(**names)
+
+
+# --- sparse-attention-hub -----------------------------------------------------------------------------------------------
+
+HUB = {"from sparse_attention_hub.": "from reticle.hub."}
+
+HASH_ATTENTION = """
+import torch
+from sparse_attention_hub.sparse_attention.research_attention import (
+    ResearchAttention,
+    ResearchAttentionConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations import (
+    HashAttentionTopKMaskerConfig,
+    LocalMaskerConfig,
+    SinkMaskerConfig
+)
+
+# Create HashAttention configuration (Desai et al. 2024)
+# Note: Requires pre-trained HashAttention weights file (.pkl format)
+# it can be obtained from https://github.com/xAlg-ai/HashAttention-1.0/tree/main/artifacts/ for some models
+config = ResearchAttentionConfig(
+    masker_configs=[
+        SinkMaskerConfig(sink_size=128),                         # Sink tokens for long sequences
+        LocalMaskerConfig(window_size=128),                      # Local attention window
+        HashAttentionTopKMaskerConfig(
+            heavy_size=0.1,                                      # HashAttention top-K selection
+            hat_bits=32,                                         # Hash attention bits
+            hat_mlp_layers=3,                                    # MLP layers
+            hat_mlp_hidden_size=128,                             # Hidden size
+            hat_mlp_activation='silu',                           # Activation function
+            hat_weight_file='path/to/hat_weights.pkl'            # Pre-trained weights file
+        ),
+    ]
+)
+
+# Create ResearchAttention instance
+hash_attention = ResearchAttention.create_from_config(config)
+
+# Use in attention computation
+attention_output, attention_weights = hash_attention.custom_attention(
+    module=attention_module,
+    queries=queries,
+    keys=keys,
+    values=values,
+    attention_mask=attention_mask,
+    scaling=1.0,
+    dropout=0.1,
+    sparse_meta_data={},
+    layer_idx=0
+)
+"""
+
+MAGIC_PIG = """
+from sparse_attention_hub.sparse_attention.research_attention import (
+    ResearchAttention,
+    ResearchAttentionConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations import (
+    SinkMaskerConfig,
+    LocalMaskerConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.sampling.implementations import (
+    MagicPigConfig
+)
+
+# Create MagicPig configuration (Chen et al. 2024)
+config = ResearchAttentionConfig(
+    masker_configs=[
+        SinkMaskerConfig(sink_size=128),                         # Sink tokens for long sequences
+        LocalMaskerConfig(window_size=128),                      # Local attention window
+        # MagicPig with LSH parameters for similarity-based sampling
+        MagicPigConfig(
+            lsh_l=8,                  # 8 LSH tables
+            lsh_k=8,                  # 8 bits per table
+            center=True,              # Center keys and queries
+            packing="int64",          # Use int64 packing for efficiency
+            seed=42                   # Reproducible results
+        )
+    ]
+)
+
+magic_pig_attention = ResearchAttention.create_from_config(config)
+"""
+
+VATTENTION = """
+from sparse_attention_hub.sparse_attention.research_attention import (
+    ResearchAttention,
+    ResearchAttentionConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations import (
+    SinkMaskerConfig,
+    LocalMaskerConfig,
+    OracleTopKConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.sampling.implementations import (
+    AdaptiveSamplingMaskerConfig
+)
+
+# Create vAttention adaptive sampling configuration (Desai et al. 2025)
+# Combines OracleTopK with AdaptiveSampling
+config = ResearchAttentionConfig(
+    masker_configs=[
+        SinkMaskerConfig(sink_size=128),                         # Sink tokens for long sequences
+        LocalMaskerConfig(window_size=128),                      # Local attention window
+        OracleTopKConfig(heavy_size=0.1),                        # Oracle top-K selection (research only)
+        AdaptiveSamplingMaskerConfig(
+            base_rate_sampling=0.1,      # Base sampling rate
+            epsilon=0.25,                # Error bound
+            delta=0.25,                  # Confidence bound
+            init_offset=128,             # Start index for sampling
+            local_offset=128             # End offset for sampling
+        )
+    ]
+)
+
+vattention_adaptive = ResearchAttention.create_from_config(config)
+"""
+
+MULTI_MASKER = """
+from sparse_attention_hub.sparse_attention.research_attention import (
+    ResearchAttention,
+    ResearchAttentionConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations import (
+    SinkMaskerConfig,
+    LocalMaskerConfig,
+    HashAttentionTopKMaskerConfig
+)
+from sparse_attention_hub.sparse_attention.research_attention.maskers.sampling.implementations import (
+    MagicPigConfig
+)
+
+# Combine multiple maskers for complex attention patterns
+# This example demonstrates a comprehensive sparse attention setup
+config = ResearchAttentionConfig(
+    masker_configs=[
+        SinkMaskerConfig(sink_size=128),             # Sink tokens for long sequences
+        LocalMaskerConfig(window_size=128),          # Local attention window
+        HashAttentionTopKMaskerConfig(               # HashAttention top-K selection
+            heavy_size=0.1,
+            hat_bits=32,
+            hat_mlp_layers=3,
+            hat_mlp_hidden_size=128,
+            hat_mlp_activation='silu',
+            hat_weight_file='/data/apdesai/code/HashAttention-1.0/artifacts/llama3.1-8b-patch.64K.v1.pt'
+        ),
+        MagicPigConfig(                              # LSH-based sampling
+            lsh_l=75,
+            lsh_k=8
+        )
+    ]
+)
+
+complex_attention = ResearchAttention.create_from_config(config)
+"""
+
+BATCH, HEADS, KV_HEADS, QUERIES, KEYS, DIM = 2, 4, 2, 3, 900, 64
+
+
+def tensors(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((HEADS, QUERIES), (KV_HEADS, KEYS), (KV_HEADS, KEYS))
+    return tuple(torch.randn(BATCH, heads, n, DIM, generator=generator) for heads, n in shapes)
+
+
+def causal_bias():
+    """What is added to the scores so that no query sees a key behind it; the last query stands at the last key."""
+    hidden = torch.ones(QUERIES, KEYS, dtype=torch.bool).triu(KEYS - QUERIES + 1)
+    return torch.zeros(1, 1, QUERIES, KEYS).masked_fill(hidden, torch.finfo(torch.float32).min)
+
+
+def scores_of(q, k, scaling=1.0):
+    return q @ k.repeat_interleave(HEADS // KV_HEADS, 1).mT * scaling
+
+
+def sinks_and_window():
+    """The first 128 keys, and the last 128 up to each query's own."""
+    position = torch.arange(KEYS - QUERIES, KEYS)[:, None]
+    key = torch.arange(KEYS)
+    return ((key < 128) | ((key <= position) & (key > position - 128))).expand(BATCH, HEADS, -1, -1)
+
+
+def probabilities(attention, q, k, v, bias=None, scaling=1.0):
+    """What an attention's maskers choose one after another, and with which probability: after each of them."""
+    mask, meta, found = hub.Mask.create_empty_mask((BATCH, HEADS, QUERIES, KEYS), device=q.device), {}, []
+    for masker in attention.maskers:
+        mask = masker.add_mask(k, q, v, bias, scaling, 0.0, meta, mask, layer_idx=0)
+        found.append(mask.get_dense_mask())
+    return found
+
+
+def expected_output(q, k, v, p, bias=None, scaling=1.0):
+    """Attention of which every key counts 1 / p times."""
+    scores = scores_of(q, k, scaling) if bias is None else scores_of(q, k, scaling) + bias
+    weights = (scores - torch.where(p > 0, scores, -torch.inf).amax(-1, keepdim=True)).exp()
+    weights = torch.where(p > 0, weights / p.clamp_min(1e-30), 0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return (weights @ v.repeat_interleave(HEADS // KV_HEADS, 1)).transpose(1, 2), weights
+
+
+def hash_weights(path):
+    """Random weights of the seeds' shapes, by the script that makes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    script = [sys.executable, SOURCE / "tools/make_hash_weights.py", "--layers", "1", "--output", path]
+    subprocess.run(script, check=True, capture_output=True)
+
+
+def agreements(weights, q, k):
+    """Bits of queries' and keys' codes that agree, less those that do not: (batch, heads, queries, keys)."""
+
+    def code(x, side):
+        maps = list(zip(weights[f"{side}_matrix"], weights[f"{side}_bias"], strict=True))
+        for i, (matrix, bias) in enumerate(maps):
+            x = x @ torch.as_tensor(matrix) + torch.as_tensor(bias)[:, None]
+            x = torch.nn.functional.silu(x) if i + 1 < len(maps) else x
+        return x.sign()
+
+    return code(q, "query") @ code(k.repeat_interleave(HEADS // KV_HEADS, 1), "key").mT
+
+
+def check_best(chosen, before, scores, count):
+    """Of what was not chosen before, `count` keys of each row, and none better is left."""
+    new = chosen & ~before
+    assert (new.sum(-1) == count).all()
+    least = torch.where(new, scores, torch.inf).amin(-1)
+    left = torch.where(~chosen, scores, -torch.inf).amax(-1)
+    assert (least >= left).all()
+
+
+def test_hub_hash_attention_keeps_sinks_a_window_and_the_keys_of_the_closest_codes(tmp_path, monkeypatch):
+    hash_weights(tmp_path / "path/to/hat_weights.pkl")
+    monkeypatch.chdir(tmp_path)
+    q, k, v = tensors()
+    bias = causal_bias()
+    module = torch.nn.Module().eval()
+    seed = run(HASH_ATTENTION, HUB, attention_module=module, queries=q, keys=k, values=v, attention_mask=bias)
+    p = probabilities(seed.hash_attention, q, k, v, bias)
+    assert torch.equal(p[1] > 0, sinks_and_window())
+    weights = pickle.loads((tmp_path / "path/to/hat_weights.pkl").read_bytes())[0]
+    check_best(p[2] > 0, p[1] > 0, agreements(weights, q, k) + bias, KEYS // 10)
+    output, of_keys = expected_output(q, k, v, p[2], bias)
+    torch.testing.assert_close(seed.attention_output, output, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seed.attention_weights, of_keys, atol=1e-6, rtol=1e-4)
+
+
+def test_hub_dropout_drops_weights_while_the_module_trains(tmp_path, monkeypatch):
+    hash_weights(tmp_path / "path/to/hat_weights.pkl")
+    monkeypatch.chdir(tmp_path)
+    q, k, v = tensors()
+    q.requires_grad_()
+    inputs = {"queries": q, "keys": k, "values": v, "attention_mask": None}
+    torch.manual_seed(3)
+    seed = run(HASH_ATTENTION, HUB, attention_module=torch.nn.Module().train(), **inputs)
+    torch.manual_seed(3)
+    kept = torch.nn.functional.dropout(torch.ones(BATCH, HEADS, QUERIES, KEYS), 0.1) > 0
+    p = probabilities(seed.hash_attention, q, k, v)[2] * kept
+    output, weights = expected_output(q, k, v, p)
+    torch.testing.assert_close(seed.attention_output, output, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seed.attention_weights, weights.detach(), atol=1e-6, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(seed.attention_output.square().sum(), q)
+    (expected,) = torch.autograd.grad(output.square().sum(), q)
+    torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
+
+
+def collision_probability(q, k, tables, bits):
+    """With which probability a key shares a bucket with the query in one table at least (simple LSH, centred)."""
+    k = k.repeat_interleave(HEADS // KV_HEADS, 1)
+    mean = k.mean(2, keepdim=True)
+    q, k = q - mean, k - mean
+    longest = k.norm(dim=-1).amax((1, 2))[:, None, None, None]
+    lifted = torch.cat([k / longest, (1 - (k.norm(dim=-1, keepdim=True) / longest) ** 2).clamp_min(0).sqrt()], -1)
+    q = torch.nn.functional.pad(q / q.norm(dim=-1, keepdim=True), (0, 1))
+    angle = (q @ (lifted / lifted.norm(dim=-1, keepdim=True)).mT).clamp(-1, 1).acos()
+    return 1 - (1 - (1 - angle / torch.pi) ** bits) ** tables
+
+
+def check_samples(p, before, expected):
+    """Sampled keys bear the probability of their collision, and as many are sampled as that promises."""
+    sampled = (p > 0) & ~before
+    torch.testing.assert_close(p[sampled], expected[sampled], atol=2e-4, rtol=2e-3)
+    assert sampled.sum().item() == pytest.approx(expected[~before].sum().item(), rel=0.25)
+
+
+def test_hub_magic_pig_samples_by_hash_collisions():
+    q, k, v = tensors()
+    attention = run(MAGIC_PIG, HUB).magic_pig_attention
+    p = probabilities(attention, q, k, v)
+    before = sinks_and_window()
+    assert torch.equal(p[1] > 0, before) and (p[2][before] == 1).all()
+    check_samples(p[2], before, collision_probability(q, k, 8, 8))
+    output, weights = attention.custom_attention(None, q, k, v, None, DIM**-0.5, 0.0, sparse_meta_data={}, layer_idx=0)
+    expected = expected_output(q, k, v, p[2], scaling=DIM**-0.5)
+    torch.testing.assert_close(output, expected[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights, expected[1], atol=1e-6, rtol=1e-4)
+
+
+def test_hub_vattention_keeps_the_heaviest_keys_and_meets_its_bound_by_a_sample():
+    q, k, v = tensors()
+    attention, scaling = run(VATTENTION, HUB).vattention_adaptive, DIM**-0.5
+    certain = probabilities(attention, q, k, v, scaling=scaling)[2] > 0
+    scores = scores_of(q, k, scaling)
+    check_best(certain, sinks_and_window(), scores, KEYS // 10)
+    output, weights = attention.custom_attention(None, q, k, v, None, scaling, 0.0, sparse_meta_data={}, layer_idx=0)
+    sampled = (weights > 0) & ~certain
+    assert sampled[..., 128 : KEYS - 128].sum() == sampled.sum() > 0, "nothing is drawn within the offsets"
+    # A row's keys are drawn without replacement, so that each bears the share of the candidates that was drawn.
+    share = sampled.sum(-1, keepdim=True) / (~certain)[..., 128 : KEYS - 128].sum(-1, keepdim=True)
+    p = torch.where(certain, 1, torch.where(sampled, share, 0))
+    expected = expected_output(q, k, v, p, scaling=scaling)
+    torch.testing.assert_close(output, expected[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights, expected[1], atol=1e-6, rtol=1e-4)
+    estimate = torch.where(p > 0, scores.exp() / p.clamp_min(1e-30), 0).sum(-1)
+    within = (estimate / scores.exp().sum(-1) - 1).abs() < 0.25
+    assert within.float().mean() >= 0.75
+
+
+def test_hub_hashed_keys_and_a_sample_of_the_others_add_up(tmp_path):
+    hash_weights(tmp_path / "weights.pkl")
+    place = "/data/apdesai/code/HashAttention-1.0/artifacts/llama3.1-8b-patch.64K.v1.pt"
+    q, k, v = tensors()
+    attention = run(MULTI_MASKER.replace(place, str(tmp_path / "weights.pkl")), HUB).complex_attention
+    p = probabilities(attention, q, k, v)
+    before = p[2] > 0
+    weights = pickle.loads((tmp_path / "weights.pkl").read_bytes())[0]
+    check_best(before, sinks_and_window(), agreements(weights, q, k), KEYS // 10)
+    check_samples(p[3], before, collision_probability(q, k, 75, 8))
+    output, _ = attention.custom_attention(None, q, k, v, None, 1.0, 0.0, sparse_meta_data={}, layer_idx=0)
+    torch.testing.assert_close(output, expected_output(q, k, v, p[3])[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hash_attention", "magic_pig", "vattention", "multi_masker"])
+def test_hub_examples_are_json_configs_too(name, tmp_path, monkeypatch):
+    """The same maskers and numbers as the document's, which the command runs over the bundled tensors."""
+    hash_weights(tmp_path / "path/to/hat_weights.pkl")
+    monkeypatch.chdir(tmp_path)
+    snippets = {"hash_attention": HASH_ATTENTION, "magic_pig": MAGIC_PIG, "vattention": VATTENTION}
+    snippet = snippets.get(name, MULTI_MASKER).partition("# Create ResearchAttention instance")[0]
+    place = "/data/apdesai/code/HashAttention-1.0/artifacts/llama3.1-8b-patch.64K.v1.pt"
+    configs = run(snippet.replace(place, "path/to/hat_weights.pkl"), HUB).config.masker_configs
+    text = (SOURCE / f"configs/research/{name}.json").read_text()
+    maskers = json.loads(text)["maskers"]
+    for entry, config in zip(maskers, configs, strict=True):
+        own = {**config.to_dict(), "hat_weight_file": "hat_weights.safetensors"}
+        assert all(own[key] == value for key, value in entry.items())
+    command = SOURCE / "build/tools/reticle"
+    if not command.exists():
+        pytest.skip("this build has no command")
+    (tmp_path / f"{name}.json").write_text(text)
+    script = [sys.executable, SOURCE / "tools/make_hash_weights.py", "--output", tmp_path / "hat_weights.safetensors"]
+    subprocess.run(script, check=True, capture_output=True)
+    options = [
+        "--queries",
+        "2",
+        "--layers",
+        "0",
+        "--json",
+        "--input",
+        SOURCE / "examples/data/attention_4096.safetensors",
+    ]
+    done = subprocess.run([command, "run", tmp_path / f"{name}.json", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["layers"][0]
+    assert [masker["type"] for masker in found["maskers"]] == [entry["type"] for entry in maskers]
+    assert 0.06 < found["density"] < 0.6
+
+
+NEW_MASKER = '''
+from dataclasses import dataclass, field
+from typing import Any, Dict
+from sparse_attention_hub.sparse_attention.research_attention.maskers.base import (
+    MaskerConfig,
+    MaskerRegistry
+)
+
+@dataclass
+class MyCustomMaskerConfig(MaskerConfig):
+    """Configuration for MyCustomMasker."""
+    
+    custom_param: float
+    another_param: int = 10
+    search_space: Dict[str, Any] = field(default_factory=dict)
+
+from sparse_attention_hub.sparse_attention.research_attention.maskers.base import (
+    ResearchMasker,
+    AttentionTensorDimensions
+)
+from sparse_attention_hub.sparse_attention.utils.mask import Mask
+import torch
+
+@MaskerRegistry.register(MyCustomMaskerConfig)
+class MyCustomMasker(ResearchMasker):
+    """Custom masker implementation."""
+    
+    def __init__(self, config: MyCustomMaskerConfig) -> None:
+        """Initialize custom masker."""
+        super().__init__(config)
+        self.custom_param = config.custom_param
+        self.another_param = config.another_param
+    
+    def add_mask(
+        self,
+        keys: torch.Tensor,
+        queries: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor,
+        scaling: float,
+        dropout: float,
+        sparse_meta_data: Dict[Any, Any],
+        previous_mask: Mask,
+        **kwargs: Dict[str, Any]
+    ) -> Mask:
+        """Implement your custom masking logic here."""
+        
+        # Extract tensor dimensions
+        dims = self._extract_tensor_dimensions(keys, queries)
+        
+        # If previous mask is full, return it (optimization)
+        if previous_mask.is_full_mask():
+            return previous_mask
+        
+        # Implement your masking logic
+        # Example: Create a custom attention pattern
+        mask_shape = (dims.batch_size, dims.num_heads, 
+                     dims.seq_len_queries, dims.seq_len_keys)
+        
+        # Your custom logic here...
+        # For example, create a custom mask based on your parameters
+        custom_mask = self._create_custom_mask(dims, keys, queries)
+        
+        # Merge with previous mask
+        return previous_mask.merge_mask(custom_mask, inplace=False)
+    
+    def _create_custom_mask(
+        self, 
+        dims: AttentionTensorDimensions, 
+        keys: torch.Tensor, 
+        queries: torch.Tensor
+    ) -> Mask:
+        """Create your custom mask pattern."""
+        # Implement your specific masking logic
+        # This is where you define how your masker works
+        
+        # Example: Create a simple pattern
+        mask_shape = (dims.batch_size, dims.num_heads, 
+                     dims.seq_len_queries, dims.seq_len_keys)
+        
+        # Your implementation here...
+        # Return a Mask object
+        pass
+    
+    @classmethod
+    def create_from_config(cls, config: MaskerConfig) -> "MyCustomMasker":
+        """Create masker from configuration."""
+        if not isinstance(config, MyCustomMaskerConfig):
+            raise ValueError(f"Expected MyCustomMaskerConfig, got {type(config)}")
+        return cls(config)
+'''
+
+USE_OF_NEW_MASKER = """
+# Import your masker module to register it
+from your_module import MyCustomMasker, MyCustomMaskerConfig
+
+# Use in ResearchAttention configuration
+config = ResearchAttentionConfig(
+    masker_configs=[
+        MyCustomMaskerConfig(custom_param=0.5, another_param=20)
+    ]
+)
+
+research_attention = ResearchAttention.create_from_config(config)
+"""
+
+PATTERN = """
+        # Every another_param-th key; of the others in the first custom_param of the keys, every second.
+        key = torch.arange(dims.seq_len_keys)
+        first = self._calculate_effective_size(self.custom_param, dims.seq_len_keys)
+        kept = (key % self.another_param == 0) | ((key < first) & (key % 2 == 1))
+        return Mask.create_mask_from_dense_mask(mask_shape, kept.expand(mask_shape), dtype=queries.dtype)
+"""
+
+
+def new_masker(pattern=PATTERN):
+    """The document's module, with its pattern filled in, as a module that its last step imports."""
+    return run(NEW_MASKER.replace("        pass\n", pattern), HUB)
+
+
+def of_pattern(every=20, first=KEYS // 2):
+    key = torch.arange(KEYS)
+    return ((key % every == 0) | ((key < first) & (key % 2 == 1))).expand(BATCH, HEADS, QUERIES, KEYS)
+
+
+def test_hub_a_new_masker_is_registered_and_used(monkeypatch):
+    module = new_masker()
+    monkeypatch.setitem(sys.modules, "your_module", module)
+    names = {"ResearchAttention": hub.ResearchAttention, "ResearchAttentionConfig": hub.ResearchAttentionConfig}
+    attention = run(USE_OF_NEW_MASKER, {}, **names).research_attention
+    assert type(attention.maskers[0]) is module.MyCustomMasker
+    q, k, v = tensors()
+    output, weights = attention.custom_attention(None, q, k, v, None, 0.125, 0.0, sparse_meta_data={}, layer_idx=0)
+    expected = expected_output(q, k, v, of_pattern().float(), scaling=0.125)
+    torch.testing.assert_close(output, expected[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights, expected[1], atol=1e-6, rtol=1e-4)
+    with pytest.raises(ValueError, match="Expected MyCustomMaskerConfig"):
+        module.MyCustomMasker.create_from_config(hub.SinkMaskerConfig(1))
+
+
+def test_hub_a_new_masker_stands_between_others():
+    module = new_masker()
+    q, k, v = tensors()
+    own = module.MyCustomMaskerConfig(0.5, 20)
+    configs = [hub.SinkMaskerConfig(4), own, hub.OracleTopKConfig(30), hub.MagicPigConfig(8, 8)]
+    attention = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig(configs))
+    p = probabilities(attention, q, k, v, scaling=0.125)
+    before = of_pattern() | (torch.arange(KEYS) < 4)
+    assert torch.equal(p[1] > 0, before)
+    check_best(p[2] > 0, before, scores_of(q, k), 30)
+    output, _ = attention.custom_attention(None, q, k, v, None, 0.125, sparse_meta_data={})
+    torch.testing.assert_close(output, expected_output(q, k, v, p[3], scaling=0.125)[0], atol=1e-5, rtol=1e-4)
+    # After a sampler its pattern adds to probabilities, to at most 1.
+    late = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig([configs[3], own]))
+    sampled, both = probabilities(late, q, k, v)
+    torch.testing.assert_close(both, (sampled + of_pattern()).clamp(max=1))
+    output, _ = late.custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
+    torch.testing.assert_close(output, expected_output(q, k, v, both)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_hub_a_new_masker_is_told_of_the_call():
+    heard = []
+
+    class Listener(new_masker().MyCustomMasker):
+        def add_mask(self, **call):
+            heard.append(call)
+            return super().add_mask(**call)
+
+    attention = hub.ResearchAttention(None, [Listener(new_masker().MyCustomMaskerConfig(0.5))])
+    q, k, v = tensors()
+    bias, meta = causal_bias(), {"mine": 1}
+    attention.custom_attention(None, q, k, v, bias, 0.5, 0.25, sparse_meta_data=meta, layer_idx=7, of_mine="word")
+    (call,) = heard
+    assert torch.equal(call["queries"], q) and torch.equal(call["keys"], k) and torch.equal(call["values"], v)
+    assert torch.equal(call["attention_mask"], bias) and (call["scaling"], call["dropout"]) == (0.5, 0.25)
+    assert call["sparse_meta_data"] is meta and call["layer_idx"] == 7 and call["of_mine"] == "word"
+    assert call["previous_mask"].is_empty_mask() and call["previous_mask"].shape == (BATCH, HEADS, QUERIES, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error", "message"),
+    [
+        ("        pass\n", TypeError, "merge_mask got NoneType; expected a Mask"),
+        ("        return Mask.create_empty_mask((1, 2), device='cpu')\n", ValueError, "different shapes"),
+    ],
+)
+def test_hub_a_masker_that_is_not_filled_in_is_named(pattern, error, message):
+    module = new_masker(pattern)
+    config = hub.ResearchAttentionConfig([module.MyCustomMaskerConfig(0.5)])
+    q, k, v = tensors()
+    with pytest.raises(error, match=message):
+        hub.ResearchAttention.create_from_config(config).custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
+
+
+def test_hub_a_masker_that_drops_what_was_chosen_is_refused():
+    class Forgetful(new_masker().MyCustomMasker):
+        def add_mask(self, previous_mask, **_):
+            return hub.Mask.create_empty_mask(previous_mask.shape, device="cpu")
+
+    q, k, v = tensors()
+    maskers = [hub.SinkMasker(hub.SinkMaskerConfig(3)), Forgetful(new_masker().MyCustomMaskerConfig(0.5))]
+    count = 3 * BATCH * HEADS * QUERIES
+    with pytest.raises(ValueError, match=f"Forgetful.add_mask dropped {count} positions of previous_mask"):
+        hub.ResearchAttention(None, maskers).custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
