@@ -31,13 +31,28 @@ def _convert_hat(arguments: list[str]) -> int:
     return 0
 
 
+def _evaluate_and_plot(arguments: list[str]) -> int:
+    try:
+        from reticle import report
+    except ImportError as error:
+        print(f"reticle evaluate --plot: {error}; it needs torch, transformers and tqdm", file=sys.stderr)
+        return 2
+    return report.main(arguments)
+
+
 def main() -> int:
     """Runs the command line; returns its exit status."""
-    if sys.argv[1:2] == ["convert-hat"]:
-        return _convert_hat(sys.argv[2:])
+    command, arguments = sys.argv[1:2], sys.argv[2:]
+    if command == ["convert-hat"]:
+        return _convert_hat(arguments)
+    if command == ["evaluate"] and any(word.partition("=")[0] == "--plot" for word in arguments):
+        return _evaluate_and_plot(arguments)
     binary = Path(__file__).parent / "bin" / "reticle"
     if not binary.exists():
-        print("reticle: this build of the package has no C++ command; there is `convert-hat`", file=sys.stderr)
+        print(
+            "reticle: this build of the package has no C++ command; there are `convert-hat` and `evaluate --plot`",
+            file=sys.stderr,
+        )
         return 2
     os.execv(binary, [str(binary), *sys.argv[1:]])
 

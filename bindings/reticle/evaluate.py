@@ -18,14 +18,15 @@ import json
 import time
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
 from reticle import benchmarks
 from reticle.hf import SparseCache, attach, pipeline_of
+from reticle.hf._attach import STAGES
 from reticle.metrics import MetricLogger
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from reticle import Mask
     from reticle.benchmarks import Sample, Tokenizer
     from reticle.hf import Attachment
     from reticle.hf._attach import Config
@@ -47,9 +49,25 @@ class ByteTokenizer:
     eos_token_id: int | None = None
     chat_template: str | None = None
 
-    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
-        """UTF-8."""
-        return list(text.encode())
+    @overload
+    def encode(self, text: str, /, *, add_special_tokens: bool = True, return_tensors: None = None) -> list[int]: ...
+    @overload
+    def encode(
+        self, text: str, /, *, add_special_tokens: bool = True, return_tensors: Literal["pt"]
+    ) -> torch.Tensor: ...
+    def encode(
+        self, text: str, /, *, add_special_tokens: bool = True, return_tensors: Literal["pt"] | None = None
+    ) -> list[int] | torch.Tensor:
+        """UTF-8; with return_tensors="pt" a tensor (1, length), as tokenizers of transformers give it."""
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f'return_tensors is {return_tensors!r}; expected None or "pt"')
+        tokens = list(text.encode())
+        return tokens if return_tensors is None else torch.tensor([tokens])
+
+    def __call__(self, text: str, /, *, return_tensors: Literal["pt"]) -> dict[str, torch.Tensor]:
+        """{input_ids, attention_mask}, (1, length) each."""
+        ids = self.encode(text, return_tensors=return_tensors)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def decode(self, token_ids: Iterable[int], /) -> str:
         """What is not UTF-8 shows as a replacement character."""
@@ -288,7 +306,41 @@ class Loss:
     """Cross entropy of the last output_length tokens, nats."""
     prefill_sparsity: float
     generation_sparsity: float
+    """Of the queries of the last output_length tokens, the very last included, which predicts what is not known."""
     examples: int
+    masks: Mapping[str, list[Mask]] = field(default_factory=dict, repr=False)
+    """Of the first example, where asked for: by stage a mask to each layer, the stage's queries below each other."""
+
+
+def tokens_of(example: Mapping[str, Any], number: int) -> tuple[torch.Tensor, int]:
+    """Tokens (1, length) that count, and how many at their end are generated, of an example {input_ids, attention_mask,
+    output_length}.
+
+    Raises:
+        ValueError: when output_length leaves no prompt or no token.
+    """
+    ids = torch.as_tensor(example["input_ids"]).reshape(1, -1)
+    if example.get("attention_mask") is not None:
+        ids = ids[:, torch.as_tensor(example["attention_mask"]).reshape(-1).bool()]
+    output = int(example["output_length"])
+    if not 0 < output < ids.shape[1]:
+        raise ValueError(f"example {number}: output_length is {output} of {ids.shape[1]} tokens")
+    return ids, output
+
+
+def _by_layer(masks: list[tuple[int, Mask]]) -> list[Mask]:
+    """One mask to each layer: those of its calls below each other, with room for the keys of the last."""
+    found: dict[int, list[Mask]] = defaultdict(list)
+    for layer, mask in masks:
+        found[layer].append(mask)
+    joined = []
+    for _, calls in sorted(found.items()):
+        keys = calls[-1].shape[3]
+        first, *others = (mask.append_keys(keys - mask.shape[3]) for mask in calls)
+        for mask in others:
+            first = first.append_queries(mask)
+        joined.append(first)
+    return joined
 
 
 @torch.no_grad()
@@ -298,6 +350,7 @@ def loss(
     *,
     prefill: Config = None,
     generation: Config = None,
+    masks: bool = False,
     progress: bool = True,
 ) -> Loss:
     """Loss of the last tokens of each example, which see what `generation` keeps of the others; those see each other
@@ -306,6 +359,7 @@ def loss(
     Args:
         dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of them
             count (a left-padded example is cut to those that do), and how many at the end are generated.
+        masks: keep the masks of the first example.
 
     Raises:
         ValueError: when an output_length leaves no prompt or no token.
@@ -313,24 +367,23 @@ def loss(
     import torch.nn.functional as functional
 
     found: list[tuple[float, float, float]] = []
-    for example in _progress(list(dataset), progress, "loss"):
-        ids = torch.as_tensor(example["input_ids"]).reshape(1, -1)
-        if example.get("attention_mask") is not None:
-            ids = ids[:, torch.as_tensor(example["attention_mask"]).reshape(-1).bool()]
-        output = int(example["output_length"])
-        prompt = ids.shape[1] - output
-        if prompt < 1 or output < 1:
-            raise ValueError(f"example {len(found)}: output_length is {output} of {ids.shape[1]} tokens")
+    kept: dict[str, list[Mask]] = {}
+    for number, example in enumerate(_progress(list(dataset), progress, "loss")):
+        ids, output = tokens_of(example, number)
+        ids, prompt = ids.to(model.device), ids.shape[1] - output
         cache = SparseCache()
-        with attach(model, prefill=prefill, generation=generation) as attached:
+        keeps = masks and number == 0
+        with attach(model, prefill=prefill, generation=generation, keep_masks=keeps) as attached:
             first = model(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:]
-            logits = [first]
-            if output > 1:
-                with attached.stage("generation"):
-                    logits.append(model(ids[:, prompt:-1], past_key_values=cache, use_cache=True).logits)
-        nats = functional.cross_entropy(torch.cat(logits, 1)[0].float(), ids[0, prompt:]).item()
+            # The last token predicts what is not known, but attends like the others.
+            with attached.stage("generation"):
+                others = model(ids[:, prompt:], past_key_values=cache, use_cache=True).logits[:, :-1]
+            if keeps:
+                kept = {stage: _by_layer(attached.masks(stage)) for stage in STAGES}
+        logits = torch.cat((first, others), 1)[0].float()
+        nats = functional.cross_entropy(logits, ids[0, prompt:]).item()
         found.append((nats, attached.prefill.mean_sparsity, attached.generation.mean_sparsity))
     if not found:
         raise ValueError("the data set has no examples")
     nats, before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
-    return Loss(nats, before, after, len(found))
+    return Loss(nats, before, after, len(found), kept)

@@ -328,6 +328,20 @@ def as_mask(mask: AnyMask, queries: Tensor, keys: Tensor) -> Mask:
     return mask.mask(shape) if isinstance(mask, (SelectedBlocks, Band)) else mask
 
 
+def dense_weights(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Mask, *, attention_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Every position's weight in attention over a mask, (batch, heads, queries, keys) float32 without gradients: those of the
+    mask's entries, computed in host memory, and zeros. Options are those of `reticle.attention`."""
+    q, k, v = (tensor.detach().cpu() for tensor in (queries, keys, values))
+    bias = None if attention_mask is None else attention_mask.detach().cpu()
+    row_ptr, indices, of_entries = _core.attention_weights(q, k, v, mask, attention_mask=bias, **options)[2]
+    rows = torch.arange(len(row_ptr) - 1).repeat_interleave(torch.from_numpy(row_ptr).diff())
+    weights = torch.zeros(len(row_ptr) - 1, keys.shape[2])
+    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(of_entries)
+    return weights.reshape(mask.shape).to(queries.device)
+
+
 def _for_plan(mask: AnyMask, keys: Tensor, block_size: tuple[int, int] = (1, 1)) -> Any:
     """As plans take it."""
     if not isinstance(mask, Tensor) and block_size != (1, 1):

@@ -3,6 +3,7 @@
 Sizes are small where theirs need a large GPU. What code does is compared with formulas in plain torch.
 """
 
+import csv
 import json
 import os
 import pickle
@@ -598,3 +599,198 @@ def test_hub_a_masker_that_drops_what_was_chosen_is_refused():
     count = 3 * BATCH * HEADS * QUERIES
     with pytest.raises(ValueError, match=f"Forgetful.add_mask dropped {count} positions of previous_mask"):
         hub.ResearchAttention(None, maskers).custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
+
+
+# --- nano-sparse-attention ----------------------------------------------------------------------------------------------
+
+# As printed: the page's markup took the underscores of __init__ and the asterisks of *args and **kwargs.
+SKELETON = """
+class MyNewAttention(Attention):
+    def init(self, window_size):
+        super().init()
+        self.name = 'MyNewAttention'
+        self.params = {"window_size": window_size}
+
+    def forward(self, queries, keys, values, args, kwargs):
+        # Create your attention mask
+        attention_mask = ...
+
+        # Track sparsity
+        self.sparsity_ratios.append(self.calculate_sparsity_ratio(attention_mask))
+
+        # Compute attention
+        return self.attention(queries, keys, values, attention_mask)
+"""
+
+FILLED_IN = {
+    "attention_mask = ...": "attention_mask = self.get_local_mask(queries.shape[-2], self.window_size, queries.device)"
+}
+
+DATA_SET = """
+def load_my_dataset(tokenizer, kwargs):
+    # Load your data
+    dataset = ...
+    examples = []
+
+    for item in dataset:
+        # Format your prompt
+        input_text = f"Your prompt: {item['input']}"
+
+        # Tokenize (with or without chat template)
+        tokens = tokenizer(
+            input_text,
+            return_tensors="pt",
+        )
+
+        # Get output length for loss calculation
+        output_length = ...
+        examples.append({
+            'input_ids': tokens['input_ids'],
+            'attention_mask': tokens['attention_mask'],
+            'output_length': output_length,
+        })
+
+    return examples 
+"""
+
+TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife."
+
+
+def model_of_bytes():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+def loss_by_mask(model, ids, output, seen):
+    """Cross entropy of the last tokens under torch's attention where `seen` (queries, keys) says, on top of causality."""
+    seen = seen & torch.ones_like(seen).tril()
+    bias = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=bias).logits[0, -output - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, ids[0, -output:]).item()
+
+
+def windows(tokens, width):
+    """Whether each query sees each key, where all see the last `width` up to their own."""
+    i, j = torch.arange(tokens)[:, None], torch.arange(tokens)
+    return (j <= i) & (j > i - width)
+
+
+def pruned_share(seen):
+    """Of what causality allows."""
+    return 1 - seen.sum().item() / torch.ones_like(seen).tril(seen.shape[1] - seen.shape[0]).sum().item()
+
+
+@pytest.mark.parametrize("written", [{}, {"def init": "def __init__", "super().init": "super().__init__"}])
+def test_nano_a_new_pattern_attends_and_counts_its_sparsity(written):
+    nano = pytest.importorskip("reticle.nano")
+    made = run(SKELETON, {**FILLED_IN, **written}, Attention=nano.Attention).MyNewAttention(window_size=4)
+    q, k, v = (torch.randn(1, 2, 10, 8) for _ in range(3))
+    output = made.forward(q, k, v, (), {})
+    weights = (q @ k.mT / 8**0.5).masked_fill(~windows(10, 4), -torch.inf).softmax(-1)
+    torch.testing.assert_close(output, weights @ v, atol=1e-5, rtol=1e-4)
+    assert made.sparsity_ratios == pytest.approx([pruned_share(windows(10, 4))])
+    assert made.info() == {
+        "name": "MyNewAttention",
+        "params": {"window_size": 4},
+        "masks": [],
+        "sparsity": made.sparsity_ratios[0],
+    }
+
+
+def test_nano_a_handler_switches_a_model_between_a_new_pattern_and_its_generation():
+    nano, evaluate = pytest.importorskip("reticle.nano"), pytest.importorskip("reticle.evaluate")
+    model = model_of_bytes()
+    whole = {"args, kwargs": "*args, **kwargs"}
+    pattern = run(SKELETON, {**FILLED_IN, **whole}, Attention=nano.Attention).MyNewAttention(window_size=16)
+    places = {"dataset = ...": "dataset = kwargs['items']", "output_length = ...": "output_length = 12"}
+    load_my_dataset = run(DATA_SET, places).load_my_dataset
+    examples = load_my_dataset(evaluate.ByteTokenizer(), {"items": [{"input": TEXT}, {"input": TEXT[::-1]}]})
+    handler = nano.InferenceHandler(pattern, nano.LocalAndSinksAttention(window_size=5, attention_sinks=2))
+    assert handler.name == "MyNewAttention_to_LocalAndSinksAttention"
+    loss = nano.model_forward(model, examples, handler)
+    nano.update_attention(model, None)
+    ids = [example["input_ids"] for example in examples]
+    n = ids[0].shape[1]
+    assert bytes(ids[0][0].tolist()).decode() == f"Your prompt: {TEXT}" and ids[1].shape[1] == n
+    few = windows(n, 5) | (torch.arange(n) < 2)
+    seen = torch.where(torch.arange(n)[:, None] < n - 12, windows(n, 16), few)
+    expected = [loss_by_mask(model, each, 12, seen) for each in ids]
+    assert loss == pytest.approx(sum(expected) / 2, abs=1e-4)
+    info = handler.info()
+    assert info["prefill"]["sparsity"] == pytest.approx(pruned_share(seen[:-12, :-12]), abs=1e-6)
+    assert info["generation"]["sparsity"] == pytest.approx(pruned_share(few[-12:].tril(n - 12)), abs=1e-6)
+    # The same examples by configs, through a model's cache.
+    pattern = {"causal": True, "maskers": [{"type": "sink", "sink_size": 2}, {"type": "local", "window_size": 5}]}
+    prefill = {"causal": True, "maskers": [{"type": "local", "window_size": 16}]}
+    cached = evaluate.loss(model, examples, prefill=prefill, generation=pattern, progress=False)
+    assert cached.loss == pytest.approx(loss, abs=1e-4)
+    assert cached.generation_sparsity == pytest.approx(info["generation"]["sparsity"], abs=1e-6)
+
+
+def test_nano_losses_sparsities_and_pictures_of_a_text_come_by_one_command(tmp_path):
+    pytest.importorskip("reticle.report")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "text.txt").write_text(TEXT)
+    config = {"causal": True, "maskers": [{"type": "local", "window_size": 10}]}
+    (tmp_path / "window.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "reticle", "evaluate", tmp_path / "window.json", "--text", tmp_path / "text.txt"]
+    command += ["--plot", tmp_path / "report", "--model", MODEL, "--window", "50", "--output-length", "8"]
+    command += ["--stage", "generation"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    dense, window = list(csv.DictReader((tmp_path / "report/losses.csv").open(newline="")))
+    assert (dense["name"], window["name"]) == ("dense", "window") and dense["examples"] == "2"
+    model, ids = model_of_bytes(), torch.tensor([list(TEXT.encode())])
+    pieces, seen = (ids[:, :50], ids[:, 50:100]), windows(50, 10)
+    late = torch.where(torch.arange(50)[:, None] < 42, True, seen)
+    for row, mask in ((dense, torch.ones_like(late)), (window, late)):
+        expected = sum(loss_by_mask(model, piece, 8, mask) for piece in pieces) / 2
+        assert float(row["loss"]) == pytest.approx(expected, abs=1e-4)
+    assert float(window["generation_sparsity"]) == pytest.approx(pruned_share(seen[-8:]), abs=1e-6)
+    assert float(window["prefill_sparsity"]) == float(dense["generation_sparsity"]) == 0
+    assert f"{float(window['loss']):.4f}" in done.stdout
+    for name in ("losses", "masks_dense", "masks_window"):
+        assert (tmp_path / f"report/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+class ChatTokenizer:
+    """Bytes with a chat template."""
+
+    chat_template = "..."
+
+    def encode(self, text, *, add_special_tokens):
+        assert not add_special_tokens, "templates write them"
+        return list(text.encode())
+
+    def decode(self, tokens):
+        return bytes(tokens).decode()
+
+    def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        return f"<user>{turns[0]['content']}<assistant>"
+
+
+def test_nano_examples_of_a_text_stand_in_a_chat_template_or_not():
+    report = pytest.importorskip("reticle.report")
+    options = {"window": 20, "output_length": 5}
+    plain = report.text_examples(ChatTokenizer(), TEXT, **options)
+    assert len(plain) == len(TEXT) // 20
+    assert bytes(plain[1]["input_ids"][0].tolist()).decode() == TEXT[20:40]
+    chat = report.text_examples(
+        ChatTokenizer(), TEXT, **options, chat_template=True, prompt="Go on: {text}", examples=2
+    )
+    assert len(chat) == 2 and all(example["output_length"] == 5 for example in chat)
+    text = bytes(chat[1]["input_ids"][0].tolist()).decode()
+    assert text == f"<user>Go on: {TEXT[20:35]}<assistant>{TEXT[35:40]}"
+    for wrong, message in (
+        ({"window": 4, "output_length": 4}, "output_length is 4; expected at least 1 and less than the window, 4"),
+        ({"window": 500, "output_length": 4}, "expected at least a window, 500"),
+        ({**options, "prompt": "Go on"}, "expected {text} in it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report.text_examples(ChatTokenizer(), TEXT, **wrong)
+    with pytest.raises(ValueError, match="the tokenizer has none"):
+        report.text_examples(
+            pytest.importorskip("reticle.evaluate").ByteTokenizer(), TEXT, **options, chat_template=True
+        )

@@ -153,7 +153,7 @@ def _untraced(
     from reticle.hf._attach import patterns_of
 
     name = type(module).__name__
-    _refuse_unknown(name, others)
+    refuse_unknown(name, others)
     if dropout:
         raise NotImplementedError(f"{name}: attention dropout is not supported; set attention_dropout to 0")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -199,7 +199,8 @@ def follows_pattern(module: Any, seen: Visibility | None) -> bool:
     )
 
 
-def _refuse_unknown(name: str, others: dict[str, Any]) -> None:
+def refuse_unknown(name: str, others: dict[str, Any]) -> None:
+    """What a layer says that is not understood, by name."""
     for word, given in others.items():
         if word in _WITHOUT_EFFECT or given is None or given is False:
             continue

@@ -16,6 +16,7 @@ from reticle.hub.logger import MicroMetricLogger
 from reticle.hub.mask import Mask
 from reticle.hub.maskers import Chain, ResearchMasker, SamplingMasker, _of_keys
 from reticle.metrics import DENSITY, OUTPUT_ERROR
+from reticle.torch import dense_weights
 
 if TYPE_CHECKING:
     from reticle.hub.configs import MaskerConfig
@@ -212,21 +213,8 @@ def _attend(
         "sink_logits": () if sinks is None else sinks.tolist(),
     }
     output, _ = reticle.attention(queries, keys, values, pattern, **call)
-    of_entries = _dense_weights(queries, keys, values, pattern, call) if weights else None
+    of_entries = dense_weights(queries, keys, values, pattern, **call) if weights else None
     return output.transpose(1, 2).contiguous(), of_entries
-
-
-def _dense_weights(queries: Tensor, keys: Tensor, values: Tensor, pattern: _core.Mask, call: dict[str, Any]) -> Tensor:
-    """Every position's weight, (batch, heads, queries, keys) float32: those of the mask's entries, which C++ computes in host
-    memory, and zeros."""
-    q, k, v = (tensor.detach().cpu() for tensor in (queries, keys, values))
-    bias = call["attention_mask"]
-    options = {**call, "attention_mask": None if bias is None else bias.cpu()}
-    row_ptr, indices, of_entries = _core.attention_weights(q, k, v, pattern, **options)[2]
-    rows = torch.arange(len(row_ptr) - 1).repeat_interleave(torch.from_numpy(row_ptr).diff())
-    weights = torch.zeros(len(row_ptr) - 1, keys.shape[2])
-    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(of_entries)
-    return weights.reshape(pattern.shape).to(queries.device)
 
 
 def get_masked_attention_output(
@@ -287,10 +275,12 @@ def get_attention_denominator(
     """The sum of exp(score - m) / p over a mask's entries, (batch, heads, queries, 1); m is a query's largest score among
     them, 0 for a query without entries. Sink logits do not take part."""
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
-    call = {"scaling": scaling, "attention_mask": _of_keys(attention_mask, keys)}
+    bias = _of_keys(attention_mask, keys)
     # Weights are exp(score) / (p * sum), so the largest of weight * p is exp(m) / sum.
     p = torch.from_numpy(pattern.to_dense()).to(queries.device)
-    largest = (_dense_weights(queries, keys, keys, pattern, call) * p).amax(-1, keepdim=True)
+    largest = (dense_weights(queries, keys, keys, pattern, scaling=scaling, attention_mask=bias) * p).amax(
+        -1, keepdim=True
+    )
     return torch.where(largest > 0, 1 / largest, 0)
 
 

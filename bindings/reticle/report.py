@@ -1,0 +1,230 @@
+"""What patterns cost a Hugging Face model on a text of yours: losses, sparsities and pictures of masks, in one call.
+
+    reticle evaluate configs/quest.json configs/tova.json --text FILE --model DIR --plot REPORT
+
+Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing; the options that both have mean the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reticle import evaluate
+from reticle.hf._attach import STAGES, pipeline_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from matplotlib.axes import Axes
+
+    from reticle import Mask
+    from reticle.evaluate import Loss
+    from reticle.hf._attach import Config
+
+_BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
+_MOST_LAYERS = 4
+
+
+def text_examples(
+    tokenizer: Any,
+    text: str,
+    *,
+    window: int = 1024,
+    output_length: int = 64,
+    examples: int | None = None,
+    chat_template: bool = False,
+    prompt: str = "{text}",
+) -> list[dict[str, Any]]:
+    """Pieces of a text as `evaluate.loss` takes them: {input_ids, attention_mask, output_length}.
+
+    Args:
+        window: tokens of a piece; what is left at the end is dropped.
+        output_length: how many tokens at a piece's end are generated.
+        examples: at most so many; None: all.
+        chat_template: put what comes before the output into a user's turn of the tokenizer's chat template; the output is the
+            answer.
+        prompt: what stands in that turn, with {text} where the piece does.
+
+    Raises:
+        ValueError: when the text is shorter than a window, nothing is left before the output, or there is no chat template.
+    """
+    if not 0 < output_length < window:
+        raise ValueError(f"output_length is {output_length}; expected at least 1 and less than the window, {window}")
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ValueError("chat_template was asked for, and the tokenizer has none")
+    if "{text}" not in prompt:
+        raise ValueError(f"prompt is {prompt!r}; expected {{text}} in it")
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    if len(tokens) < window:
+        raise ValueError(f"the text has {len(tokens)} tokens; expected at least a window, {window}")
+    found = []
+    for begin in range(0, len(tokens) - window + 1, window):
+        piece = tokens[begin : begin + window]
+        if chat_template:
+            content = prompt.replace("{text}", tokenizer.decode(piece[:-output_length]))
+            turn = [{"role": "user", "content": content}]
+            before = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            piece = tokenizer.encode(before, add_special_tokens=False) + piece[-output_length:]
+        ids = torch.tensor([piece])
+        found.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "output_length": output_length})
+    return found[:examples]
+
+
+def losses(
+    model: Any,
+    examples: Iterable[Mapping[str, Any]],
+    configs: Mapping[str, Config],
+    *,
+    stage: str = "both",
+    progress: bool = True,
+) -> dict[str, Loss]:
+    """`evaluate.loss` of "dense" and of every config, with the masks of the first example.
+
+    Args:
+        stage: which one a config serves, "prefill", "generation" or "both"; the other one is dense. Configs that have stages
+            of their own serve by these.
+    """
+    if stage not in ("both", *STAGES):
+        raise ValueError(f'stage is {stage!r}; expected "both", "prefill" or "generation"')
+    stages = STAGES if stage == "both" else (stage,)
+    pipelines = {name: pipeline_of(config) for name, config in configs.items()}
+    held = list(examples)
+    found = {"dense": evaluate.loss(model, held, masks=True, progress=progress)}
+    for name, pipeline in pipelines.items():
+        by_stage: dict[str, Any] = {each: pipeline for each in stages}
+        found[name] = evaluate.loss(model, held, masks=True, progress=progress, **by_stage)
+    return found
+
+
+def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
+    """losses.csv, losses.png (loss over sparsity of each stage) and masks_<name>.png (one head of up to four layers), in a
+    folder that is made. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    table = target / "losses.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "loss", "prefill_sparsity", "generation_sparsity", "examples"))
+        writer.writerows((n, r.loss, r.prefill_sparsity, r.generation_sparsity, r.examples) for n, r in results.items())
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    for axis, stage in zip(axes, STAGES, strict=True):
+        _plot_losses(axis, results, stage)
+    paths = [table, target / "losses.png"]
+    figure.savefig(paths[-1], dpi=120)
+    plt.close(figure)
+    for name, result in results.items():
+        layers = _spread(len(result.masks[STAGES[0]]))
+        figure, grid = plt.subplots(
+            len(STAGES), len(layers), figsize=(3.2 * len(layers), 6), layout="constrained", squeeze=False
+        )
+        for row, stage in zip(grid, STAGES, strict=True):
+            for axis, layer in zip(row, layers, strict=True):
+                _plot_mask(axis, result.masks[stage][layer], f"{stage}, layer {layer}")
+        figure.suptitle(name)
+        paths.append(target / f"masks_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png")
+        figure.savefig(paths[-1], dpi=120)
+        plt.close(figure)
+    return paths
+
+
+def _plot_losses(axis: Axes, results: Mapping[str, Loss], stage: str) -> None:
+    for name, result in results.items():
+        if name == "dense":
+            axis.axhline(result.loss, linestyle="--", color="grey", label=name)
+        else:
+            axis.plot(getattr(result, f"{stage}_sparsity"), result.loss, "o", label=name)
+    axis.set_xlabel(f"sparsity of the {stage}")
+    axis.set_ylabel("loss, nats per token")
+    axis.legend()
+
+
+def _plot_mask(axis: Axes, mask: Mask, title: str) -> None:
+    mask.plot(ax=axis)
+    axis.set_title(f"{title}, head 0", fontsize=8)
+
+
+def _spread(count: int) -> list[int]:
+    """Up to four of so many layers, the first and the last among them."""
+    shown = min(count, _MOST_LAYERS)
+    return [round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)]
+
+
+def _names(configs: list[str]) -> list[str]:
+    """Configs by the names of their files, or by their paths where these are equal."""
+    stems = Counter(Path(config).stem for config in configs)
+    return [config if stems[Path(config).stem] > 1 else Path(config).stem for config in configs]
+
+
+def _load(folder: str) -> tuple[Any, Any]:
+    """A model, on a GPU in its own dtype where there is one, else in float32, and its tokenizer; bytes where a model of bytes
+    comes without one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    on_gpu = torch.cuda.is_available()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    of_bytes = model.config.vocab_size <= 256 and not any(Path(folder, name).exists() for name in files)
+    return model.to(
+        "cuda" if on_gpu else "cpu"
+    ).eval(), evaluate.ByteTokenizer() if of_bytes else AutoTokenizer.from_pretrained(folder)
+
+
+def main(arguments: list[str]) -> int:
+    """`reticle evaluate ... --plot DIR`; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="reticle evaluate --plot",
+        description="Losses, sparsities and pictures of masks of a Hugging Face model on a text; dense attention is always "
+        "measured. Without --plot: `reticle evaluate --help`.",
+    )
+    parser.add_argument("configs", nargs="*", help="JSON configs")
+    parser.add_argument("--plot", required=True, metavar="DIR", help="folder for losses.csv, losses.png, masks_*.png")
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8")
+    parser.add_argument("--model", metavar="DIR", help="folder or name for transformers; default: the bundled one")
+    parser.add_argument("--window", type=int, default=1024, help="tokens of a piece of text, 1024")
+    parser.add_argument("--output-length", type=int, default=64, help="of these generated, and counted, 64")
+    parser.add_argument("--examples", type=int, default=4, help="pieces at most, 4; 0: all")
+    parser.add_argument("--stage", choices=("both", *STAGES), default="both", help="which one configs serve; both")
+    parser.add_argument(
+        "--chat-template", action="store_true", help="the text as a user's turn, the output as the answer"
+    )
+    parser.add_argument("--prompt", default="{text}", help="what stands in that turn, with {text} in it")
+    own = parser.parse_args(arguments)
+    if own.model is None and not _BUNDLED.exists():
+        parser.error("--model is required: this installation has no bundled one")
+    try:
+        model, tokenizer = _load(own.model or str(_BUNDLED))
+        examples = text_examples(
+            tokenizer,
+            Path(own.text).read_text(encoding="utf-8"),
+            window=own.window,
+            output_length=own.output_length,
+            examples=own.examples or None,
+            chat_template=own.chat_template,
+            prompt=own.prompt,
+        )
+        results = losses(model, examples, dict(zip(_names(own.configs), own.configs, strict=True)), stage=own.stage)
+        paths = write(results, own.plot)
+    except (OSError, ValueError, NotImplementedError) as error:
+        print(f"reticle evaluate --plot: {error}", file=sys.stderr)
+        return 2
+    width = max(map(len, results))
+    print(f"{'':{width}}    loss  prefill sparsity  generation sparsity")
+    for name, result in results.items():
+        print(
+            f"{name:{width}}  {result.loss:6.4f}  {result.prefill_sparsity:16.4f}  {result.generation_sparsity:19.4f}"
+        )
+    print(f"{', '.join(path.name for path in paths)} written to {own.plot}")
+    return 0
