@@ -50,9 +50,17 @@ def test_mask_gallery_and_quality_curves(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_hf_model_and_sparse_decoder():
+def test_hf_model():
     pytest.importorskip("transformers")
     printed = run("hf_model", "--new-tokens", 8)
     assert "sparse:" in printed and "% of the keys while generating" in printed
-    assert "% of the keys while generating" in run("sparse_decoder")
-    assert "ms a token" in run("sparse_decoder", "--benchmark", "--lengths", 128)
+
+
+def test_basic_usage_and_benchmark_example():
+    pytest.importorskip("transformers")
+    printed = run("basic_usage", "--new-tokens", 8)
+    assert "output: And the " in printed and "logits (1, 180, 256)" in printed
+    printed = run("benchmark_example", "--lengths", 200, "--new-tokens", 8, "--attention-window", 64)
+    for word in ("text:", "first token", "latency", "tokens per second", "memory", "sparse against dense", "loss"):
+        assert word in printed
+    assert " 100 % of the keys" in printed and printed.count("% of the keys") == 2

@@ -794,3 +794,106 @@ def test_nano_examples_of_a_text_stand_in_a_chat_template_or_not():
         report.text_examples(
             pytest.importorskip("reticle.evaluate").ByteTokenizer(), TEXT, **options, chat_template=True
         )
+
+
+# --- Sparse Attention Decoder for LLMs ------------------------------------------------------------------------------------
+
+DECODER = """
+from sparse_attention_decoder import AttentionConfig, SparseAttention
+from transformers import AutoTokenizer
+import torch
+
+# Load a tokenizer
+tokenizer = AutoTokenizer.from_pretrained("bert-base-uncased")
+
+# Tokenize input text
+input_text = "The quick brown fox jumps over the lazy dog."
+input_ids = tokenizer.encode(input_text, return_tensors="pt")
+
+# Create a configuration for the model
+config = AttentionConfig(top_k=32, attention_window=512)
+
+# Initialize the model
+model = SparseAttention(config)
+
+# Run the model
+with torch.no_grad():
+    output = model(input_ids)
+    print("Model output:", output)
+"""
+
+
+def test_decoder_snippet_gives_the_models_output(tmp_path, monkeypatch, capsys):
+    """The tokenizer is a folder of the name that it is asked for by, with as few words as the bundled model has tokens."""
+    model = model_of_bytes()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz.", "the", "quick", "dog"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "bert-base-uncased").mkdir()
+    (tmp_path / "bert-base-uncased/vocab.txt").write_text("\n".join(words))
+    (tmp_path / "bert-base-uncased/config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.chdir(tmp_path)
+    seed = run(DECODER, {"from sparse_attention_decoder": "from reticle.sparse_attention_decoder"})
+    assert seed.input_ids.shape[1] > 10 and words[seed.input_ids[0, 1]] == "the"
+    with torch.no_grad():
+        torch.testing.assert_close(seed.output, model(seed.input_ids).logits, atol=1e-3, rtol=1e-3)
+    assert "Model output: tensor(" in capsys.readouterr().out
+
+
+def best_and_recent(module, query, key, value, attention_mask, scaling, top_k, window, **_):
+    """Attention of a layer in plain torch: the last keys, and the best others."""
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    scores, n = query @ key.mT * scaling, key.shape[2]
+    i, j = torch.arange(n)[n - query.shape[2] :, None], torch.arange(n)
+    old = j <= i - window
+    best = scores.masked_fill(~old, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & old | ((j <= i) & ~old)
+    return (scores.masked_fill(~kept, -torch.inf).softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+def test_decoder_attends_to_recent_keys_and_the_best_of_the_others():
+    decoder = pytest.importorskip("reticle.sparse_attention_decoder")
+    transformers = pytest.importorskip("transformers")
+    text = (TEXT + TEXT[::-1])[:150].encode()
+    ids, model = torch.tensor([list(text)]), model_of_bytes()
+    sparse = decoder.SparseAttention(decoder.AttentionConfig(top_k=6, attention_window=10), model_of_bytes())
+    function = lambda *inputs, **words: best_and_recent(*inputs, **{**words, "top_k": 6, "window": 10})
+    transformers.AttentionInterface.register("best_and_recent", function)
+    model.set_attn_implementation("best_and_recent")
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        torch.testing.assert_close(sparse(ids), expected, atol=2e-3, rtol=2e-3)
+        kept = sum(min(n, 16) for n in range(1, 151)) / sum(range(1, 151))
+        assert sparse.density == pytest.approx(kept)
+        with sparse.dense():
+            torch.testing.assert_close(sparse(ids), model_of_bytes()(ids).logits, atol=1e-3, rtol=1e-3)
+        tokens = ids
+        for _ in range(8):  # decoding by a cache is what whole sequences give
+            tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        assert torch.equal(sparse.generate(ids, max_new_tokens=8), tokens)
+    found = decoder.compare(sparse, ids, 4, repeats=1)
+    assert torch.equal(found["sparse"].tokens, tokens[:, 150:154])
+    assert found["dense"].density == 1 and found["sparse"].density < 0.3
+    assert all(run.tokens_per_second > 0 and run.first_token_seconds > 0 for run in found.values())
+    sparse.detach()
+    torch.testing.assert_close(sparse.model(ids).logits, model_of_bytes()(ids).logits)
+
+
+def test_decoder_mistakes_are_named():
+    decoder = pytest.importorskip("reticle.sparse_attention_decoder")
+    for wrong, message in (
+        ({"top_k": 0}, "top_k is 0; expected a count of 1 or more keys"),
+        ({"attention_window": 0.5}, "attention_window is 0.5; expected a count"),
+        ({"min_attention_score": 0.1}, "min_attention_score is not supported: keys are chosen by their number, top_k"),
+        ({"position_persistence": True}, "position_persistence is not supported"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoder.AttentionConfig(**wrong)
+    with pytest.raises(TypeError, match="config is dict; expected AttentionConfig"):
+        decoder.SparseAttention({"top_k": 32})
+    model = decoder.SparseAttention(decoder.AttentionConfig(), model_of_bytes())
+    with pytest.raises(ValueError, match="tokens 3 to 300; the model has 256: use its own tokenizer"):
+        model(torch.tensor([[3, 300]]))
+    with pytest.raises(ValueError, match=r"input_ids is \(3,\); expected \(batch, tokens\)"):
+        model(torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="max_new_tokens is 1"):
+        decoder.compare(model, torch.tensor([[1, 2]]), 1)

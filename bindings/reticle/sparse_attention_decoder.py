@@ -1,0 +1,239 @@
+"""A language model whose every query attends to its most recent keys and to the best of the others.
+
+    from reticle.sparse_attention_decoder import AttentionConfig, SparseAttention
+
+    model = SparseAttention(AttentionConfig(top_k=32, attention_window=512))  # the bundled model of bytes; or yours
+    logits = model(input_ids)
+    tokens = model.generate(input_ids, max_new_tokens=64)
+    print(model.density)
+
+The names are those of the Sparse Attention Decoder for LLMs, which cannot run as published; what it promises is computed by
+`reticle.hf`: keys and values are cached, and `compare` measures beside the model's own dense attention.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import reticle.hf
+from reticle.maskers import LocalConfig, OracleTopKConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reticle.maskers import MaskerConfig
+
+BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
+
+#: Settings of the published configuration that are not here, and what to do instead.
+_OTHERS = {
+    "position_persistence": "it has no effect there; keys are chosen for every query",
+    "min_attention_score": "keys are chosen by their number, top_k",
+    "recompute_threshold": "keys are chosen for every query",
+    "use_token_reselection": "it has no effect there; keys are chosen for every query",
+    "reselection_interval": "keys are chosen for every query",
+}
+
+
+@dataclass
+class AttentionConfig:
+    """What a query attends to: the last `attention_window` keys, its own included, and of the others the `top_k` with the
+    highest scores. In a context that is no longer than both together attention is dense."""
+
+    top_k: int = 64
+    attention_window: int = 1024
+    position_persistence: None = None
+    min_attention_score: None = None
+    recompute_threshold: None = None
+    use_token_reselection: None = None
+    reselection_interval: None = None
+
+    def __post_init__(self) -> None:
+        self.maskers()
+
+    def maskers(self) -> list[MaskerConfig]:
+        """As configs of Reticle.
+
+        Raises:
+            ValueError: for other numbers than counts of 1 or more, and for settings that are not supported, by name.
+        """
+        for name in ("top_k", "attention_window"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a count of 1 or more keys")
+        for name, instead in _OTHERS.items():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not supported: {instead}")
+        return [LocalConfig(window_size=self.attention_window), OracleTopKConfig(heavy_size=self.top_k)]
+
+
+class SparseAttention(nn.Module):
+    """A causal language model whose prompts and answers attend as a config says. Its parameters are the model's."""
+
+    def __init__(self, config: AttentionConfig, model: Any = None) -> None:
+        """
+        Args:
+            model: one of transformers, which stays attached until `detach`; a name or folder of one, loaded in float32; or None
+                for the bundled model of bytes.
+
+        Raises:
+            TypeError: for another config. ValueError: when the model's attention does not call transformers' interface.
+        """
+        super().__init__()
+        if not isinstance(config, AttentionConfig):
+            raise TypeError(f"config is {type(config).__name__}; expected AttentionConfig")
+        if model is None and not BUNDLED.exists():
+            raise ValueError(
+                "model is None, and this installation has no bundled one; expected a model, a name or a folder"
+            )
+        if model is None or isinstance(model, (str, Path)):
+            from transformers import AutoModelForCausalLM
+
+            load: Any = AutoModelForCausalLM.from_pretrained
+            model = load(str(model or BUNDLED), dtype=torch.float32).eval()
+        self.config = config
+        self.model: Any = model
+        self._attach()
+
+    def _attach(self) -> None:
+        chosen = self.config.maskers()
+        self._attached = reticle.hf.attach(self.model, prefill=chosen, generation=chosen)
+
+    def detach(self) -> None:
+        """Gives the model its own attention back, for good."""
+        self._attached.detach()
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Within it the model has its own attention."""
+        self._attached.detach()
+        try:
+            yield
+        finally:
+            self._attach()
+
+    @property
+    def density(self) -> float:
+        """Keys that were attended to over keys that causality allows, of the last prompt and what was generated after it."""
+        stages = (self._attached.prefill, self._attached.generation)
+        visible = sum(stage.visible for stage in stages)
+        return sum(stage.entries for stage in stages) / visible if visible else 1.0
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits (batch, tokens, vocabulary) of whole sequences input_ids (batch, tokens), with gradients.
+
+        Raises:
+            ValueError: for another shape, or tokens that the model does not have.
+        """
+        logits: Tensor = self.model(self._checked(input_ids), use_cache=False).logits
+        return logits
+
+    def generate(self, input_ids: Tensor, max_new_tokens: int = 64, **options: Any) -> Tensor:
+        """Tokens (batch, tokens + generated), greedily decoded unless `options`, those of transformers' generate, say otherwise."""
+        ids = self._checked(input_ids)
+        settings = {"do_sample": False, "attention_mask": torch.ones_like(ids), **options}
+        tokens: Tensor = self.model.generate(ids, max_new_tokens=max_new_tokens, **settings)
+        return tokens
+
+    def _checked(self, input_ids: Tensor) -> Tensor:
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids is {tuple(input_ids.shape)}; expected (batch, tokens)")
+        ids = input_ids.to(self.model.device)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise ValueError(
+                f"input_ids has tokens {int(ids.min())} to {int(ids.max())}; the model has {vocabulary}: use its own tokenizer"
+            )
+        return ids
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One way of generating."""
+
+    tokens: Tensor
+    """(batch, generated), without the prompt."""
+    first_token_seconds: float
+    """Of a prompt and its first token."""
+    seconds_per_token: float
+    """Of those after the first, of all sequences together."""
+    density: float
+    peak_bytes: int | None
+    """The most memory: of the GPU, or of the process, weights included. None where the system does not tell."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all sequences together, after the first token."""
+        return self.tokens.shape[0] / self.seconds_per_token if self.seconds_per_token else 0.0
+
+
+def compare(
+    model: SparseAttention, input_ids: Tensor, max_new_tokens: int = 64, *, repeats: int = 3
+) -> dict[str, Measurement]:
+    """ "dense" and "sparse" generation of as many tokens; of `repeats` runs, one after another in turn, the fastest times.
+
+    Raises:
+        ValueError: for fewer than 2 new tokens, of which none would be timed, or no repeats.
+    """
+    if max_new_tokens < 2 or repeats < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens} and repeats {repeats}; expected 2 and 1 at least")
+    runs: dict[str, list[Measurement]] = {"dense": [], "sparse": []}
+    for _ in range(repeats):
+        with model.dense():
+            runs["dense"].append(_measure(model, input_ids, max_new_tokens, None))
+        runs["sparse"].append(_measure(model, input_ids, max_new_tokens, model))
+    return {
+        name: Measurement(
+            found[0].tokens,
+            min(run.first_token_seconds for run in found),
+            min(run.seconds_per_token for run in found),
+            found[0].density,
+            found[0].peak_bytes,
+        )
+        for name, found in runs.items()
+    }
+
+
+def _measure(model: SparseAttention, ids: Tensor, new: int, sparse: SparseAttention | None) -> Measurement:
+    def seconds(count: int) -> tuple[float, Tensor]:
+        _wait()
+        began = time.perf_counter()
+        tokens = model.generate(ids, count, min_new_tokens=count)
+        _wait()
+        return time.perf_counter() - began, tokens[:, ids.shape[1] :]
+
+    first, _ = seconds(1)
+    _reset_peak()
+    whole, tokens = seconds(new)
+    density = 1.0 if sparse is None else sparse.density
+    return Measurement(tokens, first, max(0.0, whole - first) / (new - 1), density, _peak())
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int | None:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform != "linux":
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else None
