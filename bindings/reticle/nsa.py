@@ -11,6 +11,7 @@ a GPU in the tensors' dtype, see `reticle.nsa_gpu`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,15 +32,63 @@ def _offsets(cu_seqlens: Offsets) -> list[int]:
     return cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
 
 
-def _checked(cu_seqlens: Offsets, x: Tensor) -> list[int]:
-    """As the C++ operations check them."""
+def checked_offsets(cu_seqlens: Offsets, x: Tensor, name: str = "cu_seqlens") -> list[int]:
+    """cu_seqlens as numbers.
+
+    Raises:
+        ShapeError: when they do not cover the tokens of x, (tokens, ...), one sequence after another.
+    """
     offsets = _offsets(cu_seqlens)
     ascending = all(begin <= end for begin, end in pairwise(offsets))
     if not offsets or offsets[0] != 0 or offsets[-1] != x.shape[0] or not ascending:
         raise _core.ShapeError(
-            f"cu_seqlens: needed are ascending offsets from 0 to the number of tokens, {x.shape[0]}; given are {offsets}"
+            f"{name}: {offsets}; expected ascending offsets from 0 to the number of tokens, {x.shape[0]}"
         )
     return offsets
+
+
+def _checked_scale(scale: float | None, name: str) -> float | None:
+    """A positional argument that stands elsewhere in the reference's call is no scale."""
+    if scale is not None and (isinstance(scale, (bool, Tensor)) or not isinstance(scale, (int, float))):
+        raise TypeError(f"{name} is {type(scale).__name__}; expected a number or None for 1 / sqrt(head_dim)")
+    return scale
+
+
+def _checked_longest(given: int | None, lengths: list[int], name: str) -> None:
+    longest = max(lengths, default=0)
+    if given is not None and given < longest:
+        raise _core.ShapeError(f"{name} is {given}; expected at least the longest sequence, {longest}")
+
+
+@dataclass
+class RopeConfig:
+    """Rotary positions, as native-sparse-attention-triton describes them; `rope_scaling` as in Hugging Face configs, of type
+    llama3 or linear. Positions are computed, not looked up, so that max_position_embeddings bounds nothing."""
+
+    max_position_embeddings: int = 131072
+    head_dim: int = 128
+    rope_theta: float = 500000.0
+    rope_scaling: Mapping[str, Any] | None = field(
+        default_factory=lambda: {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        }
+    )
+
+    def rope(self, head_dim: int) -> _core.Rope:
+        """The rotation of heads of this size.
+
+        Raises:
+            ConfigError: when the config is of another size.
+        """
+        if self.head_dim != head_dim:
+            raise _core.ConfigError(
+                f"rope_config.head_dim is {self.head_dim}; expected the module's head_dim, {head_dim}"
+            )
+        return _core.Rope(head_dim, self.rope_theta, None if self.rope_scaling is None else dict(self.rope_scaling))
 
 
 class _Forward(torch.autograd.Function):
@@ -86,6 +135,9 @@ class NativeSparseAttention(nn.Module):
         init_blocks: int = 1,
         local_blocks: int = 2,
         window_size: int = 512,
+        rope_config: RopeConfig | None = None,
+        rope_device: Any = None,
+        *,
         rope_theta: float = 500000.0,
         rope_scaling: Mapping[str, Any] | None = None,
     ) -> None:
@@ -97,10 +149,13 @@ class NativeSparseAttention(nn.Module):
             block_size, topk: tokens in a selected block, and blocks that a query selects, among them always the first
                 init_blocks and the last local_blocks.
             window_size: tokens before the query's own that the window sees.
-            rope_theta, rope_scaling: of rotary positions; scaling as in Hugging Face configs, of type llama3 or linear.
+            rope_config: of rotary positions; or rope_theta and rope_scaling by keyword, scaling as in Hugging Face configs, of
+                type llama3 or linear.
+            rope_device: where the reference keeps its table of positions; there is none here, and it changes nothing.
 
         Raises:
             ConfigError: that names the field and the rule.
+            TypeError: for another rope_config.
         """
         super().__init__()
         self._config = _core.NsaConfig(
@@ -114,7 +169,11 @@ class NativeSparseAttention(nn.Module):
             window_size=window_size,
         )
         self.hidden_size, self.num_q_heads, self.num_kv_heads = hidden_size, num_q_heads, num_kv_heads
-        self._rope = _core.Rope(head_dim, rope_theta, None if rope_scaling is None else dict(rope_scaling))
+        if rope_config is None:
+            rope_config = RopeConfig(head_dim=head_dim, rope_theta=rope_theta, rope_scaling=rope_scaling)
+        elif not isinstance(rope_config, RopeConfig):
+            raise TypeError(f"rope_config is {type(rope_config).__name__}; expected a RopeConfig")
+        self._rope = rope_config.rope(head_dim)
         self.proj_q = nn.Linear(hidden_size, num_q_heads * head_dim, bias=False)
         self.proj_k = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=False)
         self.proj_v = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=False)
@@ -141,7 +200,7 @@ class NativeSparseAttention(nn.Module):
     def forward(self, x: Tensor, cu_seqlens: Offsets) -> Tensor:
         """(tokens, hidden_size) of whole sequences x (tokens, hidden_size); gradients reach x and every parameter."""
         if x.is_cuda:
-            return nsa_gpu.forward(self, x, _checked(cu_seqlens, x))
+            return nsa_gpu.forward(self, x, checked_offsets(cu_seqlens, x))
         y: Tensor = _Forward.apply(x, self, _offsets(cu_seqlens), *self.parameters())  # type: ignore[no-untyped-call]
         return y
 
@@ -156,7 +215,7 @@ class NativeSparseAttention(nn.Module):
         """The next tokens of each sequence, whole prompts or single tokens, through its cache; the rows that `forward`
         over all tokens would give. When it fails the caches are as before."""
         if isinstance(state, nsa_gpu.State):
-            return nsa_gpu.extend(self, x, _checked(cu_seqlens, x), state)
+            return nsa_gpu.extend(self, x, checked_offsets(cu_seqlens, x), state)
         return self._core_module().extend(x.float(), _offsets(cu_seqlens), state).to(x.dtype)
 
 
@@ -201,7 +260,7 @@ def compress(
         compress_type=compress_type, kernel_size=kernel_size, kernel_stride=kernel_stride, block_size=kernel_stride
     )
     if x.is_cuda:
-        compressed, offsets = nsa_gpu.compress(x, weight, pe, _checked(cu_seqlens, x), config)
+        compressed, offsets = nsa_gpu.compress(x, weight, pe, checked_offsets(cu_seqlens, x), config)
         return compressed, torch.tensor(offsets, dtype=torch.int32, device=x.device)
     y, windows = _Compress.apply(x, weight, pe, _offsets(cu_seqlens), config)  # type: ignore[no-untyped-call]
     return y, windows
@@ -247,16 +306,28 @@ def compressed_attention(
     topk: int,
     cu_seqlens_q: Offsets,
     cu_seqlens_k: Offsets,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     sm_scale: float | None = None,
     init_blocks: int = 1,
     local_blocks: int = 2,
+    parallel_topk_compute: bool | Literal["auto"] = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attention of q (tokens, heads, head_dim) over compressed k and v (compressed tokens, kv_heads, head_dim), and the
     blocks that it finds worth a closer look.
 
     Returns (output, blocks): blocks (kv_heads, tokens, topk or fewer) int32, ascending, -1 on the right. Differentiable
     by q, k and v; the choice of blocks is not.
+
+    Args:
+        max_seqlen_q, max_seqlen_k: the longest sequences, where they are known; a larger max_seqlen_q makes room for more blocks.
+        parallel_topk_compute: how the reference spreads the choice over a GPU; the result does not depend on it, nor here.
+
+    Raises:
+        ShapeError: when offsets do not cover the tokens, or k and v are not what `compress` makes of the sequences of q.
     """
+    if parallel_topk_compute not in (True, False, "auto"):
+        raise ValueError(f'parallel_topk_compute is {parallel_topk_compute!r}; expected "auto", True or False')
     config = _core.NsaConfig(
         compress_type="avgpool",
         kernel_size=kernel_size,
@@ -266,17 +337,28 @@ def compressed_attention(
         init_blocks=init_blocks,
         local_blocks=local_blocks,
     )
-    offsets, windows = _offsets(cu_seqlens_q), _offsets(cu_seqlens_k)
-    outputs, width = [q.new_zeros((0, q.shape[1], v.shape[2]))], 0
-    blocks = torch.full((k.shape[1], q.shape[0], topk), -1, dtype=torch.int32, device=q.device)
+    scale = _checked_scale(sm_scale, "sm_scale")
+    offsets = checked_offsets(cu_seqlens_q, q, "cu_seqlens_q")
+    windows = checked_offsets(cu_seqlens_k, k, "cu_seqlens_k")
+    lengths = [end - begin for begin, end in pairwise(offsets)]
+    compressed = [end - begin for begin, end in pairwise(windows)]
+    if compressed != [config.compressed_length(length) for length in lengths]:
+        raise _core.ShapeError(
+            f"cu_seqlens_k: sequences of {lengths} tokens have {compressed} compressed ones; expected "
+            f"{[config.compressed_length(length) for length in lengths]}"
+        )
+    _checked_longest(max_seqlen_q, lengths, "max_seqlen_q")
+    _checked_longest(max_seqlen_k, compressed, "max_seqlen_k")
+    width = min(topk, -(-max([*lengths, max_seqlen_q or 0], default=0) // block_size))
+    outputs = [q.new_zeros((0, q.shape[1], v.shape[2]))]
+    blocks = torch.full((k.shape[1], q.shape[0], width), -1, dtype=torch.int32, device=q.device)
     for (begin, end), (first, last) in zip(pairwise(offsets), pairwise(windows), strict=True):
         own_q, own_k, own_v = q[begin:end], k[first:last], v[first:last]
-        output, lse = nsa_gpu.attend_compressed(own_q, own_k, own_v, 0, config, sm_scale)
+        output, lse = nsa_gpu.attend_compressed(own_q, own_k, own_v, 0, config, scale)
         outputs.append(output)
-        chosen = _choose_blocks(own_q, own_k, own_v, lse, sm_scale, config)
+        chosen = _choose_blocks(own_q, own_k, own_v, lse, scale, config)
         blocks[:, begin:end, : chosen.shape[2]] = chosen
-        width = max(width, chosen.shape[2])
-    return torch.cat(outputs), blocks[..., :width]
+    return torch.cat(outputs), blocks
 
 
 def topk_sparse_attention(
@@ -288,13 +370,26 @@ def topk_sparse_attention(
     cu_seqlens: Offsets,
     softmax_scale: float | None = None,
 ) -> Tensor:
-    """Causal attention over selected blocks: topk_idx (kv_heads, tokens, any) int32, -1 for none.
+    """Causal attention over selected blocks: topk_idx (kv_heads, tokens, any) integers in any order, -1 for none. A block that
+    is repeated counts once, and keys behind a token not at all.
 
     q (tokens, heads, head_dim); k, v (tokens, kv_heads, head_dim). Differentiable by q, k and v. A token without blocks
     gets 0.
+
+    Raises:
+        ShapeError: when offsets do not cover the tokens, or topk_idx is not of them.
     """
+    scale = _checked_scale(softmax_scale, "softmax_scale")
+    offsets = checked_offsets(cu_seqlens, q)
+    if k.shape[0] != q.shape[0] or v.shape[0] != q.shape[0]:
+        raise _core.ShapeError(f"k and v have {k.shape[0]} and {v.shape[0]} tokens; expected those of q, {q.shape[0]}")
+    expected = (k.shape[1], q.shape[0])
+    if topk_idx.dim() != 3 or tuple(topk_idx.shape[:2]) != expected or topk_idx.is_floating_point():
+        raise _core.ShapeError(
+            f"topk_idx: {topk_idx.dtype} {tuple(topk_idx.shape)}; expected integers (kv_heads, tokens, any), {expected}"
+        )
     outputs = [q.new_zeros((0, q.shape[1], v.shape[2]))]
-    for begin, end in pairwise(_offsets(cu_seqlens)):
+    for begin, end in pairwise(offsets):
         own_q, own_k, own_v, own_blocks = (q[begin:end], k[begin:end], v[begin:end], topk_idx[:, begin:end])
-        outputs.append(nsa_gpu.attend_selected(own_q, own_k, own_v, own_blocks, block_size, softmax_scale))
+        outputs.append(nsa_gpu.attend_selected(own_q, own_k, own_v, own_blocks, block_size, scale))
     return torch.cat(outputs)

@@ -169,10 +169,12 @@ def attend_compressed(
 def attend_selected(
     queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int, scaling: float | None = None
 ) -> Tensor:
-    """`attend` over selected blocks (kv_heads, n, any), in any order, -1 for none; causally, the last query being at the
-    last key."""
+    """`attend` over selected blocks (kv_heads, n, any), in any order and repeated or not, -1 for none; causally, the last query
+    being at the last key."""
     last = torch.iinfo(torch.int32).max
     ascending = blocks.to(torch.int32).masked_fill(blocks < 0, last).sort(-1).values
+    repeated = torch.nn.functional.pad(ascending[..., 1:] == ascending[..., :-1], (1, 0))
+    ascending = ascending.masked_fill(repeated, last).sort(-1).values
     numbers = ascending.masked_fill(ascending == last, -1)
     output, _ = attend(queries, keys, values, SelectedBlocks(numbers[None], block_size), scaling)
     return output
@@ -203,7 +205,7 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, device=device)
 
 
-def _rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
+def rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
     """x (tokens, heads, head_dim), rotated in pairs (x[i], x[i + head_dim / 2])."""
     frequencies = _on_device(tuple(rope.inverse_frequencies), x.device)
     angles = (positions.float()[:, None] * frequencies)[:, None]
@@ -212,7 +214,8 @@ def _rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1).to(x.dtype)
 
 
-def _packed_positions(cu_seqlens: list[int], device: torch.device, stride: int = 1) -> Tensor:
+def packed_positions(cu_seqlens: list[int], device: torch.device, stride: int = 1) -> Tensor:
+    """0, stride, 2 * stride, ... of each sequence."""
     lengths = (end - begin for begin, end in pairwise(cu_seqlens))
     return torch.cat([stride * torch.arange(length, device=device) for length in (0, *lengths)])
 
@@ -240,9 +243,9 @@ def forward(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int]) -> 
     q, k, v, gates = _projected(module, x)
     compressed_k, windows = compress(k, module.compress_key, module.intra_block_pe, cu_seqlens, config)
     compressed_v, _ = compress(v, module.compress_value, None, cu_seqlens, config)
-    positions = _packed_positions(cu_seqlens, x.device)
-    q, k = _rotated(q, positions, rope), _rotated(k, positions, rope)
-    compressed_k = _rotated(compressed_k, _packed_positions(windows, x.device, config.kernel_stride), rope)
+    positions = packed_positions(cu_seqlens, x.device)
+    q, k = rotated(q, positions, rope), rotated(k, positions, rope)
+    compressed_k = rotated(compressed_k, packed_positions(windows, x.device, config.kernel_stride), rope)
     mixed = [q.new_zeros((0, *q.shape[1:]))]
     for (begin, end), (first, last) in zip(pairwise(cu_seqlens), pairwise(windows), strict=True):
         own = slice(begin, end)
@@ -311,10 +314,10 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
         new_v, _ = compress(pending_v, module.compress_value, None, [0, len(pending_v)], config)
         known, compressed = sequence.compressed, sequence.compressed + fresh
         at = config.kernel_stride * torch.arange(known, compressed, device=x.device)
-        sequence.compressed_keys[known:compressed] = _rotated(new_k, at, rope)
+        sequence.compressed_keys[known:compressed] = rotated(new_k, at, rope)
         sequence.compressed_values[known:compressed] = new_v
         positions = torch.arange(first, length, device=x.device)
-        sequence.keys[first:length] = _rotated(k[own], positions, rope)
+        sequence.keys[first:length] = rotated(k[own], positions, rope)
         sequence.values[first:length] = v[own]
         taken = config.kernel_stride * fresh
         grown.append((pending_k[taken:], pending_v[taken:], length, compressed))
@@ -326,7 +329,7 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
             sequence.compressed_keys[:compressed],
             sequence.compressed_values[:compressed],
         )
-        mixed.append(_mixed(gates[own], _branches(_rotated(q[own], positions, rope), *tensors, first, config)))
+        mixed.append(_mixed(gates[own], _branches(rotated(q[own], positions, rope), *tensors, first, config)))
     y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
     for sequence, (pending_k, pending_v, length, compressed) in zip(sequences, grown, strict=True):
         sequence.pending_keys, sequence.pending_values = pending_k.clone(), pending_v.clone()

@@ -156,6 +156,8 @@ def test_compressed_attention_selects_the_recorded_blocks(case):
         *(params[name] for name in names),
         tensors["cu_seqlens_q"],
         tensors["cu_seqlens_k"],
+        None,
+        None,
         params["sm_scale"],
         params["init_blocks"],
         params["local_blocks"],
@@ -203,7 +205,7 @@ def test_a_gpu_cache_takes_no_more_than_its_capacity_and_stays_as_it_was():
         module.extend(torch.randn(9, 32), [0, 3, 9], state)
     with pytest.raises(reticle.ShapeError, match="needed are 3, for the sequences of the state"):
         module.extend(torch.randn(3, 32), [0, 3], state)
-    with pytest.raises(reticle.ShapeError, match="needed are ascending offsets from 0 to the number of tokens, 3"):
+    with pytest.raises(reticle.ShapeError, match="expected ascending offsets from 0 to the number of tokens, 3"):
         module.extend(torch.randn(3, 32), [0, 4, 3], state)
     assert state.lengths == [0, 0]
     assert module.extend(torch.randn(3, 32), [0, 3, 3], state).shape == (3, 32)

@@ -10,9 +10,11 @@ import pickle
 import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import reticle
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 pytest.importorskip("safetensors", reason="safetensors is not installed; ./bootstrap test --torch does")
@@ -897,3 +899,178 @@ def test_decoder_mistakes_are_named():
         model(torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="max_new_tokens is 1"):
         decoder.compare(model, torch.tensor([[1, 2]]), 1)
+
+
+# --- native-sparse-attention-triton ---------------------------------------------------------------------------------------
+
+TOY_NSA_LLAMA = """
+import torch
+import torch.nn as nn
+from native_sparse_attention.model import ToyNSALlama, ToyNSALlamaConfig, InferenceConfig
+
+config = ToyNSALlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=8,
+    num_attention_heads=32,
+    num_key_value_heads=2,
+    head_dim=128,
+    vocab_size=128288,
+    max_position_embeddings=131072,
+    rope_theta=500000.0,
+    rope_scaling={
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    compress_type="weightedpool",
+    kernel_size=32,
+    kernel_stride=16,
+    block_size=64,
+    topk=8,
+    init_blocks=1,
+    local_blocks=2,
+    window_size=512,
+)
+
+inference_config = InferenceConfig(
+    max_batch_size=4,
+    max_length=8192,
+    max_new_tokens=128,
+)
+
+model = ToyNSALlama(config, inference_config).cuda().to(torch.bfloat16)
+
+# Example input
+batch_size = 4
+seqlens = torch.randint(0, 4096, (batch_size,), dtype=torch.int32, device="cuda")
+cu_seqlens = torch.zeros(batch_size + 1, dtype=torch.int32, device="cuda")
+cu_seqlens[1:] = torch.cumsum(seqlens, dim=0)
+input_ids = torch.randint(0, 128288, (cu_seqlens[-1],), dtype=torch.int64, device="cuda")
+print(f"\\nEXAMPLE INPUT:\\ncu_seqlens: {cu_seqlens}\\ninput_ids: {input_ids.shape}\\n")
+
+# Example forward
+logits = model(input_ids, cu_seqlens)
+print(f"\\nEXAMPLE OUTPUT:\\nlogits: {logits.shape}\\n")
+
+# Example generate
+output_tokens = model.generate(input_ids, cu_seqlens)
+print(f"\\nEXAMPLE GENERATE:\\noutput_tokens: {output_tokens}\\n")
+"""
+
+# What a CPU computes in seconds.
+SMALL = {
+    "from native_sparse_attention": "from reticle.native_sparse_attention",
+    "hidden_size=4096": "hidden_size=64",
+    "intermediate_size=14336": "intermediate_size=96",
+    "num_hidden_layers=8": "num_hidden_layers=2",
+    "num_attention_heads=32": "num_attention_heads=8",
+    "head_dim=128": "head_dim=16",
+    "128288": "300",
+    "randint(0, 4096": "randint(0, 400",
+    "max_new_tokens=128": "max_new_tokens=8",
+}
+
+
+def rotated(x, positions, theta, scaling):
+    """Llama 3's rotary positions of (tokens, heads, head_dim)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half) / half)
+    wave = 2 * torch.pi / frequency
+    high, low = scaling["high_freq_factor"], scaling["low_freq_factor"]
+    smooth = ((scaling["original_max_position_embeddings"] / wave - low) / (high - low)).clamp(0, 1)
+    frequency = (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
+    angle = positions[:, None, None] * frequency
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], -1)
+
+
+def softmax_over(q, k, v, seen):
+    """Attention (queries, heads, head_dim) over `seen` (heads or 1, queries, keys), and its weights."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    p = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0)
+    return torch.einsum("hqk,khd->qhd", p, v), p
+
+
+def nsa_in_torch(x, weights, config):
+    """Native Sparse Attention of one sequence x (tokens, hidden_size), written down as the paper and the reference say it."""
+    n, kernel, stride, block = len(x), config.kernel_size, config.kernel_stride, config.block_size
+    q, k, v = ((x @ weights[f"proj_{name}.weight"].T).unflatten(-1, (-1, config.head_dim)) for name in ("q", "k", "v"))
+    gates = (x @ weights["gate.0.weight"].T).sigmoid().unflatten(-1, (config.num_attention_heads, 3))
+    count = max(0, (n - kernel) // stride + 1)
+    windows = [slice(i * stride, i * stride + kernel) for i in range(count)]
+    pool = lambda tokens, weight: torch.einsum("khd,hk->hd", tokens, weight)
+    pe = weights["intra_block_pe"].transpose(0, 1)
+    empty = k.new_zeros((0, *k.shape[1:]))
+    small_k = torch.stack([pool(k[w] + pe, weights["compress_key"]) for w in windows]) if count else empty
+    small_v = torch.stack([pool(v[w], weights["compress_value"]) for w in windows]) if count else empty
+    turn = lambda y, at: rotated(y, at, config.rope_theta, config.rope_scaling)
+    q, k, small_k = turn(q, torch.arange(n)), turn(k, torch.arange(n)), turn(small_k, stride * torch.arange(count))
+    i, j = torch.arange(n)[:, None], torch.arange(n)
+    complete = (stride * torch.arange(count) + kernel - 1 <= i)[None]
+    of_compressed, p = softmax_over(q, small_k, small_v, complete)
+    by_group = p.unflatten(0, (config.num_key_value_heads, -1)).sum(1)
+    blocks, own = -(-n // block), torch.arange(n) // block
+    # A compressed token's probability counts for a block as often as strides of both coincide.
+    overlap = torch.zeros(count, blocks)
+    for token in range(count):
+        for part in range(kernel // stride):
+            overlap[token, (token + part) * stride // block] += 1
+    number = torch.arange(blocks)
+    scores = by_group @ overlap
+    always = (number < config.init_blocks) | (number > own[:, None] - config.local_blocks)
+    scores = scores.masked_fill(always, torch.inf).masked_fill(number > own[:, None], -torch.inf)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : config.topk]
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (number <= own[:, None])
+    seen = chosen[..., j // block] & (j <= i)
+    group = config.num_attention_heads // config.num_key_value_heads
+    of_selected, _ = softmax_over(q, k, v, seen.repeat_interleave(group, 0))
+    of_window, _ = softmax_over(q, k, v, ((j <= i) & (j >= i - config.window_size))[None])
+    mixed = sum(gates[..., b : b + 1] * branch for b, branch in enumerate((of_compressed, of_selected, of_window)))
+    return mixed.flatten(1) @ weights["proj_o.weight"].T
+
+
+def toy_nsa_llama_in_torch(ids, state, config):
+    """Logits of one sequence."""
+    norm = lambda x, weight: weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    x = state["embedding.weight"][ids]
+    for layer in range(config.num_hidden_layers):
+        own = {
+            name.removeprefix(f"layers.{layer}."): w for name, w in state.items() if name.startswith(f"layers.{layer}.")
+        }
+        attention = {name.removeprefix("nsa."): w for name, w in own.items() if name.startswith("nsa.")}
+        x = x + nsa_in_torch(norm(x, own["attn_norm.weight"]), attention, config)
+        y = norm(x, own["ffn_norm.weight"])
+        gate, up = (y @ own[f"ffn.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + (torch.nn.functional.silu(gate) * up) @ own["ffn.down_proj.weight"].T
+    return norm(x, state["norm.weight"]) @ state["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_nsa_toy_llama_computes_and_generates_as_the_guide_shows(dtype, capsys):
+    pytest.importorskip("reticle.native_sparse_attention.model")
+    device = {} if reticle._core.cuda_device_count() else {".cuda()": "", '"cuda"': '"cpu"'}
+    torch.manual_seed(11)
+    seed = run(TOY_NSA_LLAMA, {**SMALL, **device, "torch.bfloat16": f"torch.{dtype}"})
+    printed = capsys.readouterr().out
+    assert f"logits: torch.Size([{len(seed.input_ids)}, 300])" in printed and "EXAMPLE GENERATE" in printed
+    assert seed.output_tokens.shape == (4, 8) and seed.output_tokens.dtype == torch.int64
+    state = {name: tensor.float().cpu() for name, tensor in seed.model.state_dict().items()}
+    offsets, ids = seed.cu_seqlens.tolist(), seed.input_ids.cpu()
+    tolerance = {"float32": 2e-3, "bfloat16": 0.1}[dtype]
+    assert max(end - begin for begin, end in pairwise(offsets)) > 64 * 4, "blocks are left out"
+    for row, (begin, end) in enumerate(pairwise(offsets)):
+        expected = toy_nsa_llama_in_torch(ids[begin:end], state, seed.config)
+        difference = (seed.logits[begin:end].detach().cpu() - expected).abs()
+        assert difference.mean() < tolerance / 10 and (difference < tolerance).float().mean() > 0.99
+        if dtype == "float32":
+            tokens = ids[begin:end]
+            for _ in range(8):
+                tokens = torch.cat([tokens, toy_nsa_llama_in_torch(tokens, state, seed.config)[-1:].argmax(-1)])
+            assert torch.equal(seed.output_tokens[row].cpu(), tokens[-8:])
+    seed.logits.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in seed.model.parameters())
