@@ -167,6 +167,16 @@ def test_settings_may_be_changed_before_an_attention_is_made_and_on_its_maskers(
     with pytest.raises(AttributeError, match="no attribute 'size'"):
         _ = attention.maskers[0].size
     assert attention.sparse_attention_config.masker_configs == [config]
+    attention.maskers = [hub.SinkMasker(hub.SinkMaskerConfig(3))]
+    assert count() == 2 * 3
+    attention.maskers.append(hub.LocalMasker(hub.LocalMaskerConfig(2)))
+    assert count() == 2 * 5
+    sampler = hub.RandomSamplingMasker(hub.RandomSamplingMaskerConfig(0.5))
+    with pytest.raises(ValueError, match="Only one sampling masker supported"):
+        attention.maskers = [sampler, sampler]
+    attention.maskers.extend([sampler, sampler])
+    with pytest.raises(ValueError, match="Only one sampling masker supported"):
+        count()
 
 
 def test_maskers_are_found_by_the_type_of_their_config():
@@ -258,6 +268,28 @@ def test_full_and_empty_masks_are_told_by_what_they_hold():
     assert torch.equal(full.apply_mask(x), x) and torch.equal(full.apply_inv_mask(x), x)
     nothing = hub.Mask.create_empty_mask(shape, device="cpu")
     assert not nothing.apply_mask(x).any() and not nothing.apply_inv_mask(x).any()
+
+
+def test_files_of_channels_are_read_and_checked(tmp_path):
+    source = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/double_sparsity_channels.json"
+    layer = hub.extract_layer_channels(hub.load_sorted_channels_from_file(source), 1, "qk_proj")
+    assert layer.shape == (4, 64) and torch.equal(layer.sort().values, torch.arange(64).expand(4, 64))
+    key = "model.layers.0.self_attn.k_proj"
+    for data, message in (
+        ([], "must be a dictionary"),
+        ({key: 1}, f"Channel data for {key} must be a list"),
+        ({key: [1]}, f"Channel data for {key}[0] must be a list"),
+        ({key: [[1, 0.5]]}, f"Channel indices for {key}[0] must be integers"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            hub.validate_channel_data(data)
+    with pytest.raises(ValueError, match="Channel file not found"):
+        hub.load_sorted_channels_from_file(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="Invalid JSON in channel file"):
+        hub.load_sorted_channels_from_file(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match=f"No sorted channels found for {key}"):
+        hub.extract_layer_channels({}, 0, "k_proj")
 
 
 def test_masks_that_do_not_fit_are_refused():
@@ -412,6 +444,9 @@ def test_the_metric_logger_is_one_to_the_process_and_writes_what_is_enabled(tmp_
         assert len(metrics.records(tmp_path / "micro_metrics.jsonl")) == 3
         with pytest.raises(ValueError, match="recall"):
             logger.enable_metrics(["recall"])
+        with pytest.warns(UserWarning, match="call configure_logging to change it"):
+            hub.MicroMetricLogger(log_path=tmp_path / "elsewhere")
+        assert logger.log_path == str(tmp_path) and not (tmp_path / "elsewhere").exists()
     finally:
         logger.enable_metrics(None)
     with pytest.warns(UserWarning, match="is not enabled"):

@@ -32,6 +32,7 @@ from reticle.hub.attention import (
     get_masked_attention_output,
     get_true_attention_output,
 )
+from reticle.hub.channels import extract_layer_channels, load_sorted_channels_from_file, validate_channel_data
 from reticle.hub.configs import (
     AdaptiveSamplingMaskerConfig,
     CausalMaskerConfig,
@@ -127,10 +128,13 @@ __all__ = [
     "TopPMasker",
     "TopPMaskerConfig",
     "apply_inv_mask_sum",
+    "extract_layer_channels",
     "get_attention_denominator",
     "get_attention_numerator",
     "get_masked_attention_output",
     "get_true_attention_output",
+    "load_sorted_channels_from_file",
+    "validate_channel_data",
 ]
 
 _RESEARCH = "sparse_attention.research_attention"
@@ -161,6 +165,8 @@ _PATHS = (
     f"{_RESEARCH}.maskers.fixed.base",
     f"{_RESEARCH}.maskers.fixed.implementations",
     *(f"{_RESEARCH}.maskers.fixed.implementations.{name}" for name in _FIXED),
+    f"{_RESEARCH}.maskers.fixed.implementations.utils",
+    f"{_RESEARCH}.maskers.fixed.implementations.utils.double_sparsity_utils",
     f"{_RESEARCH}.maskers.sampling",
     f"{_RESEARCH}.maskers.sampling.base",
     f"{_RESEARCH}.maskers.sampling.implementations",

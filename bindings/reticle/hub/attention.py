@@ -14,7 +14,7 @@ import reticle
 import reticle._core as _core
 from reticle.hub.logger import MicroMetricLogger
 from reticle.hub.mask import Mask
-from reticle.hub.maskers import Chain, ResearchMasker, SamplingMasker, _of_keys
+from reticle.hub.maskers import Chain, ResearchMasker, of_keys
 from reticle.metrics import DENSITY, OUTPUT_ERROR
 from reticle.torch import dense_weights
 
@@ -70,8 +70,8 @@ class SparseAttention(ABC):
 
 
 class ResearchAttention(SparseAttention):
-    """Sparse attention by a list of maskers, `maskers`, which may be changed. One object serves all layers; what maskers keep
-    lives in sparse_meta_data."""
+    """Sparse attention by a list of maskers, which may be changed. One object serves all layers; what maskers keep lives in
+    sparse_meta_data."""
 
     def __init__(
         self,
@@ -85,20 +85,17 @@ class ResearchAttention(SparseAttention):
             ValueError: for more than one sampling masker, as there: the probabilities of a second would be of what the first left.
         """
         super().__init__(sparse_attention_config)
-        strangers = [masker for masker in maskers if not isinstance(masker, ResearchMasker)]
-        if strangers:
-            raise TypeError(f"maskers: {type(strangers[0]).__name__} is not a ResearchMasker")
-        if sum(isinstance(masker, SamplingMasker) for masker in maskers) > 1:
-            raise ValueError(
-                "Only one sampling masker supported for efficiency; consider implementing all sampling logic in one masker"
-            )
-        self._chain = Chain(list(maskers))
+        self.maskers = maskers
         self._metrics = metrics
 
     @property
     def maskers(self) -> Sequence[ResearchMasker]:
         """In order."""
         return self._chain.maskers
+
+    @maskers.setter
+    def maskers(self, maskers: Sequence[ResearchMasker]) -> None:
+        self._chain = Chain(list(maskers))
 
     @classmethod
     def create_from_config(
@@ -209,7 +206,7 @@ def _attend(
     pattern = _after_dropout(module, dropout, mask)
     call: dict[str, Any] = {
         "scaling": scaling,
-        "attention_mask": _of_keys(attention_mask, keys),
+        "attention_mask": of_keys(attention_mask, keys),
         "sink_logits": () if sinks is None else sinks.tolist(),
     }
     output, _ = reticle.attention(queries, keys, values, pattern, **call)
@@ -275,7 +272,7 @@ def get_attention_denominator(
     """The sum of exp(score - m) / p over a mask's entries, (batch, heads, queries, 1); m is a query's largest score among
     them, 0 for a query without entries. Sink logits do not take part."""
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
-    bias = _of_keys(attention_mask, keys)
+    bias = of_keys(attention_mask, keys)
     # Weights are exp(score) / (p * sum), so the largest of weight * p is exp(m) / sum.
     p = torch.from_numpy(pattern.to_dense()).to(queries.device)
     largest = (dense_weights(queries, keys, keys, pattern, scaling=scaling, attention_mask=bias) * p).amax(

@@ -6,6 +6,7 @@ import atexit
 import inspect
 import json
 import random
+import time
 import warnings
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -34,26 +35,29 @@ class LogEvent:
 class MicroMetricLogger:
     """Writes the metrics that are enabled, as soon as a folder is configured; every `MicroMetricLogger()` is the same object.
 
-    `reticle.metrics.records` and `summary` read its file. Nothing is dropped: events are written every `flush_every`, by
-    `flush`, and when the process ends.
+    `reticle.metrics.records` and `summary` read its file. Nothing is dropped: events are written every `flush_every`, after
+    `flush_interval` seconds, by `flush`, and when the process ends.
     """
 
     _instance: ClassVar[MicroMetricLogger | None] = None
-    _registered: ClassVar[dict[str, type]] = {}
+    _registered_metrics: ClassVar[dict[str, type]] = {}
 
     log_path: str | None
     flush_every: int
+    flush_interval: float
+    enabled_metrics: set[str]
+    log_queue: deque[LogEvent]
+    """What waits to be written."""
     max_records: int | None
     sampling_factor: float
 
     def __new__(cls, *args: Any, **kwargs: Any) -> MicroMetricLogger:
         if cls._instance is None:
             made = super().__new__(cls)
-            made._queue = deque()
-            made._enabled = set()
-            made._written = 0
-            made._random = random.Random(0)
-            made.log_path, made.flush_every, made.max_records, made.sampling_factor = None, 1000, None, 1.0
+            made.log_queue, made.enabled_metrics = deque(), set()
+            made._written, made._random, made.last_flush_time = 0, random.Random(0), time.time()
+            made.log_path, made.max_records, made.sampling_factor = None, None, 1.0
+            made.flush_every, made.flush_interval = 1000, 60.0
             cls._instance = made
         return cls._instance
 
@@ -61,29 +65,42 @@ class MicroMetricLogger:
         self,
         log_path: str | Path | None = None,
         flush_every: int | None = None,
+        flush_interval: float | None = None,
         enabled_metrics: Iterable[str] | Literal["all"] | None = None,
     ) -> None:
-        """The process's logger; what is given is set, as by `configure_logging`."""
-        self._queue: deque[LogEvent]
-        self._enabled: set[str]
+        """The process's logger. A log_path is where it logs to from now on, unless it logs elsewhere already: then a warning
+        says so, and nothing changes.
+
+        Args:
+            flush_every, flush_interval: events, and seconds, after which what waits is written with the next one.
+        """
         self._written: int
         self._random: random.Random
-        if flush_every is not None:
-            self.flush_every = flush_every
+        self.last_flush_time: float
+        if log_path is not None and self.log_path not in (None, str(log_path)):
+            warnings.warn(
+                f"MicroMetricLogger: logs to {self.log_path} already, not to {log_path}; call configure_logging to change it",
+                stacklevel=2,
+            )
+            return
+        self.flush_every = self.flush_every if flush_every is None else flush_every
+        self.flush_interval = self.flush_interval if flush_interval is None else flush_interval
         if log_path is not None:
             self.configure_logging(log_path, enabled_metrics)
 
     @classmethod
     def register_metric(cls, identifier: str, dtype: type) -> None:
         """Makes a metric known; values of another type than `dtype` are refused by `log`."""
-        if cls._registered.get(identifier, dtype) is not dtype:
-            raise ValueError(f"metric {identifier!r} is registered as {cls._registered[identifier].__name__} already")
-        cls._registered[identifier] = dtype
+        if cls._registered_metrics.get(identifier, dtype) is not dtype:
+            raise ValueError(
+                f"metric {identifier!r} is registered as {cls._registered_metrics[identifier].__name__} already"
+            )
+        cls._registered_metrics[identifier] = dtype
 
     @classmethod
     def get_registered_metrics(cls) -> dict[str, type]:
         """All that are known, and their types."""
-        return dict(cls._registered)
+        return dict(cls._registered_metrics)
 
     def configure_logging(
         self,
@@ -113,19 +130,19 @@ class MicroMetricLogger:
         Raises:
             ValueError: for a name that is not registered.
         """
-        wanted = set(self._registered) if metrics == "all" else set(metrics or ())
-        unknown = sorted(wanted - set(self._registered))
+        wanted = set(self._registered_metrics) if metrics == "all" else set(metrics or ())
+        unknown = sorted(wanted - set(self._registered_metrics))
         if unknown:
-            raise ValueError(f"metrics {unknown} are not registered; there are {sorted(self._registered)}")
-        self._enabled = wanted
+            raise ValueError(f"metrics {unknown} are not registered; there are {sorted(self._registered_metrics)}")
+        self.enabled_metrics = wanted
 
     def is_metric_enabled(self, identifier: str) -> bool:
         """Whether it is worth computing."""
-        return identifier in self._enabled
+        return identifier in self.enabled_metrics
 
     def get_enabled_metrics(self) -> set[str]:
         """A copy."""
-        return set(self._enabled)
+        return set(self.enabled_metrics)
 
     def is_logging_configured(self) -> bool:
         """Whether there is a folder."""
@@ -133,28 +150,30 @@ class MicroMetricLogger:
 
     def log(self, identifier: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
         """One event; a warning says so where no folder is configured or the metric is not enabled."""
-        if self.log_path is None or identifier not in self._enabled:
+        if self.log_path is None or identifier not in self.enabled_metrics:
             why = "no log_path is configured" if self.log_path is None else "it is not enabled"
             warnings.warn(f"metric {identifier!r} is not logged: {why}", stacklevel=2)
             return
-        expected = self._registered[identifier]
+        expected = self._registered_metrics[identifier]
         if not isinstance(value, (float, int) if expected is float else expected):
             raise TypeError(f"metric {identifier!r} is {type(value).__name__}; it is registered as {expected.__name__}")
         full = self.max_records is not None and self._written >= self.max_records
         if full or self._random.random() >= self.sampling_factor:
             return
         self._written += 1
-        self._queue.append(LogEvent(datetime.now(), identifier, value, metadata or {}, _caller()))
-        if len(self._queue) >= self.flush_every:
+        self.log_queue.append(LogEvent(datetime.now(), identifier, value, metadata or {}, _caller()))
+        waited = time.time() - self.last_flush_time
+        if len(self.log_queue) >= self.flush_every or waited >= self.flush_interval:
             self.flush()
 
     def flush(self) -> None:
         """Writes what waits."""
-        if not self._queue or self.log_path is None:
+        self.last_flush_time = time.time()
+        if not self.log_queue or self.log_path is None:
             return
         with Path(self.log_path, FILE).open("a", encoding="utf-8") as file:
-            while self._queue:
-                event = asdict(self._queue.popleft())
+            while self.log_queue:
+                event = asdict(self.log_queue.popleft())
                 event["timestamp"] = event["timestamp"].isoformat()
                 file.write(json.dumps(event) + "\n")
 

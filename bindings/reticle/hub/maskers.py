@@ -265,6 +265,13 @@ class Chain:
         return [getattr(masker, "_settings", masker) for masker in self.maskers]
 
     def _make(self) -> None:
+        strangers = [masker for masker in self.maskers if not isinstance(masker, ResearchMasker)]
+        if strangers:
+            raise TypeError(f"maskers: {type(strangers[0]).__name__} is not a ResearchMasker")
+        if sum(isinstance(masker, SamplingMasker) for masker in self.maskers) > 1:
+            raise ValueError(
+                "Only one sampling masker supported for efficiency; consider implementing all sampling logic in one masker"
+            )
         self._made_of = self._parts()
         if self._continues:
             _register_bridges()
@@ -304,7 +311,7 @@ class Chain:
                 values.detach(),
                 state,
                 scaling=scaling,
-                attention_mask=_of_keys(attention_mask, keys),
+                attention_mask=of_keys(attention_mask, keys),
                 layer=layer,
                 stage=stage,
             )
@@ -313,7 +320,7 @@ class Chain:
         return Mask.from_pattern(pattern, dtype=queries.dtype, device=queries.device)
 
 
-def _of_keys(attention_mask: Tensor | None, keys: Tensor) -> Tensor | None:
+def of_keys(attention_mask: Tensor | None, keys: Tensor) -> Tensor | None:
     """A mask without the keys that are still to come, as static caches have them."""
     return None if attention_mask is None else attention_mask[..., : keys.shape[2]].detach()
 
