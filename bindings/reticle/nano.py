@@ -114,7 +114,9 @@ class Attention(nn.Module):
         Raises:
             TypeError: for a floating mask, which would be added to the scores elsewhere.
         """
-        kept = reticle.torch.as_mask(~_pruned(attention_mask), queries, keys)
+        pruned = _pruned(attention_mask)
+        pattern = _core.Mask.dense((~pruned[(None,) * (4 - pruned.dim())]).cpu().numpy())  # shared heads stay shared
+        kept = pattern.broadcast_to((*queries.shape[:3], keys.shape[2]))
         output, _ = reticle.attention(queries, keys, values, kept)
         if return_attention_scores:
             return output, reticle.torch.dense_weights(queries, keys, values, kept).to(queries.dtype)

@@ -14,9 +14,8 @@ The names are those of the Sparse Attention Decoder for LLMs, which cannot run a
 from __future__ import annotations
 
 import re
-import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from reticle.maskers import MaskerConfig
 
 BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
+
+# Where Linux tells how much memory a process had at most, and forgets it.
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 #: Settings of the published configuration that are not here, and what to do instead.
 _OTHERS = {
@@ -226,14 +228,13 @@ def _wait() -> None:
 def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+    elif _CLEAR.exists():
+        with suppress(OSError):  # not every container may
+            _CLEAR.write_text("5")
 
 
 def _peak() -> int | None:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    if sys.platform != "linux":
-        return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
     return 1024 * int(found[1]) if found else None

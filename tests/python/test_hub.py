@@ -105,6 +105,11 @@ def test_mistakes_are_named_as_they_are_there():
     module = torch.nn.Linear(1, 1).train()
     with pytest.raises(ValueError, match=r"dropout is 1\.5; expected a probability"):
         attention_of([]).custom_attention(module, q, q, q, None, 1.0, 1.5, sparse_meta_data={})
+    attend = lambda **words: attention_of([]).custom_attention(None, q, q, q, None, 1.0, sparse_meta_data={}, **words)
+    attend(layer_idx=3, position_ids=torch.arange(1), softcap=None)
+    for words in ({"softcap": 30.0}, {"sliding_window": 8}, {"layer_index": 3}):
+        with pytest.raises(NotImplementedError, match=f"{next(iter(words))} is not supported"):
+            attend(**words)
     with pytest.raises(ValueError, match="Only one sampling masker supported"):
         hub.ResearchAttention.create_from_config(
             hub.ResearchAttentionConfig([hub.MagicPigConfig(8, 8), hub.RandomSamplingMaskerConfig(0.1)])

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 import reticle
 import reticle._core as _core
 import reticle.torch
+from reticle._layer_words import WITHOUT_EFFECT, not_understood
 from reticle.hf import _compiled
 from reticle.hf._cache import Row, marks_of
 from reticle.hf._evicting import STEPS_BACK, EvictingLayer, StoredRow
@@ -21,16 +22,7 @@ from reticle.hf._visibility import Visibility
 if TYPE_CHECKING:
     from reticle.hf._attach import Patterns, Stage
 
-#: What layers may say that changes nothing here: bookkeeping of their own, and what the mask and the cache say already.
-_WITHOUT_EFFECT = frozenset(
-    (
-        *("cache", "cache_position", "past_key_value", "past_key_values", "position_embeddings", "position_ids"),
-        *("use_cache", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "labels"),
-        *("num_items_in_batch", "max_length_q", "max_length_k", "deterministic", "use_top_left_mask", "input_ids"),
-    )
-)
-
-_SAID_BY_MASKS = _WITHOUT_EFFECT | {"sliding_window"}
+_SAID_BY_MASKS = WITHOUT_EFFECT | {"sliding_window"}
 
 
 @dataclass(frozen=True)
@@ -201,9 +193,7 @@ def follows_pattern(module: Any, seen: Visibility | None) -> bool:
 
 def refuse_unknown(name: str, others: dict[str, Any]) -> None:
     """What a layer says that is not understood, by name."""
-    for word, given in others.items():
-        if word in _WITHOUT_EFFECT or given is None or given is False:
-            continue
+    for word in not_understood(others):
         raise NotImplementedError(
             f'{name}: passes {word} to its attention, which "reticle" does not support; use attn_implementation="eager"'
         )

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import reticle
 import reticle._core as _core
+from reticle._layer_words import not_understood
 from reticle.hub.logger import MicroMetricLogger
 from reticle.hub.mask import Mask
-from reticle.hub.maskers import Chain, ResearchMasker, of_keys
+from reticle.hub.maskers import BuiltIn, Chain, ResearchMasker, of_keys
 from reticle.metrics import DENSITY, OUTPUT_ERROR
 from reticle.torch import dense_weights
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from reticle.metrics import MetricLogger
 
 _METRICS = {DENSITY: "research_attention_density", OUTPUT_ERROR: "research_attention_output_error"}
+#: What would change the scores, whoever else takes it.
+_OF_ATTENTION = ("softcap", "position_bias")
 for _name in _METRICS.values():
     MicroMetricLogger.register_metric(_name, float)
 
@@ -140,12 +143,13 @@ class ResearchAttention(SparseAttention):
             others: handed to maskers written in Python.
 
         Raises:
-            ValueError: without sparse_meta_data.
+            ValueError: without sparse_meta_data. NotImplementedError: for words that change attention and are not understood.
         """
         if "sparse_meta_data" not in kwargs:
             raise ValueError("sparse_meta_data must be provided in kwargs while calling custom_attention()")
         others = dict(kwargs)
         wants_weights = others.pop("output_attentions", True)
+        _refuse_unknown(kwargs, [masker for masker in self.maskers if not isinstance(masker, BuiltIn)])
         tensors = (keys, queries, values, attention_mask, scaling, dropout)
         mask = self._chain.select(*tensors, **others)
         inputs = (module, queries, keys, values, attention_mask, scaling)
@@ -167,6 +171,14 @@ class ResearchAttention(SparseAttention):
             self._metrics.log(metric, value, layer=call.get("layer_idx", 0))
         if for_them:
             theirs.log(_METRICS[metric], value, metadata={"layer_idx": call.get("layer_idx", 0)})
+
+
+def _refuse_unknown(kwargs: dict[str, Any], listeners: Sequence[Any] = ()) -> None:
+    """What nobody would hear: words of a layer beside those that attention and maskers take."""
+    known = ("sparse_meta_data", "layer_idx", "s_aux", "output_attentions")
+    for word in not_understood({word: given for word, given in kwargs.items() if word not in known}):
+        if word in _OF_ATTENTION or not listeners:
+            raise NotImplementedError(f"{word} is not supported; leave it out, or use a masker that takes it")
 
 
 def _error(output: Tensor, dense: Tensor) -> float:
@@ -229,6 +241,7 @@ def get_masked_attention_output(
     """Attention over the entries of a mask, each weighted by 1 / p: output (batch, queries, heads, head_dim), and with
     `return_attention_weights` the weights (batch, heads, queries, keys). Arguments are those of
     `ResearchAttention.custom_attention`; of `kwargs` `s_aux` takes part."""
+    _refuse_unknown(kwargs)
     output, weights = _attend(
         module,
         queries,
@@ -255,6 +268,7 @@ def get_true_attention_output(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Dense attention, and its weights."""
+    _refuse_unknown(kwargs)
     sinks = kwargs.get("s_aux")
     return _attend(module, queries, keys, values, attention_mask, scaling, dropout, None, sinks, weights=True)
 
@@ -271,6 +285,7 @@ def get_attention_denominator(
 ) -> Tensor:
     """The sum of exp(score - m) / p over a mask's entries, (batch, heads, queries, 1); m is a query's largest score among
     them, 0 for a query without entries. Sink logits do not take part."""
+    _refuse_unknown(kwargs)
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
     bias = of_keys(attention_mask, keys)
     # Weights are exp(score) / (p * sum), so the largest of weight * p is exp(m) / sum.
@@ -294,6 +309,7 @@ def get_attention_numerator(
 ) -> Tensor:
     """The sum of value * exp(score - m) / p over a mask's entries, (batch, heads, queries, head_dim), beside
     `get_attention_denominator`. With dropout each of the two draws for itself, as there."""
+    _refuse_unknown(kwargs)
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
     drawn = Mask.from_pattern(pattern, device=queries.device)
     inputs = (None, queries, keys, values, attention_mask, scaling, 0.0, drawn)

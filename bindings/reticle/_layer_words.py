@@ -1,0 +1,24 @@
+"""Keyword arguments that layers of models hand to their attention beside queries, keys and values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: What layers may say that changes nothing here: bookkeeping of their own, and what the mask and the cache say already.
+WITHOUT_EFFECT = frozenset(
+    (
+        *("cache", "cache_position", "past_key_value", "past_key_values", "position_embeddings", "position_ids"),
+        *("use_cache", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "labels"),
+        *("num_items_in_batch", "max_length_q", "max_length_k", "deterministic", "use_top_left_mask", "input_ids"),
+    )
+)
+
+
+def not_understood(others: Mapping[str, Any]) -> list[str]:
+    """Of the words that were said, those that may change what attention computes."""
+    return [
+        word for word, given in others.items() if word not in WITHOUT_EFFECT and not (given is None or given is False)
+    ]
