@@ -2,7 +2,8 @@
 
     reticle evaluate configs/quest.json configs/tova.json --text FILE --model DIR --plot REPORT
 
-Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing; the options that both have mean the same.
+Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing. Its options of the same names mean the same, but that
+a window there is followed by the last token that it predicts.
 """
 
 from __future__ import annotations

@@ -57,7 +57,13 @@ class MaskerConfig(_masker.MaskerConfig):
 
     def _expect(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)
-        if not isinstance(value, Choice) and not holds(value):
+        if isinstance(value, Choice):
+            return
+        try:
+            held = holds(value)
+        except TypeError:  # not a number
+            held = False
+        if not held:
             raise ConfigError(f"{name} {rule}, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
