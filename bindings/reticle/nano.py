@@ -373,7 +373,7 @@ def update_attention(model: Any, inference_handler: InferenceHandler | None) -> 
     """Every attention of a Hugging Face model calls the handler from now on; None gives the model its own attention back.
 
     Raises:
-        ValueError: when the model's attention does not go through transformers' interface.
+        ValueError: when the model's attention does not go through transformers' interface, or is attached by `reticle.hf`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -384,6 +384,8 @@ def update_attention(model: Any, inference_handler: InferenceHandler | None) -> 
     layers: list[Any] = [module for module in backbone.modules() if calls_interface(module)]
     if not layers:
         raise ValueError(f"{type(model).__name__}: none of its modules calls transformers' attention interface")
+    if any(getattr(layer, "_reticle", None) is not None for layer in layers):
+        raise ValueError(f"{type(model).__name__}: is attached to a pattern by reticle.hf; detach it first")
     AttentionInterface.register(_ATTENTION, _attention_of_layers)
     AttentionMaskInterface.register(_ATTENTION, visibility)
     own = getattr(backbone, "_reticle_nano_before", None)

@@ -258,6 +258,14 @@ def test_masks_have_any_rank_and_every_form(shape):
     torch.testing.assert_close(x.grad, torch.where(p > 0, 1 / p.clamp_min(1e-9), 0))
 
 
+def test_of_repeated_positions_the_last_counts():
+    expected = torch.tensor([[1.0, 0.7, 0, 0]])
+    flat = (torch.tensor([1, 1, 0]), torch.tensor([0, 3]), torch.tensor([0.3, 0.7, 1.0]))
+    assert torch.equal(hub.Mask.create_mask_from_indices((1, 4), *flat).get_dense_mask(), expected)
+    rows = (flat[0][None], flat[2][None])
+    assert torch.equal(hub.Mask.create_from_row_wise_idx((1, 4), *rows).get_dense_mask(), expected)
+
+
 def test_full_and_empty_masks_are_told_by_what_they_hold():
     shape = (2, 3, 4)
     full = hub.Mask.create_full_mask(shape, torch.bfloat16, "cpu")

@@ -138,6 +138,11 @@ def test_a_models_loss_and_sparsity_are_those_of_its_cached_evaluation():
             model.generate(examples[0]["input_ids"], max_new_tokens=2)
         nano.update_attention(model, None)
     assert torch.equal(model(examples[0]["input_ids"]).logits, before)
+    with (
+        evaluate.attach(model),
+        pytest.raises(ValueError, match="is attached to a pattern by"),
+    ):
+        nano.update_attention(model, handler)
     with pytest.raises(ValueError, match="has no examples"):
         nano.model_forward(model, [], handler)
     nano.update_attention(model, None)

@@ -4,12 +4,15 @@ Sizes are small where theirs need a large GPU. What code does is compared with f
 """
 
 import csv
+import importlib
+import inspect
 import json
 import os
 import pickle
 import subprocess
 import sys
 import types
+import typing
 from itertools import pairwise
 from pathlib import Path
 
@@ -375,7 +378,7 @@ def test_hub_examples_are_json_configs_too(name, tmp_path, monkeypatch):
     for entry, config in zip(maskers, configs, strict=True):
         own = {**config.to_dict(), "hat_weight_file": "hat_weights.safetensors"}
         assert all(own[key] == value for key, value in entry.items())
-    command = SOURCE / "build/tools/reticle"
+    command = Path(reticle.__file__).parents[2] / "tools/reticle"  # of the build that the package is of
     if not command.exists():
         pytest.skip("this build has no command")
     (tmp_path / f"{name}.json").write_text(text)
@@ -535,6 +538,56 @@ def test_hub_a_new_masker_is_registered_and_used(monkeypatch):
     torch.testing.assert_close(weights, expected[1], atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="Expected MyCustomMaskerConfig"):
         module.MyCustomMasker.create_from_config(hub.SinkMaskerConfig(1))
+
+
+EXPORTS = """
+# In maskers/__init__.py or implementations/__init__.py
+from .my_custom_masker import MyCustomMasker, MyCustomMaskerConfig
+
+__all__ = [
+    # ... existing exports ...
+    "MyCustomMasker",
+    "MyCustomMaskerConfig",
+]
+"""
+
+
+def test_hub_a_new_masker_is_exported_by_a_package(tmp_path, monkeypatch):
+    (tmp_path / "maskers").mkdir()
+    (tmp_path / "maskers/__init__.py").write_text(EXPORTS)
+    code = NEW_MASKER.replace("from sparse_attention_hub.", "from reticle.hub.").replace("        pass\n", PATTERN)
+    (tmp_path / "maskers/my_custom_masker.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("maskers")
+    assert package.__all__ == ["MyCustomMasker", "MyCustomMaskerConfig"]
+    made = hub.ResearchMasker.create_masker_from_config(package.MyCustomMaskerConfig(0.25))
+    assert type(made) is package.MyCustomMasker and (made.custom_param, made.another_param) == (0.25, 10)
+
+
+CORE_FUNCTION = '''
+def add_mask(
+    self,
+    keys: torch.Tensor,           # Key tensor (b, h, sq, d)
+    queries: torch.Tensor,        # Query tensor (b, h, sk, d)  
+    values: torch.Tensor,         # Value tensor (b, h, sq, d)
+    attention_mask: torch.Tensor, # Optional attention mask
+    scaling: float,               # Attention scaling factor
+    dropout: float,               # Dropout probability
+    sparse_meta_data: Dict,       # Additional metadata
+    previous_mask: Mask,          # Mask from previous masker
+    **kwargs: Dict[str, Any]      # Additional arguments
+) -> Mask:
+    """Apply masking logic and return new mask."""
+'''
+
+
+@pytest.mark.parametrize(
+    "masker", sorted(set(hub.MaskerRegistry.get_all_masker_types().values()), key=lambda m: m.__name__)
+)
+def test_hub_every_masker_is_called_as_the_document_writes_it(masker):
+    theirs = run(CORE_FUNCTION, {}, torch=torch, Dict=dict, Any=typing.Any, Mask=hub.Mask).add_mask
+    parameters = lambda function: [(p.name, p.kind) for p in inspect.signature(function).parameters.values()]
+    assert parameters(masker.add_mask) == parameters(theirs)
 
 
 def test_hub_a_new_masker_stands_between_others():
