@@ -153,8 +153,31 @@ class TileExecutor {
       const UpcomingRows next(keys_, indices + count, std::min(kKeysPerStep, end - at - count));
       score(r, 1, indices, count);
       if (scores != nullptr) scores = std::copy_n(scores_.data(), count, scores);  // raw for now
-      fold(r, 1, plan.rest_inverse_p.empty() ? nullptr : plan.rest_inverse_p.data() + at, indices, count, next);
+      const float* inverse_p = plan.rest_inverse_p.empty() ? nullptr : plan.rest_inverse_p.data() + at;
+      if (bias_[static_cast<std::size_t>(r)]) {
+        const Index allowed = leave_out_forbidden(indices, inverse_p, count);
+        fold(r, 1, inverse_p == nullptr ? nullptr : inverse_p_.data(), allowed_.data(), allowed, next);
+      } else {
+        fold(r, 1, inverse_p, indices, count, next);
+      }
     }
+  }
+
+  /// Of one row's scores, keys and 1 / p, those that the attention mask leaves, in scores_, allowed_ and inverse_p_: a
+  /// weight of zero times what a forbidden value holds may be NaN.
+  Index leave_out_forbidden(const std::int32_t* indices, const float* inverse_p, Index count) {
+    allowed_.resize(static_cast<std::size_t>(count));
+    inverse_p_.resize(std::max(inverse_p_.size(), static_cast<std::size_t>(count)));
+    Index allowed = 0;
+    for (Index i = 0; i < count; ++i) {
+      const auto from = static_cast<std::size_t>(i), to = static_cast<std::size_t>(allowed);
+      if (scores_[from] == -kInfinity) continue;
+      scores_[to] = scores_[from];
+      allowed_[to] = indices[i];
+      if (inverse_p != nullptr) inverse_p_[to] = inverse_p[i];
+      ++allowed;
+    }
+    return allowed;
   }
 
   /// Scores of rows [first, first + rows), with soft cap and attention mask.
@@ -168,7 +191,10 @@ class TileExecutor {
         for (Index i = 0; i < count; ++i) scores[i] = cap * std::tanh(scores[i] / cap);
       }
       if (const auto& bias = bias_[static_cast<std::size_t>(first + r)]) {
-        for (Index i = 0; i < count; ++i) scores[i] += (*bias)(indices[i]);
+        for (Index i = 0; i < count; ++i) {
+          const float added = (*bias)(indices[i]);
+          scores[i] = added == -kInfinity ? added : scores[i] + added;  // whatever a forbidden key holds
+        }
       }
     }
   }
@@ -262,7 +288,7 @@ class TileExecutor {
   std::vector<float> queries_, unscaled_, outputs_, inverse_p_, packed_;
   std::unique_ptr<SharedKeys::Step> step_ = std::make_unique<SharedKeys::Step>(),
                                     next_step_ = std::make_unique<SharedKeys::Step>();
-  std::vector<std::int32_t> own_indices_, moved_;
+  std::vector<std::int32_t> own_indices_, moved_, allowed_;
   std::optional<TileState> tile_;
 };
 

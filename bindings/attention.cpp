@@ -4,11 +4,13 @@
 #include <pybind11/stl/filesystem.h>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/objective.hpp>
+#include <reticle/core/base/output_file.hpp>
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
@@ -19,14 +21,42 @@
 namespace reticle::bindings {
 namespace {
 
-using SinkLogits = std::vector<float>;
+/// One logit to a query head, of any array.
+struct SinkLogits {
+  std::vector<float> values;
+};
+
+}  // namespace
+}  // namespace reticle::bindings
+
+template <>
+struct pybind11::detail::type_caster<reticle::bindings::SinkLogits> {
+  PYBIND11_TYPE_CASTER(reticle::bindings::SinkLogits, const_name("Sequence[float]"));
+
+  bool load(handle given, bool) {
+    const auto array = reticle::bindings::floats_of(given, "sink_logits");
+    if (array.ndim() != 1)
+      throw reticle::ShapeError("sink_logits: has " + std::to_string(array.ndim()) + " dimensions; expected (heads)");
+    value.values.assign(array.data(), array.data() + array.size());
+    return true;
+  }
+  static handle cast(const reticle::bindings::SinkLogits& logits, return_value_policy, handle) {
+    list values;
+    for (const float logit : logits.values) values.append(logit);
+    return values.release();
+  }
+};
+
+namespace reticle::bindings {
+namespace {
+
 using py::literals::operator""_a;
 
 /// The options view the logits.
 AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& sink_logits) {
   AttentionOptions options;
   options.soft_cap = soft_cap;
-  options.sink_logits = sink_logits;
+  options.sink_logits = sink_logits.values;
   return options;
 }
 
@@ -57,7 +87,8 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
                           std::optional<float> soft_cap) {
   Call call(queries, keys, values, attention_mask, scaling, causal);
   const Borrowed result(output, "output"), logs(lse, "lse"), upstream(d_output, "d_output");
-  const AttentionOptions options = options_from(soft_cap, {});
+  AttentionOptions options;
+  options.soft_cap = soft_cap;
   AttentionGradients gradients = run_released([&](const Context& context) {
     return attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options, context);
   });
@@ -93,6 +124,25 @@ template <class State>
 void select_rows_of(const py::object& state, const std::vector<Index>& rows) {
   state.cast<State&>().select(rows);
   state.attr("__dict__").attr("clear")();
+}
+
+/// A value that nothing changes is its own copy.
+template <class T, class... Options>
+void copies_are_itself(py::class_<T, Options...>& type) {
+  type.def("__copy__", [](const py::object& self) { return self; });
+  type.def(
+      "__deepcopy__", [](const py::object& self, const py::dict&) { return self; }, py::arg("memo"));
+}
+
+/// deepcopy forks; what maskers keep has no form outside of this process.
+template <class State>
+void copies_are_forks(py::class_<State>& type) {
+  type.def(
+      "__deepcopy__", [](const State& state, const py::dict&) { return state.fork(); }, py::arg("memo"));
+  type.def("__reduce__", [](const py::object& self) -> py::object {
+    throw py::type_error("a " + std::string(py::str(py::type::of(self).attr("__name__"))) +
+                         " cannot be pickled; keep the tensors and run the prompt again");
+  });
 }
 
 constexpr const char* kTruncate =
@@ -271,17 +321,30 @@ void add_handler(py::module_& module) {
             return masks;
           },
           "(layer, mask) of each call, where the handler keeps them.");
-  py::class_<InferenceState>(module, "InferenceState",
-                             "One sequence's (or batch's) way through a handler, over all layers.", py::dynamic_attr())
-      .def(py::init<>())
+  py::class_<InferenceState> state(module, "InferenceState",
+                                   "One sequence's (or batch's) way through a handler, over all layers.",
+                                   py::dynamic_attr());
+  copies_are_forks(state);
+  state.def(py::init<>())
       .def_readonly("prefill", &InferenceState::prefill, "What prompts attended to.")
       .def_readonly("generation", &InferenceState::generation, "What was generated after them attended to.")
       .def("reset", &reset<InferenceState>, "Forgets everything: the next call starts a new sequence.")
       .def("truncate", &truncate<InferenceState>, py::arg("keys"), kTruncate)
       .def("select", &select_rows_of<InferenceState>, py::arg("rows"), kSelect)
       .def("fork", &InferenceState::fork, kFork);
-  py::class_<InferenceHandler>(module, "InferenceHandler",
-                               "One sparse pattern for the prompt, another for what is generated after it. Immutable.")
+  py::class_<InferenceHandler> handler(
+      module, "InferenceHandler",
+      "One sparse pattern for the prompt, another for what is generated after it. Immutable.");
+  copies_are_itself(handler);
+  handler
+      .def(py::pickle(
+          [](const InferenceHandler& self) { return py::make_tuple(self.sparse().to_json(), self.keeps_masks()); },
+          [](const py::tuple& given) {
+            if (given.size() != 2) throw FormatError("pickled handler: expected (config, keep_masks)");
+            InferenceHandler made(SparseAttention::from_json(given[0].cast<std::string>()));
+            made.keep_masks(given[1].cast<bool>());
+            return made;
+          }))
       .def(py::init([](const SparseAttention& prefill, const SparseAttention& generation, bool keep_masks) {
              InferenceHandler handler(prefill, generation);
              handler.keep_masks(keep_masks);
@@ -315,6 +378,16 @@ void add_handler(py::module_& module) {
 }  // namespace
 
 void add_attention(py::module_& module) {
+  module.def(
+      "write_file",
+      [](const std::filesystem::path& path, const py::bytes& data) {
+        const std::string_view bytes = data;
+        const py::gil_scoped_release released;
+        write_file(path, bytes);
+      },
+      py::arg("path"), py::arg("data"),
+      "A file that is there whole or as it was: written beside it, brought to the disk and put in its place. Links are "
+      "followed, modes kept; what is no regular file is written to in place.");
   module.def("set_num_threads", &set_threads, py::arg("threads"),
              "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
   module.def(
@@ -344,9 +417,10 @@ void add_attention(py::module_& module) {
         return AttentionPlan(call.inputs, mask);
       },
       py::arg("queries"), py::arg("keys"), py::arg("mask"), py::kw_only(), py::arg("causal") = false);
-  py::class_<SequenceState>(module, "SequenceState", "What the maskers of every layer keep for one sequence.",
-                            py::dynamic_attr())
-      .def(py::init<>())
+  py::class_<SequenceState> state(module, "SequenceState", "What the maskers of every layer keep for one sequence.",
+                                  py::dynamic_attr());
+  copies_are_forks(state);
+  state.def(py::init<>())
       .def("reset", &reset<SequenceState>, "Forgets everything: the next call starts a new sequence.")
       .def("truncate", &truncate<SequenceState>, py::arg("keys"), kTruncate)
       .def("select", &select_rows_of<SequenceState>, py::arg("rows"), kSelect)
@@ -365,9 +439,17 @@ void add_attention(py::module_& module) {
       .def_readonly("dilation", &Rule::dilation, "From one key to the next, of a window.")
       .def_readonly("page_size", &Rule::page_size, "Keys, of pages.")
       .def_readonly("share", &Rule::share, "Of the mass (top_p) or of the keys not chosen yet (sample).");
-  py::class_<SparseAttention>(module, "SparseAttention",
-                              "A pipeline of maskers for each stage, made from a config, and attention over the mask "
-                              "that they build. Immutable: what maskers keep of a sequence is in its SequenceState.")
+  py::class_<SparseAttention> sparse(
+      module, "SparseAttention",
+      "A pipeline of maskers for each stage, made from a config, and attention over the mask "
+      "that they build. Immutable: what maskers keep of a sequence is in its SequenceState.");
+  copies_are_itself(sparse);
+  sparse
+      .def(py::pickle([](const SparseAttention& self) { return py::make_tuple(self.to_json()); },
+                      [](const py::tuple& given) {
+                        if (given.size() != 1) throw FormatError("pickled pipeline: expected (config)");
+                        return SparseAttention::from_json(given[0].cast<std::string>());
+                      }))
       .def_static(
           "from_json",
           [](const std::string& text, const std::filesystem::path& directory) {

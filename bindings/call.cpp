@@ -3,7 +3,10 @@
 #include <atomic>
 #include <cmath>
 #include <csignal>
+#include <limits>
+#include <span>
 #include <stop_token>
+#include <vector>
 
 namespace reticle::bindings {
 namespace {
@@ -83,8 +86,7 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
   inputs.queries = queries.view();
   inputs.keys = keys.view();
   inputs.values = values.view();
-  if (!attention_mask.is_none())
-    inputs.attention_mask = attention_mask_.emplace(attention_mask, "attention_mask").view();
+  if (!attention_mask.is_none()) take_attention_mask(attention_mask);
   if (inputs.queries.rank == 4 && inputs.queries.size(3) > 0)
     inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));
   inputs.causal = causal;
@@ -99,6 +101,41 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
 }
 
 Call::~Call() { innermost = outer_; }
+
+/// Broadcastable as numpy's: dimensions that are missing come first. A boolean one says what may be attended to, as
+/// scaled_dot_product_attention reads it.
+void Call::take_attention_mask(const py::object& given) {
+  TensorView view = attention_mask_.emplace(given, "attention_mask").view();
+  if (view.rank > 4)
+    throw ShapeError("attention_mask: has " + std::to_string(view.rank) + " dimensions, " + view.describe() +
+                     "; expected at most 4, broadcastable to (batch, heads, queries, keys)");
+  if (view.dtype == DType::boolean || view.dtype == DType::f64) {
+    bias_ = Tensor(DType::f32, std::vector<Index>(view.shape.begin(), view.shape.begin() + view.rank));
+    const Tensor packed = Tensor::copy(view, view.dtype);
+    const std::span<float> to = bias_.span<float>();
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      if (view.dtype == DType::f64) {
+        to[i] = static_cast<float>(static_cast<const double*>(packed.view().data)[i]);
+      } else {
+        const bool attended = static_cast<const std::uint8_t*>(packed.view().data)[i] != 0;
+        to[i] = attended ? 0.0f : -std::numeric_limits<float>::infinity();
+      }
+    }
+    view = bias_.view();
+  } else if (view.dtype != DType::f32 && view.dtype != DType::f16 && view.dtype != DType::bf16) {
+    throw ShapeError(
+        "attention_mask: " + view.describe() +
+        "; expected floats, which are added to the scores, or booleans, true where a key may be attended to");
+  }
+  TensorView whole = view;
+  whole.rank = 4;
+  for (int dim = 3; dim >= 0; --dim) {
+    const int own = dim - (4 - view.rank);
+    whole.shape[static_cast<std::size_t>(dim)] = own < 0 ? 1 : view.size(own);
+    whole.strides[static_cast<std::size_t>(dim)] = own < 0 ? 0 : view.stride(own);
+  }
+  inputs.attention_mask = whole;
+}
 
 py::object Call::owner_of(const TensorView& view) {
   for (const Call* call = innermost; call != nullptr; call = call->outer_) {

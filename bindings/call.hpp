@@ -63,7 +63,10 @@ class Call {
   AttentionInputs inputs;
 
  private:
+  void take_attention_mask(const py::object& given);
+
   std::optional<Borrowed> attention_mask_;
+  Tensor bias_;  // what it says, where its dtype is another
   std::vector<Borrowed> extras_;
   std::vector<NamedTensor> named_;
   const Call* outer_;

@@ -24,8 +24,9 @@ namespace {
 MaskShape shape_from(const std::array<Index, 4>& shape) { return {shape[0], shape[1], shape[2], shape[3]}; }
 
 Mask from_dense(const py::handle& array) {
-  const auto p = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(array);
-  if (!p || p.ndim() != 4) throw ShapeError("dense: needed is an array (batch, heads, queries, keys)");
+  const py::array_t<float> p = floats_of(array, "p");
+  if (p.ndim() != 4)
+    throw ShapeError("p: has " + std::to_string(p.ndim()) + " dimensions; expected 4 (batch, heads, queries, keys)");
   const MaskShape shape{p.shape(0), p.shape(1), p.shape(2), p.shape(3)};
   const std::span<const float> values(p.data(), static_cast<std::size_t>(p.size()));
   const py::gil_scoped_release released;
@@ -41,15 +42,21 @@ Mask from_csr(const std::array<Index, 4>& shape, const py::handle& row_ptr, cons
   return Mask::csr(shape_from(shape), std::move(pointers), std::move(columns), std::move(weights));
 }
 
+/// Pairs of [begin, end), one behind the other.
+Array<Interval> intervals_from(const Buffer<std::int32_t>& columns) {
+  if (columns.size() % 2 != 0)
+    throw ShapeError("intervals: " + std::to_string(columns.size()) + " columns; expected pairs of [begin, end)");
+  Array<Interval> intervals(static_cast<std::size_t>(columns.size() / 2));
+  for (std::size_t i = 0; i < intervals.size(); ++i) intervals[i] = {columns.span()[2 * i], columns.span()[2 * i + 1]};
+  return intervals;
+}
+
 Mask from_runs(const std::array<Index, 4>& shape, const py::handle& row_ptr, const py::handle& intervals,
                const py::object& p) {
   auto pointers = to_buffer<Index>(row_ptr, "row_ptr");
-  const auto pairs = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>::ensure(intervals);
-  if (!pairs || pairs.ndim() != 2 || pairs.shape(1) != 2)
-    throw ShapeError("intervals: needed is an array (n, 2) of [begin, end)");
-  Array<Interval> ends(static_cast<std::size_t>(pairs.shape(0)));
-  for (py::ssize_t i = 0; i < pairs.shape(0); ++i)
-    ends[static_cast<std::size_t>(i)] = {pairs.data()[2 * i], pairs.data()[2 * i + 1]};
+  const py::array_t<Index> pairs = integers_of(intervals, "intervals");
+  if (pairs.ndim() != 2 || pairs.shape(1) != 2) throw ShapeError("intervals: expected an array (n, 2) of [begin, end)");
+  Array<Interval> ends = intervals_from(to_buffer<std::int32_t>(pairs.attr("reshape")(-1), "intervals"));
   auto weights = p.is_none() ? Buffer<float>() : to_buffer<float>(p, "p");
   const py::gil_scoped_release released;
   return Mask::runs(shape_from(shape), std::move(pointers), std::move(ends), std::move(weights));
@@ -76,11 +83,10 @@ py::array_t<float> as_dense(const Mask& mask) {
 }
 
 Mask from_rows(const std::array<Index, 4>& shape, const py::handle& columns, const py::object& p) {
-  constexpr int kFlags = py::array::c_style | py::array::forcecast;
-  const auto indices = py::array_t<Index, kFlags>::ensure(columns);
-  if (!indices || indices.ndim() < 1) throw ShapeError("indices: needed is an array (..., width) of key columns");
+  const py::array_t<Index> indices = integers_of(columns, "indices");
+  if (indices.ndim() < 1) throw ShapeError("indices: expected an array (..., width) of key columns");
   const Index width = indices.shape(indices.ndim() - 1);
-  const auto weights = p.is_none() ? py::array_t<float, kFlags>() : py::array_t<float, kFlags>::ensure(p);
+  const py::array_t<float> weights = p.is_none() ? py::array_t<float>() : floats_of(p, "p");
   const std::span<const Index> all(indices.data(), static_cast<std::size_t>(indices.size()));
   const std::span<const float> of_all(weights.data(), p.is_none() ? 0 : static_cast<std::size_t>(weights.size()));
   const py::gil_scoped_release released;
@@ -140,6 +146,9 @@ Mask sliced(Mask mask, const py::object& index) {
       begin = start;
       end = start + length;
     } else {
+      if (PyIndex_Check(item.ptr()) == 0 || py::isinstance<py::bool_>(item))
+        throw py::index_error("a mask is indexed by integers, slices and an ellipsis; got " +
+                              std::string(py::repr(item)));
       begin = item.cast<Index>();
       if (begin < -extents[dim] || begin >= extents[dim])
         throw py::index_error("index " + std::to_string(begin) + " is out of range for dimension " +
@@ -155,10 +164,10 @@ Mask sliced(Mask mask, const py::object& index) {
 
 py::array_t<float> applied(const Mask& mask, const py::handle& x,
                            Array<float> (*function)(const Mask&, std::span<const float>, const Context&)) {
-  const auto values = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(x);
+  const py::array_t<float> values = floats_of(x, "x");
   const MaskShape& shape = mask.shape();
-  if (!values || values.size() != shape.positions())
-    throw ShapeError("x: needed is an array of the mask's shape, " + shape.describe());
+  if (values.size() != shape.positions())
+    throw ShapeError("x: expected an array of the mask's shape, " + shape.describe());
   const std::span<const float> all(values.data(), static_cast<std::size_t>(values.size()));
   Array<float> result;
   {
@@ -204,32 +213,43 @@ py::tuple pickled(const Mask& mask) {
       mask.representation());
 }
 
+Buffer<std::uint64_t> words_from(const py::handle& object) {
+  if (!py::isinstance<py::array_t<std::uint64_t>>(object)) throw FormatError("pickled mask: words are not uint64");
+  const auto words = py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast>::ensure(object);
+  return Buffer<std::uint64_t>(Array<std::uint64_t>(words.data(), words.data() + words.size()));
+}
+
 Mask unpickled(const py::tuple& state) {
+  if (state.size() != 3) throw FormatError("pickled mask: expected (shape, kind, arrays)");
   const auto e = state[0].cast<std::tuple<Index, Index, Index, Index, bool, bool, bool>>();
   const MaskShape shape{std::get<0>(e), std::get<1>(e), std::get<2>(e), std::get<3>(e),
                         std::get<4>(e), std::get<5>(e), std::get<6>(e)};
+  shape.validate();
   const auto arrays = state[2].cast<py::tuple>();
-  switch (static_cast<MaskKind>(state[1].cast<int>())) {
+  const auto kind = static_cast<MaskKind>(state[1].cast<int>());
+  const std::size_t count = kind == MaskKind::empty || kind == MaskKind::full   ? 0
+                            : kind == MaskKind::bits || kind == MaskKind::dense ? 1
+                                                                                : 3;
+  if (arrays.size() != count)
+    throw FormatError("pickled mask: " + std::to_string(arrays.size()) + " arrays; expected " + std::to_string(count));
+  switch (kind) {
     case MaskKind::empty:
       return Mask::empty(shape);
     case MaskKind::full:
       return Mask::full(shape);
     case MaskKind::bits:
-      return Mask::bits(shape, to_buffer<std::uint64_t>(arrays[0], "words"));
+      return Mask::bits(shape, words_from(arrays[0]));
     case MaskKind::dense:
       return Mask::dense(shape, to_buffer<float>(arrays[0], "p").span());
     case MaskKind::csr:
       return Mask::csr(shape, to_buffer<Index>(arrays[0], "row_ptr"), to_buffer<std::int32_t>(arrays[1], "indices"),
                        to_buffer<float>(arrays[2], "p"));
-    default: {
-      const auto ends = to_buffer<std::int32_t>(arrays[1], "intervals");
-      Array<Interval> intervals(static_cast<std::size_t>(ends.size() / 2));
-      for (std::size_t i = 0; i < intervals.size(); ++i)
-        intervals[i] = {ends[static_cast<Index>(2 * i)], ends[static_cast<Index>(2 * i + 1)]};
-      return Mask::runs(shape, to_buffer<Index>(arrays[0], "row_ptr"), std::move(intervals),
+    case MaskKind::runs:
+      return Mask::runs(shape, to_buffer<Index>(arrays[0], "row_ptr"),
+                        intervals_from(to_buffer<std::int32_t>(arrays[1], "intervals")),
                         to_buffer<float>(arrays[2], "p"));
-    }
   }
+  throw FormatError("pickled mask: kind is " + std::to_string(static_cast<int>(kind)) + "; expected 0 to 5");
 }
 
 }  // namespace
@@ -265,15 +285,15 @@ void add_mask(py::module_& module) {
           "From runs over batch * heads * queries rows: an array (n, 2) of [begin, end), ascending and disjoint "
           "in each row, and optionally p of each.")
       .def(
-          "__or__", [](const Mask& a, const Mask& b) { return a | b; }, Released())
+          "__or__", [](const Mask& a, const Mask& b) { return a | b; }, py::is_operator(), Released())
       .def(
-          "__and__", [](const Mask& a, const Mask& b) { return a & b; }, Released())
+          "__and__", [](const Mask& a, const Mask& b) { return a & b; }, py::is_operator(), Released())
       .def(
-          "__sub__", [](const Mask& a, const Mask& b) { return a - b; }, Released())
+          "__sub__", [](const Mask& a, const Mask& b) { return a - b; }, py::is_operator(), Released())
       .def(
           "__invert__", [](const Mask& mask) { return ~mask; }, Released())
       .def(
-          "__eq__", [](const Mask& a, const Mask& b) { return a == b; }, Released())
+          "__eq__", [](const Mask& a, const Mask& b) { return a == b; }, py::is_operator(), Released())
       .def(
           "__hash__", [](const Mask& mask) { return hash(mask); }, Released())
       .def("__repr__", [](const Mask& mask) { return describe(mask); })
@@ -287,6 +307,9 @@ void add_mask(py::module_& module) {
       .def_property_readonly("weighted", &Mask::weighted, "Whether some p is below 1.")
       .def_property_readonly("nbytes", &Mask::bytes, "Bytes of the storage, which copies share.")
       .def("to_dense", &as_dense, "p of every position as a float32 array (batch, heads, queries, keys).")
+      .def(
+          "compact", [](const Mask& mask) { return compact(mask); }, Released(),
+          "The same mask, in the representation that is smallest for what it holds.")
       .def_static("from_row_indices", &from_rows, py::arg("shape"), py::arg("indices"), py::arg("p") = py::none(),
                   "From (batch, heads, queries, width) key columns in any order; -1 is padding. p is aligned or None.")
       .def_static("from_flat_indices", &from_flat, py::arg("shape"), py::arg("ptr"), py::arg("indices"),

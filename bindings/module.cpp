@@ -19,6 +19,21 @@ void add_errors(pybind11::module_& module) {
   py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
 }
 
+/// Objects that __new__ made without __init__ (a crafted pickle can) hold nothing; methods would read memory that
+/// pybind11 allocates for them.
+void refuse_objects_without_values(const pybind11::module_& module) {
+  namespace py = pybind11;
+  for (const auto& [name, object] : py::dict(module.attr("__dict__"))) {
+    if (!PyType_Check(object.ptr())) continue;
+    auto* type = reinterpret_cast<PyTypeObject*>(object.ptr());
+    const auto& known = py::detail::get_internals().registered_types_py;
+    const auto found = known.find(type);
+    if (found == known.end()) continue;
+    for (py::detail::type_info* info : found->second)
+      info->operator_new = [](std::size_t) -> void* { throw py::type_error("an object was made without __init__"); };
+  }
+}
+
 }  // namespace reticle::bindings
 
 PYBIND11_MODULE(_core, module) {
@@ -30,4 +45,5 @@ PYBIND11_MODULE(_core, module) {
   reticle::bindings::add_masker(module);
   reticle::bindings::add_nsa(module);
   reticle::bindings::add_cuda(module);
+  reticle::bindings::refuse_objects_without_values(module);
 }

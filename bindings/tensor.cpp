@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,7 +25,8 @@ DType dtype_from(const DLDataType& type, std::string_view name) {
   if (is(kDLFloat, 64)) return DType::f64;
   if (is(kDLInt, 64)) return DType::i64;
   if (is(kDLInt, 32)) return DType::i32;
-  if (is(kDLUInt, 8) || is(kDLBool, 8)) return DType::u8;
+  if (is(kDLUInt, 8)) return DType::u8;
+  if (is(kDLBool, 8)) return DType::boolean;
   throw ShapeError(std::string(name) +
                    ": its dtype cannot be read; needed is float32, float16, bfloat16 or an integer");
 }
@@ -38,12 +40,27 @@ Device device_from(const DLDevice& device, std::string_view name) {
 
 DLDataType dtype_to(DType dtype) {
   const auto bits = static_cast<std::uint8_t>(8 * size_of(dtype));
-  const bool integer = dtype == DType::i64 || dtype == DType::i32;
-  const std::uint8_t code = dtype == DType::bf16 ? kDLBfloat
-                            : dtype == DType::u8 ? kDLUInt
-                            : integer            ? kDLInt
-                                                 : kDLFloat;
-  return {code, bits, 1};
+  switch (dtype) {
+    case DType::f32:
+    case DType::f16:
+    case DType::f64:
+      return {kDLFloat, bits, 1};
+    case DType::bf16:
+      return {kDLBfloat, bits, 1};
+    case DType::i64:
+    case DType::i32:
+    case DType::i16:
+    case DType::i8:
+      return {kDLInt, bits, 1};
+    case DType::u64:
+    case DType::u32:
+    case DType::u16:
+    case DType::u8:
+      return {kDLUInt, bits, 1};
+    case DType::boolean:
+      return {kDLBool, bits, 1};
+  }
+  return {kDLUInt, bits, 1};
 }
 
 /// A tensor on its way to torch: what owns its memory, and the DLPack record that says where it lies.
@@ -81,14 +98,40 @@ py::object to_torch(Owner owner, const TensorView& view) {
   return py::module_::import("torch").attr("from_dlpack")(Export<Owner>::capsule(std::move(owner), view));
 }
 
+/// bfloat16 is viewed as such afterwards.
+const char* numpy_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return "float32";
+    case DType::f16:
+      return "float16";
+    case DType::bf16:
+    case DType::u16:
+      return "uint16";
+    case DType::f64:
+      return "float64";
+    case DType::i64:
+      return "int64";
+    case DType::i32:
+      return "int32";
+    case DType::i16:
+      return "int16";
+    case DType::i8:
+      return "int8";
+    case DType::u64:
+      return "uint64";
+    case DType::u32:
+      return "uint32";
+    case DType::u8:
+      return "uint8";
+    case DType::boolean:
+      return "bool";
+  }
+  return "uint8";
+}
+
 py::array to_array(const TensorView& view, const py::object& owner) {
-  const char* const name = view.dtype == DType::f32    ? "float32"
-                           : view.dtype == DType::f16  ? "float16"
-                           : view.dtype == DType::bf16 ? "uint16"
-                           : view.dtype == DType::f64  ? "float64"
-                           : view.dtype == DType::i64  ? "int64"
-                           : view.dtype == DType::i32  ? "int32"
-                                                       : "uint8";
+  const char* const name = numpy_name(view.dtype);
   std::vector<py::ssize_t> shape(view.shape.begin(), view.shape.begin() + view.rank), strides;
   for (int dim = 0; dim < view.rank; ++dim)
     strides.push_back(view.stride(dim) * static_cast<py::ssize_t>(size_of(view.dtype)));
@@ -97,13 +140,69 @@ py::array to_array(const TensorView& view, const py::object& owner) {
   return array;
 }
 
+/// A torch tensor without gradients, and without bits that say that its elements are to be negated or conjugated.
+py::object plain(const py::object& tensor) {
+  py::object found = tensor.attr("detach")();
+  for (const char* bit : {"neg", "conj"}) {
+    if (py::hasattr(found, "is_neg") && found.attr((std::string("is_") + bit).c_str())().cast<bool>())
+      found = found.attr((std::string("resolve_") + bit).c_str())();
+  }
+  return found;
+}
+
+/// An array in this machine's byte order. TypeError for masked ones, of which half is elsewhere.
+py::object native(const py::object& array, const std::string& name) {
+  if (py::isinstance(array, py::module_::import("numpy").attr("ma").attr("MaskedArray")))
+    throw py::type_error(name + ": is a masked array; expected one without a mask (filled(value) gives it)");
+  const py::object dtype = array.attr("dtype");
+  if (dtype.attr("isnative").cast<bool>()) return array;
+  return array.attr("astype")(dtype.attr("newbyteorder")("="));
+}
+
+py::array numbers_of(const py::handle& object, const std::string& name, std::string_view kinds, const char* what) {
+  py::object given = py::reinterpret_borrow<py::object>(object);
+  if (py::hasattr(given, "detach")) given = plain(given);
+  if (py::hasattr(given, "is_sparse") && given.attr("layout").attr("__str__")().cast<std::string>() != "torch.strided")
+    throw py::type_error(name + ": is a sparse tensor; expected a dense array of " + what);
+  const py::module_ numpy = py::module_::import("numpy");
+  if (py::hasattr(given, "detach") && given.attr("dtype").is(py::module_::import("torch").attr("bfloat16")))
+    given = given.attr("float")();
+  try {
+    given = native(numpy.attr("asanyarray")(given), name);
+  } catch (const py::error_already_set& error) {
+    throw py::type_error(name + ": is no array of " + what + ": " + std::string(py::str(error.value())));
+  }
+  auto array = py::reinterpret_borrow<py::array>(given);
+  const std::string dtype = py::str(array.dtype());
+  if (array.size() > 0 && kinds.find(array.dtype().kind()) == std::string_view::npos && dtype != "bfloat16")
+    throw py::type_error(name + ": dtype is " + dtype + "; expected " + what);
+  if (dtype == "bfloat16" && kinds.find('f') == std::string_view::npos)
+    throw py::type_error(name + ": dtype is bfloat16; expected " + what);
+  return array;
+}
+
 }  // namespace
+
+py::array_t<float> floats_of(const py::handle& object, const std::string& name) {
+  const py::array array = numbers_of(object, name, "biuf", "numbers");
+  return py::array_t<float>(py::module_::import("numpy").attr("ascontiguousarray")(array, "float32"));
+}
+
+py::array_t<Index> integers_of(const py::handle& object, const std::string& name) {
+  const py::array array = numbers_of(object, name, "iu", "integers");
+  if (array.size() > 0 && array.dtype().kind() == 'u' && array.itemsize() == 8) {
+    const auto largest = array.attr("max")().attr("item")().cast<std::uint64_t>();
+    if (largest > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
+      throw ShapeError(name + ": holds " + std::to_string(largest) + "; expected numbers below 2^63");
+  }
+  return py::array_t<Index>(py::module_::import("numpy").attr("ascontiguousarray")(array, "int64"));
+}
 
 Borrowed::Borrowed(const py::handle& object, std::string_view name, Device::Kind device)
     : object_(py::reinterpret_borrow<py::object>(object)) {
   if (py::hasattr(object_, "detach")) {
     is_torch_ = true;
-    object_ = object_.attr("detach")();
+    object_ = plain(object_);
   }
   if (py::isinstance<py::array>(object_) && device == Device::Kind::cpu) {
     view_array(name);
@@ -113,6 +212,13 @@ Borrowed::Borrowed(const py::handle& object, std::string_view name, Device::Kind
     throw py::type_error(std::string(name) + ": a " + std::string(py::str(py::type::of(object_).attr("__name__"))) +
                          " is no tensor; needed is a torch tensor, a numpy array or an object with __dlpack__");
   }
+  require_memory(name);
+}
+
+/// torch has tensors of zeros that lie nowhere.
+void Borrowed::require_memory(std::string_view name) const {
+  if (view_.data == nullptr && view_.elements() > 0)
+    throw ShapeError(std::string(name) + ": " + view_.describe() + " lies in no memory; expected a tensor that does");
 }
 
 void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
@@ -140,11 +246,12 @@ void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
 
 /// Not by DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.
 void Borrowed::view_array(std::string_view name) {
+  object_ = native(object_, std::string(name));
   const auto array = py::reinterpret_borrow<py::array>(object_);
   const auto type = std::string(py::str(array.dtype().attr("name")));
   const std::pair<const char*, DType> known[] = {
       {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}, {"float64", DType::f64},
-      {"int64", DType::i64},   {"int32", DType::i32},   {"uint8", DType::u8},      {"bool", DType::u8}};
+      {"int64", DType::i64},   {"int32", DType::i32},   {"uint8", DType::u8},      {"bool", DType::boolean}};
   const auto* const found =
       std::find_if(std::begin(known), std::end(known), [&](const auto& entry) { return type == entry.first; });
   if (found == std::end(known))

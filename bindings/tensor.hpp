@@ -1,10 +1,12 @@
 // Tensors across the border: callers' arrays as views, without copies, and results in the caller's framework.
 #pragma once
 
+#include <limits>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include <reticle/core/tensor/tensor.hpp>
 
@@ -30,6 +32,7 @@ class Borrowed {
  private:
   void view_dlpack(std::string_view name, Device::Kind device);
   void view_array(std::string_view name);
+  void require_memory(std::string_view name) const;
 
   py::object object_, capsule_;
   bool is_torch_ = false;
@@ -54,12 +57,35 @@ py::array_t<T> copied(const Buffer<T>& buffer) {
   return to_numpy(Array<T>(buffer.span().begin(), buffer.span().end()), {buffer.size()});
 }
 
-/// The elements of a one-dimensional integer or float array as T; `name` is for the message.
+/// What a caller gives for numbers, as a C-contiguous array of float32: booleans, integers or floats, of any byte
+/// order, of numpy, torch or nested lists. TypeError, naming the argument, for complex numbers, masked arrays and what
+/// is no array.
+py::array_t<float> floats_of(const py::handle& object, const std::string& name);
+/// The same of integers, as int64; TypeError for floats, too, and ShapeError for what int64 does not hold.
+py::array_t<Index> integers_of(const py::handle& object, const std::string& name);
+
+/// The elements of a one-dimensional array as T (float, Index or std::int32_t); ShapeError for a number that T does not
+/// hold.
 template <class T>
-Buffer<T> to_buffer(const py::handle& object, const char* name) {
-  const auto array = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(object);
-  if (!array || array.ndim() != 1) throw py::type_error(std::string(name) + ": needed is a one-dimensional array");
-  return Buffer<T>(Array<T>(array.data(), array.data() + array.size()));
+Buffer<T> to_buffer(const py::handle& object, const std::string& name) {
+  const auto array = [&] {
+    if constexpr (std::is_same_v<T, float>) {
+      return floats_of(object, name);
+    } else {
+      return integers_of(object, name);
+    }
+  }();
+  if (array.ndim() != 1) throw ShapeError(name + ": has " + std::to_string(array.ndim()) + " dimensions; expected 1");
+  Array<T> elements(static_cast<std::size_t>(array.size()));
+  for (py::ssize_t i = 0; i < array.size(); ++i) {
+    const auto value = array.data()[i];
+    if constexpr (std::is_same_v<T, std::int32_t>) {
+      if (value < std::numeric_limits<T>::min() || value > std::numeric_limits<T>::max())
+        throw ShapeError(name + ": holds " + std::to_string(value) + "; expected numbers below 2^31");
+    }
+    elements[static_cast<std::size_t>(i)] = static_cast<T>(value);
+  }
+  return elements;
 }
 
 }  // namespace reticle::bindings

@@ -158,8 +158,22 @@ class Shared(unittest.TestCase):
         self.assertEqual(self.refusal(Path(self.folder.name) / "absent.so"), "No such file or directory")
         library = next(path for path in self.prefix.glob("lib*/**/libreticle.so.*") if not path.is_symlink())
         self.assertIn("registers no masker", self.refusal(library))
-        truncated = self.temporary("truncated.so", self.plugin.read_bytes()[:20000])
-        self.assertTrue(self.refusal(truncated))
+        os.mkfifo(Path(self.folder.name) / "pipe.so")
+        self.assertEqual(self.refusal(Path(self.folder.name) / "pipe.so"), "is not a regular file")
+
+    def test_damaged_files_are_refused_before_the_loader_reads_them(self) -> None:
+        good = self.plugin.read_bytes()
+        for length in (*range(5, 200, 13), 1000, 4096, 20000, len(good) // 2, len(good) - 1):
+            message = self.refusal(self.temporary("short.so", good[:length]))
+            self.assertRegex(message, r"^is (damaged|not a shared object|a shared object for another)", length)
+        for offset, what in ((4, "another processor"), (18, "another processor"), (16, "is not a shared object")):
+            bad = bytearray(good)
+            bad[offset] ^= 0x55
+            self.assertIn(what, self.refusal(self.temporary("bad.so", bytes(bad))))
+        for offset in (32, 40, 54):  # where segments and sections begin, and how large segments are
+            bad = bytearray(good)
+            bad[offset : offset + 4] = b"\xf1\xff\xff\x7f"
+            self.assertIn("is damaged", self.refusal(self.temporary("bad.so", bytes(bad))))
 
 
 class NewMasker(unittest.TestCase):

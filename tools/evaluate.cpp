@@ -1,16 +1,23 @@
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <fcntl.h>
 #include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
 #include <string>
+#include <sys/file.h>
+#include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/llama/evaluate.hpp>
+#include <reticle/core/base/output_file.hpp>
 
 #include "options.hpp"
 
@@ -118,11 +125,35 @@ Json json_of(const StageRecord& record) {
   return {{"density", record.density()}, {"mean_sparsity", record.mean_sparsity()}};
 }
 
+/// Held by one run at a time: two would lose each other's results.
+class Lock {
+ public:
+  explicit Lock(std::string path)
+      : path_(std::move(path)), file_(open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+    if (file_ < 0) throw Error(path_ + ": cannot be written: " + std::strerror(errno));
+    if (flock(file_, LOCK_EX | LOCK_NB) == 0) return;
+    close(file_);
+    throw Error(path_ + ": another run writes to this --output; wait for it, or give another");
+  }
+  ~Lock() {
+    unlink(path_.c_str());
+    close(file_);
+  }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  std::string path_;
+  int file_;
+};
+
 /// Results as they are made, in a file that a later run goes on from.
 class Results {
  public:
   Results(std::string path, Json settings) : path_(std::move(path)), settings_(std::move(settings)) {
-    if (path_.empty() || !std::filesystem::exists(path_)) return;
+    if (path_.empty()) return;
+    lock_.emplace(path_ + ".lock");
+    if (!std::filesystem::exists(path_)) return;
     const Json before = Json::parse(read_file(path_), nullptr, false);
     if (!before.is_object() || !before.contains("settings") || !before.contains("results"))
       throw Error(path_ + ": exists, and is no file of results; give another --output");
@@ -141,13 +172,23 @@ class Results {
     results_.push_back(std::move(result));
     if (!path_.empty()) write_file(path_, document().dump(2) + "\n");
   }
-  Json document() const { return {{"settings", settings_}, {"results", results_}}; }
+  /// What was asked for, and behind it what the file held besides.
+  Json document() const {
+    Json results = results_;
+    std::set<std::string> asked;
+    for (const Json& result : results_) asked.insert(key_of(result));
+    for (const auto& [key, result] : known_) {
+      if (!asked.contains(key)) results.push_back(result);
+    }
+    return {{"settings", settings_}, {"results", std::move(results)}};
+  }
   const Json& all() const { return results_; }
 
  private:
   std::string path_;
   Json settings_, results_ = Json::array();
   std::map<std::string, Json> known_;
+  std::optional<Lock> lock_;
 };
 
 std::string density_of(const Json& result, const char* stage) {

@@ -1,5 +1,8 @@
 // The reticle command. Exit 0: done; 1: a comparison failed; 2: bad arguments, config or file.
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <string>
@@ -216,13 +219,26 @@ int dispatch(int argc, char** argv) {
 }  // namespace
 }  // namespace reticle::tools
 
+namespace {
+
+/// Where nobody can read it, an error is only a status.
+void say(const char* what) {
+  std::fputs("reticle: ", stderr);
+  std::fputs(what, stderr);
+  std::fputs("\n", stderr);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   try {
-    return reticle::tools::dispatch(argc, argv);
+    const int status = reticle::tools::dispatch(argc, argv);
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+    say((std::string("standard output cannot be written: ") + std::strerror(errno)).c_str());
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "reticle: not enough memory\n");
+    say("not enough memory");
   } catch (const std::exception& error) {
-    fmt::print(stderr, "reticle: {}\n", error.what());
+    say(error.what());
   }
   return reticle::tools::kUsageError;
 }

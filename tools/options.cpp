@@ -12,6 +12,8 @@
 
 #include <fmt/core.h>
 
+#include <reticle/core/base/output_file.hpp>
+
 namespace reticle::tools {
 
 std::filesystem::path bundled(const std::string& name) {
@@ -176,20 +178,11 @@ std::string read_file(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-void write_file(const std::filesystem::path& path, const std::string& text) {
-  const std::filesystem::path partial = path.string() + ".partial";
-  std::ofstream file(partial, std::ios::binary);
-  file << text;
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(partial, path, error);
-  if (!file || error) throw Error(path.string() + ": cannot be written");
-}
-
 void require_writable(const std::filesystem::path& path) {
-  const std::filesystem::path folder = path.parent_path().empty() ? "." : path.parent_path();
-  if (access(folder.c_str(), W_OK) != 0 || std::filesystem::is_directory(path))
-    throw Error(path.string() + ": cannot be written");
+  std::error_code ignored;
+  if (std::filesystem::exists(path, ignored) && std::filesystem::is_other(path, ignored))
+    return;  // a pipe's reader waits
+  const OutputFile trial(path);
 }
 
 }  // namespace reticle::tools

@@ -75,9 +75,6 @@ std::string milliseconds(double seconds);  // "12.3 ms"
 std::string bytes(Index count);            // "12.3 kB"
 /// The whole file; Error when it cannot be read.
 std::string read_file(const std::filesystem::path& path);
-/// Beside the file and renamed into place, so that a failed write leaves the old one.
-void write_file(const std::filesystem::path& path, const std::string& text);
-
 /// A writable file name, or Error: checked before the work is done rather than after.
 void require_writable(const std::filesystem::path& path);
 

@@ -1,5 +1,8 @@
 #include <filesystem>
+#include <string>
 #include <vector>
+
+#include <reticle/core/base/output_file.hpp>
 
 #include "options.hpp"
 
@@ -18,8 +21,13 @@ namespace reticle::tools {
 
 void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& grey) {
   if (width < 1 || height < 1) throw Error(path.string() + ": a mask without positions has no picture");
-  if (stbi_write_png(path.c_str(), width, height, 1, grey.data(), width) == 0)
-    throw Error(path.string() + ": cannot be written");
+  std::string bytes;
+  const auto append = [](void* to, void* data, int size) {
+    static_cast<std::string*>(to)->append(static_cast<const char*>(data), static_cast<std::size_t>(size));
+  };
+  if (stbi_write_png_to_func(append, &bytes, width, height, 1, grey.data(), width) == 0)
+    throw Error(path.string() + ": the picture cannot be made");
+  write_file(path, bytes);
 }
 
 }  // namespace reticle::tools

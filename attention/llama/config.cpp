@@ -49,11 +49,18 @@ struct Nsa {
 
 struct Scaling {
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
-  Index original_max_position_embeddings = 8192;
+  std::optional<Index> original_max_position_embeddings;
 
   static constexpr const char* docs[] = {"of stretching", "turns below which all is stretched",
-                                         "turns above which nothing is", "context of the first training"};
+                                         "turns above which nothing is",
+                                         "context of the first training; default: max_position_embeddings"};
   static constexpr std::string_view required[] = {"factor"};
+};
+
+struct Theta {
+  std::optional<double> rope_theta;
+
+  static constexpr const char* docs[] = {"base of the rotary frequencies"};
 };
 
 }  // namespace decoder_config
@@ -73,7 +80,7 @@ T read_known(const Json& document, const JsonPlace& place) {
   return values;
 }
 
-std::optional<RopeScaling> rope_scaling(const Json& scaling, const JsonPlace& place) {
+std::optional<RopeScaling> rope_scaling(const Json& scaling, Index longest_context, const JsonPlace& place) {
   if (scaling.is_null()) return std::nullopt;
   if (!scaling.is_object()) place.fail("needed is an object or null");
   const std::string key = scaling.contains("rope_type") ? "rope_type" : "type";
@@ -85,7 +92,8 @@ std::optional<RopeScaling> rope_scaling(const Json& scaling, const JsonPlace& pl
               "; needed is \"default\", \"linear\" or \"llama3\": others are not built");
   const auto keys = read_known<decoder_config::Scaling>(scaling, place);
   return RopeScaling{type == "linear" ? RopeScaling::Type::linear : RopeScaling::Type::llama3, keys.factor,
-                     keys.low_freq_factor, keys.high_freq_factor, keys.original_max_position_embeddings};
+                     keys.low_freq_factor, keys.high_freq_factor,
+                     keys.original_max_position_embeddings.value_or(longest_context)};
 }
 
 DecoderFamily family(const Json& document, const JsonPlace& place) {
@@ -121,6 +129,7 @@ void refuse_unbuilt(const Json& document, const JsonPlace& place) {
   };
   refuse("attention_bias", false);
   refuse("mlp_bias", false);
+  refuse("is_causal", true);
   refuse("hidden_act", "silu");
   const auto window = document.find("sliding_window");
   if (window != document.end() && !window->is_null())
@@ -153,10 +162,14 @@ DecoderConfig DecoderConfig::from_json(std::string_view text) {
   // transformers 5 has both under one key.
   if (const auto parameters = document.find("rope_parameters");
       parameters != document.end() && parameters->is_object()) {
-    config.rope_theta = parameters->value("rope_theta", config.rope_theta);
-    config.rope_scaling = reticle::rope_scaling(*parameters, place / "rope_parameters");
+    if (const auto older = document.find("rope_scaling"); older != document.end() && !older->is_null())
+      (place / "rope_scaling").fail("is given beside rope_parameters, which has it, too; expected one of them");
+    config.rope_theta = read_known<decoder_config::Theta>(*parameters, place / "rope_parameters")
+                            .rope_theta.value_or(config.rope_theta);
+    config.rope_scaling = reticle::rope_scaling(*parameters, config.max_position_embeddings, place / "rope_parameters");
   } else if (document.contains("rope_scaling")) {
-    config.rope_scaling = reticle::rope_scaling(document["rope_scaling"], place / "rope_scaling");
+    config.rope_scaling =
+        reticle::rope_scaling(document["rope_scaling"], config.max_position_embeddings, place / "rope_scaling");
   }
   config.eos_tokens = token_ids(document, "eos_token_id", place);
   if (const auto bos = token_ids(document, "bos_token_id", place); !bos.empty()) config.bos_token = bos.front();

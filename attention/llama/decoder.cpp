@@ -89,12 +89,10 @@ struct Decoder::Model {
       layers.push_back(std::move(layer));
     }
     norm = reader.take(names.norm, {hidden});
-    head = embedding;
-    if (config.tie_word_embeddings) {
-      reader.pass_over("lm_head.weight");
-    } else {
-      head = reader.take("lm_head.weight", {config.vocab_size, hidden});
-    }
+    // A checkpoint may have a head of its own, whatever its config says; transformers takes that, too.
+    head = config.tie_word_embeddings && !weights.tensors().contains("lm_head.weight")
+               ? embedding
+               : reader.take("lm_head.weight", {config.vocab_size, hidden});
     reader.finish();
     for (std::size_t i = 0; i < layers.size(); ++i) {
       if (config.nsa) {

@@ -56,7 +56,8 @@ class Scoring {
     if (keys.size(2) != queries.size(2)) reject("keys need the head_dim of the queries");
     if (keys.size(1) < 1 || queries.size(1) % keys.size(1) != 0)
       reject("the query heads must be a multiple of the KV heads");
-    if (first_query < 0) reject("first_query is negative");
+    if (first_query < 0 || first_query > kMaxColumns - queries.size(0))
+      reject("first_query is " + std::to_string(first_query) + "; expected a position, with the queries below 2^31");
   }
 
   Index count() const { return queries_.size(0); }

@@ -90,10 +90,12 @@ def attention(
         keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads.
         values: (batch, kv_heads, keys, value_dim).
         mask: which keys each query attends to, a Mask; None: all. With torch tensors also a `reticle.torch.DeviceMask`,
-            `SelectedBlocks` or `Band`, or a bool tensor that is broadcastable to (batch, heads, queries, keys).
+            `SelectedBlocks` or `Band`, or a bool tensor (or one of 0 and 1) that is broadcastable to (batch, heads, queries,
+            keys).
         scaling: of queries . keys; default 1 / sqrt(head_dim).
         causal: forbid keys after each query's own position; the last query is aligned with the last key.
-        attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys).
+        attention_mask: broadcastable to (batch, heads, queries, keys), dimensions that are missing coming first. Floats
+            are added to the scores; of booleans, True is what may be attended to. No gradients.
         soft_cap: scores become soft_cap * tanh(scores / soft_cap) first.
         sink_logits: one per query head, which takes part in the softmax with a value of zero (gpt-oss). No gradients.
 
@@ -121,6 +123,9 @@ def attention(
             to_mask: Any = reticle.torch.as_mask
             mask = to_mask(mask, queries, keys)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        for name, given in (("attention_mask", attention_mask), ("sink_logits", sink_logits)):
+            if torch.is_grad_enabled() and getattr(given, "requires_grad", False):
+                raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
         special = wanted or torch.compiler.is_compiling()
         if special and len(sink_logits):
             raise NotImplementedError(

@@ -20,41 +20,132 @@ if TYPE_CHECKING:
 
 
 def from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, shape: Sequence[int]) -> Mask:
-    """From a sparse matrix (batch * heads * queries, keys) of p; shape is the mask's."""
-    csr: Any = matrix.tocsr()
+    """From a sparse matrix (batch * heads * queries, keys) of p, which stays as it is; shape is the mask's."""
+    _require_rows_and_keys(matrix.shape, shape)
+    csr: Any = matrix.tocsr(copy=True)
     csr.sum_duplicates()
     csr.eliminate_zeros()
-    p = None if (csr.data == 1).all() else csr.data.astype(np.float32)
+    p = None if (csr.data == 1).all() else csr.data
     return Mask.csr(shape, csr.indptr, csr.indices, p)
 
 
 def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
-    """From a sparse tensor (batch * heads * queries, keys) of p, in any of torch's layouts; shape is the mask's."""
-    csr = matrix.coalesce().to_sparse_csr() if matrix.is_sparse else matrix.to_sparse_csr()
-    p = csr.values().float()
-    weights = None if bool((p == 1).all()) else p.numpy()
-    return Mask.csr(shape, csr.crow_indices().numpy(), csr.col_indices().numpy(), weights)
+    """From a tensor (batch * heads * queries, keys) of p, in any of torch's layouts; shape is the mask's.
 
-
-def from_mask_mod(mask_mod: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22, module: Any = np) -> Mask:
-    """From a predicate mask_mod(b, h, q, k) over broadcast index arrays, as FlexAttention's.
-
-    Called on tiles of at most `tile` positions, so memory stays small. `module` makes the index arrays (`arange`):
-    numpy, or torch for predicates that need tensors.
+    Entries of one position are summed, zeros are left out. A mask has no gradients.
     """
+    import torch
+
+    _require_rows_and_keys(matrix.shape, shape)
+    entries = matrix.detach().cpu()
+    entries = entries.to_sparse() if entries.layout == torch.strided else entries.to_sparse(layout=torch.sparse_coo)
+    entries = entries.to_dense().to_sparse() if entries.dense_dim() else entries
+    entries = (entries.float() if entries.dtype.is_floating_point else entries.to(torch.int64).float()).coalesce()
+    kept = entries.values() != 0
+    (rows, columns), p = entries.indices()[:, kept], entries.values()[kept]
+    row_ptr = np.zeros(matrix.shape[0] + 1, np.int64)
+    np.cumsum(np.bincount(rows.numpy(), minlength=matrix.shape[0]), out=row_ptr[1:])
+    return Mask.csr(shape, row_ptr, columns.numpy(), None if bool((p == 1).all()) else p.numpy())
+
+
+def _require_rows_and_keys(given: Sequence[int], shape: Sequence[int]) -> None:
+    from reticle import ShapeError
+
+    batch, heads, queries, keys = shape
+    if tuple(given) != (batch * heads * queries, keys):
+        raise ShapeError(
+            f"a matrix {tuple(given)} for a mask {tuple(shape)}; expected (batch * heads * queries, keys), "
+            f"({batch * heads * queries}, {keys})"
+        )
+
+
+def from_mask_mod(
+    mask_mod: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22, module: Any = None
+) -> Mask:
+    """From a predicate mask_mod(b, h, q, k), as FlexAttention's: whether query q of head h of sequence b sees key k.
+
+    A predicate of torch is called as FlexAttention calls it, with scalars, by torch.vmap; one of numpy with arrays that
+    broadcast, q (rows, 1) and k (1, keys), and its answers are compared with those for some scalars. Either is asked for tiles
+    of at most `tile` positions, so memory stays small, and the mask is stored by what it holds.
+
+    Args:
+        module: torch or numpy, for predicates that take both; by default torch where the predicate takes its tensors.
+
+    Raises:
+        ValueError: when the predicate can be called in neither way, or does not answer for each position by itself.
+    """
+    if module is not None and getattr(module, "__name__", None) not in ("numpy", "torch"):
+        raise ValueError(f"module is {module!r}; expected numpy or torch")
+    if module is None or module.__name__ == "torch":
+        try:
+            return from_tiles(_by_vmap(mask_mod), shape, tile=tile)
+        except Exception as error:
+            if module is not None:
+                raise
+            reason = error
+    try:
+        return from_tiles(_by_broadcasting(mask_mod), shape, tile=tile)
+    except Exception as error:
+        if module is None:
+            raise ValueError(
+                f"mask_mod: fails with tensors of torch ({reason}) and arrays of numpy ({error})"
+            ) from error
+        raise
+
+
+def _by_vmap(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    by_key = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
+    by_query = torch.vmap(by_key, in_dims=(None, None, 0, None))
+
+    def of_tile(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
+        return by_query(torch.tensor(b), torch.tensor(h), torch.from_numpy(q), torch.from_numpy(k)).cpu().numpy()
+
+    return of_tile
+
+
+def _by_broadcasting(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
+    random = np.random.default_rng(0)
+
+    def of_tile(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
+        seen = np.broadcast_to(
+            np.asarray(mask_mod(np.asarray(b), np.asarray(h), q[:, None], k[None])), (len(q), len(k))
+        )
+        for i, j in zip(random.integers(0, len(q), 16), random.integers(0, len(k), 16), strict=True):
+            alone = np.asarray(mask_mod(np.asarray(b), np.asarray(h), q[i], k[j]))
+            if alone.size != 1 or bool(alone.reshape(-1)[0]) != bool(seen[i, j]):
+                raise ValueError(
+                    f"mask_mod answers {bool(seen[i, j])} for query {q[i]} and key {k[j]} among others and {alone} alone; "
+                    "expected an answer for each position by itself"
+                )
+        return seen
+
+    return of_tile
+
+
+def from_tiles(of_tile: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22) -> Mask:
+    """From of_tile(b, h, q (rows), k (keys)): (rows, keys) booleans, asked for at most `tile` positions at once."""
     batch, heads, queries, keys = shape
     rows = max(1, min(queries, tile // max(1, keys)))
-    k = module.arange(keys).reshape(1, -1)
-    counts, columns = [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
+    k = np.arange(keys)
+    counts, intervals = [np.zeros(1, np.int64)], [np.empty((0, 2), np.int32)]
     for b in range(batch):
         for h in range(heads):
-            for first in range(0, queries, rows):
-                q = module.arange(first, min(queries, first + rows)).reshape(-1, 1)
-                own_b, own_h = module.asarray(b), module.asarray(h)
-                kept = np.broadcast_to(np.asarray(mask_mod(own_b, own_h, q, k), bool), (len(q), keys))
-                counts.append(kept.sum(1, dtype=np.int64))
-                columns.append(np.nonzero(kept)[1].astype(np.int32))
-    return Mask.csr(shape, np.cumsum(np.concatenate(counts)), np.concatenate(columns))
+            for first in range(0, queries if keys else 0, rows):
+                q = np.arange(first, min(queries, first + rows))
+                seen = np.asarray(of_tile(b, h, q, k))
+                if seen.shape != (len(q), keys) or seen.dtype.kind not in "biu":
+                    raise ValueError(
+                        f"mask_mod gives {seen.dtype} {seen.shape} for {len(q)} queries and {keys} keys; expected booleans"
+                    )
+                edges = np.diff(np.pad(seen != 0, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+                begins, ends = np.nonzero(edges == 1), np.nonzero(edges == -1)[1]
+                counts.append(np.bincount(begins[0], minlength=len(q)).astype(np.int64))
+                intervals.append(np.stack([begins[1], ends], 1).astype(np.int32))
+    if keys == 0:
+        counts.append(np.zeros(batch * heads * queries, np.int64))
+    return Mask.runs(shape, np.cumsum(np.concatenate(counts)), np.concatenate(intervals)).compact()
 
 
 def to_scipy(self: Mask) -> scipy.sparse.csr_array:

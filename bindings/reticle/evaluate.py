@@ -14,7 +14,9 @@ was stopped goes on where it was; metrics.json; config.json; micro_metrics.jsonl
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
+import reticle._core as _core
 from reticle import benchmarks
 from reticle.hf import SparseCache, attach, pipeline_of
 from reticle.hf._attach import STAGES
@@ -183,7 +186,7 @@ class _Results:
                 raise ValueError(
                     f"{folder}: holds results of other settings ({', '.join(changed)}); choose another output_dir"
                 )
-        config.write_text(json.dumps(dict(settings), indent=1))
+        _core.write_file(config, json.dumps(dict(settings), indent=1).encode())
         self._path = folder / "raw_results.csv"
         self.rows: dict[int, dict[str, str]] = {}
         if self._path.exists():
@@ -191,14 +194,17 @@ class _Results:
                 # A row that was cut short when the run was stopped is done again.
                 whole = [row for row in csv.DictReader(file) if row["seconds"]]
             self.rows = {int(row["index"]): row for row in whole}
-        with self._path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        _core.write_file(self._path, table.getvalue().encode())
 
     def add(self, row: Mapping[str, Any]) -> None:
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, _COLUMNS).writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
         self.rows[int(row["index"])] = {key: str(value) for key, value in row.items()}
 
 
@@ -294,7 +300,7 @@ def answer(
                 results.add(row)
     result = _summary(rows)
     if output_dir is not None:
-        Path(output_dir, "metrics.json").write_text(json.dumps(result.__dict__, indent=1))
+        _core.write_file(Path(output_dir, "metrics.json"), json.dumps(result.__dict__, indent=1).encode())
     return result
 
 

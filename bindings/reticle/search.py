@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -207,6 +208,27 @@ def _with_pool(
             keep(running[done], done.result())
 
 
+def _kept(output: Path) -> dict[str, dict[str, Any]]:
+    """Results of earlier runs, by maskers. A last line that was cut short, when a run was stopped, goes."""
+    if not output.exists():
+        return {}
+    lines = output.read_text(encoding="utf-8").split("\n")
+    found, whole = {}, []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            found[json.dumps(record["maskers"], sort_keys=True)] = record["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                _core.write_file(output, "".join(whole).encode())
+                break
+            raise ValueError(f"{output}, line {number}: is no result of a search: {error}") from error
+        whole.append(line + "\n")
+    return found
+
+
 def run(
     space: Maskers,
     measure: Measure,
@@ -239,10 +261,8 @@ def run(
     trials = candidates(space, samples, seed)
     keys = [json.dumps(trial, sort_keys=True) for trial in trials]
     found: dict[str, dict[str, Any]] = {}
-    if output is not None and Path(output).exists():
-        for line in Path(output).read_text().splitlines():
-            record = json.loads(line)
-            found[json.dumps(record["maskers"], sort_keys=True)] = record["result"]
+    if output is not None:
+        found = _kept(Path(output))
     # Failures are tried again.
     missing = [i for i, key in enumerate(keys) if key not in found or "failure" in found[key]]
     with tqdm(total=len(trials), initial=len(trials) - len(missing), desc="search", disable=not progress) as bar:
@@ -254,6 +274,8 @@ def run(
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
                 with Path(output).open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"maskers": trial, "result": result}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
             bar.update()
 
         left = [trials[i] for i in missing]

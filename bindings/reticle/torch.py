@@ -170,9 +170,15 @@ def _bias(attention_mask: Tensor | None, queries: Tensor) -> Tensor | None:
     forbid."""
     if attention_mask is None:
         return None
-    if not attention_mask.is_floating_point():
-        raise _core.ShapeError(f"attention_mask: is {attention_mask.dtype}; needed is a tensor of floating point")
-    bias = attention_mask.detach()[(None,) * (4 - attention_mask.dim())].to(queries.device)
+    bias = attention_mask.detach()
+    if bias.dtype == torch.bool:
+        bias = torch.zeros(bias.shape, device=bias.device).masked_fill(~bias, -torch.inf)
+    if not bias.is_floating_point() or bias.dim() > 4:
+        raise _core.ShapeError(
+            f"attention_mask: is {attention_mask.dtype} {tuple(attention_mask.shape)}; expected floats or booleans of at most "
+            "four dimensions"
+        )
+    bias = bias[(None,) * (4 - bias.dim())].to(queries.device)
     return bias.float().masked_fill(bias <= torch.finfo(bias.dtype).min / 2, -torch.inf)
 
 
@@ -318,11 +324,23 @@ class DeviceMask:
 AnyMask: TypeAlias = "Mask | DeviceMask | SelectedBlocks | Band | Tensor"
 
 
+def _booleans(mask: Tensor) -> Tensor:
+    """A tensor that says what is attended to: of booleans, or of 0 and 1."""
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_floating_point() or mask.is_complex() or not bool(((mask == 0) | (mask == 1)).all()):
+        raise _core.ShapeError(
+            f"mask: a tensor of {mask.dtype}; expected booleans, or integers that are 0 or 1. What is added to the scores is "
+            "attention_mask=, and probabilities become a mask by Mask.dense"
+        )
+    return mask.bool()
+
+
 def as_mask(mask: AnyMask, queries: Tensor, keys: Tensor) -> Mask:
     """A mask of any kind as a Mask, on the host, for attention of these tensors. Waits for what lies on a GPU."""
     shape = (*queries.shape[:3], keys.shape[2])
     if isinstance(mask, Tensor):
-        return _core.Mask.dense(mask.to(torch.bool).expand(shape).cpu().numpy())
+        return _core.Mask.dense(_booleans(mask).expand(shape).cpu().numpy())
     if isinstance(mask, DeviceMask):
         return mask.to_host()
     return mask.mask(shape) if isinstance(mask, (SelectedBlocks, Band)) else mask
@@ -639,7 +657,12 @@ def _differentiate(ctx: Any, d_output: Tensor, _: Tensor) -> tuple[Tensor | None
     return (*gradients, None, None, None, None, None)
 
 
+def _no_second_derivative(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError("second derivatives of attention are not supported")
+
+
 _attention.register_autograd(_differentiate, setup_context=_save)
+_attention_backward.register_autograd(_no_second_derivative)
 
 
 def attention(

@@ -1,4 +1,7 @@
+#include <memory>
 #include <mutex>
+#include <pthread.h>
+#include <utility>
 
 #include <reticle/core/base/context.hpp>
 
@@ -10,8 +13,19 @@ struct Shared {
   std::mutex mutex;
   std::shared_ptr<ThreadPool> pool;
 };
+Shared& shared();
+
+/// A forked process makes a pool of its own: threads are not forked, and the lock is not held by anyone there.
+void leave_pool_to_parent() {
+  static_cast<void>(new std::shared_ptr<ThreadPool>(std::move(shared().pool)));
+  shared().mutex.unlock();
+}
+
 Shared& shared() {
-  static Shared& instance = *new Shared;
+  static Shared& instance = *[] {
+    pthread_atfork([] { shared().mutex.lock(); }, [] { shared().mutex.unlock(); }, leave_pool_to_parent);
+    return new Shared;
+  }();
   return instance;
 }
 

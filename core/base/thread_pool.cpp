@@ -1,11 +1,17 @@
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <sched.h>
+#include <string>
+#include <string_view>
+#include <system_error>
 #include <thread>
+#include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include <reticle/core/base/error.hpp>
@@ -17,9 +23,14 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 int default_threads() {
-  if (const char* text = std::getenv("RETICLE_NUM_THREADS")) {
-    const int threads = std::atoi(text);
-    if (threads > 0) return threads;
+  if (const char* text = std::getenv("RETICLE_NUM_THREADS"); text != nullptr && *text != 0) {
+    const std::string_view given = text;
+    int threads = 0;
+    const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), threads);
+    if (error != std::errc() || end != given.data() + given.size() || threads < 1 || threads > kMaxThreads)
+      throw ValueError("RETICLE_NUM_THREADS is \"" + std::string(given) + "\"; expected a number in [1, " +
+                       std::to_string(kMaxThreads) + "]");
+    return threads;
   }
   cpu_set_t cores;
   CPU_ZERO(&cores);
@@ -28,6 +39,15 @@ int default_threads() {
 }
 
 thread_local bool inside_body = false;
+
+/// What a thread allocates when it first throws it cannot allocate when memory has run out.
+void throw_once() {
+  try {
+    throw Cancelled();
+  } catch (const Cancelled&) {
+    inside_body = false;
+  }
+}
 
 struct Loop {
   Index count, chunk_size, chunks;
@@ -63,9 +83,24 @@ struct ThreadPool::State {
   std::uint64_t generation = 0;
   int busy = 0;
   bool quit = false;
+  const pid_t process = getpid();
   std::vector<std::thread> workers;
 
+  /// In a process that was forked there are no workers.
+  bool forked() const { return getpid() != process; }
+
+  void stop() {
+    {
+      const std::lock_guard lock(mutex);
+      quit = true;
+    }
+    wake.notify_all();
+    for (std::thread& worker : workers) worker.join();
+    workers.clear();
+  }
+
   void serve() {
+    throw_once();
     std::uint64_t seen = 0;
     std::unique_lock lock(mutex);
     for (;;) {
@@ -83,18 +118,30 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
-  const int wanted = std::clamp(threads > 0 ? threads : default_threads(), 1, kMaxThreads);
+  if (threads < 0 || threads > kMaxThreads)
+    throw ValueError("threads: " + std::to_string(threads) + "; expected a number in [0, " +
+                     std::to_string(kMaxThreads) + "]");
+  const int wanted = std::min(threads > 0 ? threads : default_threads(), kMaxThreads);
   state_->workers.reserve(static_cast<std::size_t>(wanted) - 1);
-  for (int i = 1; i < wanted; ++i) state_->workers.emplace_back([state = state_.get()] { state->serve(); });
+  try {
+    for (int i = 1; i < wanted; ++i) state_->workers.emplace_back([state = state_.get()] { state->serve(); });
+  } catch (const std::system_error& error) {
+    if (threads == 0) return;  // as many as there may be
+    const std::size_t made = state_->workers.size() + 1;
+    state_->stop();
+    throw ValueError("threads: " + std::to_string(threads) + "; only " + std::to_string(made) +
+                     " can be started here: " + error.code().message());
+  }
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->quit = true;
+  if (!state_->forked()) {
+    state_->stop();
+    return;
   }
-  state_->wake.notify_all();
-  for (std::thread& worker : state_->workers) worker.join();
+  // A child has no threads to join; what the parent's held locked stays so.
+  for (std::thread& worker : state_->workers) worker.detach();
+  static_cast<void>(state_.release());
 }
 
 int ThreadPool::threads() const { return static_cast<int>(state_->workers.size()) + 1; }
@@ -104,7 +151,7 @@ void ThreadPool::for_each_chunk(Index count, Index chunk_size, FunctionRef<void(
   if (count <= 0) return;
   const Index size = std::max<Index>(1, chunk_size);
   Loop loop{count, size, (count - 1) / size + 1, body, stop};
-  if (inside_body || loop.chunks == 1 || state_->workers.empty()) {
+  if (inside_body || loop.chunks == 1 || state_->workers.empty() || state_->forked()) {
     loop.work();
   } else {
     const std::lock_guard one_at_a_time(state_->caller);

@@ -12,7 +12,9 @@ namespace reticle {
 
 class RETICLE_API ThreadPool {
  public:
-  /// `threads` counts the caller; 0 means RETICLE_NUM_THREADS or else every core that this process may use.
+  /// `threads` counts the caller; 0 means RETICLE_NUM_THREADS or else every core that this process may use, as far as
+  /// threads can be made. ValueError for numbers that are negative or above 1024, for a RETICLE_NUM_THREADS that is no
+  /// such number, and when so many cannot be made. In a forked process loops run on the calling thread.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -38,13 +38,21 @@ JsonPlace JsonPlace::operator/(std::size_t index) const {
   return place;
 }
 
+namespace {
+
+/// What reads JSON goes down by recursion.
+constexpr int kDeepest = 100;
+
+}  // namespace
+
 void JsonPlace::fail(const std::string& message) const {
   throw ConfigError((pointer.empty() ? std::string("config") : pointer) + ": " + message);
 }
 
 Json parse_json(std::string_view text) {
   std::vector<std::set<std::string>> keys_of_open_objects;
-  const auto check_keys = [&](int, Json::parse_event_t event, Json& parsed) {
+  const auto check_keys = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth > kDeepest) throw ConfigError("config: is nested more than " + std::to_string(kDeepest) + " levels deep");
     if (event == Json::parse_event_t::object_start) keys_of_open_objects.emplace_back();
     if (event == Json::parse_event_t::object_end) keys_of_open_objects.pop_back();
     if (event == Json::parse_event_t::key && !keys_of_open_objects.back().insert(parsed.get<std::string>()).second)
@@ -115,8 +123,8 @@ Scalar scalar_from(const FieldType& type, const Json& value, const JsonPlace& pl
     }
     case Kind::size: {
       const std::string what =
-          "a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of the keys)";
-      if (fits_index(value) && value.get<Index>() >= 0) return value.get<Index>();
+          "a size: expected an integer in [0, 2^31) (a count) or a real in [0, 1] (a fraction of the keys)";
+      if (fits_index(value) && value.get<Index>() >= 0 && value.get<Index>() <= kMaxColumns) return value.get<Index>();
       if (value.is_number_float()) {
         const auto fraction = value.get<double>();
         if (fraction >= 0 && fraction <= 1) return fraction;

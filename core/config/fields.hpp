@@ -12,6 +12,7 @@
 //   }
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <filesystem>
 #include <functional>
@@ -23,6 +24,7 @@
 #include <variant>
 #include <vector>
 
+#include <reticle/core/base/checked.hpp>
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/config/field_names.hpp>
 #include <reticle/core/config/size.hpp>
@@ -153,9 +155,14 @@ FieldType make_type() {
     scalar(
         Kind::integer, [](void* to, const Scalar& v) { *static_cast<T*>(to) = static_cast<T>(std::get<Index>(v)); },
         [](const void* from) -> Scalar { return static_cast<Index>(*static_cast<const T*>(from)); });
-    type.least = std::is_signed_v<T> ? static_cast<Index>(std::numeric_limits<T>::min()) : 0;
-    type.greatest = sizeof(T) == sizeof(Index) ? std::numeric_limits<Index>::max()
-                                               : static_cast<Index>(std::numeric_limits<T>::max());
+    // Counts of anything: products of two cannot overflow. A seed may be any number that is not negative.
+    if constexpr (std::is_signed_v<T>) {
+      type.greatest = std::min<Index>(std::numeric_limits<T>::max(), kMaxColumns);
+      type.least = std::max<Index>(std::numeric_limits<T>::min(), -kMaxColumns - 1);
+    } else {
+      type.greatest = sizeof(T) == sizeof(Index) ? std::numeric_limits<Index>::max()
+                                                 : static_cast<Index>(std::numeric_limits<T>::max());
+    }
   } else if constexpr (std::floating_point<T>) {
     scalar(
         Kind::real, [](void* to, const Scalar& v) { *static_cast<T*>(to) = static_cast<T>(std::get<double>(v)); },

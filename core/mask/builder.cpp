@@ -37,29 +37,33 @@ Run clip(Run run, Index keys) {
 /// of runs when it comes in, and its end when it leaves.
 class SecondPass {
  public:
-  SecondPass(const MaskShape& shape, const Context& context, RowRuns rows)
-      : shape_(shape), context_(context), rows_(rows) {}
+  SecondPass(const MaskShape& shape, const Context& context, RowRuns rows, std::span<const std::int32_t> entries_of_row)
+      : shape_(shape), context_(context), rows_(rows), entries_of_row_(entries_of_row) {}
 
   Representation runs(Array<Index> row_ptr, const MaskCounts& counts) {
     accumulate(row_ptr);
+    counted_ = &row_ptr;
     Array<Interval> intervals(static_cast<std::size_t>(counts.runs));
     Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.runs : 0));
-    for_each_row([&](Index row, Index, Run run, Index& done) {
-      const auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done++);
+    for_each_row([&](Index row, Run run, Index& done) {
+      const auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done);
+      require_as_counted(row, ++done);
       intervals[at] = {run.begin, run.end};
       if (!p.empty()) p[at] = run.p;
     });
     return Runs{std::move(row_ptr), std::move(intervals), std::move(p)};
   }
 
-  Representation csr(Array<Index> row_ptr, const std::vector<std::int32_t>& entries_of_row, const MaskCounts& counts) {
-    for (std::size_t row = 0; row < entries_of_row.size(); ++row) row_ptr[row + 1] = entries_of_row[row];
+  Representation csr(Array<Index> row_ptr, const MaskCounts& counts) {
+    for (std::size_t row = 0; row < entries_of_row_.size(); ++row) row_ptr[row + 1] = entries_of_row_[row];
     accumulate(row_ptr);
+    counted_ = &row_ptr;
     Array<std::int32_t> indices(static_cast<std::size_t>(counts.entries));
     Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
-    for_each_row([&](Index row, Index, Run run, Index& done) {
-      for (std::int32_t k = run.begin; k < run.end; ++k) {
-        const auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done++);
+    for_each_row([&](Index row, Run run, Index& done) {
+      auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done);
+      require_as_counted(row, done += run.end - run.begin);
+      for (std::int32_t k = run.begin; k < run.end; ++k, ++at) {
         indices[at] = k;
         if (!p.empty()) p[at] = run.p;
       }
@@ -70,7 +74,7 @@ class SecondPass {
   Representation bits() {
     const Index per_row = BitDense::words_per_row(shape_.keys);
     Array<std::uint64_t> words(static_cast<std::size_t>(shape_.stored_rows() * per_row), 0);
-    for_each_row([&](Index row, Index, Run run, Index&) {
+    for_each_row([&](Index row, Run run, Index&) {
       std::uint64_t* of_row = words.data() + row * per_row;
       for (Index k = run.begin; k < run.end;) {
         const Index end = std::min<Index>(run.end, (k | 63) + 1);
@@ -84,7 +88,7 @@ class SecondPass {
 
   Representation dense() {
     Array<float> p(static_cast<std::size_t>(shape_.stored_rows() * shape_.keys), 0.0f);
-    for_each_row([&](Index row, Index, Run run, Index&) {
+    for_each_row([&](Index row, Run run, Index&) {
       std::fill(p.data() + row * shape_.keys + run.begin, p.data() + row * shape_.keys + run.end, run.p);
     });
     return WeightedDense{std::move(p)};
@@ -96,19 +100,40 @@ class SecondPass {
     for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
   }
 
+  [[noreturn]] void refuse_changed(Index row) const {
+    throw ValueError("mask " + shape_.describe() + ": row " + std::to_string(row) +
+                     " is another than when it was counted: what it is made from changed meanwhile");
+  }
+  /// Of a row whose second reading has come to `done` runs or entries.
+  void require_as_counted(Index row, Index done) const {
+    if (done > counted(row)) refuse_changed(row);
+  }
+  Index counted(Index row) const {
+    const auto at = static_cast<std::size_t>(row);
+    return (*counted_)[at + 1] - (*counted_)[at];
+  }
+
   template <class Put>
   void for_each_row(Put&& put) {
     const Index rows = shape_.stored_rows();
     context_.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
       for (Index row = begin; row < end; ++row) {
         Index done = 0;
-        auto emit = [&](Run run) { put(row, begin, run, done); };
+        std::int32_t last = 0, entries = 0;
+        auto emit = [&](Run run) {
+          if (run.begin < last || !(run.p <= 1)) refuse_changed(row);
+          last = run.end;
+          entries += run.end - run.begin;
+          put(row, run, done);
+        };
         RunJoiner join(emit);
         rows_(shape_.row_of_stored(row), [&](Run run) {
           run = clip(run, shape_.keys);
           if (run.begin < run.end && run.p > 0) join(run.begin, run.end, run.p);
         });
         join.flush();
+        if (entries != entries_of_row_[static_cast<std::size_t>(row)] || (counted_ != nullptr && done != counted(row)))
+          refuse_changed(row);
       }
     });
   }
@@ -116,6 +141,8 @@ class SecondPass {
   const MaskShape& shape_;
   const Context& context_;
   RowRuns rows_;
+  std::span<const std::int32_t> entries_of_row_;
+  const Array<Index>* counted_ = nullptr;  // where rows begin, of what is stored by row
 };
 
 }  // namespace
@@ -164,7 +191,7 @@ Mask assemble(const MaskShape& shape, RowRuns rows, const Context& context, std:
     counts.entries += part.entries;
     counts.weighted |= part.weighted;
   }
-  SecondPass pass(shape, context, rows);
+  SecondPass pass(shape, context, rows, entries_of_row);
   const auto finish = [&](Representation representation) {
     return MaskAssembler::make(shape, std::move(representation), counts.entries, counts.weighted);
   };
@@ -182,7 +209,7 @@ Mask assemble(const MaskShape& shape, RowRuns rows, const Context& context, std:
     case MaskKind::dense:
       return finish(pass.dense());
     case MaskKind::csr:
-      return finish(pass.csr(std::move(row_ptr), entries_of_row, counts));
+      return finish(pass.csr(std::move(row_ptr), counts));
     case MaskKind::runs:
       return finish(pass.runs(std::move(row_ptr), counts));
   }

@@ -23,6 +23,8 @@ Mask reassemble(const Mask& mask, const MaskShape& shape, std::optional<MaskKind
 
 }  // namespace
 
+Mask compact(const Mask& mask, const Context& context) { return reassemble(mask, mask.shape(), std::nullopt, context); }
+
 Mask convert(const Mask& mask, MaskKind kind, const Context& context) {
   if (mask.kind() == kind) return mask;
   return reassemble(mask, mask.shape(), kind, context);

@@ -7,6 +7,9 @@
 
 namespace reticle {
 
+/// The same, in the representation that is smallest for what it holds.
+RETICLE_API Mask compact(const Mask& mask, const Context& context = {});
+
 /// The same mask in the given representation, sharing kept. ShapeError when it cannot hold the content: bits no p below
 /// 1, empty no entry, full no gap.
 RETICLE_API Mask convert(const Mask& mask, MaskKind kind, const Context& context = {});

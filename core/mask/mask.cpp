@@ -21,9 +21,16 @@ namespace {
   throw ShapeError("mask " + shape.describe() + ": " + what);
 }
 
+/// std::to_string shows small ones as 0.
+std::string shown(float p) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(p));
+  return text;
+}
+
 void require_p(const MaskShape& shape, std::span<const float> p) {
   for (const float value : p) {
-    if (!(value > 0 && value <= 1)) reject(shape, "p is " + std::to_string(value) + "; needed is a p in (0, 1]");
+    if (!is_probability(value)) reject(shape, "p is " + shown(value) + "; expected a p in [2^-126, 1]");
   }
 }
 
@@ -134,7 +141,8 @@ Mask Mask::dense(const MaskShape& shape, std::span<const float> p, const Context
     reject(shape, "has " + std::to_string(p.size()) + " dense values; needed are " + std::to_string(size) +
                       " (stored rows x keys)");
   for (const float value : p) {
-    if (!(value >= 0 && value <= 1)) reject(shape, "p is " + std::to_string(value) + "; needed is a p in [0, 1]");
+    if (value != 0 && !is_probability(value))
+      reject(shape, "p is " + shown(value) + "; expected 0 or a p in [2^-126, 1]");
   }
   return from_runs(
       shape,
@@ -162,7 +170,8 @@ Mask Mask::from_row_indices(const MaskShape& shape, Index width, std::span<const
                         std::to_string(shape.keys - 1) + ", or -1 for padding");
   }
   for (const float value : p) {
-    if (!(value >= 0 && value <= 1)) reject(shape, "p is " + std::to_string(value) + "; needed is a p in [0, 1]");
+    if (value != 0 && !is_probability(value))
+      reject(shape, "p is " + shown(value) + "; expected 0 or a p in [2^-126, 1]");
   }
   return from_selections(
       shape,

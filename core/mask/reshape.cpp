@@ -158,6 +158,9 @@ Mask slice(const Mask& mask, Dim dim, Index begin, Index end, const Context& con
 Mask append_keys(const Mask& mask, Index count, const Context& context) {
   if (count < 0) throw ShapeError("append_keys: " + std::to_string(count) + " is negative");
   MaskShape shape = mask.shape();
+  if (count > kMaxColumns - shape.keys)
+    throw ShapeError("append_keys: " + std::to_string(count) + " more than " + std::to_string(shape.keys) +
+                     " keys; at most 2^31 - 1 can be addressed");
   shape.keys += count;
   return assemble(
       shape, [&](RowId row, FunctionRef<void(Run)> emit) { emit_row(mask, row, emit); }, context);

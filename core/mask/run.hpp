@@ -3,11 +3,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include <reticle/core/base/export.hpp>
 
 namespace reticle {
+
+/// What an entry's p may be: 1 / p is finite.
+inline bool is_probability(float p) { return p >= std::numeric_limits<float>::min() && p <= 1; }
 
 /// Columns [begin, end), as stored.
 struct Interval {

@@ -23,6 +23,10 @@ struct MaskShape {
   /// ShapeError for negative extents, more than 2^31 - 1 keys or queries, or 2^63 positions.
   void validate() const {
     checked_product({batch, heads, queries, keys}, "mask " + describe());
+    // A dimension of nothing that is shared is stored once all the same.
+    const auto at_least_one = [](Index extent) { return extent == 0 ? 1 : extent; };
+    checked_product({at_least_one(batch), at_least_one(heads), at_least_one(queries), at_least_one(keys)},
+                    "mask " + describe());
     if (keys > kMaxColumns || queries > kMaxColumns)
       throw ShapeError("mask " + describe() + ": at most 2^31 - 1 keys and queries can be addressed");
   }

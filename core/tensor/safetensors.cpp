@@ -2,7 +2,6 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <list>
@@ -16,6 +15,7 @@
 
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/output_file.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
@@ -29,9 +29,13 @@ using nlohmann::json;
 constexpr std::uint64_t kLargestHeader = 100'000'000;  // the limit of the format's own reader
 constexpr std::size_t kPrefix = sizeof(std::uint64_t);
 
+/// Files up to here are copied: one that is cut short while it is mapped ends the process.
+constexpr std::size_t kLargestCopied = std::size_t{64} << 20;
+
 constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64, DType::i64, DType::i32,    DType::i16,
                              DType::i8,  DType::u64, DType::u32,  DType::u16, DType::u8,  DType::boolean};
 
+/// A file's bytes: copied, or mapped where it is large.
 class Mapping {
  public:
   explicit Mapping(const std::filesystem::path& path) {
@@ -43,6 +47,12 @@ class Mapping {
       fail(path, "not a regular file");
     }
     size_ = static_cast<std::size_t>(status.st_size);
+    if (size_ <= kLargestCopied) {
+      const std::string problem = read_all(file);
+      close(file);
+      if (!problem.empty()) fail(path, problem);
+      return;
+    }
     if (size_ > 0) {
       address_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
       if (address_ == MAP_FAILED) {
@@ -53,12 +63,12 @@ class Mapping {
     close(file);
   }
   ~Mapping() {
-    if (size_ > 0) munmap(address_, size_);
+    if (address_ != nullptr) munmap(address_, size_);
   }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
-  const std::byte* data() const { return static_cast<const std::byte*>(address_); }
+  const std::byte* data() const { return address_ != nullptr ? static_cast<const std::byte*>(address_) : copy_.data(); }
   std::size_t size() const { return size_; }
 
   [[noreturn]] static void fail(const std::filesystem::path& path, const std::string& what) {
@@ -66,9 +76,52 @@ class Mapping {
   }
 
  private:
-  void* address_ = nullptr;
+  /// What went wrong; nothing when all was read.
+  std::string read_all(int file) {
+    copy_.resize(size_);
+    for (std::size_t done = 0; done < size_;) {
+      const ssize_t count = read(file, copy_.data() + done, size_ - done);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return std::strerror(errno);
+      if (count == 0) return "became shorter while it was read";
+      done += static_cast<std::size_t>(count);
+    }
+    return {};
+  }
+
+  void* address_ = nullptr;  // of a mapping
+  Array<std::byte> copy_;
   std::size_t size_ = 0;
 };
+
+/// Parses a header, which is shallow and names nothing twice.
+json parse_header(const std::filesystem::path& path, std::string_view text) {
+  constexpr int kDeepest = 4;
+  std::vector<std::set<std::string>> keys_of_open_objects;
+  const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth > kDeepest)
+      Mapping::fail(path, "its header is nested more than " + std::to_string(kDeepest) + " levels deep");
+    if (event == json::parse_event_t::object_start) keys_of_open_objects.emplace_back();
+    if (event == json::parse_event_t::object_end) keys_of_open_objects.pop_back();
+    if (event == json::parse_event_t::key && !keys_of_open_objects.back().insert(parsed.get<std::string>()).second)
+      Mapping::fail(path, "its header has " + parsed.dump() + " twice");
+    return true;
+  };
+  return json::parse(text, check, /*allow_exceptions=*/false);
+}
+
+/// FormatError unless the tensors' bytes follow one another from the first to the last of the data.
+void require_covered(const std::filesystem::path& path, std::vector<std::pair<Index, Index>> parts, Index size) {
+  std::sort(parts.begin(), parts.end());
+  Index end = 0;
+  for (const auto& [from, to] : parts) {
+    if (from != end)
+      Mapping::fail(path, "its tensors " + std::string(from < end ? "overlap" : "leave a hole") + " at byte " +
+                              std::to_string(std::min(from, end)) + " of its data");
+    end = to;
+  }
+  if (end != size) Mapping::fail(path, "has " + std::to_string(size - end) + " bytes behind its tensors");
+}
 
 /// A non-negative integer that fits into Index, else nothing.
 std::optional<Index> as_index(const json& value) {
@@ -155,9 +208,10 @@ SafeTensors::SafeTensors(const std::filesystem::path& path) : path_(path) {
   const std::byte* data = mapping->data() + kPrefix + header_size;
   const auto data_size = static_cast<Index>(size - kPrefix - header_size);
   const auto* text = reinterpret_cast<const char*>(mapping->data() + kPrefix);
-  const json header = json::parse(text, text + header_size, nullptr, /*allow_exceptions=*/false);
+  const json header = parse_header(path, {text, static_cast<std::size_t>(header_size)});
   if (!header.is_object()) Mapping::fail(path, "its header is not a JSON object");
 
+  std::vector<std::pair<Index, Index>> parts;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") {
       if (!entry.is_object()) Mapping::fail(path, "__metadata__ is not a JSON object");
@@ -170,11 +224,14 @@ SafeTensors::SafeTensors(const std::filesystem::path& path) : path_(path) {
     std::string problem;
     TensorView view = read_entry(entry, data, data_size, problem);
     if (!problem.empty()) Mapping::fail(path, "tensor \"" + name + "\": " + problem);
+    const Index from = static_cast<const std::byte*>(view.data) - data;
+    parts.emplace_back(from, from + view.elements() * size_of(view.dtype));
     // Writers may leave a tensor unaligned; such a one is copied, all others are read in place.
     if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(size_of(view.dtype)) != 0)
       view.data = storage->keep_aligned(view);
     tensors_.emplace(name, view);
   }
+  require_covered(path, std::move(parts), data_size);
   storage_ = storage;
 }
 
@@ -219,31 +276,15 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<Named
   text.append((8 - text.size() % 8) % 8, ' ');
   const std::uint64_t header_size = text.size();
 
-  const std::filesystem::path temporary = path.string() + ".partial-" + std::to_string(getpid());
-  {
-    std::ofstream file(temporary, std::ios::binary);
-    file.write(reinterpret_cast<const char*>(&header_size), kPrefix);
-    file.write(text.data(), static_cast<std::streamsize>(text.size()));
-    for (const NamedTensor* entry : order) {
-      const Tensor packed = entry->tensor.contiguous() ? Tensor() : Tensor::copy(entry->tensor, entry->tensor.dtype);
-      const TensorView& view = entry->tensor.contiguous() ? entry->tensor : packed.view();
-      file.write(static_cast<const char*>(view.data), view.elements() * size_of(view.dtype));
-    }
-    file.flush();
-    if (!file) {
-      const std::string reason = std::strerror(errno);
-      std::error_code ignored;
-      std::filesystem::remove(temporary, ignored);
-      throw FormatError(path.string() + ": cannot be written: " + reason);
-    }
+  OutputFile file(path);
+  file.write(&header_size, kPrefix);
+  file.write(text.data(), text.size());
+  for (const NamedTensor* entry : order) {
+    const Tensor packed = entry->tensor.contiguous() ? Tensor() : Tensor::copy(entry->tensor, entry->tensor.dtype);
+    const TensorView& view = entry->tensor.contiguous() ? entry->tensor : packed.view();
+    file.write(view.data, static_cast<std::size_t>(view.elements() * size_of(view.dtype)));
   }
-  std::error_code problem;
-  std::filesystem::rename(temporary, path, problem);
-  if (problem) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    throw FormatError(path.string() + ": cannot be written: " + problem.message());
-  }
+  file.commit();
 }
 
 }  // namespace reticle

@@ -15,7 +15,8 @@
 
 namespace reticle {
 
-/// A memory-mapped file. Views stay valid as long as a SafeTensors of it lives; copies share the mapping.
+/// A file, copied, or mapped when it is larger than 64 MiB: such a one must not be cut short meanwhile. Views stay
+/// valid as long as a SafeTensors of it lives; copies share the bytes.
 class RETICLE_API SafeTensors {
  public:
   /// FormatError, naming the file and what is wrong with it.
@@ -44,8 +45,8 @@ struct NamedTensor {
   TensorView tensor;
 };
 
-/// Writes tensors (strided ones are packed) beside `path` and renames into place, so that a failed write leaves no half
-/// file behind. FormatError when the file cannot be written or a name occurs twice.
+/// Writes tensors (strided ones are packed) as OutputFile does. FormatError when the file cannot be written or a name
+/// occurs twice.
 RETICLE_API void save_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
                                   const std::map<std::string, std::string, std::less<>>& metadata = {});
 

@@ -15,7 +15,7 @@ namespace reticle {
 class Tensor;
 
 struct RETICLE_API TensorView {
-  static constexpr int kMaxRank = 6;
+  static constexpr int kMaxRank = 8;
 
   const void* data = nullptr;
   DType dtype = DType::f32;

@@ -32,9 +32,9 @@ struct HashAttentionTopKConfig {
   static constexpr std::string_view required[] = {"hat_weight_file"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
-    require(hat_bits > 0, "hat_bits", "must be > 0");
-    require(hat_mlp_layers > 0, "hat_mlp_layers", "must be > 0");
-    require(hat_mlp_hidden_size > 0, "hat_mlp_hidden_size", "must be > 0");
+    require(hat_bits > 0 && hat_bits <= 4096, "hat_bits", "must be in [1, 4096]");
+    require(hat_mlp_layers > 0 && hat_mlp_layers <= 64, "hat_mlp_layers", "must be in [1, 64]");
+    require_count(hat_mlp_hidden_size, "hat_mlp_hidden_size");
     require(std::filesystem::is_regular_file(hat_weight_file), "hat_weight_file", "must be a file");
   }
 };

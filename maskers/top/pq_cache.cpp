@@ -31,9 +31,9 @@ struct PqCacheConfig {
                                          "of the first centroids"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
-    require(pq_group_factor > 0, "pq_group_factor", "must be > 0");
+    require(pq_group_factor > 0 && pq_group_factor <= 1024, "pq_group_factor", "must be in [1, 1024]");
     require(pq_bits > 0 && pq_bits <= 16, "pq_bits", "must be in [1, 16]");
-    require(kmeans_iter > 0, "kmeans_iter", "must be > 0");
+    require(kmeans_iter > 0 && kmeans_iter <= 4096, "kmeans_iter", "must be in [1, 4096]");
     require(init_offset >= 0, "init_offset", "must be >= 0");
   }
 };

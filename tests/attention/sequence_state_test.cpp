@@ -1,9 +1,11 @@
 // What maskers keep follows what happens to a cache: for every registered masker.
 #include <algorithm>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -217,6 +219,39 @@ TEST_P(EveryMasker, WhatItLeavesForGoodIsNotChosenAgain) {
       EXPECT_EQ(subtract(slice(chosen, Dim::keys, 0, keys), mask).nnz(), 0) << "token " << token << ", " << keys;
     }
     if (token % 8 == 0) lasting.emplace_back(token + 1, sparse_.lasting(inputs, std::max(kPrompt, token - 4), state));
+  }
+}
+
+TEST_P(EveryMasker, EveryWholeNumberInItsConfigIsBounded) {
+  const MaskerType& type = Registry::global().at(GetParam());
+  const Sequences sequences(5);
+  const auto try_with = [&](std::string_view field, const std::string& value) {
+    std::string config = small_config(GetParam());
+    const auto given = config.find("\"" + std::string(field) + "\": ");
+    if (given != std::string::npos) {
+      const auto end = config.find_first_of(",}", given);
+      config.erase(given, config[end] == ',' ? end + 1 - given : end - given);
+      if (const auto comma = config.rfind(", }"); comma != std::string::npos) config.erase(comma, 2);
+    }
+    config.insert(config.size() - 1, ", \"" + std::string(field) + "\": " + value);
+    try {
+      const auto sparse = SparseAttention::from_json(R"({"maskers": [)" + config + "]}");
+      SequenceState state;
+      sparse.mask(sequences.at(0, kPrompt, Stage::prefill), state);
+      sparse.mask(sequences.at(kPrompt, kPrompt + 1, Stage::generation), state);
+    } catch (const Error&) {  // refused by name, when it is read or when it meets the tensors
+      return false;
+    }
+    return true;
+  };
+  for (const Field& field : type.factory.config_type->fields()) {
+    const FieldType* kind = field.type;
+    if (kind->kind == FieldType::Kind::optional) kind = kind->element;
+    if (kind->kind != FieldType::Kind::integer && kind->kind != FieldType::Kind::size) continue;
+    for (const char* value : {"0", "1", "2", "2147483646", "2147483647"}) try_with(field.name, value);
+    if (kind->greatest == INT64_MAX) continue;  // a seed
+    for (const char* value : {"2147483648", "4611686018427387904", "9223372036854775807", "18446744073709551615"})
+      EXPECT_FALSE(try_with(field.name, value)) << field.name << ": " << value;
   }
 }
 

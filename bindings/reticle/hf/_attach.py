@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import json
+import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 import reticle
@@ -23,6 +26,7 @@ from reticle.hf._cache import GrowingLayer, LayerRows, Row
 from reticle.hf._compiled import number_layer
 from reticle.hf._evicting import EvictingLayer
 from reticle.hf._sparse_cache import SparseCache
+from reticle.maskers import MaskerConfig
 from reticle.metrics import DENSITY, OUTPUT_ERROR
 
 if TYPE_CHECKING:
@@ -30,12 +34,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
 
-    from transformers import PreTrainedModel
-
     from reticle import InferenceState, SparseAttention, StageRecord
     from reticle.hf._evicting import StoredRow
     from reticle.hf._visibility import Visibility
-    from reticle.maskers import MaskerConfig
     from reticle.metrics import MetricLogger
 
     Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | Sequence[MaskerConfig] | None
@@ -59,7 +60,13 @@ def pipeline_of(config: Config) -> SparseAttention:
         return _core.SparseAttention.from_file(str(config))
     if isinstance(config, Mapping):
         return _core.SparseAttention.from_json(json.dumps(dict(config)))
-    return reticle.maskers.pipeline(config)
+    maskers = [config] if isinstance(config, MaskerConfig) else config
+    if not isinstance(maskers, (list, tuple)) or not all(isinstance(masker, MaskerConfig) for masker in maskers):
+        raise TypeError(
+            f"a pattern is {config!r}; expected a SparseAttention, a JSON file, a config as a dict, a list of masker configs, or "
+            "None"
+        )
+    return reticle.maskers.pipeline(maskers)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -84,6 +91,18 @@ def calls_interface(module: torch.nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in source or "attention_interface" in source
 
 
+class _Call(threading.local):
+    """What a running call is told, and has attended to: of each thread its own."""
+
+    def __init__(self) -> None:
+        self.attended = {stage: [0.0, 0.0] for stage in STAGES}
+        self.stage: Stage | Callable[[int, int], Stage] | None = None
+        self.prompt: int | None = None
+        self.cache: Cache | None = None
+        #: How often a module's forward has called its attention.
+        self.number = 0
+
+
 class Patterns:
     """A pipeline for prompts and one for what is generated after them, over the sequences of a model's caches."""
 
@@ -96,13 +115,13 @@ class Patterns:
         self._metrics: MetricLogger | None = None
         self.state: InferenceState = _core.InferenceState()
         self._masks: dict[Stage, list[tuple[int, reticle.Mask]]] = {stage: [] for stage in STAGES}
-        self._attended = {stage: [0.0, 0.0] for stage in STAGES}
-        self._stage: Stage | Callable[[int, int], Stage] | None = None
-        self._prompt: int | None = None
+        self._call = _Call()
         self._sinks: dict[int, tuple[Tensor, int, list[float]]] = {}
 
     def __deepcopy__(self, _: Any) -> Patterns:
-        raise TypeError("a model whose attention follows a pattern cannot be copied; detach it first")
+        raise TypeError(
+            "a part of a model whose attention follows a pattern cannot be copied; copy the model, or detach it first"
+        )
 
     # --- what was attended to ------------------------------------------------------------------------------------------
 
@@ -127,7 +146,7 @@ class Patterns:
 
     def begin(self, layer: int, old: int) -> None:
         """A layer is called with tokens behind `old` others. Outside generate a prompt behind nothing starts new records."""
-        if old == 0 and self._prompt is None and self._is_first(layer):
+        if old == 0 and self._call.prompt is None and self._is_first(layer):
             self.forget_records()
 
     def _is_first(self, layer: int) -> bool:
@@ -136,10 +155,10 @@ class Patterns:
     def finish(self, layer: int, keys: int, output: Tensor, dense: Callable[[], Tensor]) -> None:
         """All sequences of a call have been attended."""
         for stage in STAGES:
-            entries, visible = self._attended[stage]
+            entries, visible = self._call.attended[stage]
             if visible == 0:
                 continue
-            self._attended[stage] = [0.0, 0.0]
+            self._call.attended[stage] = [0.0, 0.0]
             getattr(self.state, stage).add(entries, visible)
             if self._metrics is None:
                 continue
@@ -152,8 +171,8 @@ class Patterns:
                 self._metrics.log(OUTPUT_ERROR, error.item(), **where)
 
     def add(self, stage: Stage, entries: float, visible: float) -> None:
-        self._attended[stage][0] += entries
-        self._attended[stage][1] += visible
+        self._call.attended[stage][0] += entries
+        self._call.attended[stage][1] += visible
 
     # --- stages ----------------------------------------------------------------------------------------------------------
 
@@ -166,21 +185,21 @@ class Patterns:
         """
         if not callable(stage) and stage not in STAGES:
             raise ValueError(f'stage is {stage!r}; expected "prefill", "generation" or a function')
-        before, self._stage = self._stage, stage
+        before, self._call.stage = self._call.stage, stage
         try:
             yield
         finally:
-            self._stage = before
+            self._call.stage = before
 
     def prompt_length(self, new: int, total: int) -> int:
         """Where the prompt of a call ends: of its `total` tokens those behind are generated."""
-        if self._stage is not None:
-            stage = self._stage(new, total) if callable(self._stage) else self._stage
+        if self._call.stage is not None:
+            stage = self._call.stage(new, total) if callable(self._call.stage) else self._call.stage
             if stage not in STAGES:
                 raise ValueError(f'stage is {stage!r}; expected "prefill" or "generation"')
             return total if stage == "prefill" else total - new
-        if self._prompt is not None:
-            return self._prompt
+        if self._call.prompt is not None:
+            return self._call.prompt
         return total if new > 1 or new == total else total - new
 
     # --- a call ----------------------------------------------------------------------------------------------------------
@@ -222,12 +241,17 @@ class Patterns:
         """(1, heads, queries, value_dim) of one sequence, in one stage."""
         if stage == "prefill" and query.shape[2] < key.shape[2]:
             self._refuse_part(query.shape[2])
+        if stage == "generation" and self._observed and not row.prompted:
+            raise ValueError(
+                "the generation pattern chooses what to keep of a prompt, and this attachment has seen none of this cache's "
+                "sequence (another attachment or model filled it, or its tokens are others now); prefill the prompt while this "
+                "one is attached"
+            )
+        row.prompted |= stage == "prefill"
         record = getattr(row.state, stage)
         entries, visible = record.entries, record.visible
         where: Any = {"scaling": call.scaling, "attention_mask": bias, "layer": layer, "stage": stage}
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-            if stored is not None:
-                raise NotImplementedError("gradients through a cache that evicts keys are not supported")
             chosen = self._handler.mask(query.detach(), key.detach(), value.detach(), row.state, **where)
             output = call.differentiable(query, key, value, chosen, causal=True, bias=bias)
         else:
@@ -265,6 +289,10 @@ class Patterns:
         """Of the cache that a module is called with, its layer, if it is one of ours."""
         return None
 
+    def next_call(self) -> int:
+        """The number of a call of attention within its module's forward, from 1: some layers call it twice."""
+        return 1
+
     def require_eviction(self) -> None:
         """ValueError unless keys may be evicted: naming the maskers, or the metric, that need them all."""
         if not self._sparse[1]:
@@ -300,8 +328,15 @@ class Attachment(Patterns):
         metrics: MetricLogger | None,
         evict: bool,
     ) -> None:
-        super().__init__(prefill, generation, keep_masks=keep_masks)
         name = type(model).__name__
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"model is a {name}; expected a model of transformers (PreTrainedModel)")
+        if metrics is not None and not hasattr(metrics, "wants"):
+            raise TypeError(f"metrics is {metrics!r}; expected a reticle.metrics.MetricLogger")
+        for word, given in (("keep_masks", keep_masks), ("evict", evict)):
+            if not isinstance(given, bool):
+                raise TypeError(f"{word} is {given!r}; expected True or False")
+        super().__init__(prefill, generation, keep_masks=keep_masks)
         self._metrics = metrics
         self._evict = evict
         if evict:
@@ -320,19 +355,52 @@ class Attachment(Patterns):
             )
         if any(getattr(layer, "_reticle", None) is not None for layer in self._layers):
             raise ValueError(f"{name}: is attached already; detach it first")
+        if any(self._sparse) and any(getattr(layer, "layer_idx", 0) == -1 for layer in self._layers):
+            raise ValueError(
+                f"{name}: some layers share one attention module; patterns are not supported there, dense attention is"
+            )
         numbers = [m.layer_idx for m in self._layers if isinstance(getattr(m, "layer_idx", None), int)]
         self._first = min(numbers, default=0)
-        self._cache: Cache | None = None
         self._before = self._backbone.config._attn_implementation
         self._switch(NAME)
         if self._backbone.config._attn_implementation != NAME:
             raise ValueError(f"{name}: transformers did not switch its attention to {NAME!r}")
+        self._own: dict[str, Any] = {}
+        self._take_hold()
+
+    def _take_hold(self) -> None:
         self._hooks = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self._layers]
         for layer in self._layers:
             layer._reticle = self
             number_layer(layer)
-        self._own: dict[str, Any] = {}
         self._wrap_generate()
+        self._wrap("__deepcopy__", self._copy_of_model)
+
+    def _let_go(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._layers:
+            layer._reticle = None
+        for name, before in self._own.items():
+            if before is None:
+                delattr(self._model, name)
+            else:
+                setattr(self._model, name, before)
+        self._hooks, self._own = [], {}
+
+    def _wrap(self, name: str, wrapper: Any) -> None:
+        self._own[name] = self._model.__dict__.get(name)
+        setattr(self._model, name, wrapper)
+
+    def _copy_of_model(self, memo: dict[int, Any]) -> PreTrainedModel:
+        """copy.deepcopy of the model: one that has its own attention, for what maskers keep belongs to this one."""
+        self._let_go()
+        self._switch(self._before)
+        try:
+            return copy.deepcopy(self._model, memo)
+        finally:
+            self._switch(NAME)
+            self._take_hold()
 
     def _switch(self, implementation: str) -> None:
         try:
@@ -352,13 +420,13 @@ class Attachment(Patterns):
             return
         generate, prepare = model.generate, model._prepare_cache_for_generation
 
-        def generate_with_prompt(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        def generate_with_prompt(*args: Any, **kwargs: Any) -> Any:
             self.forget_records()
-            before, self._prompt = self._prompt, _prompt_of(model, inputs, kwargs)
+            before, self._call.prompt = self._call.prompt, _prompt_of(model, args, kwargs)
             try:
-                return generate(inputs, *args, **kwargs)
+                return generate(*args, **kwargs)
             finally:
-                self._prompt = before
+                self._call.prompt = before
 
         def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             given = {name: model_kwargs.get(name) for name in _CACHE_NAMES}
@@ -370,48 +438,45 @@ class Attachment(Patterns):
             return result
 
         for name, wrapper in (("generate", generate_with_prompt), ("_prepare_cache_for_generation", prepare_cache)):
-            self._own[name] = model.__dict__.get(name)
-            setattr(model, name, wrapper)
+            self._wrap(name, wrapper)
 
     def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("output_attentions"):
+        if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
             raise NotImplementedError(
                 f"{type(module).__name__}: output_attentions is not supported; use eager attention"
             )
-        self._cache = cache_in(args, kwargs)
+        self._call.cache, self._call.number = cache_in(args, kwargs), 0
         layer = self.cache_layer(module)
         if isinstance(layer, EvictingLayer):
             layer.read = True
 
     def cache_layer(self, module: Any) -> GrowingLayer | None:
-        layers = [] if self._cache is None else self._cache.layers
+        layers = [] if self._call.cache is None else self._call.cache.layers
         number = getattr(module, "layer_idx", None)
-        layer = layers[number] if isinstance(number, int) and number < len(layers) else None
+        layer = layers[number] if isinstance(number, int) and 0 <= number < len(layers) else None
         return layer if isinstance(layer, GrowingLayer) else None
 
     def rows_of(self, module: Any) -> LayerRows:
-        if self._cache is None:
+        if self._call.cache is None:
             return LayerRows()
-        kept: tuple[int | None, dict[int, LayerRows]] = getattr(self._cache, "_reticle_rows", (None, {}))
+        kept: tuple[int | None, dict[tuple[int, int], LayerRows]] = getattr(
+            self._call.cache, "_reticle_rows", (None, {})
+        )
         if kept[0] != self._token:
             kept = (self._token, {})
-            self._cache._reticle_rows = kept  # type: ignore[attr-defined]
-        return kept[1].setdefault(module.layer_idx, LayerRows())
+            self._call.cache._reticle_rows = kept  # type: ignore[attr-defined]
+        return kept[1].setdefault((module.layer_idx, self._call.number), LayerRows())
+
+    def next_call(self) -> int:
+        self._call.number += 1
+        return self._call.number
 
     def detach(self) -> None:
         """Gives the model its own attention back. Records stay."""
         if not self._layers:
             return
-        for hook in self._hooks:
-            hook.remove()
-        for layer in self._layers:
-            layer._reticle = None
-        self._layers, self._hooks = [], []
-        for name, before in self._own.items():
-            if before is None:
-                delattr(self._model, name)
-            else:
-                setattr(self._model, name, before)
+        self._let_go()
+        self._layers = []
         self._switch(self._before)
 
     def __enter__(self) -> Attachment:
@@ -454,12 +519,12 @@ def _has_softmax(module: torch.nn.Module) -> bool:
         return False
 
 
-def _prompt_of(model: PreTrainedModel, inputs: Any, kwargs: dict[str, Any]) -> int | None:
+def _prompt_of(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """How many tokens generate is given before the first that it makes."""
     if model.config.is_encoder_decoder:
         given = kwargs.get("decoder_input_ids")
         return 1 if given is None else int(given.shape[1])
-    for given in (kwargs.get("input_ids"), inputs, kwargs.get("inputs_embeds")):
+    for given in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1], kwargs.get("inputs_embeds")):
         if isinstance(given, Tensor) and given.dim() > 1:
             return int(given.shape[1])
     return None

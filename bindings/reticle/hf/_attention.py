@@ -105,8 +105,8 @@ def forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | Visibility | None,
-    scaling: float | None = None,
     dropout: float = 0.0,
+    scaling: float | None = None,
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -131,8 +131,8 @@ def _untraced(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | Visibility | None,
-    scaling: float | None = None,
     dropout: float = 0.0,
+    scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
@@ -158,12 +158,17 @@ def _untraced(
         key, value = key[:, :, : seen.keys], value[:, :, : seen.keys]
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
-    call = Call(scaling, softcap, s_aux, bias)
     if seen is None and attached is not None and attached.chooses(query.shape[2], key.shape[2]):
-        seen = _causal_under(name, attention_mask, query.shape[2], key.shape[2])
+        seen, is_all = _causal_under(name, cast("Tensor", attention_mask), query.shape[2], tokens)
+        if is_all:
+            bias = position_bias
+    call = Call(scaling, softcap, s_aux, bias)
     packed = _documents(cu_seq_lens_q, cu_seq_lens_k, query, key)
     if packed is not None:
-        seen, attached = packed, None
+        seen = packed
+    call_number = 1 if attached is None else attached.next_call()
+    if evicting is not None and call_number > 1:
+        raise NotImplementedError(f"{name}: calls its attention twice; evict=True is not supported by this model")
     if evicting is not None:
         if attached is None or bias is not None or not follows_pattern(module, seen):
             raise NotImplementedError(
@@ -171,6 +176,8 @@ def _untraced(
                 "position bias; expected causal self-attention"
             )
         output = _by_stored_keys(attached, module, query, key, value, cast("Visibility", seen), call, evicting)
+    elif attached is not None and _is_packed(attached, module, seen):
+        output = _by_documents(attached, module, query, key, value, cast("Visibility", seen), call)
     elif attached is not None and follows_pattern(module, seen):
         output = _by_pattern(attached, module, query, key, value, cast("Visibility", seen), call)
     else:
@@ -178,6 +185,13 @@ def _untraced(
             attached.refuse_patterns(module, seen)
         output = _dense(query, key, value, seen, call)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _is_packed(attached: Patterns, module: Any, seen: Visibility | None) -> bool:
+    """Whether a pattern is to choose within each of the documents of packed rows."""
+    if seen is None or seen.documents is None or seen.padding is not None:
+        return False
+    return attached.chooses(seen.queries, seen.keys) and not getattr(module, "is_cross_attention", False)
 
 
 def follows_pattern(module: Any, seen: Visibility | None) -> bool:
@@ -222,25 +236,44 @@ def _seen(
     if attention_mask.shape[3] < keys:
         raise NotImplementedError(f"{name}: attention_mask is of {attention_mask.shape[3]} keys, there are {keys}")
     mask = attention_mask[..., :keys]
-    if not mask.is_floating_point():
-        mask = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(
-            ~mask.to(torch.bool), -torch.inf
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise NotImplementedError(
+            f"{name}: attention_mask of four dimensions is of {mask.dtype}; expected booleans, or floats that are added"
         )
+    if not mask.is_floating_point():
+        mask = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(~mask, -torch.inf)
     return None, mask
 
 
-def _causal_under(name: str, attention_mask: Any, queries: int, keys: int) -> Visibility:
-    """What a pattern chooses from under a mask of four dimensions, which has to forbid the keys behind each query."""
+#: What is added to a score to forbid a key, at most: its weight is 0 in any dtype, or as good as.
+_FORBIDS = -1e4
+
+
+def _causal_under(name: str, attention_mask: Tensor, queries: int, keys: int) -> tuple[Visibility, bool]:
+    """What a pattern chooses from under a mask of four dimensions, which has to forbid the keys behind each query, and whether
+    that is all that the mask says: padding is told by keys that no query sees."""
     later = torch.ones(queries, keys, dtype=torch.bool, device=attention_mask.device).triu(keys - queries + 1)
     mask = attention_mask[..., :keys]
-    forbids = mask <= torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else ~mask.to(torch.bool)
-    if not bool((forbids | ~later).all()):
+    allowed = mask > _FORBIDS if mask.is_floating_point() else mask
+    if bool((allowed & later).any()):
         raise NotImplementedError(
-            f"{name}: an attention_mask of four dimensions lets queries see keys behind them; patterns are for causal attention"
+            f"{name}: an attention_mask of four dimensions lets queries see keys behind them, by booleans or by numbers above "
+            f"{_FORBIDS:g}; patterns are for causal attention"
         )
-    return Visibility(
-        masking_utils.causal_mask_function, batch=mask.shape[0], queries=queries, keys=keys, query_offset=keys - queries
+    real = allowed.any(2).any(1)
+    of_tokens = real[:, None, keys - queries :, None]
+    plain = bool(((allowed == (real[:, None, None] & ~later)) | ~of_tokens).all())
+    if plain and mask.is_floating_point():
+        plain = not bool((mask[allowed.expand(mask.shape)] != 0).any())
+    seen = Visibility(
+        masking_utils.causal_mask_function,
+        batch=mask.shape[0],
+        queries=queries,
+        keys=keys,
+        query_offset=keys - queries,
+        padding=real if plain else None,
     )
+    return seen, plain
 
 
 def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -> Visibility | None:
@@ -256,9 +289,10 @@ def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -
             f"cu_seq_lens_q: {q.tolist()}; expected offsets from 0 to the {query.shape[2]} tokens of the row"
         )
     ends = torch.bucketize(torch.arange(query.shape[2], device=q.device), q[1:], right=True)
-    return Visibility(
-        lambda b, h, i, j: (ends[i] == ends[j]) & (j <= i), batch=1, queries=query.shape[2], keys=query.shape[2]
+    function = masking_utils.and_masks(
+        masking_utils.causal_mask_function, masking_utils.packed_sequence_mask_function(ends[None])
     )
+    return Visibility(function, batch=1, queries=query.shape[2], keys=query.shape[2])
 
 
 def dense_terms(
@@ -337,6 +371,25 @@ def _by_pattern(
     return output
 
 
+def _by_documents(
+    attached: Patterns, module: Any, query: Tensor, key: Tensor, value: Tensor, seen: Visibility, call: Call
+) -> Tensor:
+    """Attention within each document of packed rows, as it would be alone. What maskers keep of them goes with the call."""
+    layer = int(module.layer_idx)
+    attached.begin(layer, 0)
+    output = query.new_zeros((*query.shape[:3], value.shape[3]))
+    documents = cast("Tensor", seen.documents).expand(query.shape[0], -1)
+    for i, row in enumerate(documents):
+        ends = [*(torch.nonzero(row[1:] != row[:-1])[:, 0] + 1).tolist(), query.shape[2]]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            own = torch.arange(begin, end)
+            q, k, v = (tensor[i : i + 1, :, begin:end] for tensor in (query, key, value))
+            bias = None if call.bias is None else _bias_of(call.bias, i, own, own)
+            output[i, :, begin:end] = _sequence(attached, layer, Row(), q, k, v, end - begin, bias, call)[0]
+    attached.finish(layer, query.shape[2], output, lambda: _dense(query, key, value, seen, call))
+    return output
+
+
 def _start_evicting(
     attached: Patterns,
     module: Any,
@@ -351,7 +404,14 @@ def _start_evicting(
     """The prompt is over: keys go that the generation pattern will not attend to."""
     attached.require_eviction()
     if torch.is_grad_enabled() and query.requires_grad:
-        raise NotImplementedError("gradients through a cache that evicts keys are not supported")
+        raise NotImplementedError(
+            "gradients through a cache that evicts keys are not supported; call the model under torch.no_grad()"
+        )
+    if cached.keys is None or cached.keys.shape[1:] != keys[0].shape[:1] + cached.keys.shape[2:3] + keys[0].shape[2:]:
+        raise NotImplementedError(
+            f"{type(module).__name__}: its cache holds something else than its keys (latents that they are made from); "
+            "evict=True is not supported by this model"
+        )
     evicted, stored = False, []
     for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
         real = bytearray(b"\1") * cached.get_seq_length()
@@ -382,6 +442,11 @@ def _by_stored_keys(
 ) -> Tensor:
     """Attention of new tokens, one by one, over the keys that are left and their own."""
     new, total, layer = query.shape[2], cached.get_seq_length(), int(module.layer_idx)
+    if torch.is_grad_enabled() and query.requires_grad:
+        cached.take_back(new)
+        raise NotImplementedError(
+            "gradients through a cache that evicts keys are not supported; call the model under torch.no_grad()"
+        )
     attached.begin(layer, total - new)
     if attached.prompt_length(new, total) > total - new:
         raise NotImplementedError(

@@ -27,11 +27,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def __init__(self, capacity: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 0:
+            raise ValueError(f"capacity is {capacity!r}; expected a number of tokens, 0 or more")
         self._capacity = capacity
         self._length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
-        #: Counts what may have changed older keys, so that whoever follows them need not look.
-        self.changes = 0
+        self._changes = 0
+        self._version: int | None = None
+
+    @property
+    def changes(self) -> int:
+        """Counts what may have changed older keys, so that whoever follows them need not look."""
+        if self._version != _version_of(self._buffers):
+            self._changes += 1
+            self._version = _version_of(self._buffers)
+        return self._changes
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -46,10 +56,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             keys, values = (torch.cat(pair, -2) for pair in zip(self._held(), (key_states, value_states), strict=True))
             self.keys, self.values, self._buffers, self._length = keys, values, None, length
             return keys, values
+        self._changes = self.changes
         keys, values = self._with_room(length, key_states, value_states)
         keys[:, :, self._length : length] = key_states
         values[:, :, self._length : length] = value_states
         self._length = length
+        self._version = _version_of(self._buffers)
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
         return self.keys, self.values
 
@@ -83,7 +95,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self.is_initialized and length != self._length:
             self._length = length
             self.keys, self.values = (tensor[:, :, :length] for tensor in self._held())
-            self.changes += 1
+            self._changes += 1
 
     def reset(self) -> None:
         self._cut(0)
@@ -92,7 +104,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self._length > 0:
             self.keys, self.values = (rows(tensor) for tensor in self._held())
             self._buffers = None
-            self.changes += 1
+            self._changes += 1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._replace(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
@@ -102,6 +114,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._replace(lambda tensor: tensor[indices])
+
+
+def _version_of(buffers: tuple[Tensor, Tensor] | None) -> int | None:
+    """Counts what was written to the keys' memory; nobody counts in inference mode."""
+    return None if buffers is None or buffers[0].is_inference() else buffers[0]._version
 
 
 def _room_for(like: Tensor, tokens: int) -> Tensor:
@@ -114,12 +131,14 @@ class Row:
 
     def __init__(self) -> None:
         self.state = _core.InferenceState()
+        #: Whether a prompt, or the last part of one, was prefilled.
+        self.prompted = False
         self.seen: Tensor | None = None  # (room, channels), integers
         self.length = 0
 
     def fork(self) -> Row:
         copy = Row()
-        copy.state = self.state.fork()
+        copy.state, copy.prompted = self.state.fork(), self.prompted
         copy.seen = None if self.seen is None else self.seen[: self.length].clone()
         copy.length = self.length
         return copy

@@ -158,6 +158,10 @@ class EvictingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
             return key_states, value_states
         return super().update(key_states, value_states)
 
+    def take_back(self, tokens: int) -> None:
+        """As if the model had not handed over its last tokens."""
+        self._length -= tokens
+
     def keep(self, rows: list[StoredRow]) -> None:
         """From now on these hold the tokens."""
         self.rows, self.read = rows, False

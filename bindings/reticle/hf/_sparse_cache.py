@@ -29,6 +29,9 @@ class SparseCache(DynamicCache):
     """
 
     def __init__(self, config: PreTrainedConfig | None = None, *, capacity: int = 0, evict: bool = False) -> None:
+        if not isinstance(evict, bool):
+            raise TypeError(f"evict is {evict!r}; expected True or False")
+        GrowingLayer(capacity)  # or its error
         if evict and capacity:
             raise ValueError(
                 f"capacity is {capacity} with evict=True; expected one of them: what is evicted needs no room"

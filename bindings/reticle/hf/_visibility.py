@@ -9,11 +9,14 @@ from torch import Tensor
 from transformers import masking_utils
 
 import reticle._core as _core
-from reticle._mask import from_mask_mod
+from reticle._mask import from_tiles
 from reticle.hf._compiled import ticket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from reticle import Mask
 
@@ -59,6 +62,8 @@ class Visibility:
         self._mask: Mask | None = None
         self._plain: bool | None = None
         self._dense: Tensor | None = None
+        #: (batch, tokens): the document that each token of packed sequences belongs to; None where there is one.
+        self.documents = _documents_of(function) if queries == keys else None
         #: What stands for it in compiled graphs; None where no gradients are asked for.
         self.ticket: Tensor | None = None
 
@@ -108,19 +113,18 @@ class Visibility:
         return _core.Mask.runs(shape, torch.arange(self.queries + 1).numpy(), intervals.to(torch.int32).numpy())
 
     def _by_function(self) -> Mask:
-        function, first_query, first_key = self.function, self.query_offset, self.key_offset
-        if self.by_vmap:
+        function, by_vmap = self.function, self.by_vmap
+        if by_vmap:
             function = torch.vmap(torch.vmap(function, in_dims=(None, None, None, 0)), in_dims=(None, None, 0, None))
 
-            def tile(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Any:
-                return function(b, h, q.flatten() + first_query, k.flatten() + first_key).cpu().numpy()
+        def of_tile(b: int, h: int, queries: NDArray[np.int64], keys: NDArray[np.int64]) -> Any:
+            q, k = torch.from_numpy(queries) + self.query_offset, torch.from_numpy(keys) + self.key_offset
+            if not by_vmap:
+                q, k = q[:, None], k[None]
+            seen = function(torch.tensor(b), torch.tensor(h), q, k)
+            return seen.expand(len(queries), len(keys)).cpu().numpy()
 
-        else:
-
-            def tile(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Any:
-                return function(b, h, q + first_query, k + first_key).cpu().numpy()
-
-        return from_mask_mod(tile, (self.batch, 1, self.queries, self.keys), module=torch)
+        return from_tiles(of_tile, (self.batch, 1, self.queries, self.keys))
 
     def dense(self) -> Tensor:
         """As `eager` attention takes it: (batch, 1, queries, keys), 0 where seen and the dtype's lowest number elsewhere."""
@@ -186,6 +190,21 @@ def _window_of(function: MaskFunction) -> int | None:
         return None
     width = _closure(overlay).get("sliding_window")
     return width if isinstance(width, int) else None
+
+
+def _documents_of(function: MaskFunction) -> Tensor | None:
+    """Of a causal mask of packed sequences, as masking_utils makes it; None for any other."""
+    parts = _closure(function).get("mask_functions", ())
+    packed = [part for part in parts if part.__qualname__.startswith("packed_sequence_mask_function.")]
+    if len(parts) != 2 or len(packed) != 1:
+        return None
+    within = parts[0] if parts[1] is packed[0] else parts[1]
+    if within.__qualname__.startswith("remap_positions_for_packed_sequence."):  # counts from the document's own start
+        within = _closure(within).get("mask_function")
+    documents = _closure(packed[0]).get("packed_sequence_mask")
+    if within is not masking_utils.causal_mask_function or not isinstance(documents, Tensor):
+        return None
+    return documents
 
 
 def _closure(function: Any) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <numeric>
 #include <stop_token>
+#include <sys/wait.h>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -97,6 +100,45 @@ TEST(ThreadPool, NestedAndConcurrentLoopsFinish) {
   }
   callers.clear();
   EXPECT_EQ(done.load(), 64 + 4 * 50 * 4);
+}
+
+TEST(ThreadPool, RefusesNumbersOfThreadsThatMakeNoSense) {
+  for (const int threads : {-1, 1025, 1000000000}) EXPECT_THROW(ThreadPool{threads}, ValueError) << threads;
+  for (const char* text : {"abc", "0", "-2", "1e3", "99999999999"}) {
+    setenv("RETICLE_NUM_THREADS", text, 1);
+    EXPECT_THROW(ThreadPool{0}, ValueError) << text;
+  }
+  setenv("RETICLE_NUM_THREADS", "3", 1);
+  EXPECT_EQ(ThreadPool(0).threads(), 3);
+  unsetenv("RETICLE_NUM_THREADS");
+}
+
+TEST(ThreadPool, ForkedProcessesCompute) {
+  ThreadPool pool(2);
+  const auto sum = [](const auto& loop) {
+    std::atomic<Index> total{0};
+    loop([&](Index, Index begin, Index end) { total += end - begin; });
+    return total.load();
+  };
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {  // forks happen while a loop runs
+    while (!stop) sum([&](const auto& body) { pool.for_each_chunk(1000, 1, body); });
+  });
+  for (int i = 0; i < 20; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);  // a hang is a failure
+      const bool own = sum([&](const auto& body) { Context().for_each_chunk(1000, 10, body); }) == 1000;
+      set_threads(2);
+      const bool again = sum([&](const auto& body) { Context().for_each_chunk(1000, 10, body); }) == 1000;
+      _exit(own && again ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+  }
+  stop = true;
+  busy.join();
 }
 
 TEST(ThreadPool, StopsWhenAsked) {

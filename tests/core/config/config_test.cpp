@@ -132,11 +132,13 @@ TEST(Messages, NameThePlaceTheValueAndWhatWasExpected) {
   EXPECT_EQ(refusal_of(R"("needed": 18446744073709551615)"), "config: key \"needed\" occurs twice in one object");
   EXPECT_EQ(refusal_of(R"("_x": 1)"), "/maskers/0/_x: 1 is not true or false");
   EXPECT_EQ(refusal_of(R"("text": [])"), "/maskers/0/text: [] is not a string");
-  EXPECT_EQ(refusal_of(R"("size": 1.5)"),
-            "/maskers/0/size: 1.5 is not a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction "
-            "of the keys)");
+  EXPECT_EQ(
+      refusal_of(R"("size": 1.5)"),
+      "/maskers/0/size: 1.5 is not a size: expected an integer in [0, 2^31) (a count) or a real in [0, 1] (a fraction "
+      "of the keys)");
   EXPECT_EQ(refusal_of(R"("size": -1)"),
-            "/maskers/0/size: -1 is not a size: needed is an integer >= 0 (a count) or a real in [0, 1] (a fraction of "
+            "/maskers/0/size: -1 is not a size: expected an integer in [0, 2^31) (a count) or a real in [0, 1] (a "
+            "fraction of "
             "the keys)");
   EXPECT_EQ(
       refusal_of(R"("flavour": "dark_choclate")"),
@@ -177,7 +179,12 @@ TEST(Messages, OfPipelineConfigs) {
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "sink", "sink_size": 0}]})"), "/maskers/0/sink_size: must be > 0, got 0");
   EXPECT_TRUE(refusal(R"({"maskers": [)").starts_with("config: is not JSON: parse error at line 1, column 14"));
   EXPECT_TRUE(refusal("").starts_with("config: is not JSON"));
-  EXPECT_TRUE(refusal(std::string(100000, '[')).starts_with("config: is not JSON"));
+  for (const Index depth : {200, 200000}) {  // whether or not its brackets close
+    std::string deep(static_cast<std::size_t>(depth), '[');
+    EXPECT_EQ(refusal(deep), "config: is nested more than 100 levels deep");
+    deep += std::string(deep.size(), ']');
+    EXPECT_EQ(refusal(R"({"maskers": )" + deep + "}"), "config: is nested more than 100 levels deep");
+  }
   EXPECT_THROW(SparseAttention::from_json(R"({"maskers": [], "plugins": ["absent.so"]})"), PluginError);
   EXPECT_THROW(SparseAttention::from_file("/nonexistent/config.json"), ConfigError);
   EXPECT_THROW(SparseAttention::from_file("/"), ConfigError);

@@ -6,6 +6,7 @@
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/io.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
+#include <reticle/core/tensor/tensor.hpp>
 
 #include "support/files.hpp"
 #include "support/random_mask.hpp"
@@ -47,6 +48,24 @@ TEST(MaskFiles, DamagedFilesAreRefusedOrStillValid) {
         EXPECT_TRUE(std::string(error.what()).starts_with(path.string())) << error.what();
       }
     }
+  }
+}
+
+TEST(MaskFiles, ExtentsWhoseProductsOverflowAreRefused) {
+  const TemporaryFolder folder;
+  const Tensor words(DType::u64, {0});
+  for (const char* heads : {"549755813888", "4611686018427387904"}) {
+    save_safetensors(folder / "mask", {{"words", words}},
+                     {{"format", "reticle.mask.v1"},
+                      {"kind", "bits"},
+                      {"batch", "0"},
+                      {"heads", heads},
+                      {"queries", "1"},
+                      {"keys", "2147483647"},
+                      {"shared_batch", "1"},
+                      {"shared_heads", "0"},
+                      {"shared_queries", "0"}});
+    EXPECT_THROW(load_mask(folder / "mask"), FormatError) << heads;
   }
 }
 

@@ -149,11 +149,11 @@ TEST(Mask, BadStorageIsRefusedWithTheReason) {
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({0}));
             }),
-            "mask (1, 1, 2, 4): p is 0.000000; needed is a p in (0, 1]");
+            "mask (1, 1, 2, 4): p is 0; expected a p in [2^-126, 1]");
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({NAN}));
             }),
-            "mask (1, 1, 2, 4): p is nan; needed is a p in (0, 1]");
+            "mask (1, 1, 2, 4): p is nan; expected a p in [2^-126, 1]");
   EXPECT_EQ(
       refusal([&] {
         Mask::runs(shape, buffer<Index>({0, 2, 2}), buffer<Interval>({{0, 2}, {1, 3}}));
@@ -167,7 +167,7 @@ TEST(Mask, BadStorageIsRefusedWithTheReason) {
   EXPECT_EQ(refusal([&] { Mask::dense(shape, std::vector<float>(7)); }),
             "mask (1, 1, 2, 4): has 7 dense values; needed are 8 (stored rows x keys)");
   EXPECT_EQ(refusal([&] { Mask::dense(shape, std::vector<float>(8, 1.5f)); }),
-            "mask (1, 1, 2, 4): p is 1.500000; needed is a p in [0, 1]");
+            "mask (1, 1, 2, 4): p is 1.5; expected 0 or a p in [2^-126, 1]");
   EXPECT_EQ(refusal([&] {
               Mask::empty({1, 1, 1, Index{1} << 31});
             }),
@@ -218,6 +218,21 @@ TEST(Mask, DescribesItself) {
   EXPECT_EQ(describe(Mask::full({1, 4, 512, 4096})), "Mask (1, 4, 512, 4096), full, density 100 %, 0.0 kB");
 }
 
+TEST(Mask, RowsThatChangeBetweenTheirTwoReadingsAreRefused) {
+  const MaskShape shape{1, 1, 4, 100};
+  for (const bool more : {true, false}) {  // into lists of columns and into runs
+    for (const std::int32_t step : {2, 20}) {
+      std::vector<int> readings(4, 0);
+      const auto rows = [&](RowId row, FunctionRef<void(reticle::Run)> emit) {
+        const bool again = readings[static_cast<std::size_t>(row.query)]++ > 0;
+        const std::int32_t end = again == more ? 60 : 40;
+        for (std::int32_t key = 0; key < end; key += step) emit({key, key + 1, 1});
+      };
+      EXPECT_THROW(Mask::from_runs(shape, rows), ValueError) << more << ' ' << step;
+    }
+  }
+}
+
 TEST(Mask, SelectionsThatNoMaskMayHoldAreRefused) {
   const MaskShape shape{1, 1, 2, 10};
   const auto refusal = [&](const std::vector<std::int32_t>& columns, const std::vector<float>& p = {}) {
@@ -245,7 +260,7 @@ TEST(Mask, SelectionsThatNoMaskMayHoldAreRefused) {
   EXPECT_EQ(
       refusal({INT32_MIN, INT32_MAX}),
       "mask (1, 1, 2, 10): row 1 has column -2147483648 after -1; needed are strictly ascending columns below 10");
-  EXPECT_EQ(refusal({1, 2}, {0.5f, 0}), "mask (1, 1, 2, 10): p is 0.000000; needed is a p in (0, 1]");
+  EXPECT_EQ(refusal({1, 2}, {0.5f, 0}), "mask (1, 1, 2, 10): p is 0; expected a p in [2^-126, 1]");
   EXPECT_EQ(refusal({1, 2}, {0.5f}), "a selection has 2 columns and 1 p; needed are as many, or no p");
 }
 

@@ -1,3 +1,4 @@
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -110,6 +111,7 @@ TEST(Slice, OutOfRangeIsRefused) {
   EXPECT_THROW(slice(mask, Dim::batch, -1, 1), ShapeError);
   EXPECT_EQ(slice(mask, Dim::keys, 2, 2).nnz(), 0);
   EXPECT_THROW(append_keys(mask, -1), ShapeError);
+  EXPECT_THROW(append_keys(mask, std::numeric_limits<Index>::max()), ShapeError);
   EXPECT_THROW(append_queries(mask, Mask::full({1, 2, 3, 5})), ShapeError);
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <random>
@@ -39,7 +40,9 @@ TEST(SafeTensors, RoundTripsDtypesShapesMetadataAndStrides) {
 
 TEST(SafeTensors, UnalignedTensorsAreRead) {
   const TemporaryFolder folder;
-  std::string bytes = with_header(R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})", 5);
+  std::string bytes = with_header(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
+                                      "x":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})",
+                                  5);
   const float value = 2.5f;
   std::memcpy(bytes.data() + bytes.size() - 4, &value, 4);
   write_bytes(folder / "t", bytes);
@@ -86,12 +89,36 @@ TEST(SafeTensors, MalformedFilesAreRefusedWithTheReason) {
             "tensor \"x\": tensor: more than 2^63 - 1 elements");
   EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F8","shape":[1],"data_offsets":[0,1]}})", 1)).substr(0, 36),
             "tensor \"x\": dtype \"F8\" is not one th");
-  EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F32","shape":[1,1,1,1,1,1,1],"data_offsets":[0,4]}})", 4)),
-            "tensor \"x\": shape must be a list of at most 6 extents");
+  EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}})", 4)),
+            "tensor \"x\": shape must be a list of at most 8 extents");
+  EXPECT_EQ(refusal(with_header(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
+                                    "b":{"dtype":"U8","shape":[4],"data_offsets":[3,7]}})",
+                                7)),
+            "its tensors overlap at byte 3 of its data");
+  EXPECT_EQ(refusal(with_header(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[1,5]}})", 5)),
+            "its tensors leave a hole at byte 0 of its data");
+  EXPECT_EQ(refusal(with_header(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", 7)),
+            "has 3 bytes behind its tensors");
+  EXPECT_EQ(refusal(with_header(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
+                                    "a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}})",
+                                1)),
+            "its header has \"a\" twice");
+  EXPECT_EQ(refusal(with_header(R"({"a":)" + std::string(200000, '[') + std::string(200000, ']') + "}", 0)),
+            "its header is nested more than 4 levels deep");
   EXPECT_EQ(refusal(with_header(R"({"x":1})", 0)), "tensor \"x\": needs dtype, shape and data_offsets");
   EXPECT_EQ(refusal(with_header(R"({"__metadata__":{"k":1}})", 0)), "__metadata__ holds \"k\", which is not a string");
   EXPECT_THROW(SafeTensors(folder.path()), FormatError);
   EXPECT_THROW(SafeTensors(folder / "absent"), FormatError);
+}
+
+TEST(SafeTensors, AFileThatIsCutShortWhileItIsInUseIsStillThere) {
+  const TemporaryFolder folder;
+  Tensor a(DType::f32, {100000});
+  std::ranges::fill(a.span<float>(), 0.0f);
+  save_safetensors(folder / "t", {{"a", a}});
+  const SafeTensors file(folder / "t");
+  std::filesystem::resize_file(folder / "t", 100);
+  EXPECT_EQ(read_float(file.at("a"), 99999), 0.0f);
 }
 
 TEST(SafeTensors, RandomDamageNeverCrashes) {

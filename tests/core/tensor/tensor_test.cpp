@@ -35,7 +35,7 @@ TEST(Tensor, MisuseIsRefused) {
   EXPECT_THROW(tensor.view().slice(2, 0, 1), ShapeError);
   EXPECT_THROW(tensor.view().permute({0}), ShapeError);
   EXPECT_THROW(static_cast<void>(tensor.span<Half>()), ShapeError);
-  EXPECT_THROW(Tensor(DType::f32, {1, 1, 1, 1, 1, 1, 1}), ShapeError);
+  EXPECT_THROW(Tensor(DType::f32, {1, 1, 1, 1, 1, 1, 1, 1, 1}), ShapeError);
   EXPECT_THROW(Tensor(DType::f32, {Index{1} << 62, 4}), ShapeError);
   EXPECT_THROW(Tensor(DType::f32, {-1}), ShapeError);
   EXPECT_THROW(Tensor::copy(TensorView(nullptr, DType::i64, {0}), DType::f32), ShapeError);

@@ -1,0 +1,269 @@
+"""What careless callers pass: each is read as what it says, or refused by name; nothing crashes."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import reticle
+from reticle import Mask
+
+SHAPE = (1, 1, 1, 8)
+
+
+def columns(mask):
+    return mask.to_csr()[1].tolist()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_that_are_no_numbers_are_refused():
+    with pytest.raises(TypeError, match=r"p: is no array of numbers|p: dtype is"):
+        Mask.from_row_indices((1, 1, 1, 9), [[[[1]]]], "x")
+    with pytest.raises(TypeError, match="indices: dtype is object"):
+        Mask.from_row_indices((1, 1, 1, 9), np.array([None]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "use"),
+    [
+        ("Mask", "shape"),
+        ("SparseAttention", "to_json"),
+        ("InferenceHandler", "sparse"),
+        ("InferenceState", "reset"),
+        ("SequenceState", "fork"),
+        ("StageRecord", "density"),
+    ],
+)
+def test_objects_made_without_init_are_refused(kind, use):
+    made = getattr(reticle, kind).__new__(getattr(reticle, kind))
+    with pytest.raises(TypeError, match="was made without __init__"):
+        _ = getattr(made, use) if use in ("shape", "density", "sparse") else getattr(made, use)()
+
+
+def test_an_array_that_changes_while_it_is_read_gives_a_mask_or_an_error():
+    array = np.zeros((1, 1, 64, 4096), np.float32)
+    stop = threading.Event()
+
+    def change():
+        random = np.random.default_rng(0)
+        while not stop.is_set():
+            array[...] = random.random(array.shape, np.float32) < random.random()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    for _ in range(30):
+        try:
+            mask = Mask.dense(array)
+            assert 0 <= mask.nnz <= array.size and (mask | mask).nnz == mask.nnz
+        except reticle.ValueError as error:
+            assert "changed meanwhile" in str(error)
+    stop.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("state", [(), ((1, 1, 1, 4, False, False, False), 9, ()), ((1, 1, 1, 4, 0, 0, 0), 4, ())])
+def test_crafted_pickles_are_refused(state):
+    _, (_, *rest), *_ = Mask.full(SHAPE).__reduce_ex__(2)
+    assert rest == []
+    made = Mask.__new__(Mask)
+    with pytest.raises((reticle.FormatError, TypeError)):
+        made.__setstate__(state)
+
+
+def test_a_pickled_odd_end_of_an_interval_is_refused():
+    runs = Mask.runs((1, 1, 1, 200), [0, 2], [[0, 60], [70, 160]])
+    shape, kind, (row_ptr, ends, p) = runs.__getstate__()
+    with pytest.raises(ValueError, match="expected pairs"):
+        Mask.__new__(Mask).__setstate__((shape, kind, (row_ptr, ends[:-1], p)))
+    assert pickle.loads(pickle.dumps(runs)) == runs
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mask.csr(SHAPE, [0, 1], np.array([1.7])), "indices: dtype is float64; expected integers"),
+        (lambda: Mask.csr(SHAPE, np.array([0.0, 1.0]), [1]), "row_ptr: dtype is float64"),
+        (lambda: Mask.csr(SHAPE, [0, 1], [2**32 + 3]), r"indices: holds 4294967299; expected numbers below 2\^31"),
+        (lambda: Mask.runs(SHAPE, [0, 1], [[2**32, 2**32 + 2]]), "intervals: holds 4294967296"),
+        (
+            lambda: Mask.from_row_indices(SHAPE, np.array([[2**64 - 1]], np.uint64)),
+            "indices: holds 18446744073709551615",
+        ),
+        (lambda: Mask.from_row_indices(SHAPE, [[2.9]]), "indices: dtype is float64"),
+        (lambda: Mask.dense(np.full(SHAPE, 1 + 1j)), "p: dtype is complex128"),
+        (lambda: Mask.dense(np.ma.array(np.ones(SHAPE), mask=True)), "p: is a masked array"),
+        (lambda: Mask.dense(np.full(SHAPE, 1e-45)), r"p is 1\.4013e-45; expected 0 or a p in \[2\^-126, 1\]"),
+        (lambda: Mask.csr(SHAPE, [0, 1], [1], [1e-40]), r"expected a p in \[2\^-126, 1\]"),
+        (lambda: Mask.full(SHAPE).append_keys(2**63 - 1), r"at most 2\^31 - 1"),
+        (lambda: Mask.full(SHAPE)[None], "indexed by integers, slices and an ellipsis; got None"),
+        (lambda: Mask.full(SHAPE)[1.5], r"got 1\.5"),
+        (lambda: Mask.full(SHAPE)[True], "got True"),
+    ],
+)
+def test_numbers_that_say_something_else_are_refused(make, message):
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
+        make()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_of_either_byte_order_are_read(order):
+    q = np.random.default_rng(0).standard_normal((1, 2, 5, 16)).astype(np.float32)
+    wanted, _ = reticle.attention(q, q, q)
+    given = q.astype(f"{order}f4")
+    found, _ = reticle.attention(given, given, given)
+    assert np.array_equal(found, wanted)
+    assert columns(Mask.csr(SHAPE, np.array([0, 2], f"{order}i8"), np.array([1, 5], f"{order}i4"))) == [1, 5]
+
+
+def test_integer_tensors_of_every_dtype_are_loaded_as_they_are(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    given = {
+        str(np.dtype(dtype)): np.array([0, 1, np.iinfo(dtype).max], dtype)
+        for dtype in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
+    }
+    given["bool"] = np.array([True, False])
+    safetensors.save_file(given, tmp_path / "t.safetensors")
+    found = reticle.load_tensors(tmp_path / "t.safetensors")
+    for name, wanted in given.items():
+        assert found[name].dtype == wanted.dtype and np.array_equal(found[name], wanted)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bool"])
+def test_attention_masks_broadcast_from_any_number_of_dimensions(dims, dtype):
+    random = np.random.default_rng(1)
+    q = random.standard_normal((2, 2, 6, 16)).astype(np.float32)
+    shape = (1, 2, 6, 6)[4 - dims :]
+    seen = random.random(shape) < 0.6
+    seen[..., 0] = True
+    given = seen if dtype == "bool" else np.where(seen, random.standard_normal(shape), -np.inf).astype(dtype)
+    added = np.where(seen, 0.0, -np.inf) if dtype == "bool" else given
+    scores = q @ q.transpose(0, 1, 3, 2) / 4 + added
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    found, _ = reticle.attention(q, q, q, attention_mask=given)
+    assert np.allclose(found, weights / weights.sum(-1, keepdims=True) @ q, atol=1e-5)
+
+
+def test_what_a_forbidden_key_holds_does_not_matter():
+    random = np.random.default_rng(2)
+    for queries, keys in ((1, 300), (200, 200), (5, 37)):
+        q = random.standard_normal((1, 4, queries, 16)).astype(np.float32)
+        k, v = random.standard_normal((2, 1, 2, keys, 16)).astype(np.float32)
+        bias = np.where(random.random((1, 1, queries, keys)) < 0.3, -np.inf, 0.0).astype(np.float32)
+        bias[..., 7] = -np.inf
+        wanted, lse = reticle.attention(q, k, v, attention_mask=bias)
+        k[:, :, 7], v[:, :, 7] = np.nan, np.inf
+        found, same = reticle.attention(q, k, v, attention_mask=bias)
+        assert np.allclose(found, wanted, atol=1e-6) and np.allclose(same, lse, atol=1e-6)
+
+
+# --- conventions ----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_compare_with_anything():
+    mask = Mask.full(SHAPE)
+    assert mask != None and mask != 3 and mask in [None, mask]  # noqa: E711
+    with pytest.raises(TypeError):
+        mask | 3
+
+
+def test_pipelines_and_handlers_are_values_and_states_are_forked():
+    sparse = reticle.SparseAttention.from_json('{"maskers": [{"type": "sink", "sink_size": 3}]}')
+    handler = reticle.InferenceHandler(sparse, sparse, keep_masks=True)
+    for value in (sparse, handler):
+        assert copy.copy(value) is value and copy.deepcopy(value) is value
+    assert pickle.loads(pickle.dumps(sparse)).to_json() == sparse.to_json()
+    assert pickle.loads(pickle.dumps(handler)).keeps_masks
+    for state in (reticle.SequenceState(), reticle.InferenceState()):
+        assert type(copy.deepcopy(state)) is type(state)
+        with pytest.raises(TypeError, match="cannot be pickled; keep the tensors"):
+            pickle.dumps(state)
+
+
+def test_predicates_are_called_as_they_are_written():
+    torch = pytest.importorskip("torch")
+    places = torch.tensor([(i // 8, i % 8) for i in range(64)], dtype=torch.float32)
+    near = (places[:, None] - places[None]).abs().amax(-1) <= 2
+    assert near.sum() == 1156
+    shape = (1, 1, 64, 64)
+    assert Mask.from_mask_mod(lambda b, h, q, k: (places[q] - places[k]).abs().amax() <= 2, shape) == Mask.dense(
+        near.numpy()[None, None]
+    )
+    causal = Mask.dense(np.tri(64, dtype=bool)[None, None])
+    for module in (None, np, torch):
+        assert Mask.from_mask_mod(lambda b, h, q, k: q >= k, shape, module=module) == causal
+    assert Mask.from_mask_mod(lambda b, h, q, k: np.abs(q - k) < 100, shape) == Mask.full(shape)
+    with pytest.raises(ValueError, match="expected an answer for each position by itself"):
+        Mask.from_mask_mod(lambda b, h, q, k: q + 0 * k > q.mean(), shape, module=np)
+    with pytest.raises(ValueError, match=r"fails with tensors of torch .* and arrays of numpy"):
+        Mask.from_mask_mod(lambda b, h, q, k: q >= k if q > 3 else False, shape)
+    assert Mask.from_mask_mod(lambda b, h, q, k: q >= k, (1, 1, 2048, 2048)).nbytes < 100_000
+
+
+def test_scipy_matrices_stay_as_they_were():
+    sparse = pytest.importorskip("scipy.sparse")
+    given = sparse.csr_array((np.array([1, 1, 0, 1.0]), np.array([2, 0, 1, 3]), np.array([0, 2, 4])), shape=(2, 4))
+    before = (given.data.copy(), given.indices.copy())
+    assert columns(Mask.from_scipy(given, (1, 1, 2, 4))) == [0, 2, 3]
+    assert np.array_equal(given.data, before[0]) and np.array_equal(given.indices, before[1])
+    with pytest.raises(reticle.ShapeError, match=r"expected \(batch \* heads \* queries, keys\), \(2, 5\)"):
+        Mask.from_scipy(given, (1, 1, 2, 5))
+
+
+# --- processes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 10**9])
+def test_numbers_of_threads_that_make_no_sense_are_refused(threads):
+    with pytest.raises(ValueError, match="expected a number in"):
+        reticle.set_num_threads(threads)
+
+
+def test_an_environment_that_is_no_number_is_said():
+    code = (
+        "import reticle; reticle.Mask.full((1, 1, 2, 2)) | reticle.Mask.empty((1, 1, 2, 2)); reticle.get_num_threads()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RETICLE_NUM_THREADS": "abc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode != 0 and 'RETICLE_NUM_THREADS is "abc"; expected a number' in found.stderr
+
+
+def _compute(_):
+    reticle.set_num_threads(2)
+    return Mask.dense(np.tri(300, dtype=bool)[None, None]).nnz
+
+
+def test_forked_workers_compute():
+    assert _compute(0) == 45150
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(_compute, range(4)).get(timeout=60) == [45150] * 4
+
+
+def test_files_are_replaced_whole_and_nothing_else_is(tmp_path):
+    secret, link, pipe = tmp_path / "secret", tmp_path / "link", tmp_path / "pipe"
+    secret.write_text("old")
+    secret.chmod(0o600)
+    link.symlink_to("secret")
+    os.mkfifo(pipe)
+    mask = Mask.full(SHAPE)
+    mask.save(link)
+    assert link.is_symlink() and Mask.load(secret) == mask and secret.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(reticle.FormatError, match="nobody reads from it"):
+        mask.save(pipe)
+    assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe", "secret"]
+    mask.save("/dev/null")
