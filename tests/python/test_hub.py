@@ -313,7 +313,7 @@ def test_masks_that_do_not_fit_are_refused():
         (lambda: make((2, 3)), "Must specify either from_dense_mask with mask"),
         (lambda: make.create_full_mask((2, 3)), "device must be specified for full masks"),
         (lambda: make.create_mask_from_dense_mask((3, 2), ones), "mask.shape must be (3, 2), got (2, 3)"),
-        (lambda: make.create_mask_from_dense_mask((2, 3), 2 * ones), "p is 2.0"),
+        (lambda: make.create_mask_from_dense_mask((2, 3), 2 * ones), "p is 2"),
         (lambda: make.create_mask_from_indices((2, 3), row[0], row[0]), "ptr.numel() must be 3, got 2"),
         (lambda: make.create_from_row_wise_idx((2, 3), row, torch.ones(2, 2)), "column 3 is out of range"),
         (lambda: make.create_from_row_wise_idx((2, 3), row, torch.ones(2, 1)), "data.shape must match"),

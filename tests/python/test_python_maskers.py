@@ -61,6 +61,8 @@ def test_it_is_listed_described_and_has_a_schema_and_a_config_class():
     schema = json.loads(reticle._core.schema("every_nth"))
     assert schema["properties"]["n"] == {
         "type": "integer",
+        "minimum": -(2**31),
+        "maximum": 2**31 - 1,
         "description": "distance between the keys kept",
         "default": 4,
     }
