@@ -268,7 +268,9 @@ def test_attention_masks_add_and_forbid(cpu_as_gpu, dtype, added):
 
 def test_attention_masks_of_whole_numbers_are_refused():
     q, k, v = tensors(4, 4)
-    with pytest.raises(reticle.ShapeError, match=r"attention_mask: is torch\.int64 \(4,\); expected floats or booleans"):
+    with pytest.raises(
+        reticle.ShapeError, match=r"attention_mask: is torch\.int64 \(4,\); expected floats or booleans"
+    ):
         reticle.torch.on_gpu(q, k, v, reticle.Mask.full((1, 4, 4, 4)), attention_mask=torch.ones(4, dtype=torch.long))
 
 
