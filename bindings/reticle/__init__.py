@@ -122,6 +122,10 @@ def attention(
 
             to_mask: Any = reticle.torch.as_mask
             mask = to_mask(mask, queries, keys)
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in inputs):
+            raise NotImplementedError(
+                "torch.func's transforms (vmap, grad, ...) are not supported; call attention on the batch, and use autograd"
+            )
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         for name, given in (("attention_mask", attention_mask), ("sink_logits", sink_logits)):
             if torch.is_grad_enabled() and getattr(given, "requires_grad", False):

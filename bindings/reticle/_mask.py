@@ -37,10 +37,12 @@ def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
     import torch
 
     _require_rows_and_keys(matrix.shape, shape)
-    entries = matrix.detach().cpu()
-    entries = entries.to_sparse() if entries.layout == torch.strided else entries.to_sparse(layout=torch.sparse_coo)
-    entries = entries.to_dense().to_sparse() if entries.dense_dim() else entries
-    entries = (entries.float() if entries.dtype.is_floating_point else entries.to(torch.int64).float()).coalesce()
+    given = matrix.detach().cpu()
+    given = given.to_sparse() if given.layout == torch.strided else given.to_sparse(layout=torch.sparse_coo)
+    values = given._values()
+    values = values.float() if values.dtype.is_floating_point else values.to(torch.int64).float()
+    # What came from other layouts is said to be coalesced, whatever it holds.
+    entries = torch.sparse_coo_tensor(given._indices(), values, given.shape, is_coalesced=False).coalesce()
     kept = entries.values() != 0
     (rows, columns), p = entries.indices()[:, kept], entries.values()[kept]
     row_ptr = np.zeros(matrix.shape[0] + 1, np.int64)

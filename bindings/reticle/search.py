@@ -213,7 +213,8 @@ def _kept(output: Path) -> dict[str, dict[str, Any]]:
     if not output.exists():
         return {}
     lines = output.read_text(encoding="utf-8").split("\n")
-    found, whole = {}, []
+    found: dict[str, dict[str, Any]] = {}
+    whole: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue

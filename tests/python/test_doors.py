@@ -220,6 +220,64 @@ def test_scipy_matrices_stay_as_they_were():
         Mask.from_scipy(given, (1, 1, 2, 5))
 
 
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc", "bsr", "bsc", "dense"])
+def test_tensors_of_every_layout_of_torch_are_masks(layout):
+    torch = pytest.importorskip("torch")
+    dense = (torch.rand(8, 12, generator=torch.Generator().manual_seed(0)) < 0.4).float() * 0.5
+    dense.requires_grad_()
+    given = {
+        "coo": dense.to_sparse,
+        "csr": dense.to_sparse_csr,
+        "csc": dense.to_sparse_csc,
+        "bsr": lambda: dense.to_sparse_bsr((2, 3)),
+        "bsc": lambda: dense.to_sparse_bsc((2, 3)),
+        "dense": lambda: dense,
+    }[layout]()
+    found = Mask.from_torch_sparse(given, (1, 2, 4, 12)).to_dense().reshape(8, 12)
+    assert np.array_equal(found, dense.detach().numpy())
+
+
+def test_entries_of_torch_in_any_order_and_of_one_position_are_summed():
+    torch = pytest.importorskip("torch")
+    ends, p = torch.tensor([0, 3]), torch.tensor([0.25, 0.5, 0.25])
+    given = torch.sparse_csr_tensor(ends, torch.tensor([5, 1, 5]), p, (1, 8))
+    assert Mask.from_torch_sparse(given, SHAPE).to_dense().ravel().tolist() == [0, 0.5, 0, 0, 0, 0.5, 0, 0]
+
+
+def test_transforms_of_torch_that_are_not_supported_are_named():
+    torch = pytest.importorskip("torch")
+    q = torch.randn(3, 1, 2, 9, 16)
+    for transform in (
+        torch.func.vmap(lambda x: reticle.attention(x, x, x)[0]),
+        torch.func.grad(lambda x: reticle.attention(x, x, x)[0].sum()),
+    ):
+        with pytest.raises(NotImplementedError, match=r"torch\.func"):
+            transform(q if "vmap" in repr(transform) else q[0])
+
+
+def test_what_has_gradients_that_are_not_given_is_refused():
+    torch = pytest.importorskip("torch")
+    q = torch.randn(1, 2, 9, 16)
+    for word in (
+        {"attention_mask": torch.zeros(9, 9, requires_grad=True)},
+        {"sink_logits": torch.zeros(2, requires_grad=True)},
+    ):
+        with pytest.raises(NotImplementedError, match=next(iter(word))):
+            reticle.attention(q, q, q, **word)
+    with torch.no_grad():
+        for word in ({"attention_mask": torch.zeros(9, 9, requires_grad=True)}, {"sink_logits": torch.zeros(2)}):
+            reticle.attention(q, q, q, **word)
+
+
+def test_a_float_mask_is_refused_and_says_what_it_may_be():
+    torch = pytest.importorskip("torch")
+    q = torch.randn(1, 2, 4, 16)
+    for mask in (torch.zeros(4, 4), torch.full((4, 4), 2)):
+        with pytest.raises(reticle.ShapeError, match=r"expected booleans.*attention_mask=.*Mask\.dense"):
+            reticle.attention(q, q, q, mask)
+    assert torch.equal(reticle.attention(q, q, q, torch.ones(4, 4).long())[0], reticle.attention(q, q, q)[0])
+
+
 # --- processes ------------------------------------------------------------------------------------------------------------
 
 
