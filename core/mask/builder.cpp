@@ -42,12 +42,11 @@ class SecondPass {
 
   Representation runs(Array<Index> row_ptr, const MaskCounts& counts) {
     accumulate(row_ptr);
-    counted_ = &row_ptr;
     Array<Interval> intervals(static_cast<std::size_t>(counts.runs));
     Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.runs : 0));
-    for_each_row([&](Index row, Run run, Index& done) {
+    for_each_row(row_ptr, [&](Index row, Run run, Index& done) {
       const auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done);
-      require_as_counted(row, ++done);
+      require_as_counted(row_ptr, row, ++done);
       intervals[at] = {run.begin, run.end};
       if (!p.empty()) p[at] = run.p;
     });
@@ -57,12 +56,11 @@ class SecondPass {
   Representation csr(Array<Index> row_ptr, const MaskCounts& counts) {
     for (std::size_t row = 0; row < entries_of_row_.size(); ++row) row_ptr[row + 1] = entries_of_row_[row];
     accumulate(row_ptr);
-    counted_ = &row_ptr;
     Array<std::int32_t> indices(static_cast<std::size_t>(counts.entries));
     Array<float> p(static_cast<std::size_t>(counts.weighted ? counts.entries : 0));
-    for_each_row([&](Index row, Run run, Index& done) {
+    for_each_row(row_ptr, [&](Index row, Run run, Index& done) {
       auto at = static_cast<std::size_t>(row_ptr[static_cast<std::size_t>(row)] + done);
-      require_as_counted(row, done += run.end - run.begin);
+      require_as_counted(row_ptr, row, done += run.end - run.begin);
       for (std::int32_t k = run.begin; k < run.end; ++k, ++at) {
         indices[at] = k;
         if (!p.empty()) p[at] = run.p;
@@ -74,7 +72,7 @@ class SecondPass {
   Representation bits() {
     const Index per_row = BitDense::words_per_row(shape_.keys);
     Array<std::uint64_t> words(static_cast<std::size_t>(shape_.stored_rows() * per_row), 0);
-    for_each_row([&](Index row, Run run, Index&) {
+    for_each_row({}, [&](Index row, Run run, Index&) {
       std::uint64_t* of_row = words.data() + row * per_row;
       for (Index k = run.begin; k < run.end;) {
         const Index end = std::min<Index>(run.end, (k | 63) + 1);
@@ -88,7 +86,7 @@ class SecondPass {
 
   Representation dense() {
     Array<float> p(static_cast<std::size_t>(shape_.stored_rows() * shape_.keys), 0.0f);
-    for_each_row([&](Index row, Run run, Index&) {
+    for_each_row({}, [&](Index row, Run run, Index&) {
       std::fill(p.data() + row * shape_.keys + run.begin, p.data() + row * shape_.keys + run.end, run.p);
     });
     return WeightedDense{std::move(p)};
@@ -105,16 +103,16 @@ class SecondPass {
                      " is another than when it was counted: what it is made from changed meanwhile");
   }
   /// Of a row whose second reading has come to `done` runs or entries.
-  void require_as_counted(Index row, Index done) const {
-    if (done > counted(row)) refuse_changed(row);
+  void require_as_counted(std::span<const Index> row_ptr, Index row, Index done) const {
+    if (done > length_of(row_ptr, row)) refuse_changed(row);
   }
-  Index counted(Index row) const {
-    const auto at = static_cast<std::size_t>(row);
-    return (*counted_)[at + 1] - (*counted_)[at];
+  static Index length_of(std::span<const Index> row_ptr, Index row) {
+    return row_ptr[static_cast<std::size_t>(row) + 1] - row_ptr[static_cast<std::size_t>(row)];
   }
 
+  /// `row_ptr`: where rows begin in what is stored by rows; empty elsewhere.
   template <class Put>
-  void for_each_row(Put&& put) {
+  void for_each_row(std::span<const Index> row_ptr, Put&& put) {
     const Index rows = shape_.stored_rows();
     context_.for_each_chunk(rows, rows_per_chunk(rows), [&](Index, Index begin, Index end) {
       for (Index row = begin; row < end; ++row) {
@@ -132,7 +130,8 @@ class SecondPass {
           if (run.begin < run.end && run.p > 0) join(run.begin, run.end, run.p);
         });
         join.flush();
-        if (entries != entries_of_row_[static_cast<std::size_t>(row)] || (counted_ != nullptr && done != counted(row)))
+        if (entries != entries_of_row_[static_cast<std::size_t>(row)] ||
+            (!row_ptr.empty() && done != length_of(row_ptr, row)))
           refuse_changed(row);
       }
     });
@@ -142,7 +141,6 @@ class SecondPass {
   const Context& context_;
   RowRuns rows_;
   std::span<const std::int32_t> entries_of_row_;
-  const Array<Index>* counted_ = nullptr;  // where rows begin, of what is stored by row
 };
 
 }  // namespace
