@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
         *("core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core/cuda", "core", "attention")
     },
     "bindings": {"core", "core/base", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
-    "tools": {"core", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
+    "tools": {"core", "core/base", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 SUFFIXES = {".hpp", ".cpp", ".cu", ".cuh"}
