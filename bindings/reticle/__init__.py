@@ -122,7 +122,8 @@ def attention(
 
             to_mask: Any = reticle.torch.as_mask
             mask = to_mask(mask, queries, keys)
-        if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in inputs):
+        compiling = torch.compiler.is_compiling()
+        if not compiling and any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in inputs):
             raise NotImplementedError(
                 "torch.func's transforms (vmap, grad, ...) are not supported; call attention on the batch, and use autograd"
             )
@@ -130,7 +131,7 @@ def attention(
         for name, given in (("attention_mask", attention_mask), ("sink_logits", sink_logits)):
             if torch.is_grad_enabled() and getattr(given, "requires_grad", False):
                 raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
-        special = wanted or torch.compiler.is_compiling()
+        special = wanted or compiling
         if special and len(sink_logits):
             raise NotImplementedError(
                 "sink_logits with gradients or torch.compile are not supported; call it under torch.no_grad(), uncompiled"

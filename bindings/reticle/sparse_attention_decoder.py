@@ -216,8 +216,10 @@ def _measure(model: SparseAttention, ids: Tensor, new: int, sparse: SparseAttent
     first, _ = seconds(1)
     _reset_peak()
     whole, tokens = seconds(new)
+    # On a machine that is busy with something else the first token alone may take longer than all together.
+    later = (whole - first) / (new - 1) if whole > first else whole / new
     density = 1.0 if sparse is None else sparse.density
-    return Measurement(tokens, first, max(0.0, whole - first) / (new - 1), density, _peak())
+    return Measurement(tokens, first, later, density, _peak())
 
 
 def _wait() -> None:
