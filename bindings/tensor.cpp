@@ -170,7 +170,7 @@ py::array numbers_of(const py::handle& object, const std::string& name, std::str
   try {
     given = native(numpy.attr("asanyarray")(given), name);
   } catch (const py::error_already_set& error) {
-    throw py::type_error(name + ": is no array of " + what + ": " + std::string(py::str(error.value())));
+    throw py::type_error(name + ": is not an array of " + what + ": " + std::string(py::str(error.value())));
   }
   auto array = py::reinterpret_borrow<py::array>(given);
   const std::string dtype = py::str(array.dtype());

@@ -225,7 +225,7 @@ def _kept(output: Path) -> dict[str, dict[str, Any]]:
             if number == len(lines):
                 _core.write_file(output, "".join(whole).encode())
                 break
-            raise ValueError(f"{output}, line {number}: is no result of a search: {error}") from error
+            raise ValueError(f"{output}, line {number}: is not a result of a search: {error}") from error
         whole.append(line + "\n")
     return found
 

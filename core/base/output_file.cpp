@@ -51,9 +51,9 @@ OutputFile::OutputFile(const std::filesystem::path& path) : state_(std::make_uni
   state_->path = path;
   state_->target = path;
   std::error_code problem;
-  constexpr int kMostLinks = 40;
+  constexpr int kMaxLinks = 40;
   for (int links = 0; std::filesystem::is_symlink(state_->target, problem); ++links) {
-    if (links == kMostLinks) state_->fail("too many links");
+    if (links == kMaxLinks) state_->fail("too many links");
     const std::filesystem::path next = std::filesystem::read_symlink(state_->target, problem);
     state_->target = next.is_absolute() ? next : state_->target.parent_path() / next;
   }

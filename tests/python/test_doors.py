@@ -24,7 +24,7 @@ def columns(mask):
 
 
 def test_probabilities_that_are_no_numbers_are_refused():
-    with pytest.raises(TypeError, match=r"p: is no array of numbers|p: dtype is"):
+    with pytest.raises(TypeError, match=r"p: is not an array of numbers|p: dtype is"):
         Mask.from_row_indices((1, 1, 1, 9), [[[[1]]]], "x")
     with pytest.raises(TypeError, match="indices: dtype is object"):
         Mask.from_row_indices((1, 1, 1, 9), np.array([None]))

@@ -54,7 +54,8 @@ class SelfAttention(nn.Module):
         rope_config: RopeConfig,
         rope_device: Any = None,
     ) -> None:
-        """Fresh parameters, Xavier-uniform as the reference's. `rope_device` changes nothing: there is no table of positions.
+        """Fresh parameters, Xavier-uniform as the reference's. `rope_device` has no effect: rotary angles are
+        computed where they are used, not kept in a table.
 
         Raises:
             ConfigError: when KV heads do not divide the heads, or rope_config is of another head size.
