@@ -37,7 +37,10 @@ struct RETICLE_API InferenceState {
   StageRecord prefill, generation;
 
   StageRecord& record(Stage stage) { return stage == Stage::prefill ? prefill : generation; }
-  void reset() { *this = {}; }
+  void reset() {
+    maskers.reset();
+    prefill = generation = {};
+  }
   /// As SequenceState's. Records stay as they are; a fork begins with empty ones.
   void truncate(Index keys) { maskers.truncate(keys); }
   void select(std::span<const Index> rows) { maskers.select(rows); }

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <fstream>
 #include <iterator>
 #include <limits>
 #include <span>
@@ -10,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/stopwatch.hpp>
 #include <reticle/core/config/config.hpp>
 #include <reticle/core/mask/combine.hpp>
@@ -256,7 +256,8 @@ struct SparseAttention::Config {
 
 SparseAttention::SparseAttention(std::shared_ptr<const Config> config) : config_(std::move(config)) {}
 
-SparseAttention SparseAttention::from_json(std::string_view text, const std::filesystem::path& directory) {
+SparseAttention SparseAttention::from_json(std::string_view text, const std::filesystem::path& directory,
+                                           Plugins plugins) {
   const JsonPlace place{"", directory};
   const Json document = parse_json(text);
   const FieldType& options_type = *type_of<attention_config::PipelineOptions>();
@@ -270,6 +271,11 @@ SparseAttention SparseAttention::from_json(std::string_view text, const std::fil
     options.erase(std::string(key));
   // Plugins keep the paths as written: they are looked for in more places than beside the config.
   reticle::from_json(options_type, &config->options, options, {place.pointer, ""});
+  if (plugins == Plugins::refuse && !config->options.plugins.empty())
+    (place / "plugins")
+        .fail("names " + config->options.plugins.front().string() +
+              ", whose code would run; plugins are refused here (reticle check --plugins and, in Python, "
+              "plugins=True load them)");
   for (const std::filesystem::path& plugin : config->options.plugins)
     Registry::global().load_plugin(find_plugin(plugin, directory));
 
@@ -293,13 +299,10 @@ SparseAttention SparseAttention::from_json(std::string_view text, const std::fil
   return SparseAttention(std::move(config));
 }
 
-SparseAttention SparseAttention::from_file(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::error_code ignored;
-  if (!file || std::filesystem::is_directory(path, ignored)) throw ConfigError(path.string() + ": cannot be read");
-  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+SparseAttention SparseAttention::from_file(const std::filesystem::path& path, Plugins plugins) {
+  const auto text = read_file<ConfigError>(path);
   try {
-    return from_json(text, path.parent_path().empty() ? "." : path.parent_path());
+    return from_json(text, path.parent_path().empty() ? "." : path.parent_path(), plugins);
   } catch (const ConfigError& error) {
     throw ConfigError(path.string() + ": " + error.what());
   }
@@ -374,12 +377,28 @@ std::vector<std::string> SparseAttention::maskers_of_whole_prompts(Stage stage) 
   return types;
 }
 
+SequenceState::Lease::Lease(const SequenceState& state) : leased_(state.leased_.value) {
+  if (leased_.exchange(true))
+    throw ValueError(
+        "this state is in use by another call: a masker must not touch the state that it is called with, "
+        "and every thread needs a state of its own");
+}
+
+SequenceState::Lease::~Lease() { leased_ = false; }
+
+void SequenceState::reset() {
+  const Lease lease(*this);
+  layers_.clear();
+}
+
 void SequenceState::truncate(Index keys) {
+  const Lease lease(*this);
   if (keys < 0) throw ValueError("truncate: " + std::to_string(keys) + " keys; expected 0 or more");
   for (auto& [index, layer] : layers_) layer.truncate(keys);
 }
 
 void SequenceState::select(std::span<const Index> rows) {
+  const Lease lease(*this);
   for (const Index row : rows) {
     if (row < 0) throw ValueError("select: row " + std::to_string(row) + "; expected rows of the batch, from 0");
   }
@@ -387,6 +406,7 @@ void SequenceState::select(std::span<const Index> rows) {
 }
 
 SequenceState SequenceState::fork() const {
+  const Lease lease(*this);
   SequenceState copy;
   for (const auto& [index, layer] : layers_) copy.layers_[index] = layer.fork();
   return copy;
@@ -418,6 +438,7 @@ void SparseAttention::require_forgetful() const {
 
 Mask SparseAttention::lasting(const AttentionInputs& given, Index first, SequenceState& state,
                               const Context& context) const {
+  const SequenceState::Lease lease(state);
   AttentionInputs inputs = given;
   require_forgetful();
   inputs.stage = Stage::generation;
@@ -441,6 +462,7 @@ Mask SparseAttention::lasting(const AttentionInputs& given, Index first, Sequenc
 Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
                             const Context& context, Metrics& metrics) const {
   const Stopwatch watch;
+  const SequenceState::Lease lease(state);
   LayerState& layer_state = state.layer(inputs.layer);
   if (inputs.stage == Stage::prefill) {
     for (const MaskerEntry& entry : config_->stages[static_cast<std::size_t>(Stage::generation)]) {

@@ -2,6 +2,8 @@
 // what it cost and how far the result is from dense attention.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -16,9 +18,22 @@
 
 namespace reticle {
 
-/// What the maskers of every layer keep for one sequence.
+/// What the maskers of every layer keep for one sequence. One call at a time works on it: another one that comes
+/// meanwhile, from a second thread or from a masker's own code, gets a ValueError.
 class RETICLE_API SequenceState {
  public:
+  /// Held by a call for as long as it works on a state.
+  class RETICLE_API Lease {
+   public:
+    explicit Lease(const SequenceState& state);
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    ~Lease();
+
+   private:
+    std::atomic<bool>& leased_;
+  };
+
   SequenceState() = default;
   SequenceState(SequenceState&&) noexcept = default;
   SequenceState& operator=(SequenceState&&) noexcept = default;
@@ -27,7 +42,7 @@ class RETICLE_API SequenceState {
   ~SequenceState() = default;
 
   LayerState& layer(int index) { return layers_[index]; }
-  void reset() { layers_.clear(); }
+  void reset();
 
   /// As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker,
   /// where what it keeps cannot follow (it chose what to keep from a prompt that is longer); what was kept is then
@@ -40,7 +55,18 @@ class RETICLE_API SequenceState {
   SequenceState fork() const;
 
  private:
+  /// A state that was moved is not leased.
+  struct Flag {
+    std::atomic<bool> value{false};
+    Flag() = default;
+    Flag(Flag&&) noexcept {}
+    Flag& operator=(Flag&&) noexcept { return *this; }
+    Flag(const Flag&) = delete;
+    Flag& operator=(const Flag&) = delete;
+    ~Flag() = default;
+  };
   std::map<int, LayerState> layers_;
+  mutable Flag leased_;
 };
 
 /// What one masker did.
@@ -76,6 +102,10 @@ struct SparseAttentionResult {
   Metrics metrics;
 };
 
+/// Whether a config's "plugins" are loaded: their code then runs with the rights of the process. Refused, a config that
+/// names some is a ConfigError.
+enum class Plugins : std::uint8_t { load, refuse };
+
 /// A pipeline of maskers for each stage, made from a config:
 ///
 ///   {"maskers": [{"type": "sink", "sink_size": 4}, ...], "causal": true, "seed": 0, "merge": "add",
@@ -86,10 +116,10 @@ struct SparseAttentionResult {
 /// serves run dense attention, so an empty list of maskers does. Immutable and cheap to copy; maskers are shared.
 class RETICLE_API SparseAttention {
  public:
-  /// Relative paths in the text are relative to `directory`. Loads the plugins that the config names. ConfigError and
-  /// PluginError say where and what.
-  static SparseAttention from_json(std::string_view text, const std::filesystem::path& directory = ".");
-  static SparseAttention from_file(const std::filesystem::path& path);
+  /// Relative paths in the text are relative to `directory`. ConfigError and PluginError say where and what.
+  static SparseAttention from_json(std::string_view text, const std::filesystem::path& directory = ".",
+                                   Plugins plugins = Plugins::load);
+  static SparseAttention from_file(const std::filesystem::path& path, Plugins plugins = Plugins::load);
   /// The prefill stage of one, the generation stage of another. ConfigError when they differ in seed or merge rule;
   /// causal when either is.
   static SparseAttention by_stage(const SparseAttention& prefill, const SparseAttention& generation);

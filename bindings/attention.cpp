@@ -453,14 +453,21 @@ void add_attention(py::module_& module) {
                       }))
       .def_static(
           "from_json",
-          [](const std::string& text, const std::filesystem::path& directory) {
-            return SparseAttention::from_json(text, directory);
+          [](const std::string& text, const std::filesystem::path& directory, bool plugins) {
+            return SparseAttention::from_json(text, directory, plugins ? Plugins::load : Plugins::refuse);
           },
-          py::arg("text"), py::arg("directory") = ".",
-          "From a JSON config; relative paths in it are relative to `directory`. ConfigError says where and what.")
+          py::arg("text"), py::arg("directory") = ".", py::kw_only(), py::arg("plugins") = true,
+          "From a JSON config; relative paths in it are relative to `directory`. ConfigError says where and what. A "
+          "config may name plugins, whose code runs when they are loaded: with plugins=False it is refused, as a "
+          "config "
+          "that somebody else sent should be.")
       .def_static(
-          "from_file", [](const std::filesystem::path& path) { return SparseAttention::from_file(path); },
-          py::arg("path"), "From a file with a JSON config.")
+          "from_file",
+          [](const std::filesystem::path& path, bool plugins) {
+            return SparseAttention::from_file(path, plugins ? Plugins::load : Plugins::refuse);
+          },
+          py::arg("path"), py::kw_only(), py::arg("plugins") = true,
+          "From a file with a JSON config; `plugins` as in from_json.")
       .def("to_json", &SparseAttention::to_json, "The config with every default filled in.")
       .def_property_readonly(
           "observed_queries", &SparseAttention::observed_queries,

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -42,7 +43,7 @@ void AttentionInputs::validate() const {
     const Index wanted[] = {batch(), heads(), queries_length(), keys_length()};
     for (int dim = 0; dim < 4; ++dim) {
       const Index extent = attention_mask->size(dim);
-      if (extent != wanted[dim] && (extent != 1 || wanted[dim] == 0))
+      if (extent != wanted[dim] && extent != 1)
         throw ShapeError("attention_mask: " + attention_mask->describe() + " does not broadcast to " +
                          shape().describe());
     }
@@ -257,7 +258,10 @@ void add_attention_mask(const AttentionInputs& inputs, RowId row, float* scores)
   std::fill(scores + visible, scores + inputs.keys_length(), -std::numeric_limits<float>::infinity());
   if (!inputs.attention_mask) return;
   const AttentionMaskRow bias(*inputs.attention_mask, row);
-  for (Index key = 0; key < visible; ++key) scores[key] += bias(key);
+  for (Index key = 0; key < visible; ++key) {
+    const float added = bias(key);  // of a forbidden key, whatever it holds
+    scores[key] = added == -std::numeric_limits<float>::infinity() ? added : scores[key] + added;
+  }
 }
 
 std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row) {
@@ -271,6 +275,24 @@ std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row) {
   }
   join.flush();
   return forbidden;
+}
+
+ReachableKeys::ReachableKeys(const AttentionInputs& inputs, Index batch, Index kv_head) {
+  if (!inputs.attention_mask) return;
+  std::vector<std::int32_t> unseen(static_cast<std::size_t>(inputs.keys_length()));
+  std::iota(unseen.begin(), unseen.end(), 0);
+  // A broadcast dimension says the same of every row; late queries see most.
+  const Index heads = inputs.attention_mask->size(1) == 1 ? 1 : inputs.group();
+  const Index queries = inputs.attention_mask->size(2) == 1 ? 1 : inputs.queries_length();
+  for (Index head = kv_head * inputs.group(); head < kv_head * inputs.group() + heads; ++head) {
+    for (Index query = queries - 1; query >= 0 && !unseen.empty(); --query) {
+      const AttentionMaskRow bias(*inputs.attention_mask, {batch, head, query});
+      std::erase_if(unseen, [&](std::int32_t key) { return bias(key) != -std::numeric_limits<float>::infinity(); });
+    }
+  }
+  if (unseen.empty()) return;
+  reachable_.assign(static_cast<std::size_t>(inputs.keys_length()), 1);
+  for (const std::int32_t key : unseen) reachable_[static_cast<std::size_t>(key)] = 0;
 }
 
 std::int32_t recorded_key(Index key, const AttentionInputs& inputs, std::string_view name) {

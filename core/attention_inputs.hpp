@@ -167,6 +167,19 @@ RETICLE_API void add_attention_mask(const AttentionInputs& inputs, RowId row, fl
 /// The keys that the attention mask forbids to a row, as ascending runs; none without an attention mask.
 RETICLE_API std::vector<Run> forbidden_keys(const AttentionInputs& inputs, RowId row);
 
+/// Which keys some query of a KV head's query heads may attend to, by the attention mask. What the others hold must not
+/// decide anything, so that whatever is made of many keys (bounds, means, codebooks) passes them over. O(keys) for a
+/// mask of padding, at most O(queries * keys) for others.
+class RETICLE_API ReachableKeys {
+ public:
+  ReachableKeys(const AttentionInputs& inputs, Index batch, Index kv_head);
+  bool all() const { return reachable_.empty(); }
+  bool operator()(Index key) const { return all() || reachable_[static_cast<std::size_t>(key)] != 0; }
+
+ private:
+  std::vector<std::uint8_t> reachable_;  // by key; empty: all are
+};
+
 /// A recorded key as an index; ShapeError, naming the tensor, when there is no such key.
 RETICLE_API std::int32_t recorded_key(Index key, const AttentionInputs& inputs, std::string_view name);
 

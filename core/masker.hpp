@@ -172,12 +172,13 @@ struct AbiStamp {
   char version[16];
   char compiler[48];
   std::uint64_t layout;
+  std::uint64_t seal;  // of the file, put there by seal_plugin; 0: none
 };
 
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 10;
+inline constexpr std::uint64_t kInterface = 11;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

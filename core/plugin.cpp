@@ -1,17 +1,23 @@
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <dlfcn.h>
 #include <elf.h>
-#include <fstream>
-#include <iterator>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
+#include <reticle/core/base/input_file.hpp>
+#include <reticle/core/base/output_file.hpp>
+#include <reticle/core/base/random.hpp>
 #include <reticle/core/masker.hpp>
 #include <reticle/core/plugin.hpp>
+#include <reticle/core/registry.hpp>
 
 namespace reticle {
 namespace {
@@ -93,32 +99,87 @@ class ElfCheck {
   std::vector<Elf64_Phdr> loaded_;
 };
 
+constexpr const char* kNoStamp =
+    ": has no reticle ABI stamp; a plugin registers its maskers with RETICLE_REGISTER_MASKER";
+
+std::string plugin_bytes(const std::filesystem::path& file) {
+  std::error_code problem;
+  if (std::filesystem::exists(file, problem) && !std::filesystem::is_regular_file(file, problem))
+    throw PluginError(file.string() + ": is not a regular file");
+  auto bytes = read_file<PluginError>(file);
+  if (!bytes.starts_with(ELFMAG)) throw PluginError(file.string() + ": is not a shared object");
+  ElfCheck(file, bytes).run();
+  return bytes;
+}
+
+/// Where stamps stand.
+std::vector<std::size_t> stamps_in(std::string_view bytes) {
+  constexpr AbiStamp kOurs = abi_stamp();
+  const std::string_view magic(kOurs.magic, sizeof kOurs.magic);
+  std::vector<std::size_t> stamps;
+  for (std::size_t at = bytes.find(magic); at != std::string::npos; at = bytes.find(magic, at + 1)) {
+    if (bytes.size() - at >= sizeof(AbiStamp)) stamps.push_back(at);
+  }
+  return stamps;
+}
+
+AbiStamp stamp_at(std::string_view bytes, std::size_t at) {
+  AbiStamp stamp;
+  std::memcpy(&stamp, bytes.data() + at, sizeof stamp);
+  return stamp;
+}
+
+/// A checksum of what is loaded, never 0. Left out is what `strip` changes of the header, and the seals themselves.
+std::uint64_t seal_of(std::string bytes, std::span<const std::size_t> stamps) {
+  const auto clear = [&](std::size_t at, std::size_t size) {
+    std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), size, '\0');
+  };
+  Elf64_Ehdr header;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  clear(offsetof(Elf64_Ehdr, e_shoff), sizeof header.e_shoff);
+  clear(offsetof(Elf64_Ehdr, e_shnum), sizeof header.e_shnum + sizeof header.e_shstrndx);
+  for (const std::size_t at : stamps) clear(at + offsetof(AbiStamp, seal), sizeof(AbiStamp::seal));
+  std::uint64_t seal = 0;
+  for (Elf64_Half i = 0; i < header.e_phnum; ++i) {
+    Elf64_Phdr segment;
+    std::memcpy(&segment, bytes.data() + header.e_phoff + i * sizeof segment, sizeof segment);
+    if (segment.p_type != PT_LOAD) continue;
+    for (std::uint64_t at = 0; at < segment.p_filesz; at += sizeof seal) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bytes.data() + segment.p_offset + at, std::min(sizeof word, segment.p_filesz - at));
+      seal = derive_seed(seal ^ word, at);
+    }
+  }
+  return std::max<std::uint64_t>(1, seal);
+}
+
 }  // namespace
 
 void require_matching_stamps(const std::filesystem::path& file) {
   static constexpr AbiStamp kOurs = abi_stamp();
-  std::error_code problem;
-  if (std::filesystem::exists(file, problem) && !std::filesystem::is_regular_file(file, problem))
-    throw PluginError(file.string() + ": is not a regular file");
-  std::ifstream stream(file, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (!stream && bytes.empty()) throw PluginError(file.string() + ": cannot be read");
-  if (!bytes.starts_with(ELFMAG)) throw PluginError(file.string() + ": is not a shared object");
-  ElfCheck(file, bytes).run();
-  const std::string_view magic(kOurs.magic, sizeof kOurs.magic);
-  std::size_t stamps = 0;
-  for (std::size_t at = bytes.find(magic); at != std::string::npos; at = bytes.find(magic, at + 1)) {
-    if (bytes.size() - at < sizeof(AbiStamp)) break;
-    AbiStamp theirs;
-    std::memcpy(&theirs, bytes.data() + at, sizeof theirs);
+  const std::string bytes = plugin_bytes(file);
+  const std::vector<std::size_t> stamps = stamps_in(bytes);
+  std::uint64_t seal = 0;
+  for (const std::size_t at : stamps) {
+    AbiStamp theirs = stamp_at(bytes, at);
+    seal = std::max(seal, std::exchange(theirs.seal, 0));
     if (std::memcmp(&theirs, &kOurs, sizeof theirs) != 0)
       throw PluginError(file.string() + ": was built for " + build_of(theirs) + "; this is " + build_of(kOurs) +
                         ". Build it again against the installed library");
-    ++stamps;
   }
-  if (stamps == 0)
+  if (stamps.empty()) throw PluginError(file.string() + kNoStamp);
+  if (seal != 0 && seal != seal_of(bytes, stamps))
     throw PluginError(file.string() +
-                      ": has no reticle ABI stamp; a plugin registers its maskers with RETICLE_REGISTER_MASKER");
+                      ": was damaged or changed after it was sealed; build it again, or seal what it is now");
+}
+
+void seal_plugin(const std::filesystem::path& file) {
+  std::string bytes = plugin_bytes(file);
+  const std::vector<std::size_t> stamps = stamps_in(bytes);
+  if (stamps.empty()) throw PluginError(file.string() + kNoStamp);
+  const std::uint64_t seal = seal_of(bytes, stamps);
+  for (const std::size_t at : stamps) std::memcpy(bytes.data() + at + offsetof(AbiStamp, seal), &seal, sizeof seal);
+  write_file(file, bytes);
 }
 
 SharedObject::SharedObject(const std::filesystem::path& file) {

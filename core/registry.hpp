@@ -54,6 +54,10 @@ class RETICLE_API Registry {
 RETICLE_API std::filesystem::path find_plugin(const std::filesystem::path& name,
                                               const std::filesystem::path& directory);
 
+/// Writes a checksum of what a plugin's file loads into its stamp: from then on the file is refused when a byte of that
+/// was damaged or changed. PluginError when it is not a plugin, FormatError when it cannot be written.
+RETICLE_API void seal_plugin(const std::filesystem::path& file);
+
 /// Loads every *.so in the folders of RETICLE_PLUGIN_PATH; returns one message per file or folder that was refused.
 RETICLE_API std::vector<std::string> load_plugins_from_environment();
 

@@ -45,6 +45,10 @@ struct Rule {
 
   RETICLE_HD bool scores() const { return kind == Kind::top_k || kind == Kind::top_p || kind == Kind::adaptive; }
   RETICLE_HD bool codes() const { return kind == Kind::hashed || kind == Kind::quantised || kind == Kind::colliding; }
+  /// Whether it goes by what is made of many keys: those that nobody may attend to are left out of it.
+  RETICLE_HD bool summarises() const {
+    return kind == Kind::pages || kind == Kind::quantised || kind == Kind::colliding;
+  }
   RETICLE_HD bool weighs() const { return kind == Kind::sample || kind == Kind::adaptive || kind == Kind::colliding; }
 };
 

@@ -56,9 +56,10 @@ int bench_model(const BenchModelCommand& command) {
   if (command.repeats < 1 || command.new_tokens < 2)
     throw Error("bench-model: needed are --repeats >= 1 and --new-tokens >= 2");
   std::vector<std::pair<std::string, InferenceHandler>> handlers;
-  handlers.emplace_back("dense", handler_of("", ""));
+  handlers.emplace_back("dense", handler_of("", "", command.model.plugins));
   for (const std::string& config : command.configs)
-    handlers.emplace_back(std::filesystem::path(config).stem().string(), SparseAttention::from_file(config));
+    handlers.emplace_back(std::filesystem::path(config).stem().string(),
+                          SparseAttention::from_file(config, command.model.plugins));
 
   Table table;
   table.row({"length", "config", "first token", "vs dense", "per token", "vs dense", "tokens/s", "peak memory",

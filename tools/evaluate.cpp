@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/llama/evaluate.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/output_file.hpp>
 
 #include "options.hpp"
@@ -41,12 +42,13 @@ struct Candidate {
 };
 
 /// Every combination of a sweep's grid, and each of its variants, set into its config.
-void add_sweep(const Json& sweep, const std::filesystem::path& directory, std::vector<Candidate>& candidates) {
+void add_sweep(const Json& sweep, const std::filesystem::path& directory, Plugins plugins,
+               std::vector<Candidate>& candidates) {
   const auto reject = [&](const std::string& what) { throw ConfigError("--grid: " + what + ": " + sweep.dump()); };
   if (!sweep.is_object() || !sweep.contains("config")) reject(R"(each entry needs a "config", a file or an object)");
   const Json& given = sweep.at("config");
   const std::filesystem::path file = given.is_string() ? directory / given.get<std::string>() : std::filesystem::path();
-  const Json base = given.is_string() ? Json::parse(read_file(file), nullptr, true, true) : given;
+  const Json base = given.is_string() ? Json::parse(read_file<FormatError>(file), nullptr, true, true) : given;
   const std::filesystem::path base_directory = given.is_string() ? file.parent_path() : directory;
   const std::string name = sweep.value("name", given.is_string() ? file.stem().string() : std::string("config"));
   std::vector<std::pair<Json, Json>> made{{base, Json::object()}};
@@ -86,7 +88,8 @@ void add_sweep(const Json& sweep, const std::filesystem::path& directory, std::v
   for (const auto& [config, parameters] : made) {
     try {
       candidates.push_back(
-          {name, parameters, SparseAttention::from_json(config.dump(), base_directory.empty() ? "." : base_directory)});
+          {name, parameters,
+           SparseAttention::from_json(config.dump(), base_directory.empty() ? "." : base_directory, plugins)});
     } catch (const ConfigError& error) {
       throw ConfigError("--grid: " + name + " with " + parameters.dump() + ": " + error.what());
     }
@@ -96,18 +99,19 @@ void add_sweep(const Json& sweep, const std::filesystem::path& directory, std::v
 std::vector<Candidate> candidates_of(const EvaluateCommand& command) {
   std::vector<Candidate> candidates{{"dense", Json::object(), std::nullopt}};
   for (const std::string& file : command.configs)
-    candidates.push_back(
-        {std::filesystem::path(file).stem().string(), Json::object(), SparseAttention::from_file(file)});
+    candidates.push_back({std::filesystem::path(file).stem().string(), Json::object(),
+                          SparseAttention::from_file(file, command.model.plugins)});
   if (!command.grid.empty()) {
     Json sweeps;
     try {
-      sweeps = Json::parse(read_file(command.grid), nullptr, true, true);
+      sweeps = Json::parse(read_file<FormatError>(command.grid), nullptr, true, true);
     } catch (const nlohmann::json::exception& error) {
       throw ConfigError(command.grid + ": is not JSON: " + error.what());
     }
     if (!sweeps.is_array())
       throw ConfigError(command.grid + R"(: needed is a list of {"config": ..., "grid": {...}, "variants": [...]})");
-    for (const Json& sweep : sweeps) add_sweep(sweep, std::filesystem::path(command.grid).parent_path(), candidates);
+    for (const Json& sweep : sweeps)
+      add_sweep(sweep, std::filesystem::path(command.grid).parent_path(), command.model.plugins, candidates);
   }
   return candidates;
 }
@@ -154,7 +158,7 @@ class Results {
     if (path_.empty()) return;
     lock_.emplace(path_ + ".lock");
     if (!std::filesystem::exists(path_)) return;
-    const Json before = Json::parse(read_file(path_), nullptr, false);
+    const Json before = Json::parse(read_file<FormatError>(path_), nullptr, false);
     if (!before.is_object() || !before.contains("settings") || !before.contains("results"))
       throw Error(path_ + ": exists, and is no file of results; give another --output");
     if (before["settings"] != settings_)

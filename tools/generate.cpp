@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/llama/generate.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
 
@@ -64,7 +65,8 @@ int generate(const GenerateCommand& command) {
   std::vector<std::vector<std::int32_t>> prompts;
   prompts.reserve(command.prompts.size() + 2);
   for (const std::string& prompt : command.prompts) prompts.push_back(text_tokens(decoder, prompt));
-  if (!command.prompt_file.empty()) prompts.push_back(text_tokens(decoder, read_file(command.prompt_file)));
+  if (!command.prompt_file.empty())
+    prompts.push_back(text_tokens(decoder, read_file<FormatError>(command.prompt_file)));
   if (!bytes_in) prompts.push_back(command.tokens);
   if (prompts.empty()) throw Error("generate: give --prompt, --prompt-file or --tokens");
   if (!command.masks.empty()) require_writable(command.masks);
@@ -84,7 +86,7 @@ int generate(const GenerateCommand& command) {
   const std::string& prefill = command.prefill.empty() ? command.config : command.prefill;
   const std::string& generation = command.generation.empty() ? command.config : command.generation;
   if (!prefill.empty() || !generation.empty() || !command.masks.empty()) {
-    handler.emplace(handler_of(prefill, generation));
+    handler.emplace(handler_of(prefill, generation, command.model.plugins));
     handler->keep_masks(!command.masks.empty());
     options.handler = &*handler;
   }

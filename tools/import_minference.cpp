@@ -1,14 +1,14 @@
 // MInference's files of per-head patterns (best_pattern) as a config of ours.
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <string>
 #include <vector>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
+
+#include <reticle/core/base/input_file.hpp>
 
 #include "options.hpp"
 
@@ -39,9 +39,7 @@ Json masker_of(const Json& entry, const std::string& place) {
 }  // namespace
 
 int import_minference(const std::filesystem::path& file, int heads) {
-  std::ifstream stream(file);
-  if (!stream) throw Error(file.string() + ": cannot be read");
-  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  const auto text = read_file<FormatError>(file);
   try {
     const Json layers = Json::parse(text);
     if (!layers.is_array()) throw ConfigError("needed is a list with one object per layer");

@@ -30,8 +30,9 @@ int list() {
   return 0;
 }
 
-int check(const std::string& path, bool print) {
-  const SparseAttention config = SparseAttention::from_file(path);
+/// A config is checked, not run: its plugins are code.
+int check(const std::string& path, bool print, bool with_plugins) {
+  const auto config = SparseAttention::from_file(path, with_plugins ? Plugins::load : Plugins::refuse);
   if (print) {
     fmt::print("{}\n", config.to_json());
   } else {
@@ -71,6 +72,13 @@ int dispatch(int argc, char** argv) {
   run_command.add_option("--threads", run_options.threads, "default: all cores")->check(CLI::Range(0, 1024));
   run_command.add_option("--seed", run_options.seed, "varies the config's seed")->capture_default_str();
 
+  bool no_plugins = false;
+  const auto add_plugins_option = [&](CLI::App& command) {
+    command.add_flag("--no-plugins", no_plugins,
+                     "refuse configs that name plugins, and load none from RETICLE_PLUGIN_PATH");
+  };
+  add_plugins_option(run_command);
+
   CLI::App& list_command = *app.add_subcommand("list", "List the maskers");
 
   std::string type;
@@ -84,6 +92,8 @@ int dispatch(int argc, char** argv) {
   CLI::App& check_command = *app.add_subcommand("check", "Check a config");
   check_command.add_option("config", config, "JSON config")->required();
   check_command.add_flag("--print", print, "print it with every default filled in");
+  bool check_plugins = false;
+  check_command.add_flag("--plugins", check_plugins, "load the plugins that it names: their code runs");
 
   ShowOptions show_options;
   CLI::App& show_command = *app.add_subcommand("show", "Draw a config's mask");
@@ -98,11 +108,13 @@ int dispatch(int argc, char** argv) {
   show_command.add_option("--layer", show_options.layer, "of --input")->capture_default_str();
   show_command.add_option("--head", show_options.head, "which head to draw")->capture_default_str();
   show_command.add_option("--png", show_options.png, "write a picture instead");
+  add_plugins_option(show_command);
 
-  const auto add_model_options = [](CLI::App& command, ModelOptions& model) {
+  const auto add_model_options = [&](CLI::App& command, ModelOptions& model) {
     command.add_option("--model", model.model, "folder with config.json and *.safetensors; default: the bundled one")
         ->check(CLI::ExistingDirectory);
     command.add_option("--threads", model.threads, "default: all cores")->check(CLI::Range(0, 1024));
+    add_plugins_option(command);
   };
   GenerateCommand generate_options;
   CLI::App& generate_command = *app.add_subcommand("generate", "Continue prompts with a model");
@@ -181,6 +193,11 @@ int dispatch(int argc, char** argv) {
       .add_option("--heads", heads, "query heads of the model; those the file lacks get MInference's default")
       ->check(CLI::Range(1, 1 << 20));
 
+  std::string plugin;
+  CLI::App& seal_command = *app.add_subcommand(
+      "seal-plugin", "Write a checksum into a plugin, by which it is refused when it was damaged since");
+  seal_command.add_option("file", plugin, "shared object")->required();
+
   std::string directory;
   bool known_only = false;
   CLI::App& verify_command = *app.add_subcommand("verify", "Replay recorded cases and compare");
@@ -194,8 +211,17 @@ int dispatch(int argc, char** argv) {
     fmt::print(stderr, "reticle: {} (see --help)\n", error.what());
     return kUsageError;
   }
-  for (const std::string& refused : load_plugins_from_environment())
-    fmt::print(stderr, "reticle: warning: {}\n", refused);
+  if (seal_command.parsed()) {
+    seal_plugin(plugin);
+    return 0;
+  }
+  if (no_plugins) {
+    run_options.plugins = show_options.plugins = Plugins::refuse;
+    generate_options.model.plugins = evaluate_options.model.plugins = bench_options.model.plugins = Plugins::refuse;
+  } else {
+    for (const std::string& refused : load_plugins_from_environment())
+      fmt::print(stderr, "reticle: warning: {}\n", refused);
+  }
 
   if (run_command.parsed()) return run(run_options);
   if (list_command.parsed()) return list();
@@ -207,7 +233,7 @@ int dispatch(int argc, char** argv) {
     fmt::print("{}\n", schema(type));
     return 0;
   }
-  if (check_command.parsed()) return check(config, print);
+  if (check_command.parsed()) return check(config, print, check_plugins);
   if (show_command.parsed()) return show(show_options);
   if (generate_command.parsed()) return generate(generate_options);
   if (evaluate_command.parsed()) return evaluate(evaluate_options);

@@ -7,6 +7,7 @@
 #include <fmt/core.h>
 
 #include <reticle/attention/llama/generate.hpp>
+#include <reticle/core/base/input_file.hpp>
 
 #include "options.hpp"
 
@@ -32,7 +33,7 @@ std::vector<std::int32_t> text_tokens(const Decoder& decoder, std::string_view t
 }
 
 std::string held_out_text(const std::string& file, const std::string& model) {
-  if (!file.empty()) return read_file(file);
+  if (!file.empty()) return read_file<FormatError>(file);
   constexpr const char* kHeldOut = "heldout.safetensors";
   const std::filesystem::path beside = model_folder(model) / kHeldOut;
   const SafeTensors tensors(std::filesystem::exists(beside) ? beside : bundled(kBundledModel) / kHeldOut);
@@ -41,9 +42,10 @@ std::string held_out_text(const std::string& file, const std::string& model) {
   return {static_cast<const char*>(tokens.data), static_cast<std::size_t>(tokens.elements())};
 }
 
-InferenceHandler handler_of(const std::string& prefill, const std::string& generation) {
-  const auto pipeline = [](const std::string& config) {
-    return config.empty() ? SparseAttention::from_json(R"({"maskers": []})") : SparseAttention::from_file(config);
+InferenceHandler handler_of(const std::string& prefill, const std::string& generation, Plugins plugins) {
+  const auto pipeline = [&](const std::string& config) {
+    return config.empty() ? SparseAttention::from_json(R"({"maskers": []})")
+                          : SparseAttention::from_file(config, plugins);
   };
   return {pipeline(prefill), pipeline(generation)};
 }

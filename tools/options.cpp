@@ -5,8 +5,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <unistd.h>
 
@@ -169,13 +167,6 @@ std::string bytes(Index count) {
   if (count < 10'000) return fmt::format("{} B", count);
   if (count < 10'000'000) return fmt::format("{:.1f} kB", static_cast<double>(count) / 1e3);
   return fmt::format("{:.1f} MB", static_cast<double>(count) / 1e6);
-}
-
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::error_code ignored;
-  if (!file || std::filesystem::is_directory(path, ignored)) throw Error(path.string() + ": cannot be read");
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
 void require_writable(const std::filesystem::path& path) {

@@ -73,8 +73,6 @@ class Progress {
 std::string percent(double share);         // "12.34 %"
 std::string milliseconds(double seconds);  // "12.3 ms"
 std::string bytes(Index count);            // "12.3 kB"
-/// The whole file; Error when it cannot be read.
-std::string read_file(const std::filesystem::path& path);
 /// A writable file name, or Error: checked before the work is done rather than after.
 void require_writable(const std::filesystem::path& path);
 
@@ -83,6 +81,7 @@ void write_png(const std::filesystem::path& path, int width, int height, const s
 
 struct RunOptions {
   std::string config;
+  Plugins plugins = Plugins::load;
   InputOptions input;
   bool compare = false, json = false, verbose = false;
   Index output_length = 0;  // last queries that are generated, the others prefilled; 0: one stage only
@@ -94,6 +93,7 @@ int run(const RunOptions& options);
 
 struct ShowOptions {
   std::string config;
+  Plugins plugins = Plugins::load;
   Index queries = 64, keys = 64;
   int layer = 0;
   Index head = 0;
@@ -106,6 +106,7 @@ int show(const ShowOptions& options);
 struct ModelOptions {
   std::string model;  // folder; empty: the bundled one
   int threads = 0;
+  Plugins plugins = Plugins::load;  // of the patterns' configs
 };
 Decoder load_model(const ModelOptions& options);
 /// Threads as asked for; with few, the matrix products' too.
@@ -114,7 +115,7 @@ Context context_for(int threads);
 std::vector<std::int32_t> text_tokens(const Decoder& decoder, std::string_view text);
 /// --text's bytes, or the model's heldout.safetensors, or the bundled model's.
 std::string held_out_text(const std::string& file, const std::string& model);
-InferenceHandler handler_of(const std::string& prefill, const std::string& generation);
+InferenceHandler handler_of(const std::string& prefill, const std::string& generation, Plugins plugins);
 
 struct GenerateCommand {
   ModelOptions model;

@@ -115,7 +115,7 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
 }  // namespace
 
 int run(const RunOptions& options) {
-  const SparseAttention sparse = SparseAttention::from_file(options.config);
+  const SparseAttention sparse = SparseAttention::from_file(options.config, options.plugins);
   const InputFile file(options.input);
   if (!options.output.empty()) require_writable(options.output);
   Context context = options.threads > 0 ? Context(options.threads) : Context();

@@ -25,7 +25,7 @@ Tensor random_tensor(Index rows, Index head_dim, std::uint32_t which) {
 int show(const ShowOptions& options) {
   constexpr Index kHeadDim = 16;
   constexpr Index kColumns = 96, kLines = 40, kPixels = 1024;
-  const SparseAttention sparse = SparseAttention::from_file(options.config);
+  const SparseAttention sparse = SparseAttention::from_file(options.config, options.plugins);
   if (!options.png.empty()) require_writable(options.png);
 
   SequenceState state;

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <exception>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <memory>
 #include <span>
@@ -15,6 +14,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/mask/convert.hpp>
 
 #include "options.hpp"
@@ -42,8 +42,7 @@ double largest_difference(std::span<const float> a, std::span<const float> b) {
 double largest_difference(const Mask& a, const Mask& b) { return largest_difference(to_dense(a), to_dense(b)); }
 
 CaseFile::CaseFile(const std::filesystem::path& manifest) : path_(manifest) {
-  std::ifstream stream(manifest);
-  json_ = std::make_shared<const Json>(Json::parse(stream));
+  json_ = std::make_shared<const Json>(Json::parse(read_file<FormatError>(manifest)));
   std::filesystem::path tensors = manifest;
   tensors.replace_extension(".safetensors");
   if (json_->contains("tensors") && !json_->at("tensors").empty()) tensors_.emplace(tensors);
@@ -70,6 +69,19 @@ Mask CaseFile::mask_of(std::string_view name) const {
   return Mask::dense(shape, std::vector<float>(kept.begin(), kept.end()));
 }
 
+Report replay(const std::filesystem::path& manifest) {
+  try {
+    const CaseFile file(manifest);
+    return file.json().contains("pattern")               ? replay_pattern(file)
+           : file.json().contains("suggested_tolerance") ? replay_nsa(file)
+                                                         : replay_hub(file);
+  } catch (const std::exception& error) {
+    Report report;
+    report.fail(error.what());
+    return report;
+  }
+}
+
 int verify(const std::filesystem::path& directory, bool known_only) {
   if (!std::filesystem::is_directory(directory)) throw Error(directory.string() + ": is not a directory");
   std::vector<std::filesystem::path> manifests;
@@ -81,15 +93,7 @@ int verify(const std::filesystem::path& directory, bool known_only) {
 
   std::size_t counts[4] = {};
   for (const std::filesystem::path& manifest : manifests) {
-    Report report;
-    try {
-      const CaseFile file(manifest);
-      report = file.json().contains("pattern")               ? replay_pattern(file)
-               : file.json().contains("suggested_tolerance") ? replay_nsa(file)
-                                                             : replay_hub(file);
-    } catch (const std::exception& error) {
-      report.fail(error.what());
-    }
+    const Report report = replay(manifest);
     constexpr const char* kNames[] = {"pass", "FAIL", "deviation", "unknown"};
     ++counts[static_cast<std::size_t>(report.outcome)];
     if (report.outcome == Outcome::unknown && known_only) continue;

@@ -72,6 +72,9 @@ class CaseFile {
   std::optional<SafeTensors> tensors_;
 };
 
+/// Replays a case of any of them; what is wrong with it is its failure.
+Report replay(const std::filesystem::path& manifest);
+
 /// A case of sparse-attention-hub: a manifest with a "kind" or an "op".
 Report replay_hub(const CaseFile& file);
 /// A case of a pattern: a manifest with a "family" and a "pattern".

@@ -1,11 +1,11 @@
 #include <algorithm>
-#include <fstream>
 #include <functional>
 #include <set>
 
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/layers/weights.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/nearest.hpp>
 
 namespace reticle {
@@ -17,8 +17,7 @@ constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
 std::set<std::string> shards_of(const std::filesystem::path& index) {
-  std::ifstream stream(index);
-  const Json document = Json::parse(stream, nullptr, /*allow_exceptions=*/false);
+  const Json document = Json::parse(read_file<FormatError>(index), nullptr, /*allow_exceptions=*/false);
   if (!document.is_object() || !document.contains("weight_map") || !document["weight_map"].is_object())
     throw FormatError(index.string() + ": has no \"weight_map\" from tensors to files");
   std::set<std::string> shards;

@@ -1,12 +1,11 @@
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <string>
 
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/llama/config.hpp>
 #include <reticle/core/base/checked.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/config/config.hpp>
 
 namespace reticle {
@@ -183,11 +182,9 @@ DecoderConfig DecoderConfig::from_json(std::string_view text) {
 }
 
 DecoderConfig DecoderConfig::from_file(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::error_code ignored;
-  if (!file || std::filesystem::is_directory(path, ignored))
-    throw ConfigError(path.string() + ": cannot be read; a model is a folder with config.json and *.safetensors");
-  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  std::string text, problem;
+  if (!read_whole(path, text, problem))
+    throw ConfigError(path.string() + ": " + problem + "; a model is a folder with config.json and *.safetensors");
   try {
     return from_json(text);
   } catch (const Error& error) {

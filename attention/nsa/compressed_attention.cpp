@@ -95,7 +95,7 @@ class Scoring {
   struct Workspace {
     Workspace(const Scoring& s, Index stride)
         : queries(static_cast<std::size_t>(s.queries_.size(2) * stride)),
-          weights(static_cast<std::size_t>(s.keys_.size(0) * stride)),
+          weights(static_cast<std::size_t>(std::max<Index>(1, s.keys_.size(0)) * stride)),  // columns without keys, too
           output(static_cast<std::size_t>(s.value_dim() * stride)) {}
     Array<float> queries, weights, output;
     std::vector<float> scores;

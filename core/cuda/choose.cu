@@ -9,6 +9,7 @@
 #include <reticle/core/cuda/lsh.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/quantiser.hpp>
+#include <reticle/core/cuda/reachable_block.hpp>
 #include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/tensors.cuh>
 
@@ -18,6 +19,11 @@ namespace {
 __global__ void __launch_bounds__(kTopKThreads, 1) choose_kernel(const __grid_constant__ ChooseProblem problem) {
   extern __shared__ __align__(16) unsigned char memory[];
   choose_row(DeviceBlock(), *reinterpret_cast<ChooseShared*>(memory), problem, static_cast<int>(blockIdx.x));
+}
+
+__global__ void __launch_bounds__(kReachableThreads)
+    reachable_kernel(const __grid_constant__ ReachableProblem problem, int parts) {
+  mark_reachable(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts, static_cast<int>(blockIdx.x) % parts);
 }
 
 template <class T>
@@ -53,17 +59,33 @@ struct KeyChooser::State {
   Index rows, most_keys;
   Buffer scores, p, indices, counts;
   Buffer extra;  // of sampling, while it lasts; then the lists' p
-  Buffer page_scores{};
+  Buffer page_scores{}, reachable{};
   std::map<int, LayerPages> pages{};
   HashScorer hashes{};
   QuantisedScorer quantised{};
   CollisionScorer collisions{};
 
   /// Takes in new keys and scores all pages; how many there are.
-  Index score_pages(const AttentionInputs& inputs, Index page_size, Stream stream);
+  Index score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* of_keys, Stream stream);
+  /// Which keys are reachable, (b * hkv, keys); null without an attention mask.
+  const std::uint8_t* mark_reachable(const AttentionInputs& inputs, Stream stream);
 };
 
-Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_size, Stream stream) {
+const std::uint8_t* KeyChooser::State::mark_reachable(const AttentionInputs& inputs, Stream stream) {
+  if (!inputs.attention_mask) return nullptr;
+  const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads();
+  const Index parts = (keys + kReachableThreads - 1) / kReachableThreads;
+  if (reachable.bytes() < static_cast<std::size_t>(matrices * keys))
+    reachable = Buffer(static_cast<std::size_t>(matrices * most_keys), stream);
+  reachable_kernel<<<static_cast<unsigned>(matrices * parts), kReachableThreads, 0,
+                     static_cast<cudaStream_t>(stream)>>>(ReachableProblem::of(inputs, reachable.as<std::uint8_t>()),
+                                                          static_cast<int>(parts));
+  check_launch("reading the attention mask");
+  return reachable.as<std::uint8_t>();
+}
+
+Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* of_keys,
+                                     Stream stream) {
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
   if (inputs.head_dim() > kMostHeadDim || inputs.keys.dtype != inputs.queries.dtype)
@@ -91,6 +113,7 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
   problem.pages.page_size = static_cast<int>(page_size);
   problem.pages.capacity = static_cast<int>(capacity);
   problem.pages.bounds = layer.bounds.as<float>();
+  problem.pages.reachable = of_keys;
   problem.queries = inputs.queries.data;
   problem.query_strides = strides_of(inputs.queries);
   problem.heads = static_cast<int>(inputs.heads());
@@ -148,6 +171,8 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
     dot_scores(inputs, own.scores.as<float>(), stream);
     problem.scores = own.scores.as<float>();
   }
+  const bool summarises = std::ranges::any_of(rules, &Rule::summarises);
+  const std::uint8_t* const of_keys = summarises ? own.mark_reachable(inputs, stream) : nullptr;
   std::ranges::copy(rules, problem.rules);
   problem.rule_count = static_cast<int>(rules.size());
   for (Rule& rule : problem.rules) {
@@ -157,14 +182,14 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
       if (rule.kind == Rule::Kind::hashed)
         problem.code_scores = own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream);
       else if (rule.kind == Rule::Kind::quantised)
-        problem.code_scores = own.quantised.score(inputs, *rule.quantiser, own.rows, own.most_keys, stream);
+        problem.code_scores = own.quantised.score(inputs, *rule.quantiser, own.rows, own.most_keys, of_keys, stream);
       else
-        problem.code_scores = own.collisions.score(inputs, *rule.lsh, own.rows, own.most_keys, stream);
+        problem.code_scores = own.collisions.score(inputs, *rule.lsh, own.rows, own.most_keys, of_keys, stream);
     }
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; needed is at most one");
     rule.page_size = std::clamp<Index>(rule.page_size, 1, own.most_keys);
-    problem.page_count = static_cast<int>(own.score_pages(inputs, rule.page_size, stream));
+    problem.page_count = static_cast<int>(own.score_pages(inputs, rule.page_size, of_keys, stream));
     problem.page_scores = own.page_scores.as<float>();
   }
   problem.heads = static_cast<int>(inputs.heads());

@@ -61,7 +61,7 @@ struct CollisionScorer::State {
 };
 
 float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
-                              Stream stream) {
+                              const std::uint8_t* reachable, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
   if (d > kMostLshDim || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1 ||
@@ -70,6 +70,7 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
                       "; on a GPU a head_dim is at most " + std::to_string(kMostLshDim) +
                       ", rows are contiguous, tensors have one dtype, and projections are not given");
   LshProblem problem = lsh_problem(inputs, recipe);
+  problem.reachable = reachable;
   LayerCollisions& layer = state_->layers[inputs.layer];
   if (layer.of != &recipe || layer.head_dim != d) layer = {&recipe, 0, 0, d};
   if (layer.batch != inputs.batch() || layer.kv_heads != inputs.kv_heads() || layer.seen > keys) {

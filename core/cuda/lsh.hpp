@@ -1,6 +1,7 @@
 // Collisions under locality-sensitive hashing in device memory.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include <reticle/core/attention_inputs.hpp>
@@ -15,10 +16,12 @@ class CollisionScorer {
  public:
   /// (b * hq * sq, sk) in device memory, until the next call: the probability of colliding for keys that collide with
   /// the query, 0 for others and those that causality forbids. Keys are those of the layer's last call and new ones
-  /// behind them; `rows` and `most_keys` are the most there will be. Four launches; one more, and waiting for the
+  /// behind them; `rows` and `most_keys` are the most there will be. What is made of many keys leaves those out whose
+  /// byte in `reachable` (b * hkv, keys), if it is given, is 0. Four launches; one more, and waiting for the
   /// projections, when a layer's first keys come. DeviceError for a head_dim above 256, recorded projections, or rows
   /// that are not contiguous.
-  float* score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys, Stream stream);
+  float* score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
+               const std::uint8_t* reachable, Stream stream);
   /// Forgets the codes: before the keys of another sequence.
   void reset();
 

@@ -73,17 +73,24 @@ inline std::vector<float> projections_by_element(const LshRecipe& recipe, Index 
   return by_element;
 }
 
-/// The mean of keys [first, end), elements from part * kMeanElements on. `sums` is shared memory, one for a thread.
+/// The mean of those keys of [first, end) that are reachable, elements from part * kMeanElements on. `sums` is shared
+/// memory, one for a thread.
 template <class T, class Block>
 RETICLE_HD void average_keys(const Block& block, double* sums, const LshProblem& problem, int matrix, int part,
                              int first, int end) {
   constexpr int kParts = kLshThreads / kMeanElements;
+  int count = end - first;
+  if (problem.reachable != nullptr) {
+    count = 0;
+    for (int key = first; key < end; ++key) count += problem.reaches(matrix, key) ? 1 : 0;
+  }
   block.each([&](int thread) {
     const int e = part * kMeanElements + thread % kMeanElements, begin = thread / kMeanElements;
     double sum = 0;
     if (e < problem.head_dim) {
-      for (int key = first + begin; key < end; key += kParts)
-        sum += static_cast<double>(widened(problem.key<T>(matrix, key)[e]));
+      for (int key = first + begin; key < end; key += kParts) {
+        if (problem.reaches(matrix, key)) sum += static_cast<double>(widened(problem.key<T>(matrix, key)[e]));
+      }
     }
     sums[thread] = sum;
   });
@@ -93,7 +100,8 @@ RETICLE_HD void average_keys(const Block& block, double* sums, const LshProblem&
     if (thread >= kMeanElements || e >= problem.head_dim) return;
     double sum = 0;
     for (int i = 0; i < kParts; ++i) sum += sums[i * kMeanElements + thread];
-    problem.means[matrix * problem.head_dim + e] = static_cast<float>(sum / static_cast<double>(end - first));
+    problem.means[matrix * problem.head_dim + e] =
+        count == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(count));
   });
 }
 
@@ -117,13 +125,13 @@ RETICLE_HD inline std::uint64_t bits_of(const std::uint64_t* code, int first, in
 
 }  // namespace lsh_detail
 
-/// Makes the largest norm that of keys [first + kLshThreads * part, ...), if it is larger.
+/// Makes the largest norm that of reachable keys [first + kLshThreads * part, ...), if it is larger.
 template <class T, class Block>
 RETICLE_HD void keep_largest_norm(const Block& block, const LshProblem& problem, int matrix, int first, int part) {
   const float* const mean = problem.means + matrix * problem.head_dim;
   block.each([&](int thread) {
     const int number = first + part * kLshThreads + thread;
-    if (number >= problem.key_count) return;
+    if (number >= problem.key_count || !problem.reaches(matrix, number)) return;
     const T* const key = problem.key<T>(matrix, number);
     const float norm = lsh_detail::norm(problem.head_dim, [&](int e) { return widened(key[e]) - mean[e]; });
     std::uint32_t bits = 0;  // of floats that are not negative, in their order

@@ -3,6 +3,7 @@
 // element of head_dim and page, where scoring keys would read page_size of them.
 #pragma once
 
+#include <cstdint>
 #include <limits>
 
 #include <reticle/core/cuda/row_block.hpp>
@@ -19,6 +20,7 @@ struct PageBoundsProblem {
   Strides key_strides;
   int kv_heads = 1, key_count = 0, head_dim = 0, page_size = 1, capacity = 0;
   float* bounds = nullptr;
+  const std::uint8_t* reachable = nullptr;  // (b * hkv, sk), see reachable_block.hpp; null: all are
 
   RETICLE_HD float* of(int batch, int kv_head, int page) const {
     return bounds + ((static_cast<Index>(batch) * kv_heads + kv_head) * capacity + page) * 2 * head_dim;
@@ -33,10 +35,16 @@ RETICLE_HD void bound_page(const Block& block, const PageBoundsProblem& problem,
   const Strides& strides = problem.key_strides;
   const T* const keys = static_cast<const T*>(problem.keys) + batch * strides.batch + kv_head * strides.head;
   float* const bounds = problem.of(batch, kv_head, page);
+  const std::uint8_t* const reachable =
+      problem.reachable == nullptr
+          ? nullptr
+          : problem.reachable + (static_cast<Index>(batch) * problem.kv_heads + kv_head) * problem.key_count;
   block.each([&](int thread) {
     for (int e = thread; e < d; e += block.threads()) {
-      float largest = -std::numeric_limits<float>::infinity(), least = std::numeric_limits<float>::infinity();
+      // Of no key, finite: a query of 0 makes no NaN of it.
+      float largest = -std::numeric_limits<float>::max(), least = std::numeric_limits<float>::max();
       for (int key = first; key < last; ++key) {
+        if (reachable != nullptr && reachable[key] == 0) continue;
         const float element = widened(keys[static_cast<Index>(key) * strides.row + e]);
         largest = element > largest ? element : largest;
         least = element < least ? element : least;

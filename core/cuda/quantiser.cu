@@ -57,7 +57,7 @@ struct QuantisedScorer::State {
 };
 
 float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
-                              Stream stream) {
+                              const std::uint8_t* reachable, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
   if (recipe.parts * recipe.centroids > kMostTableEntries || inputs.queries.stride(3) != 1 ||
@@ -70,9 +70,16 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
   if (layer.of != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};
   if (layer.seen == 0 && keys > recipe.init_offset) {
     PackedCodebooks packed;
+    std::vector<std::uint8_t> counts(reachable == nullptr ? 0 : static_cast<std::size_t>(matrices * keys));
+    if (!counts.empty())
+      check(cudaMemcpyAsync(counts.data(), reachable, counts.size(), cudaMemcpyDeviceToHost,
+                            static_cast<cudaStream_t>(stream)),
+            "copying the reachable keys");  // which keys_of_head waits for
     for (Index head = 0; head < matrices; ++head) {
       const Tensor of_head = keys_of_head(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads(), stream);
-      const ProductQuantiser quantiser = recipe.train(of_head.view(), inputs.layer, head);
+      const ProductQuantiser quantiser = recipe.train(of_head.view(), inputs.layer, head, [&](Index key) {
+        return counts.empty() || counts[static_cast<std::size_t>(head * keys + key)] != 0;
+      });
       layer.count = quantiser.centroids();
       packed.add(quantiser);
     }

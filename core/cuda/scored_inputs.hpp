@@ -1,6 +1,8 @@
 // What kernels that score keys are told of queries and keys.
 #pragma once
 
+#include <cstdint>
+
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/cuda/row_block.hpp>
 
@@ -12,6 +14,11 @@ struct ScoredInputs {
   int heads = 1, kv_heads = 1, rows = 1, key_count = 0, head_dim = 0;  // rows: queries of a head
   float scaling = 1;
   bool causal = false;
+  const std::uint8_t* reachable = nullptr;  // (b * hkv, sk), see reachable_block.hpp; null: all are
+
+  RETICLE_HD bool reaches(int matrix, int key) const {
+    return reachable == nullptr || reachable[static_cast<Index>(matrix) * key_count + key] != 0;
+  }
 
   static ScoredInputs of(const AttentionInputs& inputs) {
     return {inputs.queries.data,

@@ -328,7 +328,7 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
     std::copy(part.all.indices.begin(), part.all.indices.end(), indices.begin() + at);
     if (part.all.p.empty() && with_p) {
       std::fill_n(p.begin() + at, part.all.indices.size(), 1.0f);
-    } else {
+    } else if (with_p) {
       std::copy(part.all.p.begin(), part.all.p.end(), p.begin() + at);
     }
     part.all = {};

@@ -1,10 +1,10 @@
 #include <charconv>
-#include <fstream>
 #include <string>
 
 #include <nlohmann/json.hpp>
 
 #include <reticle/core/base/error.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/ops/channel_table.hpp>
 
 namespace reticle {
@@ -12,8 +12,7 @@ namespace reticle {
 ChannelTable::ChannelTable(const std::filesystem::path& path, std::string_view projection)
     : path_(path), projection_(projection) {
   const auto reject = [&](const std::string& what) { throw FormatError(path.string() + ": " + what); };
-  std::ifstream stream(path);
-  const nlohmann::json file = nlohmann::json::parse(stream, nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json file = nlohmann::json::parse(read_file<FormatError>(path), nullptr, /*allow_exceptions=*/false);
   if (!file.is_object()) reject("is not a JSON object");
   constexpr std::string_view kPrefix = "model.layers.";
   const std::string suffix = ".self_attn." + projection_;

@@ -72,16 +72,18 @@ void MultiplyColumns(Broadcast a, Index rows, Index depth, const float* b, Index
 
 /// c = scale(c) + a b, for a (rows, depth), b (depth, columns) and c (rows, columns), whose rows are `stride` apart;
 /// columns is a multiple of the vector length. `scale(c, v)` loads the vector at c, v vectors from the left of `c`'s
-/// rows, as the sum starts with it.
+/// rows, as the sum starts with it. Without depth a and b, and without rows c, may be null.
 template <class Scale>
 void Multiply(Broadcast a, Index rows, Index depth, const float* b, Index columns, Index stride, float* c,
               const Scale& scale) {
   namespace hn = hwy::HWY_NAMESPACE;
+  if (rows == 0) return;
+  if (depth == 0) a.row_stride = 0;
   const auto lanes = static_cast<Index>(hn::Lanes(hn::ScalableTag<float>()));
   Index column = 0;
   const auto columns_from = [&]<std::size_t kCount>(std::integral_constant<std::size_t, kCount>) {
     const Index first = column / lanes;
-    MultiplyColumns<kCount>(a, rows, depth, b + column, stride, c + column,
+    MultiplyColumns<kCount>(a, rows, depth, depth == 0 ? b : b + column, stride, c + column,
                             [&](const float* at, Index v) { return scale(at, first + v); });
     column += static_cast<Index>(kCount) * lanes;
   };

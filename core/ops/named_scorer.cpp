@@ -71,7 +71,7 @@ void NamedScorer::score_row(RowId row, float* scores) const {
     complete = static_cast<Index>(pages.size());
     state_.bounds.score(query, row.batch, kv_head, pages);
   } else {
-    dot(query.data(), 1, state_.means.means(row.batch, kv_head, complete), pages.data(), complete);
+    state_.means.score(query, row.batch, kv_head, complete, pages);
   }
   for (Index key = 0; key < std::min(keys, complete * page_size_); ++key)
     scores[key] = pages[static_cast<std::size_t>(key / page_size_)];

@@ -78,7 +78,10 @@ void attend_to(const AttentionInputs& inputs, RowId row, std::span<const std::in
              static_cast<Index>(keys.size()), probabilities.data(), 0);
   if (inputs.attention_mask) {
     const AttentionMaskRow bias(*inputs.attention_mask, row);
-    for (std::size_t i = 0; i < keys.size(); ++i) probabilities[i] += bias(keys[i]);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      const float added = bias(keys[i]);  // of a forbidden key, whatever it holds
+      probabilities[i] = added == -std::numeric_limits<float>::infinity() ? added : probabilities[i] + added;
+    }
   }
   softmax(probabilities);
 }

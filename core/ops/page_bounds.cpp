@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <span>
 #include <string>
@@ -21,15 +22,19 @@ void PageBounds::update(const AttentionInputs& inputs, Index page_size, Index la
     labels_.assign(label_bits < 16 ? bounds_.size() : 0, {});
   }
   const Index first_page = seen / page_size, pages = (count + page_size - 1) / page_size;
+  // The bounds of no key are finite, so that queries of 0 make no NaN of them, and lower than those of any key.
+  constexpr float kNone = std::numeric_limits<float>::max();
   std::vector<float> key(static_cast<std::size_t>(d));
   for (Index head = 0; head < inputs.batch() * kv_heads_; ++head) {
     const TensorView matrix = head_matrix(keys, head / kv_heads_, head % kv_heads_);
+    const ReachableKeys reachable(inputs, head / kv_heads_, head % kv_heads_);
     std::vector<float>& bounds = bounds_[static_cast<std::size_t>(head)];
     for (Index page = this->pages(); page < pages; ++page) {
-      bounds.insert(bounds.end(), key.size(), -std::numeric_limits<float>::infinity());
-      bounds.insert(bounds.end(), key.size(), std::numeric_limits<float>::infinity());
+      bounds.insert(bounds.end(), key.size(), -kNone);
+      bounds.insert(bounds.end(), key.size(), kNone);
     }
     for (Index k = seen; k < count; ++k) {
+      if (!reachable(k)) continue;
       load_row(matrix, k, 1, key);
       float* largest = bounds.data() + k / page_size * 2 * d;
       for (Index i = 0; i < d; ++i) {
@@ -43,6 +48,7 @@ void PageBounds::update(const AttentionInputs& inputs, Index page_size, Index la
     for (Index page = first_page; page < pages; ++page) {
       for (const Index half : {page * 2 * d, page * 2 * d + d}) {
         std::copy_n(bounds.begin() + half, d, labels.begin() + half);
+        if (std::abs(bounds[static_cast<std::size_t>(half)]) == kNone) continue;
         fake_quantise({labels.data() + half, static_cast<std::size_t>(d)}, label_bits);
       }
     }

@@ -2,6 +2,7 @@
 // block representatives.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -9,7 +10,8 @@
 
 namespace reticle {
 
-/// Mean i of a KV head is that of keys [i * stride, i * stride + kernel); only windows that are complete count.
+/// Mean i of a KV head is that of keys [i * stride, i * stride + kernel), without those that the attention mask forbids
+/// to all queries; only windows that are complete count.
 class RETICLE_API PooledKeys {
  public:
   /// Takes in the keys beyond those seen. ShapeError when the inputs do not continue the sequence.
@@ -17,19 +19,24 @@ class RETICLE_API PooledKeys {
   void truncate(Index keys) { seen_.truncate(keys); }
   void select(std::span<const Index> rows) {
     select_rows(means_, rows, seen_.batch());
+    select_rows(forbidden_, rows, seen_.batch());
     seen_.select(rows);
   }
   /// Complete windows within the first n keys.
   Index count(Index n) const { return n < kernel_ ? 0 : (n - kernel_) / stride_ + 1; }
   /// (count, d) F32; as many as were asked for.
   TensorView means(Index batch, Index kv_head, Index count) const;
+  /// scores[i] = query . mean i, for `count` of them; -infinity where all keys of the window are forbidden.
+  void score(std::span<const float> query, Index batch, Index kv_head, Index count, std::span<float> scores) const;
   /// Keys read so far, over all updates: what a decode step costs.
   Index keys_read() const { return keys_read_; }
 
  private:
   SeenKeys seen_;
   Index kernel_ = 1, stride_ = 1, head_dim_ = 0, kv_heads_ = 0, keys_read_ = 0;
-  std::vector<std::vector<float>> means_;  // per (batch, KV head)
+  // Per (batch, KV head): the means, and of each whether all its keys are forbidden.
+  std::vector<std::vector<float>> means_;
+  std::vector<std::vector<std::uint8_t>> forbidden_;
 };
 
 }  // namespace reticle

@@ -98,9 +98,28 @@ void ProductQuantiser::train(Book& book, const TensorView& keys, Index begin, In
   }
 }
 
-ProductQuantiser PqRecipe::train(const TensorView& keys, int layer, Index head) const {
+ProductQuantiser PqRecipe::train(const TensorView& keys, int layer, Index head, FunctionRef<bool(Index)> counts) const {
   Philox random(derive_seed(seed, static_cast<std::uint64_t>(layer) + 1), 0, 0, 0, static_cast<std::uint32_t>(head));
-  return {keys, init_offset, parts, centroids, iterations, metric, random};
+  std::vector<Index> counted;
+  for (Index key = init_offset; key < keys.size(0); ++key) {
+    if (counts(key)) counted.push_back(key);
+  }
+  const Index candidates = keys.size(0) - init_offset;
+  if (static_cast<Index>(counted.size()) == candidates)
+    return {keys, init_offset, parts, centroids, iterations, metric, random};
+  // There are as many centroids as without the others: keys come again where too few count, and zeros where none does.
+  const std::size_t rows = std::max(counted.size(), static_cast<std::size_t>(std::min(centroids, candidates)));
+  const auto width = static_cast<std::size_t>(keys.size(1));
+  std::vector<float> clustered(rows * width, 0.0f);
+  for (std::size_t row = 0; row < rows && !counted.empty(); ++row)
+    load_row(keys, counted[row % counted.size()], 1, std::span(clustered).subspan(row * width, width));
+  return {TensorView(clustered.data(), DType::f32, {static_cast<Index>(rows), keys.size(1)}),
+          0,
+          parts,
+          centroids,
+          iterations,
+          metric,
+          random};
 }
 
 Index ProductQuantiser::nearest(const Book& book, const float* part) const {

@@ -2,9 +2,11 @@
 // centroids; the inner product with a query is then a sum of table look-ups.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
+#include <reticle/core/base/function_ref.hpp>
 #include <reticle/core/base/random.hpp>
 #include <reticle/core/tensor/tensor_view.hpp>
 
@@ -56,8 +58,9 @@ struct RETICLE_API PqRecipe {
   PqMetric metric = PqMetric::euclidean;
   std::uint64_t seed = 0;
 
-  /// The codebook of KV head number `head` of (batch, KV head) at a layer, from its keys (n, d), n > init_offset.
-  ProductQuantiser train(const TensorView& keys, int layer, Index head) const;
+  /// The codebook of KV head number `head` of (batch, KV head) at a layer, from those of its keys (n, d), n >
+  /// init_offset, that count.
+  ProductQuantiser train(const TensorView& keys, int layer, Index head, FunctionRef<bool(Index key)> counts) const;
 };
 
 }  // namespace reticle

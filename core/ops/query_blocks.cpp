@@ -1,5 +1,10 @@
 #include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
 
+#include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/query_blocks.hpp>
 
 namespace reticle {
@@ -87,7 +92,11 @@ void append_blocks(std::span<const std::int32_t> blocks, Index size, std::vector
   }
 }
 
-BlockMeans block_means(const TensorView& matrix, Index first_position, Index size, BlockMeans::Divisor divisor) {
+namespace {
+
+/// `first_position`, at least 0, is where row 0 of the matrix (n, d) stands; only rows for which counts(row) do.
+BlockMeans block_means(const TensorView& matrix, Index first_position, Index size, BlockMeans::Divisor divisor,
+                       FunctionRef<bool(Index)> counts) {
   BlockMeans result;
   result.first = first_position / size;
   result.head_dim = matrix.size(1);
@@ -96,32 +105,47 @@ BlockMeans block_means(const TensorView& matrix, Index first_position, Index siz
   result.blocks = (first_position + rows - 1) / size + 1 - result.first;
   const auto d = static_cast<std::size_t>(result.head_dim);
   result.means.resize(static_cast<std::size_t>(result.blocks) * d);
+  result.empty.resize(static_cast<std::size_t>(result.blocks));
   std::vector<float> row(d);
   std::vector<double> sum(d);
   for (Index block = 0; block < result.blocks; ++block) {
     const Index begin = std::max<Index>(0, (result.first + block) * size - first_position);
     const Index end = std::min(rows, (result.first + block + 1) * size - first_position);
     std::fill(sum.begin(), sum.end(), 0.0);
+    Index rows_read = 0;
     for (Index i = begin; i < end; ++i) {
+      if (!counts(i)) continue;
+      ++rows_read;
       load_row(matrix, i, 1, row);
       for (std::size_t c = 0; c < d; ++c) sum[c] += static_cast<double>(row[c]);
     }
-    const auto count = static_cast<double>(divisor == BlockMeans::Divisor::rows ? end - begin : size);
+    result.empty[static_cast<std::size_t>(block)] = rows_read == 0 ? 1 : 0;
+    const auto count = static_cast<double>(divisor == BlockMeans::Divisor::rows ? std::max<Index>(1, rows_read) : size);
     for (std::size_t c = 0; c < d; ++c)
       result.means[static_cast<std::size_t>(block) * d + c] = static_cast<float>(sum[c] / count);
   }
   return result;
 }
 
+}  // namespace
+
+void BlockMeans::score(std::span<const float> query, std::span<float> scores) const {
+  dot(query.data(), 1, TensorView(means.data(), DType::f32, {blocks, head_dim}), scores.data(), blocks);
+  for (std::size_t i = 0; i < empty.size(); ++i) {
+    if (empty[i] != 0) scores[i] = -std::numeric_limits<float>::infinity();
+  }
+}
+
 BlockMeans query_block_means(const AttentionInputs& inputs, Index batch, Index head, Index size) {
   const Index first = first_query(inputs);
   return block_means(head_matrix(inputs.queries, batch, head).slice(0, first, inputs.queries_length()),
-                     inputs.position(first), size, BlockMeans::Divisor::rows);
+                     inputs.position(first), size, BlockMeans::Divisor::rows, [](Index) { return true; });
 }
 
 BlockMeans key_block_means(const AttentionInputs& inputs, Index batch, Index head, Index size,
                            BlockMeans::Divisor divisor) {
-  return block_means(head_matrix(inputs.keys, batch, inputs.kv_head(head)), 0, size, divisor);
+  const ReachableKeys reachable(inputs, batch, inputs.kv_head(head));
+  return block_means(head_matrix(inputs.keys, batch, inputs.kv_head(head)), 0, size, divisor, reachable);
 }
 
 }  // namespace reticle

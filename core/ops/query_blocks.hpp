@@ -1,6 +1,7 @@
 // Patterns that prefill chooses for whole blocks of queries: those at positions [block * size, (block + 1) * size).
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -40,19 +41,19 @@ struct BlockMeans {
   /// What a sum is divided by when a block has fewer rows than its size.
   enum class Divisor : std::uint8_t { rows, size };
 
-  std::vector<float> means;  // (blocks, d)
+  std::vector<float> means;         // (blocks, d)
+  std::vector<std::uint8_t> empty;  // (blocks): whether none of its rows counts
   Index first = 0, blocks = 0, head_dim = 0;
 
-  TensorView view() const { return {means.data(), DType::f32, {blocks, head_dim}}; }
+  /// scores[i] = query . mean i; -infinity where no row counts.
+  void score(std::span<const float> query, std::span<float> scores) const;
   std::span<const float> of(Index block) const {
     return std::span(means).subspan(static_cast<std::size_t>((block - first) * head_dim),
                                     static_cast<std::size_t>(head_dim));
   }
 };
-/// `first_position`, at least 0, is where row 0 of the matrix (n, d) stands.
-RETICLE_API BlockMeans block_means(const TensorView& matrix, Index first_position, Index size,
-                                   BlockMeans::Divisor divisor);
-/// Of the queries of a head that stand among the keys, and of its keys.
+/// Of the queries of a head that stand among the keys, and of its keys that the attention mask does not forbid to all
+/// queries.
 RETICLE_API BlockMeans query_block_means(const AttentionInputs& inputs, Index batch, Index head, Index size);
 RETICLE_API BlockMeans key_block_means(const AttentionInputs& inputs, Index batch, Index head, Index size,
                                        BlockMeans::Divisor divisor);

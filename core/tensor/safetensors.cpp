@@ -39,7 +39,7 @@ constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64, DT
 class Mapping {
  public:
   explicit Mapping(const std::filesystem::path& path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int file = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (file < 0) fail(path, std::strerror(errno));
     struct stat status {};
     if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
@@ -6,6 +7,12 @@
 #include <reticle/core/tensor/tensor.hpp>
 
 namespace reticle {
+namespace {
+
+/// Where elements of an empty tensor would lie: one may step from here, and not from null.
+constexpr std::byte kNothing{};
+
+}  // namespace
 
 TensorView::TensorView(const void* data, DType dtype, std::span<const Index> extents) : data(data), dtype(dtype) {
   if (extents.size() > kMaxRank)
@@ -19,9 +26,12 @@ TensorView::TensorView(const void* data, DType dtype, std::span<const Index> ext
     stride = checked_product({stride, extents[dim]}, "tensor");
   }
   checked_product({stride, size_of(dtype)}, "bytes of a tensor");
+  if (data == nullptr && stride == 0) this->data = &kNothing;
 }
 
 Index TensorView::elements() const {
+  // Beside an extent of 0 the others may be anything.
+  if (std::any_of(shape.begin(), shape.begin() + rank, [](Index extent) { return extent == 0; })) return 0;
   Index count = 1;
   for (int dim = 0; dim < rank; ++dim) count *= size(dim);
   return count;
@@ -91,7 +101,7 @@ float read_float(const TensorView& view, Index offset) {
 
 Tensor::Tensor(DType dtype, std::span<const Index> shape) : view_(nullptr, dtype, shape) {
   storage_.resize(static_cast<std::size_t>(view_.elements() * size_of(dtype)));
-  view_.data = storage_.data();
+  if (!storage_.empty()) view_.data = storage_.data();
 }
 
 namespace {

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include <reticle/core/masker.hpp>
-#include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/query_blocks.hpp>
 #include <reticle/core/ops/select.hpp>
 
@@ -45,7 +44,7 @@ class BlockSparse final : public Masker {
           std::vector<std::int32_t> chunks;
           for (std::size_t i = 0; i < runs.size(); ++i) {
             const Index own = queries.first + static_cast<Index>(i);
-            dot(queries.of(own).data(), 1, keys.view(), scores.data(), keys.blocks);
+            keys.score(queries.of(own), scores);
             const std::span<float> past = std::span(scores).first(static_cast<std::size_t>(own + 1));
             constexpr float kFirst = std::numeric_limits<float>::infinity();
             std::fill_n(past.begin(), std::min(config_.sink_chunks, own + 1), kFirst);

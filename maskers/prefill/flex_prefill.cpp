@@ -117,7 +117,7 @@ class FlexPrefill final : public Masker {
       for (std::size_t c = 0; c < row.size(); ++c) mean[c] += row[c];
     }
     std::vector<float> estimate(static_cast<std::size_t>(key_means.blocks));
-    dot(mean.data(), 1, key_means.view(), estimate.data(), key_means.blocks);
+    key_means.score(mean, estimate);
     softmax(estimate);
     double divergence = 0;
     for (std::size_t block = 0; block < estimate.size(); ++block) {
@@ -141,7 +141,7 @@ class FlexPrefill final : public Masker {
       const std::span<const float> mean = query_means.of(own);
       std::transform(mean.begin(), mean.end(), query.begin(), [&](float x) { return x * inputs.scaling; });
       const std::span<float> row = std::span(probabilities).subspan(i * blocks, blocks);
-      dot(query.data(), 1, key_means.view(), row.data(), key_means.blocks);
+      key_means.score(query, row);
       softmax(row.first(static_cast<std::size_t>(own + 1)));
       std::fill(row.begin() + own + 1, row.end(), 0.0f);
     }

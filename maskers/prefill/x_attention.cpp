@@ -32,18 +32,21 @@ struct XAttentionConfig {
   }
 };
 
-/// Rows of a head as groups of `stride` positions, each one long vector; zeros where no row stands.
+/// Rows of a head as groups of `stride` positions, each one long vector; zeros where no row stands, or none that
+/// counts.
 struct Groups {
   std::vector<float> values;  // (count, width)
   Index first = 0, count = 0, width = 0;
 
-  Groups(const TensorView& matrix, Index first_position, Index stride, bool reversed, float factor)
+  Groups(const TensorView& matrix, Index first_position, Index stride, bool reversed, float factor,
+         FunctionRef<bool(Index)> counts)
       : first(first_position / stride), width(stride * matrix.size(1)) {
     const Index rows = matrix.size(0), d = matrix.size(1);
     if (rows == 0) return;
     count = (first_position + rows - 1) / stride + 1 - first;
     values.resize(static_cast<std::size_t>(count * width), 0.0f);
     for (Index i = 0; i < rows; ++i) {
+      if (!counts(i)) continue;
       const Index position = first_position + i, within = position % stride;
       const Index at = (position / stride - first) * stride + (reversed ? stride - 1 - within : within);
       load_row(matrix, i, factor,
@@ -64,8 +67,10 @@ class XAttention final : public Masker {
           const Index start = std::max<Index>(0, -inputs.position(0));
           const float factor = inputs.scaling / static_cast<float>(static_cast<double>(config_.stride) * config_.norm);
           const Groups queries(head_matrix(inputs.queries, batch, head).slice(0, start, inputs.queries_length()),
-                               inputs.position(start), config_.stride, true, factor);
-          const Groups keys(head_matrix(inputs.keys, batch, inputs.kv_head(head)), 0, config_.stride, false, 1);
+                               inputs.position(start), config_.stride, true, factor, [](Index) { return true; });
+          const ReachableKeys reachable(inputs, batch, inputs.kv_head(head));
+          const Groups keys(head_matrix(inputs.keys, batch, inputs.kv_head(head)), 0, config_.stride, false, 1,
+                            reachable);
           const Index first = QueryBlocks(inputs, config_.block_size).first;
           for (std::size_t i = 0; i < runs.size(); ++i)
             append_blocks(chosen(masses(queries, keys, first + static_cast<Index>(i))), config_.block_size, runs[i]);

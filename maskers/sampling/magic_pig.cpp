@@ -156,7 +156,10 @@ class MagicPig final : public Masker {
     // time.
     for (Index head = 0; head < heads; ++head) {
       float& largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
-      for_new_keys(inputs, state, head, [&](std::span<const float> key) { largest = std::max(largest, norm(key)); });
+      const ReachableKeys reachable(inputs, head / state.kv_heads, head % state.kv_heads);
+      for_new_keys(inputs, state, head, [&](Index position, std::span<const float> key) {
+        if (reachable(position)) largest = std::max(largest, norm(key));
+      });
     }
     context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
       for (Index head = begin; head < end; ++head) {
@@ -165,7 +168,7 @@ class MagicPig final : public Masker {
             static_cast<std::size_t>(state.seen.count() * code_stride()));  // an update that was stopped starts again
         const float largest = state.largest_norm[static_cast<std::size_t>(head / state.kv_heads)];
         std::vector<float> extended(static_cast<std::size_t>(recipe_.width(d)));
-        for_new_keys(inputs, state, head, [&](std::span<const float> key) {
+        for_new_keys(inputs, state, head, [&](Index, std::span<const float> key) {
           // [k, sqrt(M^2 - |k|^2)], on the sphere of radius M; signs do not see the radius.
           std::copy(key.begin(), key.end(), extended.begin());
           const float length = norm(key);
@@ -185,7 +188,7 @@ class MagicPig final : public Masker {
     state.seen.finish(inputs);
   }
 
-  /// Calls use(key) with each centred key that the state has not seen.
+  /// Calls use(position, key) with each centred key that the state has not seen.
   template <class Use>
   void for_new_keys(const AttentionInputs& inputs, const MagicPigState& state, Index head, Use&& use) const {
     const TensorView keys = head_matrix(inputs.keys, head / state.kv_heads, head % state.kv_heads);
@@ -193,7 +196,7 @@ class MagicPig final : public Masker {
     for (Index k = state.seen.count(); k < inputs.keys_length(); ++k) {
       load_row(keys, k, 1, key);
       center(state.means[static_cast<std::size_t>(head)], key);
-      use(std::span<const float>(key));
+      use(k, std::span<const float>(key));
     }
   }
 
@@ -206,13 +209,17 @@ class MagicPig final : public Masker {
     for (std::size_t head = 0; head < state.means.size(); ++head) {
       const auto h = static_cast<Index>(head);
       const TensorView keys = head_matrix(inputs.keys, h / state.kv_heads, h % state.kv_heads);
+      const ReachableKeys reachable(inputs, h / state.kv_heads, h % state.kv_heads);
+      Index count = 0;
       std::fill(sum.begin(), sum.end(), 0.0);
       for (Index k = first; k < end; ++k) {
+        if (!reachable(k)) continue;
+        ++count;
         load_row(keys, k, 1, key);
         for (std::size_t i = 0; i < key.size(); ++i) sum[i] += static_cast<double>(key[i]);
       }
       for (std::size_t i = 0; i < key.size(); ++i)
-        state.means[head][i] = static_cast<float>(sum[i] / static_cast<double>(end - first));
+        state.means[head][i] = count == 0 ? 0.0f : static_cast<float>(sum[i] / static_cast<double>(count));
     }
   }
 

@@ -1,6 +1,7 @@
 // Attends to the first keys, a sliding window, and a few blocks of what lies between, found by the keys that mattered
 // most while they were near. InfLLM (Xiao et al. 2024), as MInference ships it.
 #include <algorithm>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -161,13 +162,18 @@ class InfLlm final : public Masker {
   void represent(const AttentionInputs& inputs, RowId row, Index behind, InfLlmHead& head) const {
     const auto d = static_cast<std::size_t>(inputs.head_dim());
     const TensorView keys = head_matrix(inputs.keys, row.batch, row.head);
-    std::vector<float> key(d);
+    const ReachableKeys reachable(inputs, row.batch, row.head);
+    std::vector<float> key(d), score;
     std::vector<std::int32_t> best;
     for (auto block = static_cast<Index>(head.representatives.size() / d); block < behind; ++block) {
       best.clear();
-      top_k(std::span(head.local_score)
-                .subspan(static_cast<std::size_t>(start_of(block)), static_cast<std::size_t>(config_.block_size)),
-            config_.repr_top_k, best);
+      score.resize(static_cast<std::size_t>(config_.block_size));
+      for (std::size_t i = 0; i < score.size(); ++i) {
+        const Index position = start_of(block) + static_cast<Index>(i);
+        score[i] = reachable(position) ? head.local_score[static_cast<std::size_t>(position)]
+                                       : -std::numeric_limits<float>::infinity();
+      }
+      top_k(score, config_.repr_top_k, best);
       std::vector<float> mean(d, 0.0f);
       for (const std::int32_t i : best) {
         load_row(keys, start_of(block) + i, 1 / static_cast<float>(best.size()), key);

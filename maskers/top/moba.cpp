@@ -3,7 +3,6 @@
 #include <vector>
 
 #include <reticle/core/masker.hpp>
-#include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/pooled_keys.hpp>
 #include <reticle/core/ops/query_blocks.hpp>
 #include <reticle/core/ops/select.hpp>
@@ -34,7 +33,7 @@ class Moba final : public Masker {
           const Index own = inputs.position(row.query) / config_.block_size;
           std::vector<float> query(static_cast<std::size_t>(inputs.head_dim())), scores(static_cast<std::size_t>(own));
           load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, query);
-          dot(query.data(), 1, blocks_of_keys.means(row.batch, inputs.kv_head(row.head), own), scores.data(), own);
+          blocks_of_keys.score(query, row.batch, inputs.kv_head(row.head), own, scores);
           top_k(scores, config_.top_k - 1, blocks);
           blocks.push_back(static_cast<std::int32_t>(own));
         },

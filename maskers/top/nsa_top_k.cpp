@@ -58,10 +58,16 @@ class NsaTopK final : public Masker {
         inputs, config_.block_size, inputs.kv_heads(),
         [&](RowId row, std::vector<std::int32_t>& blocks) {
           const Index position = inputs.position(row.query), visible = compressed_before(position);
-          const TensorView keys = given ? head_matrix(*given, row.batch, row.head).slice(0, 0, visible)
-                                        : pooled.means(row.batch, row.head, visible);
+          const auto score_keys = [&](std::span<const float> query, std::span<float> scores) {
+            if (given) {
+              dot(query.data(), 1, head_matrix(*given, row.batch, row.head).slice(0, 0, visible), scores.data(),
+                  visible);
+            } else {
+              pooled.score(query, row.batch, row.head, visible, scores);
+            }
+          };
           std::vector<float> scores(static_cast<std::size_t>(position / config_.block_size + 1), 0.0f);
-          add_overlaps(attention_mass(inputs, row, keys), scores);
+          add_overlaps(attention_mass(inputs, row, visible, score_keys), scores);
           const auto blocks_before = static_cast<Index>(scores.size());
           constexpr float kFirst = std::numeric_limits<float>::infinity();
           std::fill_n(scores.begin(), std::min(config_.init_blocks, blocks_before), kFirst);
@@ -89,12 +95,14 @@ class NsaTopK final : public Masker {
   }
 
   /// Softmax over the compressed keys, summed over the query heads of the KV head row.head.
-  static std::vector<double> attention_mass(const AttentionInputs& inputs, RowId row, const TensorView& keys) {
-    std::vector<double> mass(static_cast<std::size_t>(keys.size(0)), 0);
+  static std::vector<double> attention_mass(
+      const AttentionInputs& inputs, RowId row, Index keys,
+      FunctionRef<void(std::span<const float> query, std::span<float> scores)> score_keys) {
+    std::vector<double> mass(static_cast<std::size_t>(keys), 0);
     std::vector<float> query(static_cast<std::size_t>(inputs.head_dim())), scores(mass.size());
     for (Index head = row.head * inputs.group(); head < (row.head + 1) * inputs.group(); ++head) {
       load_row(head_matrix(inputs.queries, row.batch, head), row.query, inputs.scaling, query);
-      dot(query.data(), 1, keys, scores.data(), keys.size(0));
+      score_keys(query, scores);
       softmax(scores);
       for (std::size_t i = 0; i < mass.size(); ++i) mass[i] += static_cast<double>(scores[i]);
     }

@@ -118,8 +118,8 @@ class PqCache final : public Masker {
         if (first && centroids && codes) {
           book = ProductQuantiser(recorded_book(*centroids, batch, kv_head), inputs.head_dim());
         } else if (first) {
-          book = recipe_.train(state.train_on > config_.init_offset ? keys.slice(0, 0, state.train_on) : keys,
-                               inputs.layer, head);
+          const Index trained = state.train_on > config_.init_offset ? state.train_on : inputs.keys_length();
+          book = recipe_.train(keys.slice(0, 0, trained), inputs.layer, head, ReachableKeys(inputs, batch, kv_head));
         }
         std::vector<std::uint16_t>& of_head = state.codes[static_cast<std::size_t>(head)];
         of_head.resize(static_cast<std::size_t>(count * book.parts()));

@@ -2,6 +2,7 @@
 // included, and the same attention as the pipeline's.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <random>
@@ -16,6 +17,7 @@
 #include <reticle/core/cuda/lsh_block.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/quantiser_block.hpp>
+#include <reticle/core/cuda/reachable_block.hpp>
 #include <reticle/core/cuda/score_block.hpp>
 #include <reticle/core/ops/product_quantiser.hpp>
 #include <reticle/core/registry.hpp>
@@ -48,12 +50,27 @@ struct Lists {
   std::vector<float> p;
 };
 
+/// A byte for each key of each KV head; none without an attention mask.
+std::vector<std::uint8_t> reachable_by_block(const AttentionInputs& inputs) {
+  if (!inputs.attention_mask) return {};
+  const Index matrices = inputs.batch() * inputs.kv_heads();
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(matrices * inputs.keys_length()), 7);
+  const ReachableProblem problem = ReachableProblem::of(inputs, bytes.data());
+  for (int matrix = 0; matrix < static_cast<int>(matrices); ++matrix) {
+    for (int part = 0; part * kReachableThreads < problem.key_count; ++part)
+      mark_reachable(HostBlock(kReachableThreads), problem, matrix, part);
+  }
+  return bytes;
+}
+
 /// Of all keys.
 template <class T>
 void score_collisions_of(const AttentionInputs& inputs, const LshRecipe& recipe, std::vector<float>& scores) {
   const auto matrices = static_cast<int>(inputs.batch() * inputs.kv_heads()),
              rows = static_cast<int>(inputs.batch() * inputs.heads() * inputs.queries_length());
   LshProblem problem = lsh_problem(inputs, recipe);
+  const std::vector<std::uint8_t> reachable = reachable_by_block(inputs);
+  problem.reachable = reachable.empty() ? nullptr : reachable.data();
   const std::vector<float> projections = projections_by_element(recipe, inputs.head_dim(), inputs.layer);
   std::vector<float> means(static_cast<std::size_t>(matrices * problem.head_dim));
   std::vector<std::uint32_t> largest(static_cast<std::size_t>(inputs.batch()));
@@ -108,6 +125,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
   Lists lists{std::vector<std::int32_t>(size, -7), std::vector<std::int32_t>(static_cast<std::size_t>(rows), -7),
               std::vector<float>(size, -7.0f)};
   const ScoreProblem score{ScoredInputs::of(inputs), scores.data()};
+  const std::vector<std::uint8_t> reachable = reachable_by_block(inputs);
   ChooseProblem problem;
   const auto pages = std::ranges::find(rules, Rule::Kind::pages, &Rule::kind);
   std::vector<float> bounds, page_scores;
@@ -124,6 +142,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     paged.pages.capacity = paged.page_count + 3;
     bounds.resize(static_cast<std::size_t>(inputs.batch() * inputs.kv_heads() * paged.pages.capacity * 2 * head_dim));
     paged.pages.bounds = bounds.data();
+    paged.pages.reachable = reachable.empty() ? nullptr : reachable.data();
     paged.queries = inputs.queries.data;
     paged.query_strides = strides_of(inputs.queries);
     paged.heads = static_cast<int>(inputs.heads());
@@ -202,8 +221,9 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
     books.head_dim = head_dim;
     books.count = 0;
     for (Index head = 0; head < matrices && keys > recipe.init_offset; ++head) {
-      const ProductQuantiser quantiser = recipe.train(
-          head_matrix(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads()), inputs.layer, head);
+      const Index batch = head / inputs.kv_heads(), kv_head = head % inputs.kv_heads();
+      const ProductQuantiser quantiser = recipe.train(head_matrix(inputs.keys, batch, kv_head), inputs.layer, head,
+                                                      ReachableKeys(inputs, batch, kv_head));
       books.count = static_cast<int>(quantiser.centroids());
       packed.add(quantiser);
     }

@@ -1,5 +1,7 @@
 // What maskers promise beyond the contract of all of them, with parameters that leave something to choose: one line
 // each.
+#include <algorithm>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <set>
@@ -9,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>
+#include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
@@ -75,6 +78,14 @@ const Entry kCatalogue[] = {
     {R"({"type": "block_sparse", "chunk_size": 8, "top_chunks": 3})", kNone},
     {R"({"type": "flex_prefill", "block_size": 8, "gamma": 0.3})", kNone},
     {R"({"type": "x_attention", "block_size": 8, "stride": 4, "threshold": 0.3})", kNone},
+};
+/// They choose while they generate after a prefill, and are else tested in files of their own.
+const Entry kEvictions[] = {
+    {R"({"type": "snap_kv", "token_capacity": 20, "approximation_window": 4, "kernel_size": 3})", kNone},
+    {R"({"type": "ada_snap_kv", "token_capacity": 20, "approximation_window": 4, "kernel_size": 3, "local_window": 4})", kNone},
+    {R"({"type": "pyramid_kv", "num_layers": 2, "token_capacity": 20, "approximation_window": 4, "kernel_size": 3})", kNone},
+    {R"({"type": "h2o", "heavy_size": 6, "recent_size": 6})", kNone},
+    {R"({"type": "tova", "token_capacity": 12})", kNone},
 };
 // clang-format on
 
@@ -162,6 +173,99 @@ TEST_P(ReadsNewKeysOnly, ADecodeStepDoesNotReadOldKeysAgain) {
   EXPECT_EQ(sparse.mask(changed, spoilt), expected);
 }
 
+/// A batch under an attention mask: the first sequence is padded on the left, keys of the second are forbidden here and
+/// there, and key 40 to some of its queries only.
+class ForbiddenKeys : public Catalogue {
+ protected:
+  static constexpr Index kPrompt = 60;
+  ForbiddenKeys() : attention_mask_(DType::f32, {2, 1, kLength, kLength}) {
+    for (Index query = 0; query < kLength; ++query) {
+      for (Index key = 0; key < kLength; ++key) {
+        if (is_forbidden(0, query, key)) at(0, query, key) = -std::numeric_limits<float>::infinity();
+        if (is_forbidden(1, query, key)) at(1, query, key) = -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+  static bool is_forbidden(Index batch, Index query, Index key) {
+    if (batch == 0) return key < 13;
+    return key % 7 == 3 || (key >= 24 && key < 33) || (key == 40 && query % 2 == 0);
+  }
+  /// What the masker chooses of the allowed keys, at the prompt and at the steps after it.
+  std::vector<Array<float>> chosen(Tensor& keys) {
+    inputs.queries = queries_.view();
+    inputs.keys = keys.view();
+    inputs.values = values_.view();
+    inputs.attention_mask = attention_mask_.view();
+    SequenceState state;
+    std::vector<Array<float>> masks;
+    const auto add = [&](const Mask& mask, Index first) {
+      masks.push_back(to_dense(mask));
+      const MaskShape shape = mask.shape();
+      for (Index row = 0; row < shape.rows(); ++row) {
+        const RowId id = shape.row_of_logical(row);
+        for (Index key = 0; key < shape.keys; ++key) {
+          if (is_forbidden(id.batch, first + id.query, key))
+            masks.back()[static_cast<std::size_t>(row * shape.keys + key)] = 0;
+        }
+      }
+    };
+    const auto of_both = [&](Index from, Index to) {
+      for (NamedTensor& extra : extras) {
+        extra.tensor = (extra.name == "indexer_keys"      ? indexer_keys
+                        : extra.name == "indexer_queries" ? indexer_queries
+                                                          : indexer_weights)
+                           .view();
+        extra.tensor = extra.tensor.slice(2, extra.name == "indexer_keys" ? 0 : from, to);
+        extra.tensor.shape[0] = 2;
+        extra.tensor.strides[0] = 0;
+      }
+      AttentionInputs part = inputs.rows(from, to);
+      part.extras = extras;
+      part.stage = from == 0 ? Stage::prefill : Stage::generation;
+      return part;
+    };
+    add(sparse.mask(of_both(0, kPrompt), state), 0);
+    for (Index query = kPrompt; query < kLength; ++query) add(sparse.mask(of_both(query, query + 1), state), query);
+    return masks;
+  }
+
+  Tensor random(Index heads, std::uint32_t seed) const {
+    std::mt19937 engine(seed);
+    return random_tensor(DType::f32, {2, heads, kLength, 64}, engine);
+  }
+  Tensor keys_ = random(2, 3);
+
+ private:
+  float& at(Index batch, Index query, Index key) {
+    return attention_mask_.span<float>()[static_cast<std::size_t>((batch * kLength + query) * kLength + key)];
+  }
+  Tensor queries_ = random(4, 1), values_ = random(2, 2), attention_mask_;
+};
+
+TEST_P(ForbiddenKeys, WhatTheyHoldDecidesNothing) {
+  const std::vector<Array<float>> expected = chosen(keys_);
+  std::mt19937 engine(5);
+  std::normal_distribution<float> large(0, 50);
+  for (const float spoilt : {0.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Tensor keys = Tensor::copy(keys_, DType::f32);
+    for (Index row = 0; row < 4 * kLength; ++row) {
+      if (!is_forbidden(row / (2 * kLength), 1, row % kLength)) continue;  // to every query, since query 1 is odd
+      for (Index i = row * 64; i < (row + 1) * 64; ++i)
+        keys.span<float>()[static_cast<std::size_t>(i)] = spoilt == 0 ? large(engine) : spoilt;
+    }
+    const std::vector<Array<float>> masks = chosen(keys);
+    for (std::size_t step = 0; step < masks.size(); ++step)
+      EXPECT_TRUE(std::equal(masks[step].begin(), masks[step].end(), expected[step].begin(), expected[step].end()))
+          << "forbidden keys hold " << spoilt << ", call " << step;
+  }
+}
+
+std::vector<Entry> all_entries() {
+  std::vector<Entry> entries(std::begin(kCatalogue), std::end(kCatalogue));
+  entries.insert(entries.end(), std::begin(kEvictions), std::end(kEvictions));
+  return entries;
+}
+
 std::vector<Entry> promising(unsigned promise) {
   std::vector<Entry> entries;
   for (const Entry& entry : kCatalogue) {
@@ -177,6 +281,7 @@ std::string name_of_entry(const ::testing::TestParamInfo<Entry>& parameter) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Maskers, Catalogue, ::testing::ValuesIn(kCatalogue), name_of_entry);
+INSTANTIATE_TEST_SUITE_P(Maskers, ForbiddenKeys, ::testing::ValuesIn(all_entries()), name_of_entry);
 INSTANTIATE_TEST_SUITE_P(Maskers, DecodeIsPrefill, ::testing::ValuesIn(promising(kDecodeIsPrefill)), name_of_entry);
 INSTANTIATE_TEST_SUITE_P(Maskers, ReadsNewKeysOnly, ::testing::ValuesIn(promising(kReadsNewKeysOnly)), name_of_entry);
 

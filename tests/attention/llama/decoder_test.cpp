@@ -101,7 +101,8 @@ TEST(DecoderLoading, RefusesATruncatedFile) {
 
 TEST(DecoderLoading, AFolderWithoutAModelSaysWhatAModelIs) {
   EXPECT_SAYS(refusal(ModelFiles(), [](const auto& folder) { std::filesystem::remove(folder / "config.json"); }),
-              "M/config.json: cannot be read; a model is a folder with config.json and *.safetensors");
+              "M/config.json: cannot be read: No such file or directory; a model is a folder with config.json and "
+              "*.safetensors");
   EXPECT_SAYS(refusal(ModelFiles(), [](const auto& folder) { std::filesystem::remove(folder / "model.safetensors"); }),
               "M: has neither model.safetensors nor model.safetensors.index.json");
 }
