@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -16,6 +17,13 @@
 
 namespace reticle {
 namespace {
+
+/// The least float that becomes infinity when it is rounded to the dtype.
+float first_beyond(DType dtype) {
+  if (dtype == DType::f16) return 65520.0f;
+  if (dtype == DType::bf16) return std::bit_cast<float>(0x7F7F8000u);
+  return std::numeric_limits<float>::infinity();
+}
 
 constexpr Index kLargestHeadDim = 1024;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -233,16 +241,20 @@ class TileExecutor {
       std::fill(output.begin(), output.end(), 0.0f);
       return true;
     }
-    bool finite = std::abs(lse) < kInfinity;
+    const float bound = first_beyond(inputs_.queries.dtype);
+    bool finite = std::abs(lse) < kInfinity, large = false;
     for (float& value : output) {
       value /= state.sum;
-      finite &= std::abs(value) < kInfinity;
+      finite &= std::abs(value) < bound;
+      large |= bound <= std::abs(value) && std::abs(value) < kInfinity;
     }
     if (finite || (options_.allow_non_finite && rows_.count() == 1)) return true;
     if (rows_.count() > 1) return false;
     throw ValueError("attention: the result of row (" + std::to_string(row.batch) + ", " + std::to_string(row.head) +
-                     ", " + std::to_string(row.query) +
-                     ") is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores overflow");
+                     ", " + std::to_string(row.query) + ") " +
+                     (large ? "is too large for the queries' dtype, " + std::string(name_of(inputs_.queries.dtype))
+                            : "is not finite: its queries, keys, values or mask hold NaN or infinity, or its scores "
+                              "overflow"));
   }
 
   /// What rows share is multiplied by zero where a row does not attend; where that meets NaN or infinity, rows are

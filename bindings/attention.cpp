@@ -82,6 +82,17 @@ py::tuple attend(const py::object& queries, const py::object& keys, const py::ob
       py::make_tuple(copied(weights.row_ptr), copied(weights.indices), to_numpy(std::move(weights.values), {entries})));
 }
 
+/// The gradient by a tensor of one sequence that served a batch.
+Tensor summed_over_batch(const Tensor& gradient) {
+  const TensorView& view = gradient.view();
+  Tensor sum(DType::f32, {1, view.size(1), view.size(2), view.size(3)});
+  const std::span<const float> from = gradient.span<float>();
+  const std::span<float> to = sum.span<float>();
+  std::fill(to.begin(), to.end(), 0.0f);
+  for (std::size_t i = 0; i < from.size(); ++i) to[i % to.size()] += from[i];
+  return sum;
+}
+
 py::tuple attend_backward(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
                           const py::object& output, const py::object& lse, const py::object& d_output,
                           std::optional<float> scaling, bool causal, const py::object& attention_mask,
@@ -93,9 +104,13 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
   AttentionGradients gradients = run_released([&](const Context& context) {
     return attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options, context);
   });
+  const auto of_given = [&](const Borrowed& given, Tensor gradient) {
+    const bool summed = given.view().size(0) == 1 && gradient.view().size(0) != 1;
+    return given.hand_over(summed ? summed_over_batch(gradient) : std::move(gradient));
+  };
   return py::make_tuple(call.queries.hand_over(std::move(gradients.queries)),
-                        call.keys.hand_over(std::move(gradients.keys)),
-                        call.values.hand_over(std::move(gradients.values)));
+                        of_given(call.keys, std::move(gradients.keys)),
+                        of_given(call.values, std::move(gradients.values)));
 }
 
 /// Whether a caller's tensor lies on a GPU: torch's say so.

@@ -86,6 +86,12 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
   inputs.queries = queries.view();
   inputs.keys = keys.view();
   inputs.values = values.view();
+  // Keys and values of one sequence serve a batch of queries: torch broadcasts them likewise.
+  for (TensorView* const tensor : {&inputs.keys, &inputs.values}) {
+    if (tensor->rank != 4 || inputs.queries.rank != 4 || tensor->size(0) != 1 || inputs.queries.size(0) == 1) continue;
+    tensor->shape[0] = inputs.queries.size(0);
+    tensor->strides[0] = 0;
+  }
   if (!attention_mask.is_none()) take_attention_mask(attention_mask);
   if (inputs.queries.rank == 4 && inputs.queries.size(3) > 0)
     inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));

@@ -331,9 +331,12 @@ class Case {
     for (const Json& entry : json_.at("cases")) {
       const Size size =
           entry.at("is_float").get<bool>() ? Size(entry.at("size").get<double>()) : Size(entry.at("size").get<Index>());
-      const Index ours = size.resolve(entry.at("k_len").get<Index>());
-      if (ours != entry.at("effective").get<Index>())
-        report_.fail(fmt::format("{} resolves to {}", entry.dump(), ours));
+      const Index ours = size.resolve(entry.at("k_len").get<Index>()), recorded = entry.at("effective").get<Index>();
+      if (size.is_fraction() && size.positive() && recorded == 0 && ours == 1) {
+        report_.deviate("the reference's fractions of short contexts keep no key, ours one (deviation 19)");
+        continue;
+      }
+      if (ours != recorded) report_.fail(fmt::format("{} resolves to {}", entry.dump(), ours));
     }
   }
 

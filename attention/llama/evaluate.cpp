@@ -26,7 +26,7 @@ std::span<const float> row_of(const TensorView& logits, Index row) {
 struct StagedLogits {
   Tensor prompt, generated;
   std::span<const float> row(Index i) const {
-    const Index of_prompt = prompt.view().size(0);
+    const Index of_prompt = prompt.view().rank == 0 ? 0 : prompt.view().size(0);
     return i < of_prompt ? row_of(prompt, i) : row_of(generated, i - of_prompt);
   }
 };
@@ -35,7 +35,8 @@ StagedLogits staged_forward(const Decoder& decoder, std::span<const std::int32_t
                             DecoderState& state, const InferenceHandler* handler, const Context& context) {
   ForwardOptions forward{Logits::all, Stage::prefill, handler};
   StagedLogits logits;
-  logits.prompt = decoder.forward(tokens.first(static_cast<std::size_t>(prompt)), state, forward, context);
+  if (prompt > 0)
+    logits.prompt = decoder.forward(tokens.first(static_cast<std::size_t>(prompt)), state, forward, context);
   if (prompt == static_cast<Index>(tokens.size())) return logits;
   forward.stage = Stage::generation;
   logits.generated = decoder.forward(tokens.subspan(static_cast<std::size_t>(prompt)), state, forward, context);
@@ -78,8 +79,9 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
   const Stopwatch watch;
   LossResult result;
   DecoderState state = decoder.start(window);
-  // What is generated begins after the token that predicts the first target that counts.
-  const Index prompt = options.output_length == 0 ? window : window - counted + 1;
+  // The token that predicts the first target that counts is generated, too: every logit that counts is one of that
+  // stage.
+  const Index prompt = options.output_length == 0 ? window : window - counted;
   double sum = 0;
   for (Index w = 0; w < windows; ++w) {
     if (options.progress) options.progress(w, windows);

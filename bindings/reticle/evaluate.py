@@ -190,9 +190,10 @@ class _Results:
         self._path = folder / "raw_results.csv"
         self.rows: dict[int, dict[str, str]] = {}
         if self._path.exists():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                # A row that was cut short when the run was stopped is done again.
-                whole = [row for row in csv.DictReader(file) if row["seconds"]]
+            text = self._path.read_bytes().decode("utf-8", errors="replace")
+            whole = list(csv.DictReader(io.StringIO(text, newline="")))
+            if whole and not text.endswith("\n"):
+                del whole[-1]  # it was cut short when the run was stopped: it is done again
             self.rows = {int(row["index"]): row for row in whole}
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, _COLUMNS)

@@ -45,6 +45,14 @@ struct OutputFile::State {
   void close_file() {
     if (file >= 0 && close(std::exchange(file, -1)) != 0) fail();
   }
+
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() {
+    if (file >= 0) close(file);
+    if (!temporary.empty()) unlink(temporary.c_str());
+  }
 };
 
 OutputFile::OutputFile(const std::filesystem::path& path) : state_(std::make_unique<State>()) {
@@ -68,10 +76,7 @@ OutputFile::OutputFile(const std::filesystem::path& path) : state_(std::make_uni
   }
 }
 
-OutputFile::~OutputFile() {
-  if (state_->file >= 0) close(state_->file);
-  if (!state_->temporary.empty()) unlink(state_->temporary.c_str());
-}
+OutputFile::~OutputFile() = default;
 
 void OutputFile::write(const void* data, std::size_t size) {
   const auto* bytes = static_cast<const char*>(data);

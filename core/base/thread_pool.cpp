@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <sched.h>
 #include <string>
 #include <string_view>
@@ -40,11 +41,12 @@ int default_threads() {
 
 thread_local bool inside_body = false;
 
-/// What a thread allocates when it first throws it cannot allocate when memory has run out.
+/// What a thread allocates when it first throws it cannot allocate when memory has run out. What is thrown here needs no
+/// memory itself: it comes from the runtime's reserve if it must.
 void throw_once() {
   try {
-    throw Cancelled();
-  } catch (const Cancelled&) {
+    throw std::bad_alloc();
+  } catch (const std::bad_alloc&) {
     inside_body = false;
   }
 }
@@ -131,6 +133,9 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
     state_->stop();
     throw ValueError("threads: " + std::to_string(threads) + "; only " + std::to_string(made) +
                      " can be started here: " + error.code().message());
+  } catch (...) {
+    state_->stop();
+    throw;
   }
 }
 

@@ -17,10 +17,12 @@ class Size {
   constexpr double fraction() const { return fraction_; }
   constexpr bool positive() const { return is_fraction_ ? fraction_ > 0 : count_ > 0; }
 
-  /// Keys out of `keys`: a fraction is multiplied in double and truncated (0.29 of 100 is 28).
+  /// Keys out of `keys`: a fraction is multiplied in double and truncated (0.29 of 100 is 28), and of a short context
+  /// at least one key, unless it is 0.
   constexpr Index resolve(Index keys) const {
     if (!is_fraction_) return count_;
-    return static_cast<Index>(fraction_ * static_cast<double>(keys));
+    const auto resolved = static_cast<Index>(fraction_ * static_cast<double>(keys));
+    return resolved == 0 && fraction_ > 0 && keys > 0 ? 1 : resolved;
   }
   constexpr bool operator==(const Size&) const = default;
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from reticle import FormatError, hat
 
 
@@ -58,7 +57,20 @@ def seeds(draw: random.Random) -> list[bytes]:
     return [*found, pickle.dumps(state), pickle.dumps(np.zeros(3)), pickle.dumps([np.float64(1), np.dtype("i4")])]
 
 
-NOTABLE = [b"\x00", b"\xff" * 4, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\x00" * 8, b".", b"(", b"R", b"b", b"c", b"\x8c", b"t"]
+NOTABLE = [
+    b"\x00",
+    b"\xff" * 4,
+    b"\xff" * 8,
+    b"\x7f\xff\xff\xff",
+    b"\x00" * 8,
+    b".",
+    b"(",
+    b"R",
+    b"b",
+    b"c",
+    b"\x8c",
+    b"t",
+]
 
 
 def mutated(files: list[bytes], draw: random.Random) -> bytes:

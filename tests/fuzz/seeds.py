@@ -127,7 +127,7 @@ def configs() -> dict[str, bytes]:
 
 def main() -> None:
     folder, plugin = Path(sys.argv[1]), Path(sys.argv[2])
-    some_tensors = sorted(path for path in (SOURCE / "tests" / "golden").rglob("*.safetensors"))[:: 12]
+    some_tensors = sorted(path for path in (SOURCE / "tests" / "golden").rglob("*.safetensors"))[::12]
     seeds: dict[str, dict[str, bytes]] = {
         "safetensors": {path.stem: path.read_bytes() for path in some_tensors} | masks(),
         "mask_file": masks(),

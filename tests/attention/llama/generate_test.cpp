@@ -163,8 +163,8 @@ TEST(EvaluateLoss, AnOutputIsGeneratedAndAloneCounts) {
   EXPECT_EQ(dense.tokens, 16);
   EXPECT_NE(dense.loss, sparse.loss);
   EXPECT_EQ(sparse.prefill.density(), 1);
-  // Of each window, rows 13 .. 19 are generated: the first target that counts follows the prompt's last token.
-  EXPECT_EQ(sparse.generation.visible, 2 * 2 * 4 * (14 + 15 + 16 + 17 + 18 + 19 + 20));
+  // Of each window, rows 12 .. 19 are generated: row 12 predicts the first target that counts.
+  EXPECT_EQ(sparse.generation.visible, 2 * 2 * 4 * (13 + 14 + 15 + 16 + 17 + 18 + 19 + 20));
   EXPECT_THROW(evaluate_loss(decoder, text, {.window = 20, .output_length = 21}), ValueError);
   EXPECT_THROW(evaluate_loss(decoder, text, {.window = 41}), ValueError);
 }
