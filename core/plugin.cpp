@@ -179,6 +179,7 @@ void seal_plugin(const std::filesystem::path& file) {
   if (stamps.empty()) throw PluginError(file.string() + kNoStamp);
   const std::uint64_t seal = seal_of(bytes, stamps);
   for (const std::size_t at : stamps) std::memcpy(bytes.data() + at + offsetof(AbiStamp, seal), &seal, sizeof seal);
+  ElfCheck(file, bytes).run();  // a damaged file may have a stamp where the loader reads something else
   write_file(file, bytes);
 }
 

@@ -184,6 +184,33 @@ class Errors(unittest.TestCase):
             self.refuse("run", CONFIGS[0], "--input", Path(folder) / "absent")
             self.refuse("run", CONFIGS[0], "--input", folder)
 
+    def test_what_is_no_file_is_refused_and_not_waited_for(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = Path(folder) / "pipe"
+            os.mkfifo(pipe)
+            for command in (
+                ["run", pipe],
+                ["check", pipe],
+                ["run", ROOT / "configs/sink_local.json", "--input", pipe],
+                ["generate", "--prompt-file", pipe],
+                ["generate", "--prompt", "a", "--model", folder],
+                ["evaluate", "--text", pipe],
+                ["evaluate", "--grid", pipe],
+                ["import-minference", pipe],
+            ):
+                if "--model" in command:
+                    os.rename(pipe, Path(folder) / "config.json")
+                message = self.refuse(*command)
+                if "--model" in command:
+                    os.rename(Path(folder) / "config.json", pipe)
+                self.assertRegex(message, "pipe that nobody writes to|not a regular file", command)
+            self.assertIn("it is a directory", self.refuse("run", folder))
+            self.assertIn("without an end", self.refuse("check", "/dev/zero"))
+        # A pipe that somebody writes to is a file like others.
+        words = f"{RETICLE} check <(cat {ROOT}/configs/sink_local.json)"
+        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_outputs_are_refused_before_the_work(self) -> None:
         self.refuse("run", CONFIGS[0], "--output", "/nonexistent/out.safetensors")
         self.refuse("show", CONFIGS[0], "--png", "/nonexistent/mask.png")

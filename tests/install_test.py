@@ -111,13 +111,46 @@ class Shared(unittest.TestCase):
         elsewhere = Path(self.folder.name) / "elsewhere.json"
         shutil.copy(config, elsewhere)
         folder = str(self.plugin.parent)
-        run(command, "check", elsewhere, RETICLE_PLUGIN_PATH=f"/nonexistent:{folder}")
+        run(command, "check", "--plugins", elsewhere, RETICLE_PLUGIN_PATH=f"/nonexistent:{folder}")
         listed = run(command, "list", RETICLE_PLUGIN_PATH=folder)
         self.assertIn(f"[{self.plugin}]", listed)
         self.assertIn("`base`", run(command, "describe", "log_sparse", RETICLE_PLUGIN_PATH=folder))
-        missing = subprocess.run([command, "check", elsewhere], capture_output=True, text=True, check=False)
+        missing = subprocess.run(
+            [command, "check", "--plugins", elsewhere], capture_output=True, text=True, check=False
+        )
         self.assertEqual(missing.returncode, 2)
         self.assertIn('no plugin "log_sparse.so"; looked for', missing.stderr)
+
+    def test_code_that_a_config_names_runs_only_where_it_is_asked_for(self) -> None:
+        command = self.prefix / "bin/reticle"
+        config = self.plugin.parent / "log_sparse.json"
+        shutil.copy(ROOT / "plugins/log_sparse/log_sparse.json", config)
+        for words in (["check"], ["run", "--no-plugins"], ["show", "--no-plugins"]):
+            refused = subprocess.run([command, *words, config], capture_output=True, text=True, check=False)
+            self.assertEqual(refused.returncode, 2)
+            self.assertIn("/plugins: names log_sparse.so, whose code would run; plugins are refused", refused.stderr)
+
+    def test_a_sealed_plugin_is_refused_when_a_byte_of_it_changed(self) -> None:
+        command = self.prefix / "bin/reticle"
+        sealed = Path(self.folder.name) / "sealed.so"
+        shutil.copy(self.plugin, sealed)
+        run(command, "seal-plugin", sealed)
+        self.assertEqual(run(self.consumer, sealed).splitlines()[0], "loaded log_sparse")
+        good = sealed.read_bytes()
+        run(command, "seal-plugin", sealed)
+        self.assertEqual(sealed.read_bytes(), good, "sealing again changes nothing")
+        subprocess.run(["strip", sealed], check=True)
+        self.assertEqual(run(self.consumer, sealed).splitlines()[0], "loaded log_sparse", "symbols may be stripped")
+        at = good.index(MAGIC)
+        for offset in (at + 200, at - 64, len(good) // 3):
+            bad = bytearray(good)
+            bad[offset] ^= 0x10
+            self.assertIn(
+                "was damaged or changed after it was sealed", self.refusal(self.temporary("bad.so", bytes(bad)))
+            )
+        other = subprocess.run([command, "seal-plugin", __file__], capture_output=True, text=True, check=False)
+        self.assertEqual(other.returncode, 2)
+        self.assertIn("is not a shared object", other.stderr)
 
     def test_loading_twice_is_loading_once(self) -> None:
         lines = run(self.consumer, self.plugin, self.plugin).splitlines()

@@ -296,6 +296,8 @@ class Case {
     const Mask full = Mask::full(shape), empty = Mask::empty(shape);
     for (const auto& [name, mask] : {std::pair{"full", &full}, std::pair{"empty", &empty}}) {
       const std::string prefix(name);
+      if (static_cast<Index>(values<float>(prefix + ".dense").size()) != shape.positions())
+        throw FormatError("shape " + shape.describe() + " is not that of \"" + prefix + ".dense\"");
       report_.difference(prefix, largest_difference(to_dense(*mask), values<float>(prefix + ".dense")), 0);
       const FlatCsr flat = to_flat_csr(*mask);
       if (!std::ranges::equal(flat.ptr, values<Index>(prefix + ".ptr")) ||

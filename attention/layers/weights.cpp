@@ -15,6 +15,7 @@ using Json = nlohmann::json;
 
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr std::size_t kShownComplaints = 5;
 
 std::set<std::string> shards_of(const std::filesystem::path& index) {
   const Json document = Json::parse(read_file<FormatError>(index), nullptr, /*allow_exceptions=*/false);
@@ -83,8 +84,11 @@ TensorView WeightReader::take(const std::string& name, std::initializer_list<Ind
   const TensorView wanted(nullptr, DType::f32, shape);
   const auto found = weights_.tensors().find(name);
   if (found == weights_.tensors().end()) {
+    // What is not shown is only counted: a model that lacks all of many layers would be compared by name for minutes.
     std::vector<std::string_view> known;
-    for (const auto& [key, view] : weights_.tensors()) known.push_back(key);
+    if (complaints_.size() < kShownComplaints) {
+      for (const auto& [key, view] : weights_.tensors()) known.push_back(key);
+    }
     complaints_.push_back("\"" + name + "\" is missing" + did_you_mean(name, known));
     return {};
   }
@@ -105,10 +109,10 @@ void WeightReader::finish() const {
     if (taken_.find(name) == taken_.end()) complaints.push_back("\"" + name + "\" is not part of this architecture");
   }
   if (complaints.empty()) return;
-  constexpr std::size_t kShown = 5;
   std::string message = weights_.source() + ": the tensors are not those of the config:";
-  for (std::size_t i = 0; i < std::min(kShown, complaints.size()); ++i) message += "\n  " + complaints[i];
-  if (complaints.size() > kShown) message += "\n  and " + std::to_string(complaints.size() - kShown) + " more";
+  for (std::size_t i = 0; i < std::min(kShownComplaints, complaints.size()); ++i) message += "\n  " + complaints[i];
+  if (complaints.size() > kShownComplaints)
+    message += "\n  and " + std::to_string(complaints.size() - kShownComplaints) + " more";
   throw FormatError(message);
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -40,6 +41,19 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
+# What files of numbers never hold, and what C code of old interpreters reads past the end of a damaged file by.
+_REFUSED = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+
+
+def _require_plain(data: bytes) -> None:
+    """UnpicklingError where a pickle has instructions that no file of numbers needs, ValueError where it is cut short."""
+    for instruction, _, _ in pickletools.genops(data):
+        if instruction.name in _REFUSED:
+            raise pickle.UnpicklingError(
+                f"holds the instruction {instruction.name}, which files of numbers do not need"
+            )
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
@@ -62,6 +76,8 @@ def read(path: str | Path) -> Any:
     try:
         # torch.save's files, old and new, are for torch, which has an allow-list of its own.
         zipped = data[:4] == b"PK\x03\x04"
+        if not zipped:
+            _require_plain(data)
         content = None if zipped else _Unpickler(io.BytesIO(data)).load()
         return _tensors_from(data) if zipped or content == torch.serialization.MAGIC_NUMBER else content
     except Exception as error:  # of a damaged file, unpicklers raise whatever they stumble over
@@ -112,8 +128,16 @@ def _from_state(state: Mapping[str, Any]) -> Weights:
             maps = [heads[head][place] for head in range(len(heads))]
             if any("weight" not in each for each in maps):
                 raise FormatError(f"layer {layer}: linear map {place} of the {side} side has a bias and no weight")
-            weights[f"hat.{layer}.{side}_matrix.{i}"] = torch.stack([each["weight"].T for each in maps]).contiguous()
+            shapes = {tuple(each["weight"].shape) for each in maps}
+            if len(shapes) != 1 or any(len(shape) != 2 for shape in shapes):
+                raise FormatError(
+                    f"layer {layer}: linear map {place} of the {side} side has weights of shapes {sorted(shapes)}; expected "
+                    "one shape (out, in) for all heads"
+                )
             biases = [each.get("bias", torch.zeros(each["weight"].shape[0])) for each in maps]
+            if any(bias.shape != each["weight"].shape[:1] for bias, each in zip(biases, maps, strict=True)):
+                raise FormatError(f"layer {layer}: linear map {place} of the {side} side has a bias of another size")
+            weights[f"hat.{layer}.{side}_matrix.{i}"] = torch.stack([each["weight"].T for each in maps]).contiguous()
             weights[f"hat.{layer}.{side}_bias.{i}"] = torch.stack(biases)
     return weights
 

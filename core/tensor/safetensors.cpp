@@ -44,7 +44,7 @@ class Mapping {
     struct stat status {};
     if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
       close(file);
-      fail(path, "not a regular file");
+      fail(path, "is not a regular file");
     }
     size_ = static_cast<std::size_t>(status.st_size);
     if (size_ <= kLargestCopied) {

@@ -22,7 +22,7 @@ namespace reticle::maskers {
 enum class SignPacking : std::uint8_t { int64, float32 };
 
 /// A code of each is kept with every key.
-constexpr Index kMaxTables = 65536;
+constexpr Index kMaxTables = 4096;
 
 struct MagicPigConfig {
   Index lsh_l = 75;
@@ -48,7 +48,7 @@ struct MagicPigConfig {
       "first keys that the mean leaves out: those that are always attended",
       "last keys, of the first call, that the mean leaves out"};
   void validate() const {
-    require(lsh_l > 0 && lsh_l <= kMaxTables, "lsh_l", "must be in [1, 65536]");
+    require(lsh_l > 0 && lsh_l <= kMaxTables, "lsh_l", "must be in [1, 4096]");
     require(lsh_k > 0 && lsh_k <= 64, "lsh_k", "must be in [1, 64]");
     require(min_collisions == 1 || (min_collisions == 2 && lsh_l > 1), "min_collisions",
             "must be 1, or 2 with lsh_l > 1");

@@ -17,7 +17,9 @@ namespace reticle::maskers {
 inline constexpr Index kMostPlanes = 16;  // a table has 2^K buckets, and codes take 16 bits
 
 /// A bucket of each is kept with every key.
-constexpr Index kMaxTables = 65536;
+constexpr Index kMaxTables = 4096;
+/// A query's spread over the buckets of all tables: 16 MiB.
+constexpr Index kMaxBuckets = Index{1} << 22;
 
 struct SocketConfig {
   Size heavy_size = 0.1;
@@ -31,7 +33,8 @@ struct SocketConfig {
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
     require(K > 0 && K <= kMostPlanes, "K", "must be in [1, 16]");
-    require(L > 0 && L <= kMaxTables, "L", "must be in [1, 65536]");
+    require(L > 0 && L <= kMaxTables, "L", "must be in [1, 4096]");
+    require(L << K <= kMaxBuckets, "L", "must be at most 2^22 / 2^K, so that all buckets of a query fit into 16 MiB");
     require(tau > 0, "tau", "must be > 0");
   }
 };

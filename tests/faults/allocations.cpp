@@ -10,6 +10,7 @@
 #include <functional>
 #include <new>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 

@@ -1,5 +1,6 @@
 // A config: refused, or a pipeline that prints itself and that prefills and generates over tiny tensors, without
 // reading beyond them and within seconds, whatever its numbers are.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

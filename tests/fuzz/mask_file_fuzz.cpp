@@ -1,6 +1,7 @@
 // A mask file: refused, or a mask that every operation can be asked of.
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <random>
 #include <string_view>
 #include <vector>

@@ -1,6 +1,7 @@
 // A safetensors file: read, or refused; what was read is written and read again as the same.
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <random>
 #include <string_view>
 #include <vector>

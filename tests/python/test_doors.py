@@ -7,10 +7,12 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import reticle
+import reticle.maskers
 from reticle import Mask
 
 SHAPE = (1, 1, 1, 8)
@@ -325,3 +327,102 @@ def test_files_are_replaced_whole_and_nothing_else_is(tmp_path):
         mask.save(pipe)
     assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe", "secret"]
     mask.save("/dev/null")
+
+
+# --- calls ----------------------------------------------------------------------------------------------------------------
+
+
+def drawn(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape, np.float32)
+
+
+def test_keys_of_one_sequence_serve_a_batch_of_queries():
+    queries, keys, values = drawn(3, 4, 5, 8), drawn(1, 2, 9, 8), drawn(1, 2, 9, 8)
+    output, lse = reticle.attention(queries, keys, values)
+    repeated = [np.repeat(tensor, 3, axis=0) for tensor in (keys, values)]
+    expected, expected_lse = reticle.attention(queries, *repeated)
+    np.testing.assert_array_equal(output, expected)
+    np.testing.assert_array_equal(lse, expected_lse)
+    mask = reticle.SparseAttention.from_json('{"maskers": [{"type": "oracle_top_k", "heavy_size": 3}]}').mask(
+        queries, keys, values, reticle.SequenceState()
+    )
+    assert mask.shape == (3, 4, 5, 9)
+    with pytest.raises(reticle.ShapeError, match="keys"):
+        reticle.attention(queries, keys, drawn(2, 2, 9, 8))
+
+
+def test_gradients_by_keys_of_one_sequence_are_summed_over_the_batch():
+    torch = pytest.importorskip("torch")
+    queries, keys, values = (torch.tensor(drawn(*shape)) for shape in ((3, 4, 5, 8), (1, 2, 9, 8), (1, 2, 9, 8)))
+    found, expected = [], []
+    for repeat, gradients in ((False, found), (True, expected)):
+        own_keys, own_values = keys.clone().requires_grad_(), values.clone().requires_grad_()
+        given = [t.expand(3, -1, -1, -1) if repeat else t for t in (own_keys, own_values)]
+        reticle.attention(queries, *given)[0].square().sum().backward()
+        gradients += [own_keys.grad, own_values.grad]
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == (1, 2, 9, 8)
+        torch.testing.assert_close(one, other)
+
+
+def test_no_heads_give_no_output():
+    output, lse = reticle.attention(drawn(2, 0, 5, 8), drawn(2, 0, 9, 8), drawn(2, 0, 9, 8))
+    assert output.shape == (2, 0, 5, 8)
+    assert lse.shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 1e6), ("bfloat16", 3.4e38)])
+def test_an_output_that_its_dtype_cannot_hold_is_an_error(dtype, largest):
+    torch = pytest.importorskip("torch")
+    queries = torch.zeros(1, 1, 1, 4, dtype=getattr(torch, dtype))
+    keys, values = torch.zeros(1, 1, 1, 4), torch.full((1, 1, 1, 4), largest)
+    with pytest.raises(ValueError, match="too large for the queries' dtype"):
+        reticle.attention(queries, keys, values)
+    assert reticle.attention(queries, keys, values / 1e5)[0].isfinite().all()
+
+
+def test_a_fraction_of_a_short_context_is_at_least_one_key():
+    inputs = drawn(1, 1, 1, 8), drawn(1, 1, 6, 8), drawn(1, 1, 6, 8)
+    for masker in ({"type": "oracle_top_k", "heavy_size": 0.05}, {"type": "sink", "sink_size": 0.1}):
+        pipeline = reticle.SparseAttention.from_json(f'{{"maskers": [{masker}]}}'.replace("'", '"'))
+        assert pipeline.mask(*inputs, reticle.SequenceState()).nnz == 1
+
+
+def test_a_config_that_names_plugins_is_refused_where_none_may_be_loaded(tmp_path):
+    text = '{"plugins": ["evil.so"], "maskers": []}'
+    with pytest.raises(reticle.ConfigError, match=r"/plugins: names evil.so, whose code would run"):
+        reticle.SparseAttention.from_json(text, plugins=False)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(reticle.ConfigError, match="whose code would run"):
+        reticle.SparseAttention.from_file(tmp_path / "config.json", plugins=False)
+    with pytest.raises(reticle.PluginError, match="no plugin"):
+        reticle.SparseAttention.from_json(text)
+
+
+@reticle.register("resets_its_state")
+@dataclass(frozen=True)
+class Resetting(reticle.Masker):
+    """Does to its state what nobody may do from inside of a call."""
+
+    way: str = "reset"
+
+    def select(self, inputs, previous, state):
+        outer = Resetting.state
+        {
+            "reset": lambda: outer.reset(),
+            "truncate": lambda: outer.truncate(1),
+            "select": lambda: outer.select([0, 0]),
+            "fork": lambda: outer.fork(),
+            "run": lambda: Resetting.pipeline.mask(*Resetting.inputs, outer),
+        }[self.way]()
+        return Mask.full(inputs.shape)
+
+
+@pytest.mark.parametrize("way", ["reset", "truncate", "select", "fork", "run"])
+def test_a_state_is_not_changed_from_inside_of_a_call(way):
+    Resetting.inputs = drawn(1, 1, 3, 8), drawn(1, 1, 3, 8), drawn(1, 1, 3, 8)
+    Resetting.state = reticle.SequenceState()
+    Resetting.pipeline = reticle.maskers.pipeline([Resetting(way=way)])
+    with pytest.raises(ValueError, match="in use by another call"):
+        Resetting.pipeline.mask(*Resetting.inputs, Resetting.state)
+    Resetting.state.reset()
