@@ -41,8 +41,21 @@ double largest_difference(std::span<const float> a, std::span<const float> b) {
 
 double largest_difference(const Mask& a, const Mask& b) { return largest_difference(to_dense(a), to_dense(b)); }
 
+namespace {
+
+/// Numbers are read as whole ones where a case asks for them, which no float beyond is.
+void require_moderate(const Json& value, const std::filesystem::path& path) {
+  if (value.is_number_float() && !(std::abs(value.get<double>()) < 0x1p31))
+    throw FormatError(path.string() + ": holds " + value.dump() + "; expected numbers below 2^31");
+  if (!value.is_structured()) return;
+  for (const Json& member : value) require_moderate(member, path);
+}
+
+}  // namespace
+
 CaseFile::CaseFile(const std::filesystem::path& manifest) : path_(manifest) {
   json_ = std::make_shared<const Json>(Json::parse(read_file<FormatError>(manifest)));
+  require_moderate(*json_, path_);
   std::filesystem::path tensors = manifest;
   tensors.replace_extension(".safetensors");
   if (json_->contains("tensors") && !json_->at("tensors").empty()) tensors_.emplace(tensors);

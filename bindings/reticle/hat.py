@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -41,29 +40,76 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-# What files of numbers never hold, and what C code of old interpreters reads past the end of a damaged file by.
-_REFUSED = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+class _DType:
+    """A dtype as numpy writes it into pickles, held as text until it is known to be one of numbers."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = True) -> None:
+        if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", name)):
+            raise pickle.UnpicklingError(f"holds numbers of dtype {name!r}; expected floats, integers or booleans")
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, and what only structures, strings and times have)
+        if not (isinstance(state, tuple) and len(state) >= 2 and state[1] in ("<", ">", "|", "=")):
+            raise pickle.UnpicklingError("holds a damaged dtype")
+        self.name = state[1] + self.name.lstrip("<>|=")
+
+    def value(self) -> np.dtype[Any]:
+        return np.dtype(self.name)
 
 
-def _require_plain(data: bytes) -> None:
-    """UnpicklingError where a pickle has instructions that no file of numbers needs, ValueError where it is cut short."""
-    for instruction, _, _ in pickletools.genops(data):
-        if instruction.name in _REFUSED:
-            raise pickle.UnpicklingError(
-                f"holds the instruction {instruction.name}, which files of numbers do not need"
-            )
+class _Array:
+    """An array as numpy writes it into pickles: (version, shape, dtype, by columns, bytes)."""
+
+    _state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self._state = state if isinstance(state, tuple) else ()
+
+    def value(self) -> np.ndarray[Any, Any]:
+        try:
+            _, shape, dtype, by_columns, data = self._state
+            return np.frombuffer(data, dtype.value()).reshape(shape, order="F" if by_columns else "C")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise FormatError(f"holds a damaged array: {error}") from None
 
 
-class _Unpickler(pickle.Unpickler):
+def _empty_array(*_: Any) -> _Array:
+    """What numpy calls before it hands an array its state."""
+    return _Array()
+
+
+def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", bytes(data)))
+    return array
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    return _array_of_buffer(data, dtype, (), "C").value()[()]
+
+
+# Where numpy 1 or 2 has them.
+_OF_NUMPY: dict[str, Any] = {
+    "multiarray._reconstruct": _empty_array,
+    "multiarray.scalar": _scalar,
+    "numeric._frombuffer": _array_of_buffer,
+}
+
+
+# The unpickler that is written in Python, and stand-ins for numpy's own functions: those written in C trust what a damaged
+# file says of itself.
+class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
-        # Where numpy 1 or 2 wrote them, and where they are in the one that is here.
-        if re.fullmatch(r"numpy\.(_core|core)\.multiarray", module) and name in ("_reconstruct", "scalar"):
-            return np.ndarray.__reduce__(np.empty(0))[0] if name == "_reconstruct" else np.float64(0).__reduce__()[0]
+        if match := re.fullmatch(r"numpy\.(?:_core|core)\.(multiarray|numeric)", module):
+            found = _OF_NUMPY.get(f"{match[1]}.{name}")
+            if found is not None:
+                return found
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"names {module}.{name}, which is no number; refused, and nothing was executed")
+            return _Array if name == "ndarray" else _DType
+        raise pickle.UnpicklingError(f"names {module}.{name}, which is not a number; refused, and nothing was executed")
 
 
 def read(path: str | Path) -> Any:
@@ -76,8 +122,6 @@ def read(path: str | Path) -> Any:
     try:
         # torch.save's files, old and new, are for torch, which has an allow-list of its own.
         zipped = data[:4] == b"PK\x03\x04"
-        if not zipped:
-            _require_plain(data)
         content = None if zipped else _Unpickler(io.BytesIO(data)).load()
         return _tensors_from(data) if zipped or content == torch.serialization.MAGIC_NUMBER else content
     except Exception as error:  # of a damaged file, unpicklers raise whatever they stumble over
@@ -87,6 +131,8 @@ def read(path: str | Path) -> Any:
 
 def _number(tensor: Any, name: str) -> torch.Tensor:
     try:
+        if isinstance(tensor, _Array):
+            tensor = np.ascontiguousarray(tensor.value()).astype(np.float32)
         return torch.as_tensor(tensor).detach().float().contiguous()
     except (TypeError, ValueError, RuntimeError):
         raise FormatError(f"{name}: is a {type(tensor).__name__}; needed are numbers") from None

@@ -201,7 +201,8 @@ class AdaptiveSampling final : public Masker {
             recorded_key(*recorded.base->at<Index>(row.batch, row.head, row.query, i), inputs, "base_indices"));
       return base;
     }
-    for (Index i = 0; i < base_size(range); ++i)
+    // As many draws as there are candidates are enough: no budget is larger.
+    for (Index i = std::min(base_size(range), range); i > 0; --i)
       base.push_back(static_cast<std::int32_t>(begin(inputs) + random.below(static_cast<std::uint32_t>(range))));
     return base;
   }

@@ -203,7 +203,7 @@ TEST(AttentionOfRandomProblems, AgreesWithFloat64ForwardAndBackward) {
                                                             problem.d_output, problem.options, context);
     const ReferenceGradients slopes = reference_gradients(problem, expected, found.output);
     const int kind = problem.dtype == DType::f32 ? 0 : problem.dtype == DType::f16 ? 1 : 2;
-    const double tolerance = std::array{2e-5, 4e-3, 3e-2}[static_cast<std::size_t>(kind)];
+    const double tolerance = std::array{5e-5, 1e-3, 1e-2}[static_cast<std::size_t>(kind)];
     const std::pair<const char*, double> differences[] = {{"output", difference(found.output, expected.output)},
                                                           {"lse", difference(found.lse, expected.lse)},
                                                           {"d_queries", difference(gradients.queries, slopes.queries)},

@@ -14,6 +14,7 @@ import random
 import resource
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def main() -> int:
     given = parser.parse_args()
     limit = 8 << 30  # a file of some kB has no business taking more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    warnings.simplefilter("ignore")  # torch's, of odd versions
     draw = random.Random(given.seed)
     files = seeds(draw)
     counts = {"read": 0, "refused": 0, "found": 0}
