@@ -55,6 +55,14 @@ class Subset {
                                 [i](const Range& range) { return range.first <= i && i <= range.last; });
   }
 
+  bool meets(const Subset& other) const {
+    if (all() || other.all()) return true;
+    return std::any_of(ranges_.begin(), ranges_.end(), [&](const Range& own) {
+      return std::any_of(other.ranges_.begin(), other.ranges_.end(),
+                         [&](const Range& theirs) { return own.first <= theirs.last && theirs.first <= own.last; });
+    });
+  }
+
   static Subset from_json(const Json& list, const JsonPlace& place) {
     Subset subset;
     if (!list.is_array() || list.empty())
@@ -169,6 +177,13 @@ std::vector<MaskerEntry> maskers_from(const Json& list, const JsonPlace& place) 
     const std::shared_ptr<void> config = found->factory.default_config();
     reticle::from_json(*found->factory.config_type, config.get(), parameters, here);
     entries.push_back({found, config, found->make(config.get()), subsets[0], subsets[1]});
+    if (!entries.back().masker->samples()) continue;
+    for (std::size_t j = 0; j < i; ++j) {
+      const MaskerEntry& other = entries[j];
+      if (other.masker->samples() && other.layers.meets(subsets[0]) && other.heads.meets(subsets[1]))
+        here.fail("\"" + found->name + "\" samples keys that \"" + other.type->name + "\", at " + std::to_string(j) +
+                  ", has sampled already, so that their p would hold for neither; expected one sampler for a head");
+    }
   }
   return entries;
 }

@@ -12,6 +12,7 @@
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/objective.hpp>
+#include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/output_file.hpp>
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/registry.hpp>
@@ -395,6 +396,14 @@ void add_handler(py::module_& module) {
 }  // namespace
 
 void add_attention(py::module_& module) {
+  module.def(
+      "read_file",
+      [](const std::filesystem::path& path) {
+        const auto bytes = read_file<FormatError>(path);
+        return py::bytes(bytes);
+      },
+      py::arg("path"),
+      "The bytes of a file; FormatError for a directory, a pipe that nobody writes to, an endless device.");
   module.def(
       "write_file",
       [](const std::filesystem::path& path, const py::bytes& data) {

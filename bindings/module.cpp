@@ -1,5 +1,7 @@
 #include "module.hpp"
 
+#include <algorithm>
+
 #include <reticle/core/base/error.hpp>
 #include <reticle/version.hpp>
 
@@ -17,6 +19,20 @@ void add_errors(pybind11::module_& module) {
   py::register_exception<ValueError>(module, "ValueError", bases(PyExc_ValueError));
   py::register_exception<PluginError>(module, "PluginError", bases(PyExc_RuntimeError));
   py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
+}
+
+/// Protocols 0 and 1 of pickle make objects from a base class that pybind11 cannot make, and end the process there.
+void pickle_by_protocol_2(const pybind11::module_& module) {
+  namespace py = pybind11;
+  const py::object reduce = py::cpp_function(
+      [](const py::object& self, int protocol) {
+        return py::module_::import("builtins").attr("object").attr("__reduce_ex__")(self, std::max(protocol, 2));
+      },
+      py::is_method(py::none()), py::name("__reduce_ex__"), py::arg("protocol"));
+  for (const auto& [name, object] : py::dict(module.attr("__dict__"))) {
+    if (PyType_Check(object.ptr()) && !PyExceptionClass_Check(object.ptr()) && !py::hasattr(object, "__members__"))
+      py::setattr(object, "__reduce_ex__", reduce);
+  }
 }
 
 /// Objects that __new__ made without __init__ (a crafted pickle can) hold nothing; methods would read memory that
@@ -45,5 +61,6 @@ PYBIND11_MODULE(_core, module) {
   reticle::bindings::add_masker(module);
   reticle::bindings::add_nsa(module);
   reticle::bindings::add_cuda(module);
+  reticle::bindings::pickle_by_protocol_2(module);
   reticle::bindings::refuse_objects_without_values(module);
 }

@@ -54,6 +54,9 @@ NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index
 Rope rope_from(Index head_dim, double theta, const py::object& scaling) {
   std::optional<RopeScaling> own;
   if (!scaling.is_none()) {
+    if (!py::isinstance<py::dict>(scaling) || !(scaling.contains("rope_type") || scaling.contains("type")))
+      throw py::value_error("rope_scaling is " + std::string(py::repr(scaling)) +
+                            "; expected a dict with \"rope_type\", or None");
     const auto get = [&](const char* key, double fallback) {
       return scaling.contains(key) ? scaling[key].cast<double>() : fallback;
     };
@@ -232,6 +235,17 @@ void add_nsa(py::module_& module) {
            py::arg("block_size") = defaults.block_size, py::arg("topk") = defaults.topk,
            py::arg("init_blocks") = defaults.init_blocks, py::arg("local_blocks") = defaults.local_blocks,
            py::arg("window_size") = defaults.window_size)
+      .def(py::pickle(
+          [](const NsaConfig& c) {
+            return py::make_tuple(name_of(c.compress_type), c.kernel_size, c.kernel_stride, c.block_size, c.topk,
+                                  c.init_blocks, c.local_blocks, c.window_size);
+          },
+          [](const py::tuple& given) {
+            if (given.size() != 8) throw FormatError("pickled NsaConfig: expected 8 fields");
+            const auto number = [&](std::size_t i) { return given[i].cast<Index>(); };
+            return config_from(given[0].cast<std::string>(), number(1), number(2), number(3), number(4), number(5),
+                               number(6), number(7));
+          }))
       .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"))
       .def_property_readonly("compress_type", [](const NsaConfig& config) { return name_of(config.compress_type); })
       .def_readonly("kernel_size", &NsaConfig::kernel_size)
@@ -243,6 +257,15 @@ void add_nsa(py::module_& module) {
       .def_readonly("window_size", &NsaConfig::window_size);
   py::class_<Rope>(module, "Rope", "Rotary position embeddings.")
       .def(py::init(&rope_from), py::arg("head_dim"), py::arg("theta"), py::arg("scaling") = py::none())
+      .def(py::pickle(
+          [](const Rope& rope) {
+            return py::make_tuple(
+                std::vector<float>(rope.inverse_frequencies().begin(), rope.inverse_frequencies().end()));
+          },
+          [](const py::tuple& given) {
+            if (given.size() != 1) throw FormatError("pickled Rope: expected its frequencies");
+            return Rope(given[0].cast<std::vector<float>>());
+          }))
       .def_property_readonly("inverse_frequencies", [](const Rope& rope) {
         return std::vector<float>(rope.inverse_frequencies().begin(), rope.inverse_frequencies().end());
       });

@@ -185,7 +185,14 @@ py::array numbers_of(const py::handle& object, const std::string& name, std::str
 
 py::array_t<float> floats_of(const py::handle& object, const std::string& name) {
   const py::array array = numbers_of(object, name, "biuf", "numbers");
-  return py::array_t<float>(py::module_::import("numpy").attr("ascontiguousarray")(array, "float32"));
+  py::array_t<float> floats(py::module_::import("numpy").attr("ascontiguousarray")(array, "float32"));
+  if (array.dtype().kind() == 'f' && array.itemsize() > 4) {
+    // What float32 rounds to 0 was not 0.
+    const py::module_ numpy = py::module_::import("numpy");
+    if (!numpy.attr("count_nonzero")(array).equal(numpy.attr("count_nonzero")(floats)))
+      throw ShapeError(name + ": holds numbers too small for float32; expected 0 or at least 2^-126");
+  }
+  return floats;
 }
 
 py::array_t<Index> integers_of(const py::handle& object, const std::string& name) {

@@ -21,6 +21,7 @@ std::vector<Rule> Masker::rules(Index, int) const { return {}; }
 
 Index Masker::observed_queries() const { return 0; }
 
+bool Masker::samples() const { return false; }
 bool Masker::selects_by_query() const { return false; }
 
 bool Masker::forgets() const { return false; }

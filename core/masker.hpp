@@ -123,6 +123,10 @@ class RETICLE_API Masker {
   /// inputs.one_query(). All of them by default; asked for only where it forgets.
   virtual Mask lasting(const AttentionInputs& inputs, Index first, LayerState& state, const Context& context) const;
 
+  /// Whether it draws keys and gives each the p that it was drawn with. Two that serve one head draw one after the
+  /// other, so that neither p is that of their union: a pipeline refuses them. False by default.
+  virtual bool samples() const;
+
   /// Unique in the process, and never given again: what LayerState knows a masker by.
   std::uint64_t id() const { return id_; }
   /// What configs call it; "?" before the registry has made it.
@@ -178,7 +182,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 11;
+inline constexpr std::uint64_t kInterface = 12;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

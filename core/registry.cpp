@@ -134,10 +134,10 @@ std::vector<const MaskerType*> Registry::load_plugin(const std::filesystem::path
   if (const auto loaded = state_->plugins.find(file); loaded != state_->plugins.end()) return loaded->second;
 
   require_matching_stamps(file);
+  SharedObject object;  // closed after what its code made is gone
   std::vector<MaskerType> batch;
   state_->batch = &batch;
   std::string problem;
-  SharedObject object;
   try {
     object = SharedObject(file);
   } catch (const PluginError& refused) {

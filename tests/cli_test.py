@@ -184,6 +184,21 @@ class Errors(unittest.TestCase):
             self.refuse("run", CONFIGS[0], "--input", Path(folder) / "absent")
             self.refuse("run", CONFIGS[0], "--input", folder)
 
+    def test_values_that_would_be_taken_for_others_are_refused(self) -> None:
+        config = ROOT / "configs/sink_local.json"
+        self.assertIn("--output: is empty; expected a value", self.refuse("run", config, "--output", ""))
+        self.assertIn("--png: is empty", self.refuse("show", config, "--png", ""))
+        self.assertIn("--generation: is empty", self.refuse("generate", "--prompt", "a", "--generation", ""))
+        for seed in ("-1", "18446744073709551616"):
+            self.assertIn(f"--seed: is {seed}; expected a number", self.refuse("run", config, "--seed", seed))
+        for length in ("-1", "0", "2147483647"):
+            arguments = ["--tasks", "needle", "--window", "32", "--max-tokens", "64", "--lengths", length]
+            self.assertIn("--lengths", self.refuse("evaluate", *arguments))
+        self.assertIn("--layer 99: random tensors have one layer", self.refuse("show", config, "--layer", "99"))
+        even = json.loads(reticle("run", config, "--json", "--compare", "--scaling", "0").stdout)["layers"]
+        given = json.loads(reticle("run", config, "--json", "--compare").stdout)["layers"]
+        self.assertNotEqual(even[0]["comparison"]["mean_mass"], given[0]["comparison"]["mean_mass"])
+
     def test_what_is_no_file_is_refused_and_not_waited_for(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             pipe = Path(folder) / "pipe"

@@ -130,6 +130,21 @@ class Shared(unittest.TestCase):
             self.assertEqual(refused.returncode, 2)
             self.assertIn("/plugins: names log_sparse.so, whose code would run; plugins are refused", refused.stderr)
 
+    def test_the_library_in_a_folder_of_plugins_is_refused_and_check_loads_none(self) -> None:
+        command = self.prefix / "bin/reticle"
+        folder = Path(self.folder.name) / "plugins"
+        folder.mkdir()
+        library = next(path for path in self.prefix.glob("lib*/**/libreticle.so.*") if not path.is_symlink())
+        shutil.copy(library, folder / "twin.so")
+        environment = {**os.environ, "RETICLE_PLUGIN_PATH": str(folder)}
+        listed = subprocess.run([command, "list"], capture_output=True, text=True, check=False, env=environment)
+        self.assertEqual(listed.returncode, 0, listed.stderr)
+        self.assertRegex(listed.stderr, "twin.so: .*registers no masker|is registered already")
+        quiet = [["check", ROOT / "configs/sink_local.json"], ["list", "--no-plugins"]]
+        for words in quiet:
+            done = subprocess.run([command, *words], capture_output=True, text=True, check=False, env=environment)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), words)
+
     def test_a_sealed_plugin_is_refused_when_a_byte_of_it_changed(self) -> None:
         command = self.prefix / "bin/reticle"
         sealed = Path(self.folder.name) / "sealed.so"

@@ -41,12 +41,28 @@ int check(const std::string& path, bool print, bool with_plugins) {
   return 0;
 }
 
+/// An option that is given without a value, as --output "$UNSET" is, would be taken for one that is not given.
+void refuse_empty_values(const CLI::App& app) {
+  for (const CLI::App* command : app.get_subcommands()) {
+    for (const CLI::Option* option : command->get_options()) {
+      if (option->get_name() == "--prompt" || option->get_name() == "--stop") continue;  // texts
+      for (const std::string& value : option->results()) {
+        if (value.empty()) throw CLI::ValidationError(option->get_name(), "is empty; expected a value");
+        const bool negative_seed =
+            option->get_name() == "--seed" && value.find_first_not_of("0123456789") != value.npos;
+        if (negative_seed || (option->get_name() == "--seed" && value.size() > 19))
+          throw CLI::ValidationError("--seed", "is " + value + "; expected a number in [0, 10^19)");
+      }
+    }
+  }
+}
+
 void add_input_options(CLI::App& command, InputOptions& input) {
   command.add_option("--input", input.file,
                      "safetensors with layers.<i>.queries|keys|values (b, h, n, d); default: the bundled tensors");
   command.add_option("--layers", input.layers, "all, or as 0,2,5-7")->capture_default_str();
   command.add_option("--queries", input.queries, "all, last, or how many of the last")->capture_default_str();
-  command.add_option("--scaling", input.scaling, "of q.k; default: 1 / sqrt(head_dim)");
+  command.add_option("--scaling", input.scaling, "factor of q.k; default: 1 / sqrt(head_dim)");
   command.add_option("--stage", input.stage, "which pipeline of a config by stages; auto: generation for one query")
       ->check(CLI::IsMember({"auto", "prefill", "generation"}))
       ->capture_default_str();
@@ -80,12 +96,16 @@ int dispatch(int argc, char** argv) {
   add_plugins_option(run_command);
 
   CLI::App& list_command = *app.add_subcommand("list", "List the maskers");
+  add_plugins_option(list_command);
 
   std::string type;
   CLI::App& describe_command = *app.add_subcommand("describe", "Describe a masker: source, rule, parameters, cost");
   describe_command.add_option("type", type, "masker, as `reticle list` names it")->required();
+  add_plugins_option(describe_command);
   CLI::App& schema_command = *app.add_subcommand("schema", "Print JSON Schema of configs, or of one masker");
   schema_command.add_option("type", type, "masker");
+
+  add_plugins_option(schema_command);
 
   std::string config;
   bool print = false;
@@ -164,6 +184,7 @@ int dispatch(int argc, char** argv) {
       ->delimiter(',');
   evaluate_command.add_option("--lengths", evaluate_options.lengths, "of the tasks' prompts, in bytes")
       ->delimiter(',')
+      ->check(CLI::Range(Index{1}, Index{1} << 30))
       ->capture_default_str();
   evaluate_command.add_option("--samples", evaluate_options.samples, "of each task and length")->capture_default_str();
   evaluate_command.add_option("--seed", evaluate_options.seed, "of the tasks")->capture_default_str();
@@ -204,8 +225,12 @@ int dispatch(int argc, char** argv) {
   verify_command.add_option("directory", directory, "of <case>.json and <case>.safetensors")->required();
   verify_command.add_flag("--known-only", known_only, "pass over cases whose op or masker is not built yet");
 
+  add_plugins_option(import_command);
+  add_plugins_option(verify_command);
+
   try {
     app.parse(argc, argv);
+    refuse_empty_values(app);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     fmt::print(stderr, "reticle: {} (see --help)\n", error.what());
@@ -215,6 +240,7 @@ int dispatch(int argc, char** argv) {
     seal_plugin(plugin);
     return 0;
   }
+  if (check_command.parsed()) no_plugins = !check_plugins;
   if (no_plugins) {
     run_options.plugins = show_options.plugins = Plugins::refuse;
     generate_options.model.plugins = evaluate_options.model.plugins = bench_options.model.plugins = Plugins::refuse;

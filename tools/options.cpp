@@ -113,8 +113,8 @@ AttentionInputs InputFile::inputs(int layer) const {
     if (inputs.attention_mask && inputs.attention_mask->rank == 4 && inputs.attention_mask->size(2) == queries)
       inputs.attention_mask = inputs.attention_mask->slice(2, queries - *count, queries);
   }
-  inputs.scaling = options_.scaling != 0 ? static_cast<float>(options_.scaling)
-                                         : 1.0f / std::sqrt(static_cast<float>(std::max<Index>(1, inputs.head_dim())));
+  inputs.scaling = options_.scaling ? static_cast<float>(*options_.scaling)
+                                    : 1.0f / std::sqrt(static_cast<float>(std::max<Index>(1, inputs.head_dim())));
   inputs.layer = layer;
   if (const auto extras = extras_.find(layer); extras != extras_.end()) inputs.extras = extras->second;
   const bool generation = options_.stage == "auto" ? inputs.queries.size(2) == 1 : options_.stage == "generation";

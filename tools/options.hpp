@@ -18,11 +18,11 @@ inline constexpr const char* kBundledModel = "byte-llama-3m";
 
 /// Which tensors of a file to use, and how.
 struct InputOptions {
-  std::string file;             // empty: the bundled tensors
-  std::string layers = "all";   // "all", or numbers and ranges: "0,2,5-7"
-  std::string queries = "all";  // "all", "last" or a number of last queries
-  double scaling = 0;           // 0: 1 / sqrt(head_dim)
-  std::string stage = "auto";   // "auto": generation for one query, else prefill
+  std::string file;               // empty: the bundled tensors
+  std::string layers = "all";     // "all", or numbers and ranges: "0,2,5-7"
+  std::string queries = "all";    // "all", "last" or a number of last queries
+  std::optional<double> scaling;  // default: 1 / sqrt(head_dim)
+  std::string stage = "auto";     // "auto": generation for one query, else prefill
 };
 
 /// The layers of a file: "layers.<i>.queries|keys|values", or one layer's "queries", "keys" and "values"; either with

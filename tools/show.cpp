@@ -27,6 +27,8 @@ int show(const ShowOptions& options) {
   constexpr Index kColumns = 96, kLines = 40, kPixels = 1024;
   const SparseAttention sparse = SparseAttention::from_file(options.config, options.plugins);
   if (!options.png.empty()) require_writable(options.png);
+  if (options.input.empty() && options.layer != 0)
+    throw Error("--layer " + std::to_string(options.layer) + ": random tensors have one layer; --input has more");
 
   SequenceState state;
   Mask mask;

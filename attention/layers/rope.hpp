@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <reticle/core/base/export.hpp>
@@ -43,6 +44,8 @@ class RETICLE_API Rope {
  public:
   /// ValueError unless head_dim is even and positive, and theta and the scaling are positive and finite.
   Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scaling);
+  /// Of frequencies that another Rope had.
+  explicit Rope(std::vector<float> inverse_frequencies) : inverse_frequencies_(std::move(inverse_frequencies)) {}
   /// (head_dim / 2), as float: angles are products of floats, as those that models were trained with.
   std::span<const float> inverse_frequencies() const { return inverse_frequencies_; }
   RopeTable at(std::span<const Index> positions) const { return {inverse_frequencies_, positions}; }

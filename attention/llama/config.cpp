@@ -124,12 +124,19 @@ void refuse_unbuilt(const Json& document, const JsonPlace& place) {
   const auto refuse = [&](const char* key, const Json& built) {
     const auto found = document.find(key);
     if (found != document.end() && !found->is_null() && *found != built)
-      (place / key).fail(found->dump() + " is not built; needed is " + built.dump());
+      (place / key).fail(found->dump() + " is not supported; expected " + built.dump());
   };
   refuse("attention_bias", false);
   refuse("mlp_bias", false);
   refuse("is_causal", true);
   refuse("hidden_act", "silu");
+  refuse("pretraining_tp", 1);
+  // What other architectures multiply by, cap or turn less of; Llama's have none of it.
+  for (const char* factor : {"partial_rotary_factor", "embedding_multiplier", "residual_multiplier", "logits_scaling"})
+    refuse(factor, 1.0);
+  for (const char* other : {"attention_multiplier", "query_pre_attn_scalar", "final_logit_softcapping",
+                            "attn_logit_softcapping", "quantization_config"})
+    refuse(other, nullptr);
   const auto window = document.find("sliding_window");
   if (window != document.end() && !window->is_null())
     (place / "sliding_window")

@@ -217,7 +217,10 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
   if (decoder.config().vocab_size != 256)
     throw ValueError("retrieval: the model's vocabulary has " + std::to_string(decoder.config().vocab_size) +
                      " tokens; tasks are made of bytes, for vocabularies of 256");
-  if (options.samples < 1) throw ValueError("retrieval: needed is at least one sample");
+  if (options.samples < 1) throw ValueError("retrieval: expected at least one sample");
+  if (options.length < 1 || options.length > decoder.config().max_position_embeddings)
+    throw ValueError("retrieval: a prompt of " + std::to_string(options.length) + " bytes; expected 1 to " +
+                     std::to_string(decoder.config().max_position_embeddings) + ", the model's longest context");
   const Stopwatch watch;
   RetrievalResult result;
   Index bytes = 0, right = 0, exact = 0;

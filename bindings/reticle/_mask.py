@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, shape: Sequence[int]) -> Mask:
     """From a sparse matrix (batch * heads * queries, keys) of p, which stays as it is; shape is the mask's."""
+    if not hasattr(matrix, "tocsr"):
+        raise TypeError(f"from_scipy: a {type(matrix).__name__}; expected a sparse matrix of scipy")
     _require_rows_and_keys(matrix.shape, shape)
     csr: Any = matrix.tocsr(copy=True)
     csr.sum_duplicates()
@@ -36,6 +38,8 @@ def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
     """
     import torch
 
+    if matrix.is_complex():
+        raise TypeError(f"from_torch_sparse: dtype is {matrix.dtype}; expected numbers p in [0, 1]")
     _require_rows_and_keys(matrix.shape, shape)
     given = matrix.detach().cpu()
     given = given.to_sparse() if given.layout == torch.strided else given.to_sparse(layout=torch.sparse_coo)
@@ -78,6 +82,8 @@ def from_mask_mod(
     """
     if module is not None and getattr(module, "__name__", None) not in ("numpy", "torch"):
         raise ValueError(f"module is {module!r}; expected numpy or torch")
+    if tile < 1:
+        raise ValueError(f"tile is {tile}; expected at least one position")
     if module is None or module.__name__ == "torch":
         try:
             return from_tiles(_by_vmap(mask_mod), shape, tile=tile)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reticle import FormatError
+from reticle import FormatError, _core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,7 @@ def read(path: str | Path) -> Any:
     Raises:
         FormatError: naming the file, for anything else.
     """
-    data = Path(path).read_bytes()
+    data = _core.read_file(path)
     try:
         # torch.save's files, old and new, are for torch, which has an allow-list of its own.
         zipped = data[:4] == b"PK\x03\x04"

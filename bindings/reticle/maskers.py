@@ -111,11 +111,32 @@ def pipeline(
         ConfigError: with the place, the value and what was expected.
     """
     options: dict[str, Any] = {"causal": causal, "seed": seed, "merge": merge}
-    listed = lambda configs: [config.to_dict() for config in configs]
     if maskers is not None:
-        return _core.SparseAttention.from_json(json.dumps({**options, "maskers": listed(maskers)}))
-    stages = {"prefill": {"maskers": listed(prefill)}, "generation": {"maskers": listed(generation)}}
-    return _core.SparseAttention.from_json(json.dumps({**options, **stages}))
+        if len(prefill) or len(generation):
+            raise _core.ConfigError(
+                "pipeline: maskers beside prefill or generation; expected one list, or one for each stage"
+            )
+        return _core.SparseAttention.from_json(to_json({**options, "maskers": _listed(maskers)}))
+    stages = {"prefill": {"maskers": _listed(prefill)}, "generation": {"maskers": _listed(generation)}}
+    return _core.SparseAttention.from_json(to_json({**options, **stages}))
+
+
+def _listed(configs: Sequence[MaskerConfig]) -> list[dict[str, Any]]:
+    for config in configs:
+        if not hasattr(config, "to_dict"):
+            raise TypeError(f"pipeline: a masker is {config!r}; expected a config, as SinkConfig(sink_size=4)")
+    return [config.to_dict() for config in configs]
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """The config as JSON; numbers of numpy and torch count as Python's."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+            return value.item()
+        raise _core.ConfigError(f"a config holds {value!r}, a {type(value).__name__}; expected what JSON has")
+
+    return json.dumps(config, default=plain)
 
 
 def stub() -> str:

@@ -377,8 +377,10 @@ def topk_sparse_attention(
     gets 0.
 
     Raises:
-        ShapeError: when offsets do not cover the tokens, or topk_idx is not of them.
+        ShapeError: when offsets do not cover the tokens, or topk_idx is not of them; ConfigError for a block_size below 1.
     """
+    if not 1 <= block_size < 2**31:
+        raise _core.ConfigError(f"block_size: {block_size}; expected tokens of a block, in [1, 2^31)")
     scale = _checked_scale(softmax_scale, "softmax_scale")
     offsets = checked_offsets(cu_seqlens, q)
     if k.shape[0] != q.shape[0] or v.shape[0] != q.shape[0]:

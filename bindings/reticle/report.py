@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reticle import evaluate
+from reticle import _core, evaluate
 from reticle.hf._attach import STAGES, pipeline_of
 
 if TYPE_CHECKING:
@@ -201,22 +201,27 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--chat-template", action="store_true", help="the text as a user's turn, the output as the answer"
     )
+    parser.add_argument("--no-plugins", action="store_true", help="refuse configs that name plugins")
     parser.add_argument("--prompt", default="{text}", help="what stands in that turn, with {text} in it")
     own = parser.parse_args(arguments)
     if own.model is None and not _BUNDLED.exists():
         parser.error("--model is required: this installation has no bundled one")
     try:
+        # What cannot be written or read is said before the work.
+        Path(own.plot).mkdir(parents=True, exist_ok=True)
+        text = _core.read_file(own.text).decode()
+        pipelines = [_core.SparseAttention.from_file(config, plugins=not own.no_plugins) for config in own.configs]
         model, tokenizer = _load(own.model or str(_BUNDLED))
         examples = text_examples(
             tokenizer,
-            Path(own.text).read_text(encoding="utf-8"),
+            text,
             window=own.window,
             output_length=own.output_length,
             examples=own.examples or None,
             chat_template=own.chat_template,
             prompt=own.prompt,
         )
-        results = losses(model, examples, dict(zip(_names(own.configs), own.configs, strict=True)), stage=own.stage)
+        results = losses(model, examples, dict(zip(_names(own.configs), pipelines, strict=True)), stage=own.stage)
         paths = write(results, own.plot)
     except (OSError, ValueError, NotImplementedError) as error:
         print(f"reticle evaluate --plot: {error}", file=sys.stderr)

@@ -272,23 +272,22 @@ bool operator==(const Mask& a, const Mask& b) {
 std::uint64_t hash(const Mask& mask) {
   const MaskShape& shape = mask.shape();
   const auto mix = [](std::uint64_t state, std::uint64_t value) { return derive_seed(state ^ value, 1); };
-  std::vector<std::uint64_t> stored(static_cast<std::size_t>(shape.stored_rows()));
+  std::uint64_t state = 0;
+  for (const Index extent : {shape.batch, shape.heads, shape.queries, shape.keys, mask.nnz()})
+    state = mix(state, static_cast<std::uint64_t>(extent));
+  // Of the logical rows, whose number a shared dimension makes large, an even part.
+  constexpr Index kRows = 1024;
+  const Index rows = shape.rows(), step = std::max<Index>(1, rows / kRows);
   std::vector<Run> runs;
-  for (std::size_t row = 0; row < stored.size(); ++row) {
+  for (Index row = 0; row < rows; row += step) {
     runs.clear();
-    stored_row_runs(mask, static_cast<Index>(row), runs);
-    std::uint64_t state = runs.size();
+    stored_row_runs(mask, shape.stored_row(shape.row_of_logical(row)), runs);
+    state = mix(state, runs.size());
     for (const Run& run : runs) {
       state = mix(state, (static_cast<std::uint64_t>(run.begin) << 32) | static_cast<std::uint32_t>(run.end));
       state = mix(state, std::bit_cast<std::uint32_t>(run.p));
     }
-    stored[row] = state;
   }
-  std::uint64_t state = 0;
-  for (const Index extent : {shape.batch, shape.heads, shape.queries, shape.keys})
-    state = mix(state, static_cast<std::uint64_t>(extent));
-  for (Index row = 0; row < shape.rows(); ++row)
-    state = mix(state, stored[static_cast<std::size_t>(shape.stored_row(shape.row_of_logical(row)))]);
   return state;
 }
 

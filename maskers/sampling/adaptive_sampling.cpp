@@ -63,6 +63,7 @@ class AdaptiveSampling final : public Masker {
         context);
   }
 
+  bool samples() const override { return true; }
   std::vector<Rule> rules(Index keys, int) const override {
     if (config_.replacement || !config_.base_rate_sampling.positive()) return {};
     return {Rule{.kind = Rule::Kind::adaptive,

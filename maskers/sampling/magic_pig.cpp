@@ -121,6 +121,7 @@ class MagicPig final : public Masker {
         context);
   }
 
+  bool samples() const override { return true; }
   std::vector<Rule> rules(Index, int) const override {
     Rule rule{Rule::Kind::colliding};
     rule.lsh = &recipe_;

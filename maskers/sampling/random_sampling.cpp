@@ -36,6 +36,7 @@ class RandomSampling final : public Masker {
         context);
   }
 
+  bool samples() const override { return true; }
   std::vector<Rule> rules(Index, int) const override {
     if (config_.replacement) return {};
     return {Rule{.kind = Rule::Kind::sample, .share = config_.sampling_rate}};

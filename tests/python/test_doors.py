@@ -1,6 +1,7 @@
 """What careless callers pass: each is read as what it says, or refused by name; nothing crashes."""
 
 import copy
+import json
 import multiprocessing
 import os
 import pickle
@@ -426,3 +427,73 @@ def test_a_state_is_not_changed_from_inside_of_a_call(way):
     with pytest.raises(ValueError, match="in use by another call"):
         Resetting.pipeline.mask(*Resetting.inputs, Resetting.state)
     Resetting.state.reset()
+
+
+# --- found by trying ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_old_protocols_of_pickle_work_or_are_refused(protocol):
+    mask = Mask.from_row_indices((1, 1, 1, 9), [[[[1, 4]]]])
+    assert pickle.loads(pickle.dumps(mask, protocol)) == mask
+    sparse = reticle.SparseAttention.from_json('{"maskers": []}')
+    assert pickle.loads(pickle.dumps(sparse, protocol)).to_json() == sparse.to_json()
+    with pytest.raises(TypeError):
+        pickle.dumps(reticle.SequenceState(), protocol)
+
+
+@pytest.mark.parametrize("second", ["random_sampling", "adaptive_sampling", "magic_pig"])
+def test_two_samplers_for_one_head_are_refused(second):
+    first = {"type": "random_sampling", "sampling_rate": 0.1}
+    with pytest.raises(reticle.ConfigError, match=rf'/maskers/1: "{second}" samples keys that "random_sampling", at 0'):
+        reticle.SparseAttention.from_json(json.dumps({"maskers": [first, {"type": second}]}))
+    apart = [first | {"heads": [0, 1]}, {"type": second, "heads": ["2-"]}]
+    reticle.SparseAttention.from_json(json.dumps({"maskers": apart}))
+    apart = [first | {"layers": [0]}, {"type": second, "layers": ["1-3"]}]
+    reticle.SparseAttention.from_json(json.dumps({"maskers": apart}))
+
+
+def test_numbers_that_float32_rounds_to_zero_are_refused():
+    with pytest.raises(reticle.ShapeError, match="p: holds numbers too small for float32"):
+        Mask.dense(np.full((1, 1, 1, 3), 1e-300))
+    assert Mask.dense(np.array([[[[0.0, 0.5]]]])).nnz == 1
+
+
+def test_the_hash_of_a_mask_does_not_count_what_it_shares():
+    assert isinstance(hash(Mask.full((2**40, 1, 2, 40)).restrict_causal()), int)
+    one, other = (Mask.dense(np.full((2, 3, 4, 5), p, np.float32)) for p in (0.5, 0.25))
+    assert hash(one) != hash(other)
+
+
+def test_what_is_no_number_for_a_mask_is_refused_by_name():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="complex64"):
+        Mask.from_torch_sparse(torch.ones(1, 4, dtype=torch.complex64).to_sparse(), (1, 1, 1, 4))
+    with pytest.raises(TypeError, match="a ndarray; expected a sparse matrix"):
+        Mask.from_scipy(np.ones((1, 4)), (1, 1, 1, 4))
+    with pytest.raises(ValueError, match="tile is 0"):
+        Mask.from_mask_mod(lambda b, h, q, k: k <= q, (1, 1, 2, 2), tile=0)
+
+
+def test_configs_take_numbers_of_numpy_and_name_what_is_none():
+    from reticle import maskers
+
+    sparse = maskers.pipeline([maskers.OracleTopKConfig(heavy_size=np.int64(3))])
+    assert json.loads(sparse.to_json())["maskers"][0]["heavy_size"] == 3
+    with pytest.raises(TypeError, match=r"a masker is 'sink'; expected a config"):
+        maskers.pipeline(["sink"])
+    with pytest.raises(reticle.ConfigError, match="maskers beside prefill"):
+        maskers.pipeline([maskers.SinkConfig()], prefill=[maskers.LocalConfig()])
+
+
+def test_modules_of_native_sparse_attention_copy_and_pickle():
+    torch = pytest.importorskip("torch")
+    from reticle import nsa
+
+    module = nsa.NativeSparseAttention("weightedpool", 32, 2, 1, 16)
+    copied = copy.deepcopy(module)
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(copied.state_dict()[name], tensor)
+    pickle.loads(pickle.dumps(module))
+    with pytest.raises(reticle.ConfigError, match="block_size: 0"):
+        nsa.topk_sparse_attention(*(torch.ones(4, 1, 8),) * 3, torch.zeros(1, 4, 1, dtype=torch.int32), 0, [0, 4])

@@ -59,7 +59,7 @@ def pipeline_of(config: Config) -> SparseAttention:
     if isinstance(config, (str, Path)):
         return _core.SparseAttention.from_file(str(config))
     if isinstance(config, Mapping):
-        return _core.SparseAttention.from_json(json.dumps(dict(config)))
+        return _core.SparseAttention.from_json(reticle.maskers.to_json(dict(config)))
     maskers = [config] if isinstance(config, MaskerConfig) else config
     if not isinstance(maskers, (list, tuple)) or not all(isinstance(masker, MaskerConfig) for masker in maskers):
         raise TypeError(

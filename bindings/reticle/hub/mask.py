@@ -237,7 +237,9 @@ class Mask:
         _check_mode(mode)
         if tuple(tensor.shape) != self.shape:
             raise ValueError(f"input_tensor.shape must be {self.shape}, got {tuple(tensor.shape)}")
-        return self.get_dense_mask().to(device=tensor.device, dtype=tensor.dtype)
+        # Of whole numbers the product with a probability is a fraction.
+        dtype = tensor.dtype if tensor.is_floating_point() else torch.get_default_dtype()
+        return self.get_dense_mask().to(device=tensor.device, dtype=dtype)
 
 
 def _check_mode(mode: str) -> None:

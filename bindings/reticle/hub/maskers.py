@@ -14,7 +14,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import json
 import weakref
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
@@ -29,6 +28,7 @@ from reticle import _masker
 from reticle.hub import configs
 from reticle.hub.configs import MaskerConfig
 from reticle.hub.mask import Mask
+from reticle.maskers import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -277,7 +277,7 @@ class Chain:
             _register_bridges()
         entries = [{"type": "hub_previous"}] if self._continues else []
         entries += [masker.to_dict() for masker in self.maskers]
-        self.pipeline = _core.SparseAttention.from_json(json.dumps({"maskers": entries}))
+        self.pipeline = _core.SparseAttention.from_json(to_json({"maskers": entries}))
         self._state = f"reticle {next(_numbers)}"
 
     def select(

@@ -114,6 +114,9 @@ TEST(ThreadPool, RefusesNumbersOfThreadsThatMakeNoSense) {
 }
 
 TEST(ThreadPool, ForkedProcessesCompute) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer does not follow a fork of several threads";
+#endif
   ThreadPool pool(2);
   const auto sum = [](const auto& loop) {
     std::atomic<Index> total{0};
