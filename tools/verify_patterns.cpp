@@ -534,6 +534,7 @@ class PatternCase {
       if (type == "stream_llm")  // the search's window keeps one distance more than the kernel's
         return Json::array({masker("sink", {{"sink_size", first}}), masker("local", {{"window_size", second + 1}})});
       if (type == "vertical_and_slash") return vertical_slash(first, second, p.at("last_q"), 30, 30);
+      if (block < 1 || first < 1) throw FormatError("search_block and all_scores: expected positive sizes");
       const Index blocks = (inputs.keys_length() + block - 1) / block;
       return Json::array(
           {masker("block_sparse",

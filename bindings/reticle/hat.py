@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reticle import FormatError, _core
+import reticle._core as _core
+from reticle import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +100,7 @@ _OF_NUMPY: dict[str, Any] = {
 
 # The unpickler that is written in Python, and stand-ins for numpy's own functions: those written in C trust what a damaged
 # file says of itself.
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]

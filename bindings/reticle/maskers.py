@@ -163,6 +163,7 @@ def stub() -> str:
         "    seed: int = 0,",
         '    merge: str = "add",',
         ") -> SparseAttention: ...",
+        "def to_json(config: Mapping[str, Any]) -> str: ...",
         "def stub() -> str: ...",
     ]
     for masker, made in _classes.items():

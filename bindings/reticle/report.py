@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reticle import _core, evaluate
+import reticle._core as _core
+from reticle import evaluate
 from reticle.hf._attach import STAGES, pipeline_of
 
 if TYPE_CHECKING:

@@ -87,15 +87,20 @@ TEST(SparseAttention, SeedsOfConfigAndContextVaryTheSample) {
   EXPECT_FALSE(mask(0, 0) == mask(0, 1));
 }
 
-TEST(SparseAttention, TwoSamplersOfOnePipelineDrawIndependently) {
+TEST(SparseAttention, MaskersAtOtherPlacesOfAPipelineDrawIndependently) {
   const OwnedInputs owned({1, 1, 1, 1, 1000, 16, 16}, 5);
-  SequenceState state;
-  const auto both = SparseAttention::from_json(
-      R"({"maskers": [{"type": "random_sampling", "sampling_rate": 0.2, "replacement": true},
-                      {"type": "random_sampling", "sampling_rate": 0.2, "replacement": true}]})");
-  const auto result = both.run(owned.inputs, state);
-  // Equal draws would add nothing; independent ones overlap in about a fifth.
-  EXPECT_GT(result.metrics.maskers[1].added, 100);
+  const std::string sampler = R"({"type": "random_sampling", "sampling_rate": 0.2, "replacement": true})";
+  const auto mask = [&](const std::string& before) {
+    SequenceState state;
+    return SparseAttention::from_json("{\"maskers\": [" + before + sampler + "]}").mask(owned.inputs, state);
+  };
+  // Equal draws would differ in the sink alone; independent ones overlap in about a fifth.
+  EXPECT_GT((mask(R"({"type": "sink", "sink_size": 1}, )") - mask("")).nnz(), 100);
+}
+
+TEST(SparseAttention, TwoSamplersForOneHeadAreRefused) {
+  const std::string sampler = R"({"type": "random_sampling"})";
+  EXPECT_THROW(SparseAttention::from_json("{\"maskers\": [" + sampler + ", " + sampler + "]}"), ConfigError);
 }
 
 TEST(SparseAttention, ErrorFallsAndMassGrowsWithHeavySizeOnRealTensors) {

@@ -116,7 +116,7 @@ TEST(DecoderLoading, RefusesConfigsThatMeanSomethingElse) {
   EXPECT_SAYS(with("model_type", "\"gpt2\""), "/model_type: \"gpt2\"; needed is \"llama\"");
   EXPECT_SAYS(with("hidden_size", "\"wide\""), "/hidden_size");
   EXPECT_SAYS(with("hidden_act", "\"gelu\""), "/hidden_act: \"gelu\" is not supported; expected \"silu\"");
-  EXPECT_SAYS(with("attention_bias", "true"), "/attention_bias: true is not built");
+  EXPECT_SAYS(with("attention_bias", "true"), "/attention_bias: true is not supported");
   EXPECT_SAYS(with("sliding_window", "4096"), "/sliding_window");
   EXPECT_SAYS(with("num_key_value_heads", "3"), "num_attention_heads: 4 is no multiple of num_key_value_heads, 3");
   EXPECT_SAYS(with("head_dim", "7"), "head_dim: 7; needed is an even number in [2, 256]");
