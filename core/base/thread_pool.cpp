@@ -41,8 +41,8 @@ int default_threads() {
 
 thread_local bool inside_body = false;
 
-/// What a thread allocates when it first throws it cannot allocate when memory has run out. What is thrown here needs no
-/// memory itself: it comes from the runtime's reserve if it must.
+/// What a thread allocates when it first throws it cannot allocate when memory has run out. What is thrown here needs
+/// no memory itself: it comes from the runtime's reserve if it must.
 void throw_once() {
   try {
     throw std::bad_alloc();

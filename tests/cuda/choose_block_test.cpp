@@ -335,8 +335,8 @@ TEST(CudaChoose, ChoosesWhatThePipelineChooses) {
          {chain({kSink}), chain({kSink, kLocal}), chain({kDilated, kTopK}), chain({kTopK}),
           chain({kSink, kLocal, kTopK}), chain({kTopP, kLocal}), chain({kSink, kTopK, kTopP}), chain({kSample}),
           chain({kSampleMost}), chain({kLocal, kSampleMost}), chain({kSink, kLocal, kTopK, kAdaptive}),
-          chain({kAdaptiveFew}), chain({kTopK, kAdaptive}), chain({kPages}),
-          chain({kSink, kPages, kTopK, kSample}), chain({kSink, kLocal, kTopK, kSample})}) {
+          chain({kAdaptiveFew}), chain({kTopK, kAdaptive}), chain({kPages}), chain({kSink, kPages, kTopK, kSample}),
+          chain({kSink, kLocal, kTopK, kSample})}) {
       compare_with_pipeline<float, 64>(c, maskers, 1e-4);
     }
     compare_with_pipeline<float, 128>(c, chain({kSink, kTopP, kSample}), 1e-4);
