@@ -43,6 +43,7 @@ def library() -> Path:
 
 
 def main() -> int:
+    """`python -m reticle.sdk`; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reticle.sdk", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
