@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <optional>
 #include <variant>
 #include <vector>
 
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/row_kernels.hpp>
@@ -397,7 +399,8 @@ Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional
   return assemble(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {
-        thread_local std::vector<Run> left, right;
+        static thread_local constinit ThreadScratch<std::array<std::vector<Run>, 2>> scratch;
+        auto& [left, right] = scratch.get();
         decode(a, row, left);
         decode(b, row, right);
         combine_rows<Op>(left, right, emit);
@@ -450,7 +453,8 @@ Mask restrict_causal(const Mask& mask, const Context& context) {
   return assemble(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {
-        thread_local std::vector<Run> runs;
+        static thread_local constinit ThreadScratch<std::vector<Run>> scratch;
+        std::vector<Run>& runs = scratch.get();
         decode(mask, row, runs);
         const Index end = shape.keys - shape.queries + row.query + 1;
         for (Run run : runs) {
@@ -492,7 +496,8 @@ Mask support(const Mask& mask, const Context& context) {
   return assemble(
       mask.shape(),
       [&](RowId row, FunctionRef<void(Run)> emit) {
-        thread_local std::vector<Run> runs;
+        static thread_local constinit ThreadScratch<std::vector<Run>> scratch;
+        std::vector<Run>& runs = scratch.get();
         decode(mask, row, runs);
         for (const Run& run : runs) emit(Run{run.begin, run.end, 1.0f});
       },

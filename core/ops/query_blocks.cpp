@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/query_blocks.hpp>
 
@@ -67,7 +68,8 @@ Mask key_block_mask(const AttentionInputs& inputs, Index block_size, Index lists
   return Mask::from_runs(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {
-        thread_local std::vector<Run> runs;
+        static thread_local constinit ThreadScratch<std::vector<Run>> scratch;
+        std::vector<Run>& runs = scratch.get();
         runs.clear();
         append_blocks(chosen[static_cast<std::size_t>((row.batch * lists + row.head / heads_per_list) * shape.queries +
                                                       row.query)],

@@ -3,6 +3,7 @@
 #include <limits>
 #include <vector>
 
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/ops/dot.hpp>
 #include <reticle/core/ops/scores.hpp>
@@ -34,7 +35,8 @@ Mask select_scored(const AttentionInputs& inputs, Scorer scorer,
       shape, inputs.queries_length() == 1 ? heads_together() : kQueriesPerPass,
       [&](RowId first, std::span<Selection> selections) {
         const auto keys = static_cast<std::size_t>(shape.keys);
-        thread_local std::vector<float> scores;
+        static thread_local constinit ThreadScratch<std::vector<float>> scratch;
+        std::vector<float>& scores = scratch.get();
         std::array<RowId, kQueriesPerPass> storage;
         const std::span<const RowId> rows(storage.data(), selections.size());
         for (std::size_t r = 0; r < rows.size(); ++r)
@@ -54,7 +56,8 @@ Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer
   return select_scored(
       inputs, scorer,
       [&](RowId row, std::span<float> scores, Selection& selection) {
-        thread_local std::vector<Run> chosen;
+        static thread_local constinit ThreadScratch<std::vector<Run>> scratch;
+        std::vector<Run>& chosen = scratch.get();
         chosen.clear();
         previous.row(row, chosen);
         exclude(chosen, scores);

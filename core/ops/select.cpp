@@ -4,6 +4,7 @@
 #include <string>
 
 #include <reticle/core/base/checked.hpp>
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/ops/mass.hpp>
 #include <reticle/core/ops/order_key.hpp>
 #include <reticle/core/ops/select.hpp>
@@ -64,7 +65,8 @@ void take(std::span<const std::uint32_t> keys, Cut cut, std::vector<std::int32_t
 /// Calls draw(bitmap) to mark some of [0, n) and appends what is marked.
 template <class Draw>
 void collect(Index n, std::vector<std::int32_t>& selected, Draw&& draw) {
-  thread_local std::vector<std::uint64_t> marked;
+  static thread_local constinit ThreadScratch<std::vector<std::uint64_t>> scratch;
+  std::vector<std::uint64_t>& marked = scratch.get();
   marked.assign(static_cast<std::size_t>((n + 63) / 64), 0);
   draw(marked);
   for (std::size_t w = 0; w < marked.size(); ++w) {
@@ -77,15 +79,19 @@ void collect(Index n, std::vector<std::int32_t>& selected, Draw&& draw) {
 
 void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& selected) {
   if (!(p >= 0)) return;
-  thread_local std::vector<std::uint32_t> keys;
+  struct Scratch {
+    std::vector<std::uint32_t> keys;
+    std::vector<std::uint64_t> of_scores;
+    std::vector<Candidate> candidates;
+  };
+  static thread_local constinit ThreadScratch<Scratch> scratch;
+  auto& [keys, of_scores, candidates] = scratch.get();
   keys_of(scores, keys);
   std::uint32_t largest = 0;
   for (const std::uint32_t key : keys) largest = std::max(largest, key);
   if (largest == 0) return;
   if (p >= 1) return take(keys, {0, 0}, selected);
   const MassScale mass(largest, static_cast<Index>(keys.size()));
-  thread_local std::vector<std::uint64_t> of_scores;
-  thread_local std::vector<Candidate> candidates;
   of_scores.resize(scores.size());
   masses(mass, scores, of_scores.data());
   candidates.clear();

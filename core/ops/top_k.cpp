@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/ops/order_key.hpp>
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/tensor/buffer.hpp>
@@ -185,6 +186,12 @@ namespace {
 constexpr std::size_t kSlack = 64;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
+/// Memory for the candidates that were kept.
+struct Kept {
+  Array<float> scores;
+  Array<std::int32_t> indices;
+};
+
 /// Scores and where they stand.
 struct Candidates {
   const float* scores;
@@ -257,8 +264,8 @@ Guess guess_threshold(const Candidates& candidates, Index k) {
 
 void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& selected) {
   if (k <= 0) return;
-  thread_local Array<float> kept_scores;
-  thread_local Array<std::int32_t> kept_indices;
+  static thread_local constinit ThreadScratch<Kept> scratch;
+  auto& [kept_scores, kept_indices] = scratch.get();
   constexpr Index kFew = 2048;
   Candidates candidates{scores.data(), nullptr, static_cast<Index>(scores.size())};
   std::uint32_t low = order_key(kLowest);  // at least k candidates reach it
@@ -272,8 +279,9 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
       break;
     }
     if (kept_scores.size() < static_cast<std::size_t>(candidates.count) + kSlack) {
-      kept_scores.resize(static_cast<std::size_t>(candidates.count) + kSlack);
-      kept_indices.resize(kept_scores.size());
+      // The scores last: their size says what there is room for, also after an allocation that failed.
+      kept_indices.resize(static_cast<std::size_t>(candidates.count) + kSlack);
+      kept_scores.resize(kept_indices.size());
     }
     // The first pass leaves the scores as they are; a later one works in place, so it must not fail.
     if (candidates.indices != nullptr &&

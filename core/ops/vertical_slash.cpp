@@ -3,6 +3,7 @@
 #include <limits>
 #include <span>
 
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/ops/observed_attention.hpp>
 #include <reticle/core/ops/query_blocks.hpp>
 #include <reticle/core/ops/select.hpp>
@@ -117,9 +118,9 @@ Mask vertical_slash_mask(const AttentionInputs& inputs, FunctionRef<VerticalSlas
   return Mask::from_runs(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {
-        thread_local std::vector<Run> scratch;
+        static thread_local constinit ThreadScratch<std::vector<Run>> scratch;
         patterns[static_cast<std::size_t>(row.batch * shape.heads + row.head)].keys_of(inputs.position(row.query),
-                                                                                       scratch, emit);
+                                                                                       scratch.get(), emit);
       },
       context);
 }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/mass.hpp>
 #include <reticle/core/ops/scores.hpp>
@@ -105,8 +106,12 @@ class AdaptiveSampling final : public Masker {
     previous.row(row, weights.chosen);
     if (!weights.scale) return weights;
     // Most were chosen for certain, and are weighed in vectors.
-    thread_local std::vector<float> certain;
-    thread_local std::vector<std::uint64_t> of_certain;
+    struct Scratch {
+      std::vector<float> certain;
+      std::vector<std::uint64_t> of_certain;
+    };
+    static thread_local constinit ThreadScratch<Scratch> scratch;
+    auto& [certain, of_certain] = scratch.get();
     certain.clear();
     for (const Run& run : weights.chosen) {
       const auto of_run =

@@ -12,6 +12,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -166,6 +167,28 @@ TEST_F(Allocations, OfAStateThatGoesOn) {
   expect_every_failed_allocation_survived<std::vector<float>>("a state that is reset", [&] {
     state.reset();
     return values(sparse.run(owned.inputs, state, false, {}, context).attention.output);
+  });
+}
+
+TEST_F(Allocations, OfThreadsThatComputeForTheFirstTime) {
+  // What a thread keeps from call to call it does not have yet.
+  std::mt19937 random(3);
+  const Mask mask = random_masks(owned.inputs.shape(), random).back().mask;
+  const auto sparse = SparseAttention::from_json(R"({"maskers": [{"type": "top_k"}, {"type": "adaptive_sampling"}]})");
+  const Context alone{1};
+  expect_every_failed_allocation_survived<Mask>("a new thread", [&] {
+    std::optional<Mask> result;
+    std::exception_ptr error;
+    std::thread([&] {
+      try {
+        SequenceState state;
+        result = merge(mask, sparse.run(owned.inputs, state, true, {}, alone).mask, MergeRule::add, alone);
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }).join();
+    if (error) std::rethrow_exception(error);
+    return result.value();
   });
 }
 
