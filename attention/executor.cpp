@@ -356,10 +356,10 @@ void AttentionOptions::validate(const AttentionInputs& inputs) const {
                        std::to_string(kLargestHeadDim) + " is supported");
   }
   if (!sink_logits.empty() && static_cast<Index>(sink_logits.size()) != inputs.heads())
-    throw ShapeError("sink_logits: has " + std::to_string(sink_logits.size()) + " entries; needed is one for each of " +
+    throw ShapeError("sink_logits: has " + std::to_string(sink_logits.size()) + " entries; expected one for each of " +
                      std::to_string(inputs.heads()) + " heads");
   if (soft_cap && !(*soft_cap > 0 && *soft_cap < kInfinity))
-    throw ValueError("soft_cap is " + std::to_string(*soft_cap) + "; needed is a finite number > 0");
+    throw ValueError("soft_cap is " + std::to_string(*soft_cap) + "; expected a finite number > 0");
 }
 
 AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
@@ -382,7 +382,7 @@ AttentionResult merge(const AttentionResult& a, const AttentionResult& b) {
   const TensorView& right = b.output.view();
   if (left.shape != right.shape || left.dtype != right.dtype)
     throw ShapeError("merge: attention results " + left.describe() + " and " + right.describe() +
-                     "; needed is one shape and dtype");
+                     "; expected one shape and dtype");
   require_rank(left, 4, "merge: output");
   for (const AttentionResult* given : {&a, &b}) {
     const TensorView& lse = given->lse.view();

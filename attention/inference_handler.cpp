@@ -79,7 +79,7 @@ AttentionResult InferenceHandler::forward(const AttentionInputs& sequence, Index
   if (output_length < 0 || output_length >= std::max<Index>(1, length) || sequence.keys_length() != length)
     throw ShapeError("inference handler: an output of " + std::to_string(output_length) + " of " +
                      std::to_string(length) + " queries and " + std::to_string(sequence.keys_length()) +
-                     " keys; needed are as many keys as queries, and at least one of them for the prompt");
+                     " keys; expected as many keys as queries, and at least one of them for the prompt");
   AttentionInputs part = sequence.rows(0, length - output_length);
   part.stage = Stage::prefill;
   AttentionResult prompt = attend(part, state, options, context);

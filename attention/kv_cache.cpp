@@ -52,7 +52,7 @@ void KvCache::append(int layer, const TensorView& keys, const TensorView& values
   const bool has_them = count > 0 && !to.positions.empty() && to.positions.back() >= position;
   if (!fits(keys, shape_.head_dim) || !fits(values, shape_.value_dim) || count != announced_ || has_them)
     throw ShapeError("KV cache: keys " + keys.describe() + " and values " + values.describe() + " for layer " +
-                     std::to_string(layer) + "; needed are F32 (n, " + std::to_string(shape_.kv_heads) + ", " +
+                     std::to_string(layer) + "; expected F32 (n, " + std::to_string(shape_.kv_heads) + ", " +
                      std::to_string(shape_.head_dim) + ") and (n, " + std::to_string(shape_.kv_heads) + ", " +
                      std::to_string(shape_.value_dim) + ") of the " + std::to_string(announced_) +
                      " tokens that extend() announced, once");
@@ -99,7 +99,7 @@ Index KvCache::evict(int layer, const Mask& kept) {
   const MaskShape& shape = kept.shape();
   if (shape.batch != 1 || shape.keys != stored(layer))
     throw ShapeError("KV cache: a mask " + shape.describe() + " cannot say what to keep of layer " +
-                     std::to_string(layer) + "; needed is (1, heads, queries, " + std::to_string(stored(layer)) + ")");
+                     std::to_string(layer) + "; expected (1, heads, queries, " + std::to_string(stored(layer)) + ")");
   std::vector<std::uint8_t> keep(store.positions.size(), 0);
   std::vector<Run> runs;
   for (Index stored_row = 0; stored_row < shape.stored_rows(); ++stored_row) {

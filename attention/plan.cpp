@@ -43,7 +43,7 @@ constexpr double kLeastSharedOfFew = 0.5;
 void require_mask_fits(const AttentionInputs& inputs, const Mask& mask) {
   if (!mask.shape().same_logical(inputs.shape()))
     throw ShapeError("attention: mask " + mask.shape().describe() + " does not fit queries " +
-                     inputs.queries.describe() + " and keys " + inputs.keys.describe() + "; needed is a mask of " +
+                     inputs.queries.describe() + " and keys " + inputs.keys.describe() + "; expected a mask of " +
                      inputs.shape().describe());
 }
 

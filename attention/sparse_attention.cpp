@@ -65,11 +65,10 @@ class Subset {
 
   static Subset from_json(const Json& list, const JsonPlace& place) {
     Subset subset;
-    if (!list.is_array() || list.empty())
-      place.fail("needed is a list of numbers and ranges, as [0, \"4-7\", \"16-\"]");
+    if (!list.is_array() || list.empty()) place.fail("expected a list of numbers and ranges, as [0, \"4-7\", \"16-\"]");
     for (std::size_t i = 0; i < list.size(); ++i) {
       const std::optional<Range> range = range_of(list[i]);
-      if (!range) (place / i).fail(list[i].dump() + R"(: needed is a number or a range, as 0, "4-7" or "16-")");
+      if (!range) (place / i).fail(list[i].dump() + R"(: expected a number or a range, as 0, "4-7" or "16-")");
       subset.ranges_.push_back(*range);
     }
     return subset;
@@ -153,13 +152,13 @@ Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
 }
 
 std::vector<MaskerEntry> maskers_from(const Json& list, const JsonPlace& place) {
-  if (!list.is_array()) place.fail(std::string("needed is a list of maskers, got ") + list.type_name());
+  if (!list.is_array()) place.fail(std::string("expected a list of maskers, got ") + list.type_name());
   std::vector<MaskerEntry> entries;
   for (std::size_t i = 0; i < list.size(); ++i) {
     const JsonPlace here = place / i;
-    if (!list[i].is_object()) here.fail(std::string("needed is an object with a \"type\", got ") + list[i].type_name());
+    if (!list[i].is_object()) here.fail(std::string("expected an object with a \"type\", got ") + list[i].type_name());
     const auto type = list[i].find("type");
-    if (type == list[i].end() || !type->is_string()) here.fail("needed is a \"type\" that names a masker");
+    if (type == list[i].end() || !type->is_string()) here.fail("expected a \"type\" that names a masker");
     const MaskerType* found = nullptr;
     try {
       found = &Registry::global().at(type->get_ref<const std::string&>());
@@ -475,7 +474,7 @@ Mask SparseAttention::lasting(const AttentionInputs& given, Index first, Sequenc
 }
 
 Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
-                            const Context& context, Metrics& metrics) const {
+                            const Context& context, Metrics& metrics, std::vector<Contribution>* contributions) const {
   const Stopwatch watch;
   const SequenceState::Lease lease(state);
   LayerState& layer_state = state.layer(inputs.layer);
@@ -487,6 +486,7 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
   const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(inputs.stage)];
   const auto visible = [&](const Mask& m) { return inputs.causal ? restrict_causal(m, context) : m; };
   Mask mask = visible(rows_of_heads(unserved_heads(entries, inputs), inputs.shape()));
+  if (contributions != nullptr && (mask.nnz() > 0 || entries.empty())) contributions->push_back({"dense", mask});
   if (previous) {
     const Mask given = visible(broadcast_to(*previous, inputs.shape()));
     mask = entries.empty() ? given : merge(mask, given, MergeRule::add, context);
@@ -497,6 +497,7 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
   for (std::size_t i = 0; i < entries.size(); ++i) {
     if (!entries[i].layers.contains(inputs.layer)) {
       metrics.maskers.push_back({entries[i].type->name});
+      if (contributions != nullptr) contributions->push_back({entries[i].type->name, Mask::empty(inputs.shape())});
       continue;
     }
     const Stopwatch masker_watch;
@@ -507,9 +508,12 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
     Mask added = entries[i].masker->select(own_inputs, mask, layer_state, own);
     if (!added.shape().same_logical(inputs.shape()))
       throw ShapeError("masker \"" + entries[i].type->name + "\" returned a mask of shape " + added.shape().describe() +
-                       "; needed is " + inputs.shape().describe());
+                       "; expected " + inputs.shape().describe());
     if (!entries[i].heads.all()) added = intersect(added, rows_of_heads(wanted, inputs.shape()), context);
-    mask = merge(mask, visible(added), config_->options.merge, context);
+    added = visible(added);
+    if (contributions != nullptr)
+      contributions->push_back({entries[i].type->name, broadcast_to(subtract(added, mask, context), inputs.shape())});
+    mask = merge(mask, added, config_->options.merge, context);
     metrics.maskers.push_back({entries[i].type->name, mask.nnz() - before, masker_watch.seconds()});
   }
   metrics.mask_seconds = watch.seconds();
@@ -520,6 +524,14 @@ Mask SparseAttention::mask(const AttentionInputs& inputs, SequenceState& state, 
                            const std::optional<Mask>& previous) const {
   Metrics metrics;
   return build(configured(inputs), previous, state, configured(context), metrics);
+}
+
+std::vector<Contribution> SparseAttention::contributions(const AttentionInputs& inputs, SequenceState& state,
+                                                         const Context& context) const {
+  Metrics metrics;
+  std::vector<Contribution> found;
+  build(configured(inputs), std::nullopt, state, configured(context), metrics, &found);
+  return found;
 }
 
 SparseAttentionResult SparseAttention::run(const AttentionInputs& given, SequenceState& state, bool compare,

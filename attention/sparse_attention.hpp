@@ -96,6 +96,12 @@ struct Metrics {
   std::optional<Comparison> comparison;
 };
 
+/// The entries of a mask that one masker was the first to choose.
+struct Contribution {
+  std::string type;  // of the masker; "dense" for heads that none serves
+  Mask mask;
+};
+
 struct SparseAttentionResult {
   AttentionResult attention;
   Mask mask;
@@ -154,6 +160,10 @@ class RETICLE_API SparseAttention {
   /// `previous`, if given.
   Mask mask(const AttentionInputs& inputs, SequenceState& state, const Context& context = {},
             const std::optional<Mask>& previous = std::nullopt) const;
+  /// Who chose which key: disjoint masks, one per masker of inputs.stage in order, whose union is what mask() gives. As
+  /// one step of `state`, in place of mask().
+  std::vector<Contribution> contributions(const AttentionInputs& inputs, SequenceState& state,
+                                          const Context& context = {}) const;
   /// The mask, attention over it and metrics; with `compare`, dense attention too.
   SparseAttentionResult run(const AttentionInputs& inputs, SequenceState& state, bool compare = false,
                             const AttentionOptions& options = {}, const Context& context = {}) const;
@@ -165,7 +175,7 @@ class RETICLE_API SparseAttention {
   AttentionInputs configured(const AttentionInputs& inputs) const;
   Context configured(const Context& context) const;
   Mask build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
-             const Context& context, Metrics& metrics) const;
+             const Context& context, Metrics& metrics, std::vector<Contribution>* contributions = nullptr) const;
 
   std::shared_ptr<const Config> config_;
 };

@@ -174,7 +174,7 @@ constexpr const char* kFork = "A copy: the sequences go on in two ways.";
 Stage stage_from(const std::string& stage) {
   if (stage == "prefill") return Stage::prefill;
   if (stage == "generation") return Stage::generation;
-  throw py::value_error("stage is \"" + stage + "\"; needed is \"prefill\" or \"generation\"");
+  throw py::value_error("stage is \"" + stage + "\"; expected \"prefill\" or \"generation\"");
 }
 
 py::object build_mask(const py::object& pipeline, const py::object& queries, const py::object& keys,
@@ -191,6 +191,21 @@ py::object build_mask(const py::object& pipeline, const py::object& queries, con
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
   return py::cast(run_released([&](const Context& context) { return sparse.mask(call.inputs, state, context); }));
+}
+
+std::vector<std::pair<std::string, Mask>> contributions(const SparseAttention& sparse, const py::object& queries,
+                                                        const py::object& keys, const py::object& values,
+                                                        SequenceState& state, std::optional<float> scaling, bool causal,
+                                                        const py::object& attention_mask, int layer,
+                                                        const std::string& stage, const py::object& extras) {
+  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
+  call.inputs.stage = stage_from(stage);
+  call.inputs.layer = layer;
+  std::vector<std::pair<std::string, Mask>> found;
+  for (Contribution& each :
+       run_released([&](const Context& context) { return sparse.contributions(call.inputs, state, context); }))
+    found.emplace_back(std::move(each.type), std::move(each.mask));
+  return found;
 }
 
 py::dict dict_of(const Metrics& metrics) {
@@ -413,7 +428,7 @@ void add_attention(py::module_& module) {
       },
       py::arg("path"), py::arg("data"),
       "A file that is there whole or as it was: written beside it, brought to the disk and put in its place. Links are "
-      "followed, modes kept; what is no regular file is written to in place.");
+      "followed, modes kept; what is not a regular file is written to in place.");
   module.def("set_num_threads", &set_threads, py::arg("threads"),
              "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
   module.def(
@@ -515,6 +530,14 @@ void add_attention(py::module_& module) {
       .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
            py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "The mask alone.")
+      .def("contributions", &contributions, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"),
+           py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
+           py::arg("extras") = py::none(),
+           "[(type, mask)]: who chose which key. Disjoint masks, one per masker in order, of the entries that it was "
+           "the "
+           "first to choose (\"dense\": of heads that no masker serves); their union is what `mask` gives. One step of "
+           "`state`, in place of `mask`. `reticle.plot_contributions` draws them.")
       .def("run", &run, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
            py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
            py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(),
@@ -573,7 +596,7 @@ void add_attention(py::module_& module) {
   module.def(
       "top_k",
       [](const py::array_t<float, py::array::c_style>& scores, Index k) {
-        if (scores.ndim() != 1) throw ShapeError("scores: needed is one row");
+        if (scores.ndim() != 1) throw ShapeError("scores: expected one row");
         const std::span<const float> row(scores.data(), static_cast<std::size_t>(scores.size()));
         std::vector<std::int32_t> selected;
         {

@@ -100,7 +100,7 @@ void add_planned(py::class_<Plan>& of) {
 float* floats_of(const Borrowed& tensor, Index elements, const char* name) {
   const TensorView& view = tensor.view();
   if (!view.contiguous() || view.dtype != DType::f32 || view.elements() != elements)
-    throw ShapeError(std::string(name) + ": " + view.describe() + "; needed are " + std::to_string(elements) +
+    throw ShapeError(std::string(name) + ": " + view.describe() + "; expected " + std::to_string(elements) +
                      " contiguous F32 elements");
   return static_cast<float*>(const_cast<void*>(view.data));
 }
@@ -237,7 +237,7 @@ void add_cuda(py::module_& module) {
                 !holds(found.view(), DType::i32, rows))
               throw ShapeError("indices " + lists.describe() + " and counts " + found.view().describe() +
                                " do not fit queries " + call.inputs.queries.describe() +
-                               "; needed are contiguous I32 (b, hq, sq, n) and (b, hq, sq)");
+                               "; expected contiguous I32 (b, hq, sq, n) and (b, hq, sq)");
             cuda::KeyLists of_rows{static_cast<const std::int32_t*>(lists.data),
                                    static_cast<const std::int32_t*>(found.view().data), nullptr, lists.size(3)};
             std::optional<Borrowed> weights;
@@ -270,7 +270,7 @@ void add_cuda(py::module_& module) {
               const TensorView& view = wanted.emplace(counts, "counts", Device::Kind::cuda).view();
               if (!view.contiguous() || view.dtype != DType::i32 ||
                   view.elements() != call.inputs.batch() * call.inputs.heads() * call.inputs.queries_length())
-                throw ShapeError("counts: " + view.describe() + "; needed is contiguous I32 (b, hq, sq)");
+                throw ShapeError("counts: " + view.describe() + "; expected contiguous I32 (b, hq, sq)");
               of_rows = static_cast<std::int32_t*>(const_cast<void*>(view.data));
             }
             AttentionOptions options;
@@ -321,7 +321,7 @@ void add_cuda(py::module_& module) {
                           found.view().elements() == view.size(0);
         if (!fits)
           throw ShapeError("scores " + view.describe() + ", indices " + to.view().describe() + ", counts " +
-                           found.view().describe() + "; needed are F32 (rows, n), I32 (rows, k) and I32 (rows)");
+                           found.view().describe() + "; expected F32 (rows, n), I32 (rows, k) and I32 (rows)");
         cuda::top_k(static_cast<const float*>(view.data), view.size(0), view.size(1), k,
                     static_cast<std::int32_t*>(const_cast<void*>(to.view().data)),
                     static_cast<std::int32_t*>(const_cast<void*>(found.view().data)), stream_from(stream));

@@ -1,12 +1,16 @@
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 #include <span>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <variant>
+#include <vector>
 
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
@@ -182,6 +186,40 @@ py::array_t<float> pictured(const Mask& mask, Index batch, Index head, Index wid
   return to_numpy(Array<float>(picture.cells.begin(), picture.cells.end()), {picture.height, picture.width});
 }
 
+/// "#rrggbb" of each masker, as pictures draw them.
+std::vector<std::string> hex_colors(const std::vector<std::string>& types) {
+  std::vector<std::string> colors;
+  for (const Color& color : masker_colors(types)) {
+    char text[8];
+    std::snprintf(text, sizeof text, "#%02x%02x%02x", static_cast<unsigned>(color.red),
+                  static_cast<unsigned>(color.green), static_cast<unsigned>(color.blue));
+    colors.emplace_back(text);
+  }
+  return colors;
+}
+
+/// (height, width, 3) uint8.
+py::array_t<std::uint8_t> overlaid(const std::vector<std::pair<std::string, Mask>>& contributions, Index batch,
+                                   Index head, Index width, Index height,
+                                   std::tuple<std::uint8_t, std::uint8_t, std::uint8_t> ground) {
+  std::vector<std::string> types;
+  std::vector<Mask> masks;
+  for (const auto& [type, mask] : contributions) {
+    types.push_back(type);
+    masks.push_back(mask);
+  }
+  const auto [red, green, blue] = ground;
+  const ColorPicture picture = overlay(masks, masker_colors(types), batch, head, width, height, {red, green, blue});
+  py::array_t<std::uint8_t> pixels({picture.height, picture.width, Index{3}});
+  std::uint8_t* to = pixels.mutable_data();
+  for (const Color& cell : picture.cells) {
+    *to++ = cell.red;
+    *to++ = cell.green;
+    *to++ = cell.blue;
+  }
+  return pixels;
+}
+
 /// What a mask is made of again: extents and sharing, kind, and the stored arrays.
 py::tuple pickled(const Mask& mask) {
   const MaskShape& s = mask.shape();
@@ -258,7 +296,7 @@ MergeRule rule_from(const std::string& rule) {
   if (rule == "add") return MergeRule::add;
   if (rule == "max") return MergeRule::max;
   if (rule == "independent") return MergeRule::independent;
-  throw py::value_error("rule is \"" + rule + R"("; needed is "add", "max" or "independent")");
+  throw py::value_error("rule is \"" + rule + R"("; expected "add", "max" or "independent")");
 }
 
 py::tuple extents_of(const MaskShape& shape) {
@@ -356,6 +394,12 @@ void add_mask(py::module_& module) {
           "Reads a file that save wrote.")
       .def(py::pickle(&pickled, &unpickled))
       .def("to_csr", &as_csr, "(row_ptr, indices, p) over batch * heads * queries rows; p is None when all are 1.");
+  module.def("masker_colors", &hex_colors, py::arg("types"),
+             "\"#rrggbb\" of each masker in pictures: sinks blue, windows orange, dense grey, others as they come.");
+  module.def("overlay", &overlaid, py::arg("contributions"), py::arg("batch") = 0, py::arg("head") = 0,
+             py::arg("width") = 512, py::arg("height") = 512,
+             py::arg("ground") = std::tuple<std::uint8_t, std::uint8_t, std::uint8_t>(255, 255, 255),
+             "(height, width, 3) uint8: one head of [(type, mask)], each masker in its color.");
 }
 
 }  // namespace reticle::bindings

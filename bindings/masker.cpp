@@ -249,8 +249,7 @@ class PythonMasker final : public Masker {
                                                                state.get<PythonState>(*this).dict(instance_.get()));
     if (!py::isinstance<Mask>(selected))
       throw py::type_error(std::string(py::str(type_.cls.attr("__name__"))) + ".select returned a " +
-                           std::string(py::str(py::type::of(selected).attr("__name__"))) +
-                           "; needed is a reticle.Mask");
+                           std::string(py::str(py::type::of(selected).attr("__name__"))) + "; expected a reticle.Mask");
     return selected.cast<Mask>();
   }
 

@@ -23,7 +23,7 @@ Compression compression_from(const std::string& type) {
   if (type == "avgpool") return Compression::avgpool;
   if (type == "weightedpool") return Compression::weightedpool;
   if (type == "linear") return Compression::linear;
-  throw py::value_error("compress_type is \"" + type + "\"; needed is \"avgpool\", \"weightedpool\" or \"linear\"");
+  throw py::value_error("compress_type is \"" + type + "\"; expected \"avgpool\", \"weightedpool\" or \"linear\"");
 }
 
 const char* name_of(Compression type) {
@@ -137,7 +137,7 @@ class Module {
     const Borrowed input(x, "x");
     require_offsets(cu_seqlens, input.view().rank > 0 ? input.view().size(0) : 0, "cu_seqlens");
     if (static_cast<Index>(cu_seqlens.size()) != state.sequences() + 1)
-      throw ShapeError("cu_seqlens: has " + std::to_string(cu_seqlens.size()) + " entries; needed are " +
+      throw ShapeError("cu_seqlens: has " + std::to_string(cu_seqlens.size()) + " entries; expected " +
                        std::to_string(state.sequences() + 1) + ", for the sequences of the state");
     std::vector<NsaSequence> sequences;
     std::vector<Index> before;

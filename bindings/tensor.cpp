@@ -27,8 +27,7 @@ DType dtype_from(const DLDataType& type, std::string_view name) {
   if (is(kDLInt, 32)) return DType::i32;
   if (is(kDLUInt, 8)) return DType::u8;
   if (is(kDLBool, 8)) return DType::boolean;
-  throw ShapeError(std::string(name) +
-                   ": its dtype cannot be read; needed is float32, float16, bfloat16 or an integer");
+  throw ShapeError(std::string(name) + ": its dtype cannot be read; expected float32, float16, bfloat16 or an integer");
 }
 
 Device device_from(const DLDevice& device, std::string_view name) {
@@ -217,7 +216,7 @@ Borrowed::Borrowed(const py::handle& object, std::string_view name, Device::Kind
     view_dlpack(name, device);
   } else {
     throw py::type_error(std::string(name) + ": a " + std::string(py::str(py::type::of(object_).attr("__name__"))) +
-                         " is no tensor; needed is a torch tensor, a numpy array or an object with __dlpack__");
+                         " is not a tensor; expected a torch tensor, a numpy array or an object with __dlpack__");
   }
   require_memory(name);
 }
@@ -262,7 +261,7 @@ void Borrowed::view_array(std::string_view name) {
   const auto* const found =
       std::find_if(std::begin(known), std::end(known), [&](const auto& entry) { return type == entry.first; });
   if (found == std::end(known))
-    throw ShapeError(std::string(name) + ": dtype is " + type + "; needed is float32, float16 or bfloat16");
+    throw ShapeError(std::string(name) + ": dtype is " + type + "; expected float32, float16 or bfloat16");
   if (array.ndim() > TensorView::kMaxRank)
     throw ShapeError(std::string(name) + ": has " + std::to_string(array.ndim()) + " dimensions; at most " +
                      std::to_string(TensorView::kMaxRank) + " are supported");

@@ -36,7 +36,7 @@ void AttentionInputs::validate() const {
     reject("the query heads, " + std::to_string(heads()) + ", must be a multiple of the KV heads, " +
            std::to_string(kv_heads()));
   if (!(std::abs(scaling) <= std::numeric_limits<float>::max()))
-    throw ValueError("scaling is " + std::to_string(scaling) + "; needed is a finite number");
+    throw ValueError("scaling is " + std::to_string(scaling) + "; expected a finite number");
   if (layer < 0) throw ValueError("layer is " + std::to_string(layer) + "; expected the number of a layer, from 0");
   if (attention_mask) {
     require_rank(*attention_mask, 4, "attention_mask");

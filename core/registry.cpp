@@ -145,7 +145,8 @@ std::vector<const MaskerType*> Registry::load_plugin(const std::filesystem::path
   }
   state_->batch = nullptr;
   if (problem.empty() && batch.empty())
-    problem = file.string() + ": registers no masker (is it the library itself, or lacks it RETICLE_REGISTER_MASKER?)";
+    problem =
+        file.string() + ": registers no masker (is it the library itself, or does it lack RETICLE_REGISTER_MASKER?)";
   for (std::size_t i = 0; i < batch.size() && problem.empty(); ++i) {
     const MaskerType& type = batch[i];
     problem = problem_with(type);

@@ -1,6 +1,6 @@
-"""What a dozen patterns attend to, drawn beside each other.
+"""Who chooses which key in a dozen patterns, drawn beside each other: sinks blue, windows orange, the rest by masker.
 
-    python examples/mask_gallery.py [--output gallery.png]
+    python examples/mask_gallery.py [--output gallery.png] [--dark]
 
 Needs matplotlib.
 """
@@ -14,6 +14,22 @@ from reticle import maskers as m
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+STYLE = {
+    "axes.edgecolor": "0.5",
+    "axes.linewidth": 0.6,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 15,
+    "font.family": "DejaVu Sans",
+    "text.color": "black",
+}
+DARK = {
+    "axes.facecolor": "#0d1117",
+    "axes.labelcolor": "white",
+    "axes.titlecolor": "white",
+    "figure.facecolor": "#0d1117",
+    "text.color": "white",
+}
 
 WINDOW = [m.SinkConfig(sink_size=8), m.LocalConfig(window_size=32)]
 PATTERNS = {
@@ -37,14 +53,21 @@ PATTERNS = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="gallery.png")
+    parser.add_argument("--output", default="gallery.png", help="PNG file to write")
+    parser.add_argument("--dark", action="store_true", help="dark ground")
     arguments = parser.parse_args()
+    plt.rcParams.update({**STYLE, **(DARK if arguments.dark else {})})
     tensors = reticle.load_tensors(Path(__file__).parent / "data/attention_4096.safetensors")
-    q, k, v = (tensors[f"layers.1.{name}"][:, :, -512:] for name in ("queries", "keys", "values"))
-    figure, axes = plt.subplots(3, 4, figsize=(14, 11), layout="constrained")
+    queries = tensors["layers.1.queries"][:, :, :512]
+    keys, values = (tensors[f"layers.1.{name}"][:, :, -512:] for name in ("keys", "values"))
+    figure, axes = plt.subplots(3, 4, figsize=(14, 11.2), layout="constrained")
     for axis, (name, maskers) in zip(axes.flat, PATTERNS.items(), strict=True):
-        mask = m.pipeline(maskers, causal=True).mask(q, k, v, reticle.SequenceState(), layer=1)
-        mask.plot(ax=axis)
-        axis.set_title(f"{name}: {100 * mask.density:.0f} %")
-    figure.savefig(arguments.output, dpi=100)
+        pipeline = m.pipeline(maskers, causal=True)
+        inputs = (queries, keys, values)
+        reticle.plot_contributions(
+            pipeline.contributions(*inputs, reticle.SequenceState(), layer=1), head=1, ax=axis, legend=False
+        )
+        density = pipeline.mask(*inputs, reticle.SequenceState(), layer=1).density
+        axis.set(title=f"{name}  {100 * density:.0f} %", xlabel="", ylabel="", xticks=[], yticks=[])
+    figure.savefig(arguments.output, dpi=80)
     print(f"{arguments.output} written")

@@ -133,12 +133,12 @@ class Errors(unittest.TestCase):
         self.refuse("run", CONFIGS[0], "--stage", "decode")
         self.assertEqual(
             self.refuse("run", CONFIGS[0], "--layers", "9"),
-            'reticle: --layers 9: needed is "all" or numbers and ranges as 0,2,5-7, of 0, 1, 2, 3',
+            'reticle: --layers 9: expected "all" or numbers and ranges as 0,2,5-7, of 0, 1, 2, 3',
         )
         for layers in ("", ",", "a", "1-", "3-1", "1,,2", "99999999999999999999"):
             self.refuse("run", CONFIGS[0], "--layers", layers)
         for queries in ("0", "513", "-1", "some"):
-            self.assertIn("needed is", self.refuse("run", CONFIGS[0], "--queries", queries))
+            self.assertIn("expected", self.refuse("run", CONFIGS[0], "--queries", queries))
         self.refuse("describe", "sinc")
         self.refuse("show", CONFIGS[0], "--queries", "0")
         self.refuse("show", CONFIGS[0], "--head", "5")
@@ -429,7 +429,7 @@ class Verify(unittest.TestCase):
             self.assertEqual(
                 result.stdout.splitlines()[-1],
                 f"{cases} cases: {cases - deviations} passed, {deviations} deviate as documented, "
-                "0 failed, 0 not built yet",
+                "0 failed, 0 not supported",
             )
 
     def test_a_changed_tensor_or_expectation_fails(self) -> None:
@@ -455,7 +455,7 @@ class Verify(unittest.TestCase):
             self.assertEqual(reticle("verify", folder).returncode, 1)
             known = reticle("verify", folder, "--known-only")
             self.assertEqual(known.returncode, 0)
-            self.assertEqual(known.stdout, "1 cases: 0 passed, 0 deviate as documented, 0 failed, 1 not built yet\n")
+            self.assertEqual(known.stdout, "1 cases: 0 passed, 0 deviate as documented, 0 failed, 1 not supported\n")
             (Path(folder) / "broken.json").write_text("{")
             self.assertEqual(reticle("verify", folder, "--known-only").returncode, 1)
 

@@ -54,7 +54,7 @@ int bench_model(const BenchModelCommand& command) {
   const std::vector<std::int32_t> text = text_tokens(decoder, held_out_text(command.text, command.model.model));
   const Context context = context_for(command.model.threads);
   if (command.repeats < 1 || command.new_tokens < 2)
-    throw Error("bench-model: needed are --repeats >= 1 and --new-tokens >= 2");
+    throw Error("bench-model: expected --repeats >= 1 and --new-tokens >= 2");
   std::vector<std::pair<std::string, InferenceHandler>> handlers;
   handlers.emplace_back("dense", handler_of("", "", command.model.plugins));
   for (const std::string& config : command.configs)
@@ -72,7 +72,7 @@ int bench_model(const BenchModelCommand& command) {
     const Index prompt = length - command.new_tokens;
     if (prompt < 1 || prompt > static_cast<Index>(text.size()))
       throw Error("--lengths " + std::to_string(length) +
-                  ": needed is more than --new-tokens, and a text that is as long");
+                  ": expected more than --new-tokens, and a text that is as long");
     const std::vector<std::vector<std::int32_t>> prompts{{text.begin(), text.begin() + prompt}};
     std::vector<Timing> timings(handlers.size());
     // Interleaved, so that what else the machine does falls on all alike.

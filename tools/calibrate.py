@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of --random-hash")
     options = parser.parse_args()
     if not (options.loki or options.channels or options.random_hash):
-        parser.error("nothing to do: needed is --loki, --channels or --random-hash")
+        parser.error("nothing to do: expected --loki, --channels or --random-hash")
     tensors = read_safetensors(options.tensors)
     layers = layers_of(tensors)
     if not layers:

@@ -58,7 +58,7 @@ void add_sweep(const Json& sweep, const std::filesystem::path& directory, Plugin
       if (!candidate.first.contains(place.parent_pointer())) reject("the config has no place \"" + pointer + "\"");
       candidate.first[place] = value;
     } catch (const nlohmann::json::exception&) {
-      reject("\"" + pointer + "\" is no JSON pointer into the config");
+      reject("\"" + pointer + "\" is not a JSON pointer into the config");
     }
     candidate.second[pointer] = value;
     return candidate;
@@ -109,7 +109,7 @@ std::vector<Candidate> candidates_of(const EvaluateCommand& command) {
       throw ConfigError(command.grid + ": is not JSON: " + error.what());
     }
     if (!sweeps.is_array())
-      throw ConfigError(command.grid + R"(: needed is a list of {"config": ..., "grid": {...}, "variants": [...]})");
+      throw ConfigError(command.grid + R"(: expected a list of {"config": ..., "grid": {...}, "variants": [...]})");
     for (const Json& sweep : sweeps)
       add_sweep(sweep, std::filesystem::path(command.grid).parent_path(), command.model.plugins, candidates);
   }
@@ -121,7 +121,7 @@ RetrievalTask task_of(const std::string& name) {
                                    RetrievalTask::variable_tracking}) {
     if (name == name_of(task)) return task;
   }
-  throw Error("--tasks " + name + ": needed are some of repeated_phrase, needle, multi_needle, variable_tracking");
+  throw Error("--tasks " + name + ": expected some of repeated_phrase, needle, multi_needle, variable_tracking");
 }
 
 Json json_of(const StageRecord& record) {
@@ -160,7 +160,7 @@ class Results {
     if (!std::filesystem::exists(path_)) return;
     const Json before = Json::parse(read_file<FormatError>(path_), nullptr, false);
     if (!before.is_object() || !before.contains("settings") || !before.contains("results"))
-      throw Error(path_ + ": exists, and is no file of results; give another --output");
+      throw Error(path_ + ": exists, and is not a file of results; give another --output");
     if (before["settings"] != settings_)
       throw Error(path_ + ": holds results of other settings, " + before["settings"].dump() +
                   "; give these, or another --output");

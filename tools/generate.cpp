@@ -79,7 +79,7 @@ int generate(const GenerateCommand& command) {
   options.cache_dtype = cache_dtype(command.cache);
   for (const std::string& stop : command.stops) {
     const std::vector<std::int32_t> token = text_tokens(decoder, stop);
-    if (token.size() != 1) throw Error("--stop \"" + stop + "\": needed is a single byte");
+    if (token.size() != 1) throw Error("--stop \"" + stop + "\": expected a single byte");
     options.stop_tokens.push_back(token.front());
   }
   std::optional<InferenceHandler> handler;

@@ -21,7 +21,7 @@ using Json = nlohmann::ordered_json;
 Json masker_of(const Json& entry, const std::string& place) {
   const auto is_size = [](const Json& size) { return size.is_number_integer() && size >= 0; };
   if (!entry.is_array() || entry.size() < 3 || !entry[0].is_string() || !is_size(entry[1]) || !is_size(entry[2]))
-    throw ConfigError(place + ": needed is [pattern, size, size, score], got " + entry.dump());
+    throw ConfigError(place + ": expected [pattern, size, size, score], got " + entry.dump());
   const auto pattern = entry[0].get<std::string>();
   const Index first = entry[1], second = entry[2];
   if (pattern == "vertical_and_slash")
@@ -32,8 +32,7 @@ Json masker_of(const Json& entry, const std::string& place) {
   if (pattern == "stream_llm") return {{"type", "a_shape"}, {"n_init", first}, {"n_local", std::max<Index>(second, 1)}};
   if (pattern == "block_sparse")
     return {{"type", "block_sparse"}, {"chunk_size", 64}, {"top_chunks", 100}, {"sink_chunks", 0}};
-  throw ConfigError(place + "/0: \"" + pattern +
-                    R"(": needed is "vertical_and_slash", "stream_llm" or "block_sparse")");
+  throw ConfigError(place + "/0: \"" + pattern + R"(": expected "vertical_and_slash", "stream_llm" or "block_sparse")");
 }
 
 }  // namespace
@@ -42,20 +41,20 @@ int import_minference(const std::filesystem::path& file, int heads) {
   const auto text = read_file<FormatError>(file);
   try {
     const Json layers = Json::parse(text);
-    if (!layers.is_array()) throw ConfigError("needed is a list with one object per layer");
+    if (!layers.is_array()) throw ConfigError("expected a list with one object per layer");
     const Json otherwise = Json::array({"vertical_and_slash", 1000, 6096, 1});
     Json maskers = Json::array();
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       const std::string here = "/" + std::to_string(layer);
       if (!layers[layer].is_object())
-        throw ConfigError(here + ": needed is an object: head -> [pattern, size, size, score]");
+        throw ConfigError(here + ": expected an object: head -> [pattern, size, size, score]");
       std::map<int, Json> of_head;
       for (int head = 0; head < heads; ++head) of_head[head] = masker_of(otherwise, here);
       for (const auto& [head, entry] : layers[layer].items()) {
         const bool number = !head.empty() && head.size() < 7 &&
                             std::all_of(head.begin(), head.end(), [](char c) { return c >= '0' && c <= '9'; });
         if (!number || (heads > 0 && std::stoi(head) >= heads))
-          throw ConfigError(here + "/" + head + ": needed is the number of a query head");
+          throw ConfigError(here + "/" + head + ": expected the number of a query head");
         of_head[std::stoi(head)] = masker_of(entry, here + "/" + head);
       }
       std::vector<std::pair<Json, Json>> by_masker;  // masker, its heads

@@ -20,7 +20,9 @@ std::filesystem::path bundled(const std::string& name) {
   std::error_code error;
   const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
   if (!error) places.push_back(self.parent_path().parent_path() / "share/reticle/data");
+#ifdef RETICLE_SOURCE_DATA
   places.emplace_back(RETICLE_SOURCE_DATA);
+#endif
   for (const std::filesystem::path& place : places) {
     if (std::filesystem::exists(place / name, error)) return place / name;
   }
@@ -41,7 +43,7 @@ std::vector<int> parse_layers(std::string_view text, const std::vector<int>& kno
   const auto reject = [&]() -> std::vector<int> {
     std::string have;
     for (const int layer : known) have += (have.empty() ? "" : ", ") + std::to_string(layer);
-    throw Error("--layers " + std::string(text) + ": needed is \"all\" or numbers and ranges as 0,2,5-7, of " + have);
+    throw Error("--layers " + std::string(text) + ": expected \"all\" or numbers and ranges as 0,2,5-7, of " + have);
   };
   std::vector<int> layers;
   for (std::string_view rest = text; !rest.empty();) {
@@ -107,7 +109,7 @@ AttentionInputs InputFile::inputs(int layer) const {
   if (options_.queries != "all") {
     const std::optional<int> count = options_.queries == "last" ? std::optional(1) : parse_number(options_.queries);
     if (!count || *count < 1 || *count > queries)
-      throw Error("--queries " + options_.queries + ": needed is \"all\", \"last\" or a number from 1 to " +
+      throw Error("--queries " + options_.queries + ": expected \"all\", \"last\" or a number from 1 to " +
                   std::to_string(queries));
     inputs.queries = inputs.queries.slice(2, queries - *count, queries);
     if (inputs.attention_mask && inputs.attention_mask->rank == 4 && inputs.attention_mask->size(2) == queries)

@@ -10,6 +10,10 @@
 #include <reticle/attention/llama/decoder.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 
+namespace CLI {
+class App;
+}
+
 namespace reticle::tools {
 
 /// A file or folder that comes with Reticle: in RETICLE_DATA, installed beside the command, or in the source tree.
@@ -78,7 +82,7 @@ std::string bytes(Index count);            // "12.3 kB"
 void require_writable(const std::filesystem::path& path);
 
 /// 8-bit grey, row-major. Error when it cannot be written.
-void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& grey);
+void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& rgb);
 
 struct RunOptions {
   std::string config;
@@ -100,6 +104,7 @@ struct ShowOptions {
   Index head = 0;
   std::string input;
   std::string png;
+  bool dark = false;
 };
 int show(const ShowOptions& options);
 
@@ -156,6 +161,12 @@ int bench_model(const BenchModelCommand& options);
 
 /// Prints a config for MInference's per-head patterns.
 int import_minference(const std::filesystem::path& file, int heads);
+
+/// Prints what is installed and what it runs on; 1 when a plugin was refused.
+int doctor(const std::vector<std::string>& refused_plugins, bool json);
+
+/// Prints the script that completes the command's words in bash, zsh or fish.
+int completion(const CLI::App& app, const std::string& shell);
 
 /// Runs every case of a golden directory; 0 when none fails.
 int verify(const std::filesystem::path& directory, bool known_only);

@@ -19,13 +19,13 @@
 
 namespace reticle::tools {
 
-void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& grey) {
+void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& rgb) {
   if (width < 1 || height < 1) throw Error(path.string() + ": a mask without positions has no picture");
   std::string bytes;
   const auto append = [](void* to, void* data, int size) {
     static_cast<std::string*>(to)->append(static_cast<const char*>(data), static_cast<std::size_t>(size));
   };
-  if (stbi_write_png_to_func(append, &bytes, width, height, 1, grey.data(), width) == 0)
+  if (stbi_write_png_to_func(append, &bytes, width, height, 3, rgb.data(), 3 * width) == 0)
     throw Error(path.string() + ": the picture cannot be made");
   write_file(path, bytes);
 }

@@ -5,6 +5,7 @@
 
 #include <fmt/core.h>
 
+#include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/picture.hpp>
 
 #include "options.hpp"
@@ -31,7 +32,7 @@ int show(const ShowOptions& options) {
     throw Error("--layer " + std::to_string(options.layer) + ": random tensors have one layer; --input has more");
 
   SequenceState state;
-  Mask mask;
+  std::vector<Contribution> contributions;
   if (options.input.empty()) {
     const Tensor queries = random_tensor(options.queries, kHeadDim, 0), keys = random_tensor(options.keys, kHeadDim, 1);
     AttentionInputs inputs;
@@ -39,31 +40,47 @@ int show(const ShowOptions& options) {
     inputs.keys = inputs.values = keys.view();
     inputs.scaling = 1 / std::sqrt(static_cast<float>(kHeadDim));
     inputs.stage = options.queries == 1 ? Stage::generation : Stage::prefill;
-    mask = sparse.mask(inputs, state);
+    contributions = sparse.contributions(inputs, state);
   } else {
     InputOptions input;
     input.file = options.input == "bundled" ? "" : options.input;
     input.layers = std::to_string(options.layer);
-    mask = sparse.mask(InputFile(input).inputs(options.layer), state);
+    contributions = sparse.contributions(InputFile(input).inputs(options.layer), state);
   }
+  Mask mask = contributions.at(0).mask;
+  for (const Contribution& each : contributions) mask = merge(mask, each.mask);
   if (options.png.empty()) {
     fmt::print("{}", to_text(picture(mask, 0, options.head, kColumns, kLines)));
     fmt::print("{}; queries downwards, keys to the right\n", describe(mask));
     return 0;
   }
-  const Picture cells = picture(mask, 0, options.head, kPixels, kPixels);
+  std::vector<std::string> types;
+  std::vector<Mask> masks;
+  for (const Contribution& each : contributions) {
+    types.push_back(each.type);
+    masks.push_back(each.mask);
+  }
+  const std::vector<Color> colors = masker_colors(types);
+  const Color ground = options.dark ? Color{0x0D, 0x11, 0x17} : Color{0xFF, 0xFF, 0xFF};
+  const ColorPicture cells = overlay(masks, colors, 0, options.head, kPixels, kPixels, ground);
   // Small masks are drawn with several pixels per position.
   const Index scale = std::max<Index>(1, kPixels / std::max<Index>(1, std::max(cells.width, cells.height)) / 2);
-  std::vector<unsigned char> grey(static_cast<std::size_t>(cells.width * cells.height * scale * scale));
+  std::vector<unsigned char> rgb;
+  rgb.reserve(cells.cells.size() * static_cast<std::size_t>(3 * scale * scale));
   for (Index y = 0; y < cells.height * scale; ++y) {
     for (Index x = 0; x < cells.width * scale; ++x) {
-      const float cell = cells.cells[static_cast<std::size_t>(y / scale * cells.width + x / scale)];
-      grey[static_cast<std::size_t>(y * cells.width * scale + x)] =
-          static_cast<unsigned char>(std::lround(255 * (1 - std::sqrt(std::min(1.0f, cell)))));
+      const Color& cell = cells.cells[static_cast<std::size_t>(y / scale * cells.width + x / scale)];
+      rgb.insert(rgb.end(), {cell.red, cell.green, cell.blue});
     }
   }
-  write_png(options.png, static_cast<int>(cells.width * scale), static_cast<int>(cells.height * scale), grey);
+  write_png(options.png, static_cast<int>(cells.width * scale), static_cast<int>(cells.height * scale), rgb);
   fmt::print("{}: {}\n", options.png, describe(mask));
+  for (std::size_t i = 0; i < types.size(); ++i) {
+    const double share =
+        mask.nnz() == 0 ? 0 : 100.0 * static_cast<double>(masks[i].nnz()) / static_cast<double>(mask.nnz());
+    fmt::print("  #{:02x}{:02x}{:02x}  {:.1f} % of it chosen first by {}\n", colors[i].red, colors[i].green,
+               colors[i].blue, share, types[i]);
+  }
   return 0;
 }
 

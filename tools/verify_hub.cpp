@@ -62,10 +62,10 @@ class Case {
                                                   {"normal_quantile", &Case::quantile},
                                                   {"objective", &Case::objective}};
     const auto found = kinds.find(kind);
-    if (found == kinds.end()) return unknown("\"" + kind + "\" is not built yet");
+    if (found == kinds.end()) return unknown("\"" + kind + "\" is not supported");
     for (const Json& masker : json_.value("maskers", Json::array())) {
       const std::string type = masker.at("type").get<std::string>();
-      if (!Registry::global().contains(type)) return unknown("masker \"" + type + "\" is not built yet");
+      if (!Registry::global().contains(type)) return unknown("masker \"" + type + "\" is not supported");
     }
     (this->*found->second)();
     return report_;

@@ -53,7 +53,7 @@ class NsaCase {
     };
     const auto op = json_.at("op").get<std::string>();
     const auto found = ops.find(op);
-    if (found == ops.end()) return {Outcome::unknown, 0, "\"" + op + "\" is not built yet"};
+    if (found == ops.end()) return {Outcome::unknown, 0, "\"" + op + "\" is not supported"};
     (this->*found->second)();
     return report_;
   }

@@ -233,7 +233,7 @@ class PatternCase {
     if (const std::size_t layer = key.find("_l"); key.find("pyramidkv") != std::string::npos && layer != key.npos)
       key.resize(layer);
     const auto found = patterns().find(key);
-    if (found == patterns().end()) return {Outcome::unknown, 0, "\"" + pattern + "\" is not built yet"};
+    if (found == patterns().end()) return {Outcome::unknown, 0, "\"" + pattern + "\" is not supported"};
     make_ = found->second;
 
     const auto stage = json_.at("stage").get<std::string>();

@@ -217,7 +217,7 @@ struct KeyListAttention::State {
 };
 
 KeyListAttention::KeyListAttention(Index rows, Stream stream) {
-  if (rows < 1) throw ValueError("attention over lists: for " + std::to_string(rows) + " rows; needed is at least 1");
+  if (rows < 1) throw ValueError("attention over lists: for " + std::to_string(rows) + " rows; expected at least 1");
   auto state = std::make_shared<State>(State{rows, cuda::multiprocessors()});
   // Fewer rows are split further: rows * parts is at most this, whatever the rows.
   const auto states = static_cast<std::size_t>(8 * Index{state->multiprocessors} + rows);
@@ -235,9 +235,9 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length();
   if (rows > own.rows || inputs.values.size(3) != inputs.head_dim())
     throw ShapeError("attention over lists: queries " + inputs.queries.describe() + " and values " +
-                     inputs.values.describe() + "; needed are at most " + std::to_string(own.rows) +
+                     inputs.values.describe() + "; expected at most " + std::to_string(own.rows) +
                      " rows, and values of the queries' head_dim");
-  if (options.weights) throw DeviceError("attention over lists: weights on a GPU are not built");
+  if (options.weights) throw DeviceError("attention over lists: weights are not supported on a GPU");
   if (rows == 0) return;
   const float* sink_logits = nullptr;
   if (!options.sink_logits.empty()) {

@@ -27,7 +27,7 @@ struct RETICLE_API BlockPlan {
 /// Tiles of up to tile_rows rows, kTileRowCount or kWideTileRows, and the blocks of 64 keys that any of their rows
 /// attends to. With `causal`, keys after a row's own position are left out. Nothing when some row has more than
 /// kMostRepeats p other than 1 in a block, as masks have that weigh every key by itself: lists serve those. ShapeError
-/// when the heads are no multiple of kv_heads.
+/// when the heads are not a multiple of kv_heads.
 inline constexpr int kMostRepeats = 4;
 RETICLE_API std::optional<BlockPlan> plan_blocks(const Mask& mask, Index kv_heads, bool causal,
                                                  int tile_rows = kTileRowCount, const Context& context = {});

@@ -64,7 +64,7 @@ Strides strides_of_mask(const TensorView& view, bool right_dtype, const char* dt
   bool fits = view.rank == 4 && right_dtype && view.size(3) == wanted[3] && (view.stride(3) == 1 || wanted[3] < 2);
   for (int dim = 0; fits && dim < 3; ++dim) fits = view.size(dim) == wanted[dim] || view.size(dim) == 1;
   if (!fits)
-    throw ShapeError("attention: mask " + view.describe() + "; needed is " + dtype + " " +
+    throw ShapeError("attention: mask " + view.describe() + "; expected " + dtype + " " +
                      MaskShape{wanted[0], wanted[1], wanted[2], wanted[3]}.describe() +
                      " with neighbours along the last dimension, and a dimension of 1 where a pattern is shared");
   const auto stride = [&](int dim) { return view.size(dim) == 1 ? 0 : view.stride(dim); };
@@ -73,7 +73,7 @@ Strides strides_of_mask(const TensorView& view, bool right_dtype, const char* dt
 
 int within(Index number, const char* name, Index most = std::numeric_limits<std::int32_t>::max() / 2, Index least = 1) {
   if (number < least || number > most)
-    throw ValueError("attention: " + std::string(name) + " is " + std::to_string(number) + "; needed is " +
+    throw ValueError("attention: " + std::string(name) + " is " + std::to_string(number) + "; expected " +
                      std::to_string(least) + " to " + std::to_string(most));
   return static_cast<int>(number);
 }

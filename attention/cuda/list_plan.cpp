@@ -42,7 +42,7 @@ bool all_of_lists(const MaskShape& shape, int sharing, Check&& check) {
 ListPlan plan_lists(const Mask& mask, Index kv_heads, bool causal, const Context& context) {
   const MaskShape& shape = mask.shape();
   if (kv_heads < 1 || shape.heads % kv_heads != 0)
-    throw ShapeError("list plan: " + std::to_string(shape.heads) + " heads of the mask are no multiple of " +
+    throw ShapeError("list plan: " + std::to_string(shape.heads) + " heads of the mask are not a multiple of " +
                      std::to_string(kv_heads) + " KV heads");
   const int most = shape.rows() == 0 ? 1 : heads_taken_together(shape.heads / kv_heads);
   const Mask stored = shape.shared_heads ? slice(mask, Dim::heads, 0, shape.heads / most, context) : mask;

@@ -13,7 +13,7 @@ struct RETICLE_API ListPlan {
 };
 
 /// Heads of a KV head share lists where they attend alike at every query of every batch. With `causal`, keys after a
-/// row's own position are left out. ShapeError when the heads are no multiple of kv_heads.
+/// row's own position are left out. ShapeError when the heads are not a multiple of kv_heads.
 RETICLE_API ListPlan plan_lists(const Mask& mask, Index kv_heads, bool causal, const Context& context = {});
 
 }  // namespace reticle::cuda

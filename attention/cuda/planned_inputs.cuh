@@ -19,7 +19,7 @@ struct PlannedInputs {
     validate_on_current_gpu(inputs);
     options.validate(inputs);
     const Index head_dim = inputs.head_dim();
-    if (options.weights) throw DeviceError("attention: weights on a GPU are not built");
+    if (options.weights) throw DeviceError("attention: weights are not supported on a GPU");
     if ((head_dim != 64 && head_dim != 128 && head_dim != 256) || inputs.values.size(3) != head_dim)
       throw DeviceError("attention: head_dim is " + std::to_string(head_dim) + ", value_dim " +
                         std::to_string(inputs.values.size(3)) + "; on a GPU both are 64, 128 or 256, and equal");

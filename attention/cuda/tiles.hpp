@@ -47,10 +47,10 @@ struct Tile {
 struct Tiling {
   int batch = 1, kv_heads = 1, group = 1, queries = 1, tile_rows = kTileRowCount;
 
-  /// ShapeError when the heads are no multiple of kv_heads, or there are more tiles than 31 bits count.
+  /// ShapeError when the heads are not a multiple of kv_heads, or there are more tiles than 31 bits count.
   static Tiling of(const MaskShape& shape, Index kv_heads, int tile_rows) {
     if (kv_heads < 1 || shape.heads % kv_heads != 0)
-      throw ShapeError("block plan: " + std::to_string(shape.heads) + " query heads are no multiple of " +
+      throw ShapeError("block plan: " + std::to_string(shape.heads) + " query heads are not a multiple of " +
                        std::to_string(kv_heads) + " KV heads");
     if (shape.batch * shape.heads * shape.queries > std::numeric_limits<std::int32_t>::max())
       throw ShapeError("block plan: " + shape.describe() + " has more rows than 31 bits count");

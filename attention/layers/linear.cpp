@@ -25,7 +25,7 @@ void require_matrix(const TensorView& view, const char* name) {
   require_rank(view, 2, name);
   require_on(view, Device::Kind::cpu, name);
   if (view.dtype != DType::f32 || !view.contiguous())
-    throw ShapeError(std::string(name) + ": is " + view.describe() + "; needed is contiguous F32");
+    throw ShapeError(std::string(name) + ": is " + view.describe() + "; expected contiguous F32");
   // BLAS counts in int.
   if (view.size(0) > kMaxColumns || view.size(1) > kMaxColumns)
     throw ShapeError(std::string(name) + ": is " + view.describe() + "; at most 2^31 - 1 rows and columns");
@@ -47,7 +47,7 @@ Tensor linear(const TensorView& x, const TensorView& weight, const Context& cont
   require_rank(weight, 2, "linear: weight");
   const Index rows = x.size(0), in = x.size(1), out = weight.size(0);
   if (weight.size(1) != in || weight.stride(1) != 1 || out > kMaxColumns)
-    throw ShapeError("linear: x " + x.describe() + " and weight " + weight.describe() + "; needed is a weight (out, " +
+    throw ShapeError("linear: x " + x.describe() + " and weight " + weight.describe() + "; expected a weight (out, " +
                      std::to_string(in) + ") whose rows are contiguous");
   Tensor y(DType::f32, {rows, out});
   float* to = y.span<float>().data();
@@ -81,7 +81,7 @@ LinearGradients linear_backward(const TensorView& x, const TensorView& weight, c
   const Index rows = x.size(0), in = x.size(1), out = weight.size(0);
   if (weight.size(1) != in || dy.size(0) != rows || dy.size(1) != out)
     throw ShapeError("linear_backward: x " + x.describe() + ", weight " + weight.describe() + " and dy " +
-                     dy.describe() + " do not fit together; needed are (n, in), (out, in) and (n, out)");
+                     dy.describe() + " do not fit together; expected (n, in), (out, in) and (n, out)");
   LinearGradients gradients{Tensor(DType::f32, {rows, in}), Tensor(DType::f32, {out, in})};
   const auto dx = gradients.x.span<float>(), dw = gradients.weight.span<float>();
   std::fill(dx.begin(), dx.end(), 0.0f);

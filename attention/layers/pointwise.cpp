@@ -14,7 +14,7 @@ constexpr Index kPerTask = 1 << 15;
 void require_same(std::size_t a, std::size_t b, const char* what) {
   if (a != b)
     throw ShapeError(std::string(what) + ": " + std::to_string(a) + " and " + std::to_string(b) +
-                     " elements; needed are as many");
+                     " elements; expected as many");
 }
 
 }  // namespace
@@ -24,7 +24,7 @@ Tensor rms_norm(const TensorView& x, const TensorView& weight, float epsilon, co
   require_rank(weight, 1, "rms_norm: weight");
   if (weight.size(0) != x.size(1) || x.dtype != DType::f32 || !x.contiguous())
     throw ShapeError("rms_norm: x " + x.describe() + " and weight " + weight.describe() +
-                     "; needed are contiguous F32 (n, width) and (width)");
+                     "; expected contiguous F32 (n, width) and (width)");
   const Index width = x.size(1);
   const Tensor scale = Tensor::copy(weight, DType::f32);
   Tensor y(DType::f32, {x.size(0), width});

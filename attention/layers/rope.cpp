@@ -11,10 +11,10 @@ namespace reticle {
 Rope::Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scaling) {
   const auto positive = [](double value, const std::string& name) {
     if (!(value > 0 && value < 1e18))
-      throw ValueError("rope: " + name + " is " + std::to_string(value) + "; needed is a finite number > 0");
+      throw ValueError("rope: " + name + " is " + std::to_string(value) + "; expected a finite number > 0");
   };
   if (head_dim <= 0 || head_dim % 2 != 0)
-    throw ValueError("rope: head_dim is " + std::to_string(head_dim) + "; needed is an even number > 0");
+    throw ValueError("rope: head_dim is " + std::to_string(head_dim) + "; expected an even number > 0");
   positive(theta, "theta");
   // In float, operation by operation, as models were trained: at position 100 000 a frequency that is rounded another
   // way turns by 0.01 more.
@@ -61,7 +61,7 @@ RopeTable::RopeTable(std::span<const float> inverse_frequencies, std::span<const
 void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name) {
   if (cu_seqlens.empty() || cu_seqlens.front() != 0 || cu_seqlens.back() != tokens ||
       !std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()))
-    throw ShapeError(std::string(name) + ": needed are ascending offsets from 0 to the number of tokens, " +
+    throw ShapeError(std::string(name) + ": expected ascending offsets from 0 to the number of tokens, " +
                      std::to_string(tokens));
 }
 

@@ -26,7 +26,7 @@ std::set<std::string> shards_of(const std::filesystem::path& index) {
     // A shard is a file beside the index, never a path out of the folder.
     if (!file.is_string() || std::filesystem::path(file.get<std::string>()).filename() != file.get<std::string>())
       throw FormatError(index.string() + ": \"" + tensor + "\" is mapped to " + file.dump() +
-                        "; needed is the name of a file in this folder");
+                        "; expected the name of a file in this folder");
     shards.insert(file.get<std::string>());
   }
   return shards;
@@ -96,7 +96,7 @@ TensorView WeightReader::take(const std::string& name, std::initializer_list<Ind
   const bool is_float = view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16;
   if (view.rank != wanted.rank || view.shape != wanted.shape || !is_float) {
     std::string text = wanted.describe();
-    complaints_.push_back("\"" + name + "\" is " + view.describe() + "; needed is F32, F16 or BF16" +
+    complaints_.push_back("\"" + name + "\" is " + view.describe() + "; expected F32, F16 or BF16" +
                           text.substr(text.find(' ')));
     return {};
   }

@@ -81,14 +81,14 @@ T read_known(const Json& document, const JsonPlace& place) {
 
 std::optional<RopeScaling> rope_scaling(const Json& scaling, Index longest_context, const JsonPlace& place) {
   if (scaling.is_null()) return std::nullopt;
-  if (!scaling.is_object()) place.fail("needed is an object or null");
+  if (!scaling.is_object()) place.fail("expected an object or null");
   const std::string key = scaling.contains("rope_type") ? "rope_type" : "type";
   const std::string type = scaling.contains(key) && scaling[key].is_string() ? scaling[key].get<std::string>() : "";
   if (type == "default") return std::nullopt;
   if (type != "linear" && type != "llama3")
     (place / key)
         .fail((scaling.contains(key) ? scaling[key].dump() : "missing") +
-              "; needed is \"default\", \"linear\" or \"llama3\": others are not built");
+              "; expected \"default\", \"linear\" or \"llama3\": others are not supported");
   const auto keys = read_known<decoder_config::Scaling>(scaling, place);
   return RopeScaling{type == "linear" ? RopeScaling::Type::linear : RopeScaling::Type::llama3, keys.factor,
                      keys.low_freq_factor, keys.high_freq_factor,
@@ -103,7 +103,8 @@ DecoderFamily family(const Json& document, const JsonPlace& place) {
   if (name == "toy_nsa_llama") return DecoderFamily::toy_nsa_llama;
   (place / "model_type")
       .fail((type == document.end() ? "missing" : type->dump()) +
-            "; needed is \"llama\", \"mistral\", \"toy_llama\" or \"toy_nsa_llama\": other architectures are not built "
+            "; expected \"llama\", \"mistral\", \"toy_llama\" or \"toy_nsa_llama\": other architectures are not "
+            "supported "
             "(transformers runs them, with masks from the Python package)");
 }
 
@@ -113,7 +114,7 @@ std::vector<std::int32_t> token_ids(const Json& document, const char* key, const
   std::vector<std::int32_t> ids;
   for (const Json& id : found->is_array() ? *found : Json::array({*found})) {
     if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > kMaxColumns)
-      (place / key).fail(id.dump() + "; needed are token ids");
+      (place / key).fail(id.dump() + "; expected token ids");
     ids.push_back(id.get<std::int32_t>());
   }
   return ids;
@@ -148,7 +149,7 @@ void refuse_unbuilt(const Json& document, const JsonPlace& place) {
 DecoderConfig DecoderConfig::from_json(std::string_view text) {
   const JsonPlace place{"", "."};
   const Json document = parse_json(text);
-  if (!document.is_object()) place.fail("needed is an object");
+  if (!document.is_object()) place.fail("expected an object");
   DecoderConfig config;
   config.family = reticle::family(document, place);
   const auto keys = read_known<decoder_config::Keys>(document, place);
@@ -210,15 +211,15 @@ void DecoderConfig::validate() const {
         std::pair{num_key_value_heads, "num_key_value_heads"},
         std::pair{max_position_embeddings, "max_position_embeddings"}})
     demand(value >= 1 && value <= kLargest,
-           std::string(name) + ": " + std::to_string(value) + "; needed is a number in [1, 2^24]");
+           std::string(name) + ": " + std::to_string(value) + "; expected a number in [1, 2^24]");
   demand(num_hidden_layers >= 1 && num_hidden_layers <= 4096,
-         "num_hidden_layers: " + std::to_string(num_hidden_layers) + "; needed is a number in [1, 4096]");
+         "num_hidden_layers: " + std::to_string(num_hidden_layers) + "; expected a number in [1, 4096]");
   demand(head_dim >= 2 && head_dim <= 256 && head_dim % 2 == 0,
-         "head_dim: " + std::to_string(head_dim) + "; needed is an even number in [2, 256]");
+         "head_dim: " + std::to_string(head_dim) + "; expected an even number in [2, 256]");
   demand(num_attention_heads % num_key_value_heads == 0, "num_attention_heads: " + std::to_string(num_attention_heads) +
-                                                             " is no multiple of num_key_value_heads, " +
+                                                             " is not a multiple of num_key_value_heads, " +
                                                              std::to_string(num_key_value_heads));
-  demand(rms_norm_eps >= 0 && rms_norm_eps < 1, "rms_norm_eps: needed is a number in [0, 1)");
+  demand(rms_norm_eps >= 0 && rms_norm_eps < 1, "rms_norm_eps: expected a number in [0, 1)");
   const auto known = [&](std::int32_t token) { return token < vocab_size; };
   demand(std::all_of(eos_tokens.begin(), eos_tokens.end(), known) && (!bos_token || known(*bos_token)),
          "eos_token_id or bos_token_id: not below vocab_size, " + std::to_string(vocab_size));

@@ -114,7 +114,7 @@ struct Decoder::Model {
         cu_seqlens.back() != static_cast<Index>(tokens.size()) || !std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()))
       throw ShapeError("decoder: cu_seqlens of " + std::to_string(cu_seqlens.size()) + " numbers for " +
                        std::to_string(states.size()) + " sequences of " + std::to_string(tokens.size()) +
-                       " tokens; needed are ascending offsets from 0 to the number of tokens");
+                       " tokens; expected ascending offsets from 0 to the number of tokens");
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       if (tokens[i] < 0 || tokens[i] >= config.vocab_size)
         throw ValueError("decoder: token " + std::to_string(i) + " is " + std::to_string(tokens[i]) +

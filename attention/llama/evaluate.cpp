@@ -51,7 +51,7 @@ double loss_of_last(const TensorView& logits, std::span<const std::int32_t> toke
   if (logits.size(0) != count || logits.dtype != DType::f32 || output_length < 1 || output_length >= count)
     throw ShapeError("loss: the last " + std::to_string(output_length) + " of " + std::to_string(count) +
                      " tokens by logits " + logits.describe() +
-                     "; needed are F32 logits of every token, and at least one token before those that count");
+                     "; expected F32 logits of every token, and at least one token before those that count");
   double sum = 0;
   for (Index i = count - output_length; i < count; ++i) {
     const std::int32_t target = tokens[static_cast<std::size_t>(i)];
@@ -70,8 +70,7 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
   const Index window = options.window, counted = options.output_length == 0 ? window : options.output_length;
   if (window < 1 || counted < 1 || counted > window)
     throw ValueError("evaluate: a window of " + std::to_string(window) + " tokens with an output of " +
-                     std::to_string(options.output_length) +
-                     "; needed is 0 <= output_length <= window, and window > 0");
+                     std::to_string(options.output_length) + "; expected 0 <= output_length <= window, and window > 0");
   const Index windows = std::min(options.tokens, static_cast<Index>(text.size()) - 1) / window;
   if (windows < 1)
     throw ValueError("evaluate: " + std::to_string(std::min(options.tokens, static_cast<Index>(text.size()))) +
@@ -139,7 +138,7 @@ RetrievalExample hide(const std::vector<std::string>& sentences, const std::stri
   std::size_t needed = question.size();
   for (const std::string& sentence : sentences) needed += sentence.size();
   if (static_cast<std::size_t>(length) < needed)
-    throw ValueError("a prompt of " + std::to_string(length) + " bytes is too short for the task; needed are " +
+    throw ValueError("a prompt of " + std::to_string(length) + " bytes is too short for the task; expected " +
                      std::to_string(needed));
   // What stands for the sentences where there is nothing to be found comes last, so that the rest is the same.
   const std::size_t hidden = needed - question.size(), around = static_cast<std::size_t>(length) - needed;

@@ -13,12 +13,12 @@ namespace {
 
 void validate(const GenerateOptions& options) {
   if (options.max_new_tokens < 0)
-    throw ValueError("generate: max_new_tokens is " + std::to_string(options.max_new_tokens) + "; needed is 0 or more");
+    throw ValueError("generate: max_new_tokens is " + std::to_string(options.max_new_tokens) + "; expected 0 or more");
   if (!(options.temperature >= 0 && options.temperature < 1e9))
     throw ValueError("generate: temperature is " + std::to_string(options.temperature) +
-                     "; needed is a finite number >= 0");
+                     "; expected a finite number >= 0");
   if (!(options.top_p > 0 && options.top_p <= 1))
-    throw ValueError("generate: top_p is " + std::to_string(options.top_p) + "; needed is a number in (0, 1]");
+    throw ValueError("generate: top_p is " + std::to_string(options.top_p) + "; expected a number in (0, 1]");
 }
 
 }  // namespace
@@ -126,7 +126,7 @@ std::string tokens_to_bytes(std::span<const std::int32_t> tokens) {
   std::string text;
   for (const std::int32_t token : tokens) {
     if (token < 0 || token > 255)
-      throw ValueError("token " + std::to_string(token) + " is no byte; the model's vocabulary is not byte-level");
+      throw ValueError("token " + std::to_string(token) + " is not a byte; the model's vocabulary is not byte-level");
     text += static_cast<char>(token);
   }
   return text;

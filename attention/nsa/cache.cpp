@@ -17,7 +17,7 @@ void NsaCache::append(const TensorView& keys, const TensorView& values, const Co
   for (const TensorView* given : {&keys, &values}) {
     if (given->rank != 3 || given->dtype != DType::f32 || given->shape != wanted.shape || !given->contiguous())
       throw ShapeError("NSA cache: keys " + keys.describe() + " and values " + values.describe() +
-                       "; needed is contiguous " + wanted.describe());
+                       "; expected contiguous " + wanted.describe());
   }
   const auto append_to = [](Array<float>& to, const TensorView& from) {
     const auto* data = static_cast<const float*>(from.data);

@@ -76,7 +76,7 @@ class Windows {
   static void require(const TensorView& view, const char* name, std::initializer_list<Index> shape) {
     const TensorView wanted(nullptr, DType::f32, shape);
     if (view.dtype != DType::f32 || view.rank != wanted.rank || view.shape != wanted.shape || !view.contiguous())
-      throw ShapeError(std::string(name) + ": is " + view.describe() + "; needed is contiguous " + wanted.describe());
+      throw ShapeError(std::string(name) + ": is " + view.describe() + "; expected contiguous " + wanted.describe());
   }
 
   const TensorView& x_;
@@ -135,7 +135,7 @@ CompressionGradients compress_backward(const TensorView& x, std::span<const Inde
   const Index heads = windows.heads(), d = windows.width(), k = config.kernel_size;
   const TensorView wanted(nullptr, DType::f32, {windows.count(), heads, d});
   if (dy.dtype != DType::f32 || dy.rank != 3 || dy.shape != wanted.shape || !dy.contiguous())
-    throw ShapeError("compress_backward: dy is " + dy.describe() + "; needed is contiguous " + wanted.describe());
+    throw ShapeError("compress_backward: dy is " + dy.describe() + "; expected contiguous " + wanted.describe());
   CompressionGradients gradients{zeros_like(x), std::nullopt, std::nullopt};
   if (weights.weight) gradients.weight = zeros_like(*weights.weight);
   if (weights.position_embedding) gradients.position_embedding = zeros_like(*weights.position_embedding);

@@ -48,8 +48,8 @@ class Scoring {
     };
     for (const TensorView* view : {&queries, &keys, &values}) {
       require_on(*view, Device::Kind::cpu, "compressed attention: queries, keys and values");
-      if (view->rank != 3 || view->dtype != DType::f32) reject("needed are F32 tensors (tokens, heads, head_dim)");
-      if (view->size(2) > 0 && view->stride(2) != 1) reject("needed are tensors whose heads are contiguous");
+      if (view->rank != 3 || view->dtype != DType::f32) reject("expected F32 tensors (tokens, heads, head_dim)");
+      if (view->size(2) > 0 && view->stride(2) != 1) reject("expected tensors whose heads are contiguous");
     }
     if (keys.size(0) != values.size(0) || keys.size(1) != values.size(1))
       reject("keys and values need the same tokens and heads");

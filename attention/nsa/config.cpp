@@ -7,7 +7,7 @@ namespace reticle {
 
 void NsaConfig::validate() const {
   const auto demand = [](bool holds, const char* field, Index value, const std::string& rule) {
-    if (!holds) throw ConfigError(std::string(field) + ": " + std::to_string(value) + "; needed is " + rule);
+    if (!holds) throw ConfigError(std::string(field) + ": " + std::to_string(value) + "; expected " + rule);
   };
   constexpr Index kLargest = Index{1} << 24;
   const auto positive = [](Index value) { return value >= 1 && value <= kLargest; };

@@ -119,7 +119,7 @@ NativeSparseAttention::NativeSparseAttention(const NsaShape& shape, const Rope& 
     : shape_(shape), rope_(rope), weights_(weights) {
   shape.config.validate();
   if (shape.kv_heads < 1 || shape.heads % shape.kv_heads != 0)
-    throw ShapeError("NSA: " + std::to_string(shape.heads) + " query heads are no multiple of " +
+    throw ShapeError("NSA: " + std::to_string(shape.heads) + " query heads are not a multiple of " +
                      std::to_string(shape.kv_heads) + " KV heads");
   if (static_cast<Index>(rope.inverse_frequencies().size()) * 2 != shape.head_dim)
     throw ShapeError("NSA: the rotary embedding is not for head_dim " + std::to_string(shape.head_dim));

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import reticle._core as _core
-import reticle._mask  # noqa: F401 - gives Mask its methods that speak to other packages
 from reticle._core import (
     AttentionInputs,
     AttentionPlan,
@@ -33,6 +32,7 @@ from reticle._core import (
     set_num_threads,
 )
 from reticle._core import __version__ as __version__
+from reticle._mask import plot_contributions
 from reticle._masker import Masker, register
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ __all__ = [
     "load_tensors",
     "merge_states",
     "plan",
+    "plot_contributions",
     "register",
     "set_num_threads",
 ]

@@ -140,6 +140,20 @@ class SparseAttention:
         stage: _Stage = "prefill",
         extras: Mapping[str, Any] | None = None,
     ) -> Mask: ...
+    def contributions(
+        self,
+        queries: _Array,
+        keys: _Array,
+        values: _Array,
+        state: SequenceState,
+        *,
+        scaling: float | None = None,
+        causal: bool = False,
+        attention_mask: _Array | None = None,
+        layer: int = 0,
+        stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
+    ) -> list[tuple[str, Mask]]: ...
     def run(
         self,
         queries: _Array,
@@ -578,3 +592,12 @@ def get_num_threads() -> int: ...
 def read_file(path: str | PathLike[str]) -> bytes: ...
 def write_file(path: str | PathLike[str], data: bytes) -> None: ...
 def set_num_threads(threads: int) -> None: ...
+def masker_colors(types: Sequence[str]) -> list[str]: ...
+def overlay(
+    contributions: Sequence[tuple[str, Mask]],
+    batch: int = 0,
+    head: int = 0,
+    width: int = 512,
+    height: int = 512,
+    ground: tuple[int, int, int] = (255, 255, 255),
+) -> NDArray[np.uint8]: ...

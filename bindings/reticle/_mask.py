@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import reticle._core as _core
 from reticle._core import Mask
 
 if TYPE_CHECKING:
@@ -233,6 +234,44 @@ def plot(self: Mask, batch: int = 0, head: int = 0, ax: Axes | None = None) -> A
     axes.set_xlabel("keys")
     axes.set_ylabel("queries")
     axes.set_title(f"head {head}, {100 * self.density:.1f} % of all positions")
+    return axes
+
+
+def plot_contributions(
+    contributions: Sequence[tuple[str, Mask]],
+    batch: int = 0,
+    head: int = 0,
+    ax: Axes | None = None,
+    *,
+    legend: bool = True,
+) -> Axes:
+    """Draws who chose which key: one head, queries downwards, keys to the right, each masker in its color.
+
+    Args:
+        contributions: what `SparseAttention.contributions` gives.
+        batch, head: which of them to draw.
+        ax: matplotlib's axes; None: new ones.
+        legend: whether to name the maskers.
+
+    Returns:
+        The axes. Their background's color is the ground.
+    """
+    import matplotlib.colors
+    import matplotlib.patches
+    import matplotlib.pyplot as plt
+
+    axes = plt.subplots()[1] if ax is None else ax
+    red, green, blue = (round(255 * part) for part in matplotlib.colors.to_rgb(axes.get_facecolor()))
+    queries, keys = contributions[0][1].shape[2:]
+    pixels = _core.overlay(list(contributions), batch, head, ground=(red, green, blue))
+    axes.imshow(pixels, interpolation="nearest", aspect="auto", extent=(0, keys, queries, 0))
+    axes.set_xlabel("keys")
+    axes.set_ylabel("queries")
+    if legend:
+        types = [type_ for type_, _ in contributions]
+        colors = dict(zip(types, _core.masker_colors(types), strict=True))
+        patches = [matplotlib.patches.Patch(color=color, label=type_) for type_, color in colors.items()]
+        axes.legend(handles=patches, loc="upper right", fontsize="small")
     return axes
 
 

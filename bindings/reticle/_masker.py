@@ -138,7 +138,7 @@ def register(name: str, *, source: str = "", rule: str = "", cost: str = "") -> 
 
     def add(cls: _Class) -> _Class:
         if not (isinstance(cls, type) and issubclass(cls, Masker) and dataclasses.is_dataclass(cls)):
-            raise TypeError(f"{cls!r} is no masker; needed is a dataclass that derives from reticle.Masker")
+            raise TypeError(f"{cls!r} is not a masker; expected a dataclass that derives from reticle.Masker")
         if cls.select is Masker.select:
             raise TypeError(f"{cls.__name__} has no select(inputs, previous, state)")
         summary = (cls.__doc__ or "").strip().split("\n")[0]

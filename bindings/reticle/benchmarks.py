@@ -290,7 +290,7 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
 
         yield from pandas.read_parquet(path).to_dict("records")
     else:
-        raise ValueError(f"{path}: needed is a file .jsonl, .csv or .parquet")
+        raise ValueError(f"{path}: expected a file .jsonl, .csv or .parquet")
 
 
 def load(

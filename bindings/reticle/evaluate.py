@@ -252,7 +252,7 @@ def answer(
     if benchmark not in benchmarks.BENCHMARKS:
         raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
     if truncation not in ("first", "middle"):
-        raise ValueError(f'truncation is {truncation!r}; needed is "first" or "middle"')
+        raise ValueError(f'truncation is {truncation!r}; expected "first" or "middle"')
     if metrics and output_dir is None:
         raise ValueError("metrics need an output_dir to be written to")
     stages: dict[str, Any] = {"prefill": pipeline_of(prefill), "generation": pipeline_of(generation)}

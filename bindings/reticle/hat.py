@@ -136,7 +136,7 @@ def _number(tensor: Any, name: str) -> torch.Tensor:
             tensor = np.ascontiguousarray(tensor.value()).astype(np.float32)
         return torch.as_tensor(tensor).detach().float().contiguous()
     except (TypeError, ValueError, RuntimeError):
-        raise FormatError(f"{name}: is a {type(tensor).__name__}; needed are numbers") from None
+        raise FormatError(f"{name}: is a {type(tensor).__name__}; expected numbers") from None
 
 
 def _from_hub(layers: Mapping[Any, Any]) -> Weights:
@@ -167,7 +167,7 @@ def _from_state(state: Mapping[str, Any]) -> Weights:
     weights: Weights = {}
     for (layer, side), heads in found.items():
         if sorted(heads) != list(range(len(heads))):
-            raise FormatError(f"layer {layer}: the {side} side has heads {sorted(heads)}; needed are 0, 1, ...")
+            raise FormatError(f"layer {layer}: the {side} side has heads {sorted(heads)}; expected 0, 1, ...")
         places = [sorted(maps) for maps in heads.values()]
         if any(each != places[0] for each in places):
             raise FormatError(f"layer {layer}: heads of the {side} side have other linear maps than head 0")
@@ -211,7 +211,7 @@ def tensors_of(content: Any) -> Weights:
         if matrix.ndim != 3 or bias is None or bias.shape != (matrix.shape[0], matrix.shape[2]):
             given = None if bias is None else tuple(bias.shape)
             raise FormatError(
-                f"{name}: is {tuple(matrix.shape)} with a bias {given}; needed are (heads, in, out) and (heads, out)"
+                f"{name}: is {tuple(matrix.shape)} with a bias {given}; expected (heads, in, out) and (heads, out)"
             )
         before = weights.get(f"hat.{layer}.{side}_matrix.{i - 1}")
         if before is not None and before.shape[2] != matrix.shape[1]:

@@ -42,7 +42,7 @@ class MetricLogger:
         if unknown:
             raise ValueError(f"metrics {sorted(unknown)} are not known; there are {DENSITY!r} and {OUTPUT_ERROR!r}")
         if not 0 <= sampling <= 1:
-            raise ValueError(f"sampling is {sampling}; needed is a share in [0, 1]")
+            raise ValueError(f"sampling is {sampling}; expected a share in [0, 1]")
         self.metrics = tuple(metrics)
         self._sampling = sampling
         self._random = random.Random(0)

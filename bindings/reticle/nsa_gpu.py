@@ -297,7 +297,7 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
     sequences, config, rope = state._sequences, module._config, module._rope
     if len(cu_seqlens) != len(sequences) + 1:
         raise _core.ShapeError(
-            f"cu_seqlens: has {len(cu_seqlens)} entries; needed are {len(sequences) + 1}, for the sequences of the state"
+            f"cu_seqlens: has {len(cu_seqlens)} entries; expected {len(sequences) + 1}, for the sequences of the state"
         )
     for sequence, (begin, end) in zip(sequences, pairwise(cu_seqlens), strict=True):
         if sequence.length + end - begin > sequence.keys.shape[0]:

@@ -1,5 +1,6 @@
-"""What a plugin in C++ is built with against an installed wheel: folders and compiler flags.
+"""What a plugin in C++ is built with against an installed wheel: a template, folders, compiler flags.
 
+    python -m reticle.sdk new my_masker      # a folder with its own CMakeLists.txt and test
     g++ -std=c++20 -O2 -shared -fPIC my_masker.cpp -o my_masker.so $(python -m reticle.sdk --cflags --libs)
 
 Headers of Reticle include Boost.PFR's: install the package boost-headers, or your distribution's Boost, where the compiler
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -42,21 +44,61 @@ def library() -> Path:
     return found[0]
 
 
+def new_plugin(name: str, folder: str | Path = ".") -> Path:
+    """A plugin's folder, ready to build: the template `plugins/template`, renamed.
+
+    Args:
+        name: of the masker, in snake_case, as configs will write it.
+        folder: where the folder `name` is made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: when the name is not one that a masker may have.
+        FileExistsError: when the folder is there.
+        FileNotFoundError: when this package holds no template.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise ValueError(f'"{name}" is not the name of a masker; expected snake_case, as "my_masker"')
+    templates = (_HERE / "share/reticle/template", _HERE.resolve().parents[1] / "plugins/template")
+    template = next((path for path in templates if path.is_dir()), None)
+    if template is None:
+        raise FileNotFoundError(f"{templates[0]}: the plugin template is not in this package")
+    target = Path(folder) / name
+    target.mkdir(parents=True)
+    camel = "".join(word.capitalize() for word in name.split("_"))
+    for source in sorted(template.iterdir()):
+        text = source.read_text(encoding="utf-8")
+        for old, new in (("every_nth", name), ("EveryNth", camel), ("my_masker", name)):
+            text = text.replace(old, new)
+        (target / source.name.replace("every_nth", name)).write_text(text, encoding="utf-8")
+    return target
+
+
 def main() -> int:
     """`python -m reticle.sdk`; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reticle.sdk", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
-    parser.add_argument("--cflags", action="store_true", help="flags of the compiler")
-    parser.add_argument("--libs", action="store_true", help="flags of the linker")
+    parser.add_argument("--cflags", action="store_true", help="print the flags of the compiler")
+    parser.add_argument("--libs", action="store_true", help="print the flags of the linker")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    new = commands.add_parser("new", help="make the folder of a plugin, ready to build")
+    new.add_argument("name", help="name of the masker, in snake_case")
+    new.add_argument("folder", nargs="?", default=".", help="folder to make it in (default: here)")
     own = parser.parse_args()
-    if not (own.cflags or own.libs):
-        parser.error("expected --cflags, --libs or both")
+    if not (own.cflags or own.libs or own.command):
+        parser.error("expected --cflags, --libs or both, or the command new")
     try:
+        if own.command == "new":
+            target = new_plugin(own.name, own.folder)
+            print(f"{target}: its rule is in {own.name}.cpp; build and test it as {target / 'README.md'} says")
+            return 0
         words = [f"-I{folder}" for folder in include_dirs()] if own.cflags else []
         if own.libs:
             words += [f"-L{library().parent}", f"-l:{library().name}", f"-Wl,-rpath,{library().parent}"]
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         print(f"python -m reticle.sdk: {error}", file=sys.stderr)
         return 2
     print(" ".join(words))

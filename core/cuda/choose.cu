@@ -90,7 +90,7 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
   require_aligned(inputs.keys, "keys");
   if (inputs.head_dim() > kMostHeadDim || inputs.keys.dtype != inputs.queries.dtype)
     throw DeviceError("choosing pages: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                      "; needed are one dtype and a head_dim of at most " + std::to_string(kMostHeadDim));
+                      "; expected one dtype and a head_dim of at most " + std::to_string(kMostHeadDim));
   const Index keys = inputs.keys_length(), capacity = (most_keys + page_size - 1) / page_size;
   const Index matrices = inputs.batch() * inputs.kv_heads(), count = (keys + page_size - 1) / page_size;
   const auto room = [](Index floats) { return static_cast<std::size_t>(floats) * sizeof(float); };
@@ -141,7 +141,7 @@ KeyChooser::KeyChooser(Index rows, Index most_keys, Stream stream) {
   constexpr Index kMost = 2147483647;
   if (rows < 1 || most_keys < 1 || rows > kMost || most_keys > kMost)
     throw ValueError("choosing keys: for " + std::to_string(rows) + " rows of " + std::to_string(most_keys) +
-                     " keys; needed is at least one of each, and fewer than 2^31");
+                     " keys; expected at least one of each, and fewer than 2^31");
   const std::size_t bytes = static_cast<std::size_t>(rows) * static_cast<std::size_t>(most_keys) * sizeof(float);
   state_ = std::make_shared<State>(
       State{rows, most_keys, Buffer(bytes, stream), Buffer(bytes, stream), Buffer(bytes, stream),
@@ -155,10 +155,10 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length(), keys = inputs.keys_length();
   if (rows > own.rows || keys > own.most_keys)
     throw ShapeError("choosing keys: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                     "; needed are at most " + std::to_string(own.rows) + " rows of " + std::to_string(own.most_keys) +
+                     "; expected at most " + std::to_string(own.rows) + " rows of " + std::to_string(own.most_keys) +
                      " keys");
   if (rules.empty() || rules.size() > static_cast<std::size_t>(kMostRules))
-    throw ValueError("choosing keys: " + std::to_string(rules.size()) + " rules; needed are 1 to " +
+    throw ValueError("choosing keys: " + std::to_string(rules.size()) + " rules; expected 1 to " +
                      std::to_string(kMostRules));
   if (inputs.attention_mask && inputs.attention_mask->dtype != DType::f32)
     throw DeviceError("attention_mask: " + inputs.attention_mask->describe() + "; on a GPU it is F32");
@@ -178,7 +178,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   for (Rule& rule : problem.rules) {
     if (rule.codes()) {
       if (problem.code_scores != nullptr)
-        throw ValueError("choosing keys: two rules go by codes; needed is at most one");
+        throw ValueError("choosing keys: two rules go by codes; expected at most one");
       if (rule.kind == Rule::Kind::hashed)
         problem.code_scores = own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream);
       else if (rule.kind == Rule::Kind::quantised)
@@ -187,7 +187,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
         problem.code_scores = own.collisions.score(inputs, *rule.lsh, own.rows, own.most_keys, of_keys, stream);
     }
     if (rule.kind != Rule::Kind::pages) continue;
-    if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; needed is at most one");
+    if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; expected at most one");
     rule.page_size = std::clamp<Index>(rule.page_size, 1, own.most_keys);
     problem.page_count = static_cast<int>(own.score_pages(inputs, rule.page_size, of_keys, stream));
     problem.page_scores = own.page_scores.as<float>();

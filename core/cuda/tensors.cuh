@@ -30,7 +30,7 @@ inline void require_aligned(const TensorView& view, const char* name) {
     aligned &= view.size(dim) < 2 || static_cast<std::uintptr_t>(view.stride(dim)) * element % 16 == 0;
   if (!aligned)
     throw DeviceError(std::string(name) + ": " + view.describe() +
-                      "; needed are contiguous rows that are aligned to 16 bytes");
+                      "; expected contiguous rows that are aligned to 16 bytes");
 }
 
 /// body.template operator()<T, head_dim>() for the sizes that kernels are compiled for; DeviceError for others.

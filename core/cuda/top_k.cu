@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kTopKThreads)
 void top_k(const float* scores, Index rows, Index count, Index k, std::int32_t* indices, std::int32_t* counts,
            Stream stream) {
   constexpr Index kMost = 2147483647;
-  if (k < 1 || k > (Index{1} << 20)) throw ValueError("top_k: k is " + std::to_string(k) + "; needed is 1 to 2^20");
+  if (k < 1 || k > (Index{1} << 20)) throw ValueError("top_k: k is " + std::to_string(k) + "; expected 1 to 2^20");
   if (rows < 0 || count < 0 || rows > kMost || count > kMost)
     throw ValueError("top_k: " + std::to_string(rows) + " rows of " + std::to_string(count) + " are too many");
   if (rows == 0) return;

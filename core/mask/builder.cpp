@@ -163,7 +163,7 @@ Mask assemble(const MaskShape& shape, RowRuns rows, const Context& context, std:
           throw ShapeError("mask " + shape.describe() + ": row " + std::to_string(row) + " emits [" +
                            std::to_string(run.begin) + ", " + std::to_string(run.end) + ") with p " +
                            std::to_string(run.p) + " after column " + std::to_string(last) +
-                           "; needed are ascending disjoint runs with p in (0, 1]");
+                           "; expected ascending disjoint runs with p in (0, 1]");
         }
         last = run.end;
         ++runs;
@@ -234,7 +234,7 @@ struct SelectedRows {
   void add(const Selection& row, Index keys) {
     if (!row.p.empty() && row.p.size() != row.indices.size())
       throw ShapeError("a selection has " + std::to_string(row.indices.size()) + " columns and " +
-                       std::to_string(row.p.size()) + " p; needed are as many, or no p");
+                       std::to_string(row.p.size()) + " p; expected as many, or no p");
     if (!row.p.empty() && all.p.empty()) all.p.assign(all.indices.size(), 1.0f);
     all.indices.insert(all.indices.end(), row.indices.begin(), row.indices.end());
     if (row.p.empty() && !all.p.empty()) all.p.resize(all.indices.size(), 1.0f);

@@ -116,7 +116,7 @@ Mask from_flat_csr(const MaskShape& given, std::span<const Index> ptr, std::span
 BlockLists to_blocks(const Mask& mask, Index block_q, Index block_k, const Context& context) {
   if (block_q < 1 || block_k < 1)
     throw ShapeError("to_blocks: blocks of " + std::to_string(block_q) + " x " + std::to_string(block_k) +
-                     "; needed are extents of 1 or more");
+                     "; expected extents of 1 or more");
   const MaskShape& shape = mask.shape();
   BlockLists lists;
   lists.block_q = block_q;

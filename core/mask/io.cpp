@@ -24,7 +24,7 @@ Buffer<T> buffer_of(const SafeTensors& file, std::string_view name) {
   const TensorView& view = file.at(name);
   if (view.dtype != dtype_of<T>)
     throw FormatError(file.path().string() + ": tensor \"" + std::string(name) + "\" is " + view.describe() +
-                      "; needed is dtype " + std::string(name_of(dtype_of<T>)));
+                      "; expected dtype " + std::string(name_of(dtype_of<T>)));
   return Buffer<T>::copy({static_cast<const T*>(view.data), static_cast<std::size_t>(view.elements())});
 }
 
@@ -72,11 +72,11 @@ Mask load_mask(const std::filesystem::path& path) {
     Index value = -1;
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     if (error != std::errc() || end != digits.data() + digits.size() || value < 0)
-      reject("metadata \"" + std::string(key) + "\" is \"" + std::string(digits) + "\"; needed is a count");
+      reject("metadata \"" + std::string(key) + "\" is \"" + std::string(digits) + "\"; expected a count");
     return value;
   };
   if (text("format") != kFormat)
-    reject("its format is \"" + std::string(text("format")) + "\"; needed is \"" + std::string(kFormat) + "\"");
+    reject("its format is \"" + std::string(text("format")) + "\"; expected \"" + std::string(kFormat) + "\"");
   const MaskShape shape{number("batch"),
                         number("heads"),
                         number("queries"),

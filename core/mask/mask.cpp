@@ -36,11 +36,11 @@ void require_p(const MaskShape& shape, std::span<const float> p) {
 
 void require_row_ptr(const MaskShape& shape, const Buffer<Index>& row_ptr, Index entries) {
   if (row_ptr.size() != shape.stored_rows() + 1)
-    reject(shape, "row_ptr has " + std::to_string(row_ptr.size()) + " entries; needed are " +
+    reject(shape, "row_ptr has " + std::to_string(row_ptr.size()) + " entries; expected " +
                       std::to_string(shape.stored_rows() + 1) + " (stored rows + 1)");
   if (row_ptr[0] != 0 || row_ptr[row_ptr.size() - 1] != entries)
     reject(shape, "row_ptr goes from " + std::to_string(row_ptr[0]) + " to " +
-                      std::to_string(row_ptr[row_ptr.size() - 1]) + "; needed is 0 to " + std::to_string(entries));
+                      std::to_string(row_ptr[row_ptr.size() - 1]) + "; expected 0 to " + std::to_string(entries));
   if (!std::is_sorted(row_ptr.span().begin(), row_ptr.span().end())) reject(shape, "row_ptr descends");
 }
 
@@ -72,7 +72,7 @@ Mask Mask::bits(const MaskShape& shape, Buffer<std::uint64_t> words) {
   shape.validate();
   const Index per_row = BitDense::words_per_row(shape.keys);
   if (words.size() != shape.stored_rows() * per_row)
-    reject(shape, "has " + std::to_string(words.size()) + " words of bits; needed are " +
+    reject(shape, "has " + std::to_string(words.size()) + " words of bits; expected " +
                       std::to_string(shape.stored_rows() * per_row) + " (stored rows x ceil(keys / 64))");
   Index entries = 0;
   for (const std::uint64_t word : words.span()) entries += std::popcount(word);
@@ -90,14 +90,14 @@ Mask Mask::csr(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<std::int32_
   require_row_ptr(shape, row_ptr, indices.size());
   if (!p.empty() && p.size() != indices.size())
     reject(shape, "has " + std::to_string(indices.size()) + " indices and " + std::to_string(p.size()) +
-                      " p; needed are as many, or no p");
+                      " p; expected as many, or no p");
   require_p(shape, p.span());
   for (Index row = 0; row < shape.stored_rows(); ++row) {
     Index last = -1;
     for (Index i = row_ptr[row]; i < row_ptr[row + 1]; ++i) {
       if (indices[i] <= last || indices[i] >= shape.keys)
         reject(shape, "row " + std::to_string(row) + " has column " + std::to_string(indices[i]) + " after " +
-                          std::to_string(last) + "; needed are strictly ascending columns below " +
+                          std::to_string(last) + "; expected strictly ascending columns below " +
                           std::to_string(shape.keys));
       last = indices[i];
     }
@@ -113,7 +113,7 @@ Mask Mask::runs(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<Interval> 
   require_row_ptr(shape, row_ptr, intervals.size());
   if (!p.empty() && p.size() != intervals.size())
     reject(shape, "has " + std::to_string(intervals.size()) + " runs and " + std::to_string(p.size()) +
-                      " p; needed are as many, or no p");
+                      " p; expected as many, or no p");
   require_p(shape, p.span());
   Index entries = 0;
   for (Index row = 0; row < shape.stored_rows(); ++row) {
@@ -123,7 +123,7 @@ Mask Mask::runs(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<Interval> 
       if (begin < last || begin >= end || end > shape.keys)
         reject(shape, "row " + std::to_string(row) + " has run [" + std::to_string(begin) + ", " + std::to_string(end) +
                           ") after column " + std::to_string(last) +
-                          "; needed are non-empty, ascending, disjoint runs within " + std::to_string(shape.keys) +
+                          "; expected non-empty, ascending, disjoint runs within " + std::to_string(shape.keys) +
                           " keys");
       entries += end - begin;
       last = end;
@@ -138,7 +138,7 @@ Mask Mask::dense(const MaskShape& shape, std::span<const float> p, const Context
   shape.validate();
   const Index size = shape.stored_rows() * shape.keys;
   if (static_cast<Index>(p.size()) != size)
-    reject(shape, "has " + std::to_string(p.size()) + " dense values; needed are " + std::to_string(size) +
+    reject(shape, "has " + std::to_string(p.size()) + " dense values; expected " + std::to_string(size) +
                       " (stored rows x keys)");
   for (const float value : p) {
     if (value != 0 && !is_probability(value))
@@ -163,10 +163,10 @@ Mask Mask::from_row_indices(const MaskShape& shape, Index width, std::span<const
   const Index size = checked_product({shape.stored_rows(), width}, "row indices");
   if (static_cast<Index>(columns.size()) != size || (!p.empty() && p.size() != columns.size()))
     reject(shape, "has " + std::to_string(columns.size()) + " columns and " + std::to_string(p.size()) +
-                      " p; needed are stored rows x width = " + std::to_string(size) + " of both, or no p");
+                      " p; expected stored rows x width = " + std::to_string(size) + " of both, or no p");
   for (const Index column : columns) {
     if (column < -1 || column >= shape.keys)
-      reject(shape, "column " + std::to_string(column) + " is out of range; needed are 0 to " +
+      reject(shape, "column " + std::to_string(column) + " is out of range; expected 0 to " +
                         std::to_string(shape.keys - 1) + ", or -1 for padding");
   }
   for (const float value : p) {

@@ -1,5 +1,10 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
 
 #include <reticle/core/mask/picture.hpp>
 
@@ -38,6 +43,63 @@ Picture picture(const Mask& mask, Index batch, Index head, Index width, Index he
       result.cells[static_cast<std::size_t>(y * result.width + x)] =
           static_cast<float>(mass[static_cast<std::size_t>(x)] / static_cast<double>(columns * (last - first)));
     }
+  }
+  return result;
+}
+
+std::vector<Color> masker_colors(std::span<const std::string> types) {
+  constexpr Color kSinks{0x00, 0x72, 0xB2}, kWindow{0xE6, 0x9F, 0x00}, kDense{0x99, 0x99, 0x99};
+  constexpr std::array<Color, 5> kOthers = {
+      {{0x00, 0x9E, 0x73}, {0xCC, 0x79, 0xA7}, {0xD5, 0x5E, 0x00}, {0x56, 0xB4, 0xE9}, {0xF0, 0xE4, 0x42}}};
+  std::vector<Color> colors;
+  std::vector<std::string> others;
+  for (const std::string& type : types) {
+    if (type == "sink") {
+      colors.push_back(kSinks);
+    } else if (type == "local") {
+      colors.push_back(kWindow);
+    } else if (type == "dense") {
+      colors.push_back(kDense);
+    } else {
+      const auto found = std::find(others.begin(), others.end(), type);
+      colors.push_back(kOthers[static_cast<std::size_t>(found - others.begin()) % kOthers.size()]);
+      if (found == others.end()) others.push_back(type);
+    }
+  }
+  return colors;
+}
+
+ColorPicture overlay(std::span<const Mask> masks, std::span<const Color> colors, Index batch, Index head, Index width,
+                     Index height, Color ground) {
+  if (masks.empty() || masks.size() != colors.size())
+    throw ShapeError("overlay: " + std::to_string(masks.size()) + " masks and " + std::to_string(colors.size()) +
+                     " colors; expected one color for each of one or more masks");
+  ColorPicture result;
+  std::vector<Picture> layers;
+  for (const Mask& mask : masks) {
+    if (!mask.shape().same_logical(masks[0].shape()))
+      throw ShapeError("overlay: masks of shapes " + masks[0].shape().describe() + " and " + mask.shape().describe() +
+                       "; expected one shape");
+    layers.push_back(picture(mask, batch, head, width, height));
+  }
+  result.width = layers[0].width;
+  result.height = layers[0].height;
+  result.cells.resize(layers[0].cells.size());
+  for (std::size_t cell = 0; cell < result.cells.size(); ++cell) {
+    double red = 0, green = 0, blue = 0, kept = 0;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const auto share = static_cast<double>(layers[i].cells[cell]);
+      red += share * colors[i].red;
+      green += share * colors[i].green;
+      blue += share * colors[i].blue;
+      kept += share;
+    }
+    const double ink = std::sqrt(std::min(1.0, kept));
+    const auto mixed = [&](double sum, std::uint8_t of_ground) {
+      const double value = (1 - ink) * of_ground + (kept > 0 ? ink * sum / kept : 0);
+      return static_cast<std::uint8_t>(std::lround(std::clamp(value, 0.0, 255.0)));
+    };
+    result.cells[cell] = {mixed(red, ground.red), mixed(green, ground.green), mixed(blue, ground.blue)};
   }
   return result;
 }

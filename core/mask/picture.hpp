@@ -1,6 +1,8 @@
 // A mask as a picture: one head, averaged into cells.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +18,27 @@ struct Picture {
 
 /// At most `width` x `height` cells, one per position when the mask is smaller. ShapeError when there is no such head.
 RETICLE_API Picture picture(const Mask& mask, Index batch, Index head, Index width, Index height);
+
+struct Color {
+  std::uint8_t red = 0, green = 0, blue = 0;
+  friend bool operator==(const Color&, const Color&) = default;
+};
+
+/// The colors of maskers in every picture, by their types: sinks blue, windows orange, full attention grey; others in
+/// the order in which they first come: green, purple, vermilion, sky blue, yellow, and again (Okabe and Ito 2008: told
+/// apart by color-blind readers, too).
+RETICLE_API std::vector<Color> masker_colors(std::span<const std::string> types);
+
+struct ColorPicture {
+  Index width = 0, height = 0;
+  std::vector<Color> cells;
+};
+
+/// One head of masks that share a shape, each in its color, over the ground; where several meet in a cell they mix by
+/// what each keeps of it. Faint cells are drawn darker than their share (a square root), so that single keys show.
+RETICLE_API ColorPicture overlay(std::span<const Mask> masks, std::span<const Color> colors, Index batch, Index head,
+                                 Index width, Index height, Color ground = {255, 255, 255});
+
 /// For a terminal: queries downwards, keys to the right, darker means denser.
 RETICLE_API std::string to_text(const Picture& picture);
 

@@ -171,7 +171,7 @@ Mask append_queries(const Mask& mask, const Mask& rows, const Context& context) 
   const MaskShape& below = rows.shape();
   if (above.batch != below.batch || above.heads != below.heads || above.keys != below.keys)
     throw ShapeError("append_queries: masks of shapes " + above.describe() + " and " + below.describe() +
-                     "; needed are equal batch, heads and keys");
+                     "; expected equal batch, heads and keys");
   MaskShape shape = above.sharing_both(below);
   shape.queries += below.queries;
   shape.shared_queries = false;

@@ -73,7 +73,7 @@ struct MaskShape {
   void require_same_logical(const MaskShape& other, const char* operation) const {
     if (!same_logical(other))
       throw ShapeError(std::string(operation) + ": masks of shapes " + describe() + " and " + other.describe() +
-                       "; needed is one shape (broadcast_to gives it)");
+                       "; expected one shape (broadcast_to gives it)");
   }
   std::string describe() const {
     return "(" + std::to_string(batch) + ", " + std::to_string(heads) + ", " + std::to_string(queries) + ", " +

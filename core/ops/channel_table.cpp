@@ -29,7 +29,7 @@ ChannelTable::ChannelTable(const std::filesystem::path& path, std::string_view p
       std::vector<Index>& of_head = layers_[layer].emplace_back();
       for (const nlohmann::json& channel : channels) {
         if (!channel.is_number_unsigned() || channel.get<std::uint64_t>() > INT32_MAX)
-          reject("\"" + key + "\" holds " + channel.dump() + "; needed are channel numbers");
+          reject("\"" + key + "\" holds " + channel.dump() + "; expected channel numbers");
         of_head.push_back(channel.get<Index>());
       }
     }

@@ -23,7 +23,7 @@ HashMlp::HashMlp(Lookup lookup, const std::string& prefix, HashActivation activa
     const Index out = matrix->size(2);
     if (matrix->size(0) != heads || matrix->size(1) != in || bias->size(0) != heads || bias->size(1) != out || out < 1)
       throw ShapeError(matrix_name + " and " + bias_name + ": " + matrix->describe() + " and " + bias->describe() +
-                       "; needed are (" + std::to_string(heads) + " query heads, " + std::to_string(in) +
+                       "; expected (" + std::to_string(heads) + " query heads, " + std::to_string(in) +
                        " in, out) and (" + std::to_string(heads) + ", out)");
     Linear linear{in, out, std::vector<float>(static_cast<std::size_t>(heads * out * in)),
                   std::vector<float>(static_cast<std::size_t>(heads * out))};
@@ -65,7 +65,7 @@ void HashMlp::code(Index head, std::span<const float> vector, std::span<std::uin
 void HashCodes::set_weights(HashMlp query, HashMlp key) {
   if (query.bits() != key.bits())
     throw ShapeError("hash weights: queries have " + std::to_string(query.bits()) + " bits and keys " +
-                     std::to_string(key.bits()) + "; needed are as many");
+                     std::to_string(key.bits()) + "; expected as many");
   query_ = std::move(query);
   key_ = std::move(key);
 }

@@ -10,7 +10,7 @@
 namespace reticle {
 
 double normal_quantile(double p) {
-  if (!(p > 0 && p < 1)) throw ValueError("normal_quantile: p is " + std::to_string(p) + "; needed is a p in (0, 1)");
+  if (!(p > 0 && p < 1)) throw ValueError("normal_quantile: p is " + std::to_string(p) + "; expected a p in (0, 1)");
   return -std::numbers::sqrt2 * boost::math::erfc_inv(2 * p);
 }
 

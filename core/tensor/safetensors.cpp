@@ -155,7 +155,7 @@ TensorView read_entry(const json& entry, const std::byte* data, Index data_size,
   for (const json& value : shape) {
     const std::optional<Index> extent = as_index(value);
     if (!extent) {
-      problem = "shape holds " + value.dump() + "; needed are non-negative integers";
+      problem = "shape holds " + value.dump() + "; expected non-negative integers";
       return none;
     }
     extents.push_back(*extent);

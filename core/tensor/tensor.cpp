@@ -85,7 +85,7 @@ std::string TensorView::describe() const {
 void require_rank(const TensorView& view, int rank, std::string_view name) {
   if (view.rank != rank)
     throw ShapeError(std::string(name) + ": has " + std::to_string(view.rank) + " dimensions, " + view.describe() +
-                     "; needed are " + std::to_string(rank));
+                     "; expected " + std::to_string(rank));
 }
 
 void require_on(const TensorView& view, Device::Kind device, std::string_view name) {

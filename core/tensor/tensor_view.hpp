@@ -70,8 +70,7 @@ decltype(auto) dispatch_float(DType dtype, std::string_view name, Body&& body) {
     case DType::bf16:
       return body.template operator()<BFloat16>();
     default:
-      throw ShapeError(std::string(name) + ": dtype is " + std::string(name_of(dtype)) +
-                       "; needed is F32, F16 or BF16");
+      throw ShapeError(std::string(name) + ": dtype is " + std::string(name_of(dtype)) + "; expected F32, F16 or BF16");
   }
 }
 

@@ -63,7 +63,7 @@ class BlockList final : public Masker {
     if (!found) throw FormatError(config_.file.string() + ": has no tensor \"" + name + "\"");
     require_rank(*found, rank, name);
     if (found->dtype != DType::i32 && found->dtype != DType::i64)
-      throw FormatError(config_.file.string() + ": " + name + " is " + found->describe() + "; needed is I32 or I64");
+      throw FormatError(config_.file.string() + ": " + name + " is " + found->describe() + "; expected I32 or I64");
     return *found;
   }
 

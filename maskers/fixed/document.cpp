@@ -73,12 +73,11 @@ class Document final : public Masker {
   static std::vector<Sequence> from_ids(const AttentionInputs& inputs) {
     const std::optional<TensorView> tensor = inputs.extra("document_ids");
     if (!tensor)
-      throw ShapeError(
-          "document: lengths is empty and the extra tensor document_ids is missing; needed is one of them");
+      throw ShapeError("document: lengths is empty and the extra tensor document_ids is missing; expected one of them");
     require_rank(*tensor, 2, "document_ids");
     if ((tensor->dtype != DType::i64 && tensor->dtype != DType::i32) || tensor->size(1) != inputs.keys_length() ||
         (tensor->size(0) != 1 && tensor->size(0) != inputs.batch()))
-      throw ShapeError("document_ids: " + tensor->describe() + "; needed is I64 or I32 (1 or " +
+      throw ShapeError("document_ids: " + tensor->describe() + "; expected I64 or I32 (1 or " +
                        std::to_string(inputs.batch()) + ", " + std::to_string(inputs.keys_length()) + ")");
     std::vector<Sequence> sequences;
     for (Index batch = 0; batch < tensor->size(0); ++batch) {

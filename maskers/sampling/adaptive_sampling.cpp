@@ -244,7 +244,7 @@ class AdaptiveSampling final : public Masker {
         recorded.base->size(0) != shape.batch || recorded.base->size(1) != shape.heads ||
         recorded.base->size(2) != shape.queries)
       throw ShapeError("base_indices and draw_positions: " + recorded.base->describe() + " and " +
-                       recorded.draws->describe() + "; needed are I64 (b, hq, sq, base) and (draws) for " +
+                       recorded.draws->describe() + "; expected I64 (b, hq, sq, base) and (draws) for " +
                        shape.describe());
     recorded.first_draw.resize(static_cast<std::size_t>(shape.rows()) + 1, 0);
     context.for_each_chunk(shape.rows(), 1, [&](Index, Index begin_row, Index end_row) {

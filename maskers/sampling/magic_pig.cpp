@@ -248,7 +248,7 @@ class MagicPig final : public Masker {
     const int dim = per_head ? 1 : 0;
     if ((recorded->rank != 2 && !per_head) || recorded->dtype != DType::f32 || recorded->size(dim) != columns ||
         recorded->size(dim + 1) != rows || (per_head && recorded->size(0) != inputs.kv_heads()))
-      throw ShapeError("projection: " + recorded->describe() + "; needed is F32 (" + std::to_string(columns) +
+      throw ShapeError("projection: " + recorded->describe() + "; expected F32 (" + std::to_string(columns) +
                        ", lsh_l * lsh_k), for all heads or for each of " + std::to_string(inputs.kv_heads()));
     const Index matrices = per_head ? recorded->size(0) : 1;
     std::vector<float> projections(static_cast<std::size_t>(matrices * rows * columns));

@@ -68,7 +68,7 @@ class RandomSampling final : public Masker {
       require_rank(*recorded, 4, "sample_indices");
       if (recorded->dtype != DType::i64 || recorded->size(0) != inputs.batch() || recorded->size(1) != inputs.heads() ||
           recorded->size(2) != inputs.queries_length())
-        throw ShapeError("sample_indices: " + recorded->describe() + "; needed is I64 (b, hq, sq, draws) for " +
+        throw ShapeError("sample_indices: " + recorded->describe() + "; expected I64 (b, hq, sq, draws) for " +
                          inputs.shape().describe());
       for (Index i = 0; i < recorded->size(3); ++i) {
         selection.indices.push_back(

@@ -95,11 +95,11 @@ class DoubleSparsityTopK final : public Masker {
              std::to_string(inputs.head_dim()));
     const auto& table = channels_.layer(inputs.layer);
     if (static_cast<Index>(table.size()) != inputs.heads())
-      reject("the channel file has " + std::to_string(table.size()) + " heads; needed are " +
+      reject("the channel file has " + std::to_string(table.size()) + " heads; expected " +
              std::to_string(inputs.heads()));
     for (const std::vector<Index>& head : table) {
       if (static_cast<Index>(head.size()) < count)
-        reject("the channel file has " + std::to_string(head.size()) + " channels of a head; needed are " +
+        reject("the channel file has " + std::to_string(head.size()) + " channels of a head; expected " +
                std::to_string(count));
       for (Index i = 0; i < count; ++i) {
         if (head[static_cast<std::size_t>(i)] >= inputs.head_dim())

@@ -45,7 +45,7 @@ class DsaTopK final : public Masker {
     const std::optional<TensorView> tensor = inputs.extra(name);
     if (!tensor)
       throw ShapeError("dsa_top_k: the extra tensor " + std::string(name) +
-                       " is missing; needed are indexer_queries (b, indexer heads, sq, d), indexer_keys (b, 1, sk, d) "
+                       " is missing; expected indexer_queries (b, indexer heads, sq, d), indexer_keys (b, 1, sk, d) "
                        "and indexer_weights (b, indexer heads, sq, 1)");
     require_rank(*tensor, 4, name);
     dispatch_float(tensor->dtype, name, []<class T>() {});

@@ -78,7 +78,7 @@ class LokiTopK final : public Masker {
     const Index d = inputs.head_dim();
     if (found->rank != 3 || found->dtype != DType::f32 || found->size(0) != inputs.kv_heads() || found->size(1) != d ||
         found->size(2) != d)
-      throw ShapeError(config_.pca_file.string() + ": " + name + " is " + found->describe() + "; needed is F32 (" +
+      throw ShapeError(config_.pca_file.string() + ": " + name + " is " + found->describe() + "; expected F32 (" +
                        std::to_string(inputs.kv_heads()) + ", " + std::to_string(d) + ", " + std::to_string(d) + ")");
     return *found;
   }

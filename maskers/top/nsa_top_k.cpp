@@ -89,8 +89,8 @@ class NsaTopK final : public Masker {
     dispatch_float(given.dtype, "compressed_keys", []<class T>() {});
     if (given.size(0) != inputs.batch() || given.size(1) != inputs.kv_heads() ||
         given.size(2) < compressed_before(inputs.keys_length() - 1) || given.size(3) != inputs.head_dim())
-      throw ShapeError("compressed_keys: " + given.describe() + "; needed are (" + std::to_string(inputs.batch()) +
-                       ", " + std::to_string(inputs.kv_heads()) + ", at least " +
+      throw ShapeError("compressed_keys: " + given.describe() + "; expected (" + std::to_string(inputs.batch()) + ", " +
+                       std::to_string(inputs.kv_heads()) + ", at least " +
                        std::to_string(compressed_before(inputs.keys_length() - 1)) + ", " +
                        std::to_string(inputs.head_dim()) + ")");
   }

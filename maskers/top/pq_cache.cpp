@@ -150,7 +150,7 @@ class PqCache final : public Masker {
         centroids.size(1) != inputs.kv_heads() || codes.size(0) != inputs.batch() || codes.size(1) < count ||
         codes.size(2) != inputs.kv_heads() || codes.size(3) != centroids.size(2))
       throw ShapeError("centroids and codes: " + centroids.describe() + " and " + codes.describe() +
-                       "; needed are F32 (b, hkv, parts, count, width) and I64 (b, " + std::to_string(count) +
+                       "; expected F32 (b, hkv, parts, count, width) and I64 (b, " + std::to_string(count) +
                        " keys, hkv, parts)");
     for (Index b = 0; b < codes.size(0); ++b) {
       for (Index k = 0; k < count; ++k) {

@@ -126,7 +126,7 @@ class Socket final : public Masker {
       require_rank(*recorded, 3, "planes");
       if (recorded->dtype != DType::f32 || !recorded->contiguous() || recorded->size(0) != config_.L ||
           recorded->size(1) != config_.K || recorded->size(2) != inputs.head_dim())
-        throw ShapeError("planes: " + recorded->describe() + "; needed is F32 (L, K, head_dim)");
+        throw ShapeError("planes: " + recorded->describe() + "; expected F32 (L, K, head_dim)");
       std::copy_n(static_cast<const float*>(recorded->data), planes.size(), planes.begin());
       return planes;
     }

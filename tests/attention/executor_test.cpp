@@ -422,7 +422,7 @@ TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
   };
   const Mask full = Mask::full(owned.inputs.shape());
   EXPECT_EQ(refusal(owned.inputs, Mask::full({1, 4, 3, 9})),
-            "attention: mask (1, 4, 3, 9) does not fit queries F32 (1, 4, 3, 16) and keys F32 (1, 2, 8, 16); needed is "
+            "attention: mask (1, 4, 3, 9) does not fit queries F32 (1, 4, 3, 16) and keys F32 (1, 2, 8, 16); expected "
             "a mask of "
             "(1, 4, 3, 8)");
   AttentionInputs bad = owned.inputs;
@@ -438,13 +438,13 @@ TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
   EXPECT_EQ(refusal(bad, full).substr(0, 51), "values need the heads and the length of the keys (q");
   bad = owned.inputs;
   bad.queries.rank = 3;
-  EXPECT_EQ(refusal(bad, full), "queries: has 3 dimensions, F32 (1, 4, 3); needed are 4");
+  EXPECT_EQ(refusal(bad, full), "queries: has 3 dimensions, F32 (1, 4, 3); expected 4");
   bad = owned.inputs;
   bad.values.dtype = DType::i32;
-  EXPECT_EQ(refusal(bad, full), "values: dtype is I32; needed is F32, F16 or BF16");
+  EXPECT_EQ(refusal(bad, full), "values: dtype is I32; expected F32, F16 or BF16");
   bad = owned.inputs;
   bad.scaling = kInfinity;
-  EXPECT_EQ(refusal(bad, full), "scaling is inf; needed is a finite number");
+  EXPECT_EQ(refusal(bad, full), "scaling is inf; expected a finite number");
   const Tensor mask(DType::f32, {1, 1, 3, 7});
   bad = owned.inputs;
   bad.attention_mask = mask.view();
@@ -452,10 +452,10 @@ TEST(Attention, InputsThatDoNotFitAreRefusedByName) {
   AttentionOptions options;
   const std::vector<float> sinks(3);
   options.sink_logits = sinks;
-  EXPECT_EQ(refusal(owned.inputs, full, options), "sink_logits: has 3 entries; needed is one for each of 4 heads");
+  EXPECT_EQ(refusal(owned.inputs, full, options), "sink_logits: has 3 entries; expected one for each of 4 heads");
   options = {};
   options.soft_cap = 0.0f;
-  EXPECT_EQ(refusal(owned.inputs, full, options), "soft_cap is 0.000000; needed is a finite number > 0");
+  EXPECT_EQ(refusal(owned.inputs, full, options), "soft_cap is 0.000000; expected a finite number > 0");
   const OwnedInputs wide({1, 1, 1, 1, 1, 1025, 16}, 1);
   EXPECT_EQ(refusal(wide.inputs, Mask::full(wide.inputs.shape())),
             "queries: head size is 1025; at most 1024 is supported");

@@ -61,6 +61,39 @@ TEST(SparseAttention, ContributionsAddUpToTheMask) {
   }
 }
 
+TEST(SparseAttention, ContributionsSayWhichMaskerWasTheFirstToChooseAnEntry) {
+  const OwnedInputs owned({2, 4, 2, 9, 50, 16, 16}, 2);
+  for (const char* heads : {"[0, 1, 2, 3]", "[0, 2]"}) {
+    const SparseAttention sparse = SparseAttention::from_json(
+        std::string(R"({"maskers": [{"type": "sink", "sink_size": 3, "heads": )") + heads +
+        R"(}, {"type": "local", "window_size": 4, "heads": )" + heads +
+        R"(}, {"type": "oracle_top_k", "heavy_size": 5, "heads": )" + heads +
+        R"(}, {"type": "random_sampling", "sampling_rate": 0.3, "heads": )" + heads + R"(}], "causal": true})");
+    SequenceState state, again;
+    const auto result = sparse.run(owned.inputs, state);
+    std::vector<Contribution> contributions = sparse.contributions(owned.inputs, again);
+    Mask all = Mask::empty(owned.inputs.shape());
+    for (const Contribution& each : contributions) {
+      EXPECT_EQ(intersect(all, each.mask).nnz(), 0) << each.type;
+      all = merge(all, each.mask);
+    }
+    EXPECT_EQ(all, result.mask);
+    if (contributions.size() == 5) {
+      EXPECT_EQ(contributions.front().type, "dense");
+      contributions.erase(contributions.begin());
+    }
+    ASSERT_EQ(contributions.size(), result.metrics.maskers.size());
+    for (std::size_t i = 0; i < contributions.size(); ++i) {
+      EXPECT_EQ(contributions[i].type, result.metrics.maskers[i].type);
+      EXPECT_EQ(contributions[i].mask.nnz(), result.metrics.maskers[i].added);
+    }
+  }
+  SequenceState state;
+  const auto dense = SparseAttention::from_json(R"({"maskers": []})").contributions(owned.inputs, state);
+  ASSERT_EQ(dense.size(), 1u);
+  EXPECT_EQ(dense[0].type, "dense");
+}
+
 TEST(SparseAttention, StagesChooseTheirMaskers) {
   const SparseAttention sparse = SparseAttention::from_json(
       R"({"prefill": {"maskers": []}, "generation": {"maskers": [{"type": "sink", "sink_size": 1}]}})");

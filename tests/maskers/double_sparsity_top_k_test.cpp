@@ -84,12 +84,12 @@ TEST(DoubleSparsityTopK, ChannelFilesThatDoNotFitAreRefusedByName) {
   EXPECT_EQ(refusal(key + "3}"),
             path + ": \"model.layers.0.self_attn.qk_proj\" must be a list with one list per query head");
   EXPECT_EQ(refusal(key + R"([["x"]]})"),
-            path + ": \"model.layers.0.self_attn.qk_proj\" holds \"x\"; needed are channel numbers");
+            path + ": \"model.layers.0.self_attn.qk_proj\" holds \"x\"; expected channel numbers");
   EXPECT_EQ(refusal(R"({"model.layers.x.self_attn.qk_proj": []})"),
             path + ": key \"model.layers.x.self_attn.qk_proj\" does not name a layer");
-  EXPECT_EQ(refusal(key + "[[0, 1]]}"), "double_sparsity_top_k, layer 0: the channel file has 1 heads; needed are 2");
+  EXPECT_EQ(refusal(key + "[[0, 1]]}"), "double_sparsity_top_k, layer 0: the channel file has 1 heads; expected 2");
   EXPECT_EQ(refusal(key + "[[0, 1], [0]]}"),
-            "double_sparsity_top_k, layer 0: the channel file has 1 channels of a head; needed are 2");
+            "double_sparsity_top_k, layer 0: the channel file has 1 channels of a head; expected 2");
   EXPECT_EQ(refusal(key + "[[0, 1], [0, 8]]}"), "double_sparsity_top_k, layer 0: there is no channel 8 in head_dim 8");
   EXPECT_EQ(refusal(key + "[[0], [0]]}", R"("group_factor": 9)"),
             "double_sparsity_top_k, layer 0: group_factor 9 leaves no channel of head_dim 8");

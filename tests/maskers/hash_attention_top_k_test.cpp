@@ -136,7 +136,7 @@ TEST(HashAttentionTopK, WeightsThatDoNotFitAreRefusedByName) {
           ": layer 0 has 2 linear maps of width 24 to 40 bits; the config says 2 linear maps of width 24 to 32 bits");
   EXPECT_EQ(
       refusal(with_weights(folder / "w", 4, 16, 24, 40, 40), narrow.inputs),
-      "hat.0.query_matrix.0 and hat.0.query_bias.0: F32 (4, 16, 24) and F32 (4, 24); needed are (4 query heads, 8 in, "
+      "hat.0.query_matrix.0 and hat.0.query_bias.0: F32 (4, 16, 24) and F32 (4, 24); expected (4 query heads, 8 in, "
       "out) and (4, out)");
   AttentionInputs other_layer = owned.inputs;
   other_layer.layer = 3;

@@ -137,7 +137,7 @@ def damaged(change):
         (damaged(lambda c: c[1].pop("key_bias")), "layer 1: has no key_bias"),
         (damaged(lambda c: c[0]["key_bias"].pop()), r"key_matrix.1: is \(4, 6, 16\) with a bias None"),
         (damaged(lambda c: c[0]["query_matrix"].reverse()), "query_matrix.0: is"),
-        (damaged(lambda c: c[0].update(query_matrix=["x"])), "needed are numbers"),
+        (damaged(lambda c: c[0].update(query_matrix=["x"])), "expected numbers"),
     ],
 )
 def test_what_is_wrong_is_named(content, message, tmp_path):

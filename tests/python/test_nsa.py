@@ -203,7 +203,7 @@ def test_a_gpu_cache_takes_no_more_than_its_capacity_and_stays_as_it_was():
     state = nsa_gpu.State(module, 2, 4)
     with pytest.raises(reticle.ShapeError, match="0 tokens and 6 more do not fit a cache of 4"):
         module.extend(torch.randn(9, 32), [0, 3, 9], state)
-    with pytest.raises(reticle.ShapeError, match="needed are 3, for the sequences of the state"):
+    with pytest.raises(reticle.ShapeError, match="expected 3, for the sequences of the state"):
         module.extend(torch.randn(3, 32), [0, 3], state)
     with pytest.raises(reticle.ShapeError, match="expected ascending offsets from 0 to the number of tokens, 3"):
         module.extend(torch.randn(3, 32), [0, 4, 3], state)

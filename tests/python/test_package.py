@@ -133,7 +133,7 @@ def test_plans_describe_themselves():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (lambda q, k, v: (q, k, 3), TypeError, "values: a int is no tensor"),
+        (lambda q, k, v: (q, k, 3), TypeError, "values: a int is not a tensor"),
         (lambda q, k, v: (q.astype(np.complex64), k, v), reticle.ShapeError, "queries: dtype is complex64"),
         (lambda q, k, v: (q, k, v[:, :, :5]), reticle.ShapeError, "values need the heads and the length of the keys"),
         (lambda q, k, v: (q[0], k, v), reticle.ShapeError, "queries: has 3 dimensions"),

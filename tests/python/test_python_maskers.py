@@ -212,7 +212,7 @@ class Wrong(reticle.Masker):
 
 def test_mistakes_in_select_reach_the_caller():
     run = lambda way: pipeline([Wrong(way)]).run(*tensors(), reticle.SequenceState())
-    with pytest.raises(TypeError, match=r"Wrong.select returned a ndarray; needed is a reticle.Mask"):
+    with pytest.raises(TypeError, match=r"Wrong.select returned a ndarray; expected a reticle.Mask"):
         run("array")
     with pytest.raises(KeyError, match="inside select"):
         run("raise")

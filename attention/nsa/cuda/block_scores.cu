@@ -49,7 +49,7 @@ void block_scores(const AttentionInputs& inputs, Index first_query, const NsaCon
       blocks > kMost / config.block_size)
     throw ValueError("block scores: " + std::to_string(inputs.queries_length()) + " queries from " +
                      std::to_string(first_query) + " on and " + std::to_string(blocks) +
-                     " blocks; needed are fewer than 2^30 positions");
+                     " blocks; expected fewer than 2^30 positions");
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
   const NsaScoreProblem problem = nsa_score_problem(inputs, first_query, config, lse, blocks, scores);

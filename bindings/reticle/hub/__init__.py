@@ -27,12 +27,18 @@ from reticle.hub.attention import (
     ResearchAttentionConfig,
     SparseAttention,
     SparseAttentionConfig,
+    SparseAttentionMetadata,
     get_attention_denominator,
     get_attention_numerator,
     get_masked_attention_output,
     get_true_attention_output,
 )
-from reticle.hub.channels import extract_layer_channels, load_sorted_channels_from_file, validate_channel_data
+from reticle.hub.channels import (
+    ChannelConfig,
+    extract_layer_channels,
+    load_sorted_channels_from_file,
+    validate_channel_data,
+)
 from reticle.hub.configs import (
     AdaptiveSamplingMaskerConfig,
     CausalMaskerConfig,
@@ -77,6 +83,7 @@ from reticle.hub.maskers import (
     TopKMasker,
     TopPMasker,
 )
+from reticle.hub.plotting import Granularity, PlotGenerator
 
 __all__ = [
     "AdaptiveSamplingMasker",
@@ -84,10 +91,12 @@ __all__ = [
     "AttentionTensorDimensions",
     "CausalMasker",
     "CausalMaskerConfig",
+    "ChannelConfig",
     "DoubleSparsityTopKMasker",
     "DoubleSparsityTopKMaskerConfig",
     "FixedMasker",
     "FixedMaskerConfig",
+    "Granularity",
     "HashAttentionTopKMasker",
     "HashAttentionTopKMaskerConfig",
     "LocalMasker",
@@ -106,6 +115,7 @@ __all__ = [
     "OracleTopPMaskerConfig",
     "PQCache",
     "PQCacheConfig",
+    "PlotGenerator",
     "QuestTopKMasker",
     "QuestTopKMaskerConfig",
     "RandomSamplingMasker",
@@ -123,6 +133,7 @@ __all__ = [
     "SocketMaskerConfig",
     "SparseAttention",
     "SparseAttentionConfig",
+    "SparseAttentionMetadata",
     "TopKMasker",
     "TopKMaskerConfig",
     "TopPMasker",
@@ -154,6 +165,7 @@ _SAMPLING = ("adaptive_sampling", "magic_pig", "random_sampling")
 _PATHS = (
     "sparse_attention",
     "sparse_attention.base",
+    "sparse_attention.metadata",
     "sparse_attention.utils",
     "sparse_attention.utils.mask",
     "sparse_attention.utils.mask_attention_utils",
@@ -173,6 +185,8 @@ _PATHS = (
     *(f"{_RESEARCH}.maskers.sampling.implementations.{name}" for name in _SAMPLING),
     "metric_logging",
     "metric_logging.logger",
+    "plotting.generator",
+    "plotting.granularity",
     "adapters.base",
     "adapters.huggingface",
 )

@@ -42,6 +42,10 @@ class ResearchAttentionConfig(SparseAttentionConfig):
     masker_configs: Sequence[MaskerConfig]
 
 
+class SparseAttentionMetadata(dict[str, Any]):
+    """What maskers keep about one sequence: `sparse_meta_data`, which may be any dict."""
+
+
 class SparseAttention(ABC):
     """What attentions derive from."""
 

@@ -4,6 +4,7 @@ channels to each query head, the most important first}."""
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor
 
 Channels = dict[str, list[list[int]]]
+
+
+@dataclass
+class ChannelConfig:
+    """sparse-attention-hub's name for the statistics of channels. It holds nothing, there as here: configs name a file
+    (`sorted_channel_file`), which `load_sorted_channels_from_file` reads."""
 
 
 def validate_channel_data(data: Any) -> None:

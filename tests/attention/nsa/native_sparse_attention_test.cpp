@@ -66,11 +66,11 @@ TEST(NsaConfig, SaysWhichRuleABadValueBreaks) {
     }
   };
   EXPECT_EQ(message({}), "");
-  EXPECT_EQ(message({.kernel_stride = 15}), "kernel_stride: 15; needed is a divisor of kernel_size, 32");
-  EXPECT_EQ(message({.block_size = 40}), "block_size: 40; needed is a multiple of kernel_stride, 16");
-  EXPECT_EQ(message({.topk = 2}), "topk: 2; needed is at least init_blocks + local_blocks, 3");
-  EXPECT_EQ(message({.local_blocks = 0}), "local_blocks: 0; needed is a number in [1, 2^24]");
-  EXPECT_EQ(message({.window_size = -1}), "window_size: -1; needed is a number in [0, 2^24]");
+  EXPECT_EQ(message({.kernel_stride = 15}), "kernel_stride: 15; expected a divisor of kernel_size, 32");
+  EXPECT_EQ(message({.block_size = 40}), "block_size: 40; expected a multiple of kernel_stride, 16");
+  EXPECT_EQ(message({.topk = 2}), "topk: 2; expected at least init_blocks + local_blocks, 3");
+  EXPECT_EQ(message({.local_blocks = 0}), "local_blocks: 0; expected a number in [1, 2^24]");
+  EXPECT_EQ(message({.window_size = -1}), "window_size: -1; expected a number in [0, 2^24]");
 }
 
 TEST(Compress, SequencesShorterThanAWindowGiveNothing) {

@@ -160,9 +160,9 @@ TEST(Messages, OfPipelineConfigs) {
   EXPECT_EQ(refusal("{}"),
             R"(config: "maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
   EXPECT_EQ(refusal("[]"), "config: [] is not an object");
-  EXPECT_EQ(refusal(R"({"maskers": {}})"), "/maskers: needed is a list of maskers, got object");
-  EXPECT_EQ(refusal(R"({"maskers": [1]})"), "/maskers/0: needed is an object with a \"type\", got number");
-  EXPECT_EQ(refusal(R"({"maskers": [{"sink_size": 1}]})"), "/maskers/0: needed is a \"type\" that names a masker");
+  EXPECT_EQ(refusal(R"({"maskers": {}})"), "/maskers: expected a list of maskers, got object");
+  EXPECT_EQ(refusal(R"({"maskers": [1]})"), "/maskers/0: expected an object with a \"type\", got number");
+  EXPECT_EQ(refusal(R"({"maskers": [{"sink_size": 1}]})"), "/maskers/0: expected a \"type\" that names a masker");
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "sinc"}]})"),
             "/maskers/0/type: no masker \"sinc\"; did you mean \"sink\"?");
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "entirely_unknown_name"}]})"),

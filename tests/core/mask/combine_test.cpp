@@ -13,7 +13,7 @@ TEST(Combine, MasksOfOtherShapesAreRefused) {
     FAIL();
   } catch (const ShapeError& error) {
     EXPECT_STREQ(error.what(),
-                 "merge: masks of shapes (1, 1, 2, 3) and (1, 1, 2, 4); needed is one shape (broadcast_to gives it)");
+                 "merge: masks of shapes (1, 1, 2, 3) and (1, 1, 2, 4); expected one shape (broadcast_to gives it)");
   }
 }
 

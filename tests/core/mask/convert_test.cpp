@@ -7,7 +7,6 @@
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
-#include <reticle/core/mask/picture.hpp>
 
 #include "support/naive_mask.hpp"
 #include "support/random_mask.hpp"
@@ -81,31 +80,6 @@ TEST(Apply, WeighsByPAndItsInverse) {
   EXPECT_EQ(reticle::apply(mask, x), (Array<float>{1, 0, 4}));
   EXPECT_EQ(apply_inverse(mask, x), (Array<float>{4, 0, 4}));
   EXPECT_THROW(reticle::apply(mask, std::vector<float>{1}), ShapeError);
-}
-
-TEST(Picture, CellsAreMeansOfTheirPositions) {
-  const Mask mask = Mask::dense({1, 1, 2, 4}, std::vector<float>{1, 1, 0, 0, 1, 0.5f, 0, 0});
-  const Picture small = picture(mask, 0, 0, 2, 1);
-  EXPECT_EQ(small.cells, (std::vector<float>{0.875f, 0}));
-  const Picture exact = picture(mask, 0, 0, 100, 100);
-  EXPECT_EQ(exact.width, 4);
-  EXPECT_EQ(exact.cells, (std::vector<float>{1, 1, 0, 0, 1, 0.5f, 0, 0}));
-  EXPECT_EQ(to_text(exact), "██··\n█▒··\n");
-  EXPECT_THROW(picture(mask, 0, 1, 2, 2), ShapeError);
-  std::mt19937 random(9);
-  for (const NamedMask& m : random_masks({1, 1, 37, 53}, random)) {
-    double total = 0;
-    const Picture cells = picture(m.mask, 0, 0, 10, 7);
-    for (Index y = 0; y < 7; ++y) {
-      for (Index x = 0; x < 10; ++x) {
-        const Index area = ((x + 1) * 53 / 10 - x * 53 / 10) * ((y + 1) * 37 / 7 - y * 37 / 7);
-        total += static_cast<double>(cells.cells[static_cast<std::size_t>(y * 10 + x)]) * static_cast<double>(area);
-      }
-    }
-    double expected = 0;
-    for (const float p : NaiveMask(m.mask).p) expected += static_cast<double>(p);
-    EXPECT_NEAR(total, expected, 1e-3) << m.name;
-  }
 }
 
 }  // namespace

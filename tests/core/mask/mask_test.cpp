@@ -129,7 +129,7 @@ TEST(Mask, BadStorageIsRefusedWithTheReason) {
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 1}), buffer<I>({0}));
             }),
-            "mask (1, 1, 2, 4): row_ptr has 2 entries; needed are 3 (stored rows + 1)");
+            "mask (1, 1, 2, 4): row_ptr has 2 entries; expected 3 (stored rows + 1)");
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 2, 1}), buffer<I>({0}));
             }),
@@ -137,15 +137,15 @@ TEST(Mask, BadStorageIsRefusedWithTheReason) {
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 1, 3}), buffer<I>({0}));
             }),
-            "mask (1, 1, 2, 4): row_ptr goes from 0 to 3; needed is 0 to 1");
+            "mask (1, 1, 2, 4): row_ptr goes from 0 to 3; expected 0 to 1");
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 2, 2}), buffer<I>({2, 1}));
             }),
-            "mask (1, 1, 2, 4): row 0 has column 1 after 2; needed are strictly ascending columns below 4");
+            "mask (1, 1, 2, 4): row 0 has column 1 after 2; expected strictly ascending columns below 4");
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({4}));
             }),
-            "mask (1, 1, 2, 4): row 0 has column 4 after -1; needed are strictly ascending columns below 4");
+            "mask (1, 1, 2, 4): row 0 has column 4 after -1; expected strictly ascending columns below 4");
   EXPECT_EQ(refusal([&] {
               Mask::csr(shape, buffer<Index>({0, 1, 1}), buffer<I>({1}), buffer<float>({0}));
             }),
@@ -158,14 +158,14 @@ TEST(Mask, BadStorageIsRefusedWithTheReason) {
       refusal([&] {
         Mask::runs(shape, buffer<Index>({0, 2, 2}), buffer<Interval>({{0, 2}, {1, 3}}));
       }),
-      "mask (1, 1, 2, 4): row 0 has run [1, 3) after column 2; needed are non-empty, ascending, disjoint runs within 4 "
+      "mask (1, 1, 2, 4): row 0 has run [1, 3) after column 2; expected non-empty, ascending, disjoint runs within 4 "
       "keys");
   EXPECT_EQ(refusal([&] {
               Mask::bits(shape, buffer<std::uint64_t>({1, 16}));
             }),
             "mask (1, 1, 2, 4): bits beyond the last key are set");
   EXPECT_EQ(refusal([&] { Mask::dense(shape, std::vector<float>(7)); }),
-            "mask (1, 1, 2, 4): has 7 dense values; needed are 8 (stored rows x keys)");
+            "mask (1, 1, 2, 4): has 7 dense values; expected 8 (stored rows x keys)");
   EXPECT_EQ(refusal([&] { Mask::dense(shape, std::vector<float>(8, 1.5f)); }),
             "mask (1, 1, 2, 4): p is 1.5; expected 0 or a p in [2^-126, 1]");
   EXPECT_EQ(refusal([&] {
@@ -181,7 +181,7 @@ TEST(Mask, BadStorageIsRefusedWithTheReason) {
   EXPECT_EQ(refusal([&] {
               Mask::from_row_indices({1, 1, 1, 4}, 1, columns);
             }),
-            "mask (1, 1, 1, 4): column 4 is out of range; needed are 0 to 3, or -1 for padding");
+            "mask (1, 1, 1, 4): column 4 is out of range; expected 0 to 3, or -1 for padding");
 }
 
 TEST(Mask, RunsOutOfOrderFromAnAuthorAreRefused) {
@@ -191,7 +191,7 @@ TEST(Mask, RunsOutOfOrderFromAnAuthorAreRefused) {
                 emit({1, 2, 1});
               });
             }),
-            "mask (1, 1, 1, 9): row 0 emits [1, 2) with p 1.000000 after column 6; needed are ascending disjoint runs "
+            "mask (1, 1, 1, 9): row 0 emits [1, 2) with p 1.000000 after column 6; expected ascending disjoint runs "
             "with p in "
             "(0, 1]");
 }
@@ -252,16 +252,15 @@ TEST(Mask, SelectionsThatNoMaskMayHoldAreRefused) {
   };
   EXPECT_EQ(refusal({0, 1, 2, 3, 4, 5}), "accepted");
   EXPECT_EQ(refusal({3, 3}),
-            "mask (1, 1, 2, 10): row 1 has column 3 after 3; needed are strictly ascending columns below 10");
+            "mask (1, 1, 2, 10): row 1 has column 3 after 3; expected strictly ascending columns below 10");
   EXPECT_EQ(refusal({0, 1, 2, 3, 4, 10}),
-            "mask (1, 1, 2, 10): row 1 has column 10 after 4; needed are strictly ascending columns below 10");
+            "mask (1, 1, 2, 10): row 1 has column 10 after 4; expected strictly ascending columns below 10");
   EXPECT_EQ(refusal({-1, 3}),
-            "mask (1, 1, 2, 10): row 1 has column -1 after -1; needed are strictly ascending columns below 10");
-  EXPECT_EQ(
-      refusal({INT32_MIN, INT32_MAX}),
-      "mask (1, 1, 2, 10): row 1 has column -2147483648 after -1; needed are strictly ascending columns below 10");
+            "mask (1, 1, 2, 10): row 1 has column -1 after -1; expected strictly ascending columns below 10");
+  EXPECT_EQ(refusal({INT32_MIN, INT32_MAX}),
+            "mask (1, 1, 2, 10): row 1 has column -2147483648 after -1; expected strictly ascending columns below 10");
   EXPECT_EQ(refusal({1, 2}, {0.5f, 0}), "mask (1, 1, 2, 10): p is 0; expected a p in [2^-126, 1]");
-  EXPECT_EQ(refusal({1, 2}, {0.5f}), "a selection has 2 columns and 1 p; needed are as many, or no p");
+  EXPECT_EQ(refusal({1, 2}, {0.5f}), "a selection has 2 columns and 1 p; expected as many, or no p");
 }
 
 TEST(Mask, SelectionsComeOutAsTheirCountsCallFor) {

@@ -84,7 +84,7 @@ TEST(SafeTensors, MalformedFilesAreRefusedWithTheReason) {
   EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8)),
             "tensor \"x\": F32 (3) needs 12 bytes; data_offsets give 8");
   EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,8]}})", 8)),
-            "tensor \"x\": shape holds -1; needed are non-negative integers");
+            "tensor \"x\": shape holds -1; expected non-negative integers");
   EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}})", 0)),
             "tensor \"x\": tensor: more than 2^63 - 1 elements");
   EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F8","shape":[1],"data_offsets":[0,1]}})", 1)).substr(0, 36),
