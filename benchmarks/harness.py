@@ -126,12 +126,9 @@ def seconds(value: float) -> str:
 
 
 def line(row: Row) -> str:
-    verdict = "" if row.reach == 0 else (" (reached)" if row.ratio >= row.reach else " (missed)")
-    reach = "" if row.reach == 0 else f">= {row.reach:.3g}{verdict}"
     limit = "" if row.limit is None else f"{100 * row.limit:.0f} % of {row.limit_name}"
     return (
-        f"| {row.workload} | {seconds(row.ours)} | {row.peer_name} | {seconds(row.peer)} | {row.ratio:.3g}x | {reach} "
-        f"| {limit} |"
+        f"| {row.workload} | {seconds(row.ours)} | {row.peer_name} | {seconds(row.peer)} | {row.ratio:.3g}x | {limit} |"
     )
 
 
@@ -147,8 +144,13 @@ def table(rows: list[Row]) -> str:
     """Markdown, a table per section."""
     text = []
     for section, of_section in by_section(rows).items():
-        text += ["", f"### {section}", "", "| workload | ours | peer | its time | ratio | aim | limit |"]
-        text += ["|---|---|---|---|---|---|---|", *map(line, of_section)]
+        text += [
+            "",
+            f"### {section}",
+            "",
+            "| workload | Reticle | peer | its time | times as fast | share of the limit |",
+        ]
+        text += ["|---|---|---|---|---|---|", *map(line, of_section)]
     return "\n".join(text) + "\n"
 
 
@@ -164,8 +166,7 @@ def chart(rows: list[Row], path: Path) -> None:
         groups.setdefault(f"{row.section} / {row.peer_name}", []).append(row)
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(groups) + 1))
     for i, of_group in enumerate(groups.values()):
-        reached = [row.ratio >= row.reach for row in of_group]
-        colours = ["tab:green" if yes else "tab:orange" for yes in reached]
+        colours = ["#009e73" if row.ratio >= 1 else "#d55e00" for row in of_group]
         axes.scatter([row.ratio for row in of_group], [i] * len(of_group), c=colours, s=14, alpha=0.7)
         axes.scatter(statistics.median(row.ratio for row in of_group), i, marker="|", color="black", s=160)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
@@ -173,6 +174,6 @@ def chart(rows: list[Row], path: Path) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("times as fast as the peer; green: the aim is reached; bar: the median")
+    axes.set_xlabel("times as fast as the peer (orange: slower); bar: the median")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -40,8 +40,8 @@ PATTERNS = {
     "BigBird": [m.BigBirdConfig(block_size=32, global_blocks=1, window_blocks=3, random_blocks=2)],
     "strided": [m.StridedConfig(stride=48)],
     "vertical and slash": [m.VerticalSlashConfig(vertical_size=30, slash_size=40, window_size=16, attention_sinks=8)],
-    "FlexPrefill": [m.FlexPrefillConfig(gamma=0.8, block_size=32)],
-    "XAttention": [m.XAttentionConfig(threshold=0.7, block_size=32)],
+    "FlexPrefill": [m.FlexPrefillConfig(gamma=0.95, block_size=32)],
+    "XAttention": [m.XAttentionConfig(threshold=0.9, block_size=32)],
     "Quest": [*WINDOW, m.QuestTopKConfig(heavy_size=32, page_size=8)],
     "oracle top-k": [*WINDOW, m.OracleTopKConfig(heavy_size=24)],
     "vAttention": [

@@ -1,10 +1,8 @@
-import numpy as np
 import reticle
+from reticle import maskers as m
 
-random = np.random.default_rng(0)
-queries = random.standard_normal((1, 8, 1, 64), dtype=np.float32)  # (batch, heads, queries, head_dim)
-keys, values = random.standard_normal((2, 1, 2, 4096, 64), dtype=np.float32)  # two KV heads; torch tensors do, too
-sparse = reticle.SparseAttention.from_file("configs/sink_local_oracle_top_k.json")
-output, mask = sparse.run(queries, keys, values, reticle.SequenceState(), stage="generation")
-dense, _ = reticle.attention(queries, keys, values)
-print(mask, "error", np.linalg.norm(output - dense) / np.linalg.norm(dense))
+data = reticle.load_tensors("examples/data/attention_4096.safetensors")  # recorded in a small language model
+q, k, v = (data[f"layers.3.{name}"] for name in ("queries", "keys", "values"))  # (batch, heads, length, head_dim)
+maskers = [m.SinkConfig(sink_size=128), m.LocalConfig(window_size=128), m.OracleTopKConfig(heavy_size=0.1)]
+output, mask, metrics = m.pipeline(maskers, causal=True).measure(q, k, v, reticle.SequenceState())
+print(f"{mask}\nerror {metrics['relative_error']:.3f}, attention mass {metrics['mean_mass']:.3f}")

@@ -1,10 +1,13 @@
 """An installed wheel does what numpy does."""
+
 import numpy as np
 import reticle
 
 random = np.random.default_rng(0)
 queries, keys, values = (random.standard_normal((1, 2, n, 16), np.float32) for n in (5, 40, 40))
-sparse = reticle.SparseAttention.from_json('{"maskers": [{"type": "sink", "sink_size": 2}, {"type": "oracle_top_k", "heavy_size": 6}]}')
+sparse = reticle.SparseAttention.from_json(
+    '{"maskers": [{"type": "sink", "sink_size": 2}, {"type": "oracle_top_k", "heavy_size": 6}]}'
+)
 output, mask = sparse.run(queries, keys, values, reticle.SequenceState())
 scores = queries @ keys.swapaxes(2, 3) / 4
 scores[mask.to_dense() == 0] = -np.inf

@@ -21,7 +21,14 @@ from __future__ import annotations
 import sys
 import types
 
-from reticle.hub.adapters import ModelAdapterHF, Request, RequestResponse
+from reticle.hub.adapters import (
+    ModelAdapter,
+    ModelAdapterHF,
+    ModelHubAdapterInterface,
+    Request,
+    RequestResponse,
+    SparseAttentionAdapterInterface,
+)
 from reticle.hub.attention import (
     ResearchAttention,
     ResearchAttentionConfig,
@@ -108,7 +115,9 @@ __all__ = [
     "MaskerConfig",
     "MaskerRegistry",
     "MicroMetricLogger",
+    "ModelAdapter",
     "ModelAdapterHF",
+    "ModelHubAdapterInterface",
     "OracleTopK",
     "OracleTopKConfig",
     "OracleTopPMasker",
@@ -132,6 +141,7 @@ __all__ = [
     "SocketMasker",
     "SocketMaskerConfig",
     "SparseAttention",
+    "SparseAttentionAdapterInterface",
     "SparseAttentionConfig",
     "SparseAttentionMetadata",
     "TopKMasker",

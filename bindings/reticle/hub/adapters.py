@@ -8,14 +8,18 @@ The context is prefilled densely; questions and answers attend by the maskers, t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reticle.hub.attention import ResearchAttention, ResearchAttentionConfig, SparseAttentionConfig
+from reticle.hub.attention import ResearchAttention, ResearchAttentionConfig, SparseAttention, SparseAttentionConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
 
     from reticle.hf import Attachment
 
@@ -36,7 +40,37 @@ class RequestResponse:
     responses: str | list[str]
 
 
-class ModelAdapterHF:
+class ModelHubAdapterInterface(ABC):
+    """What answers requests."""
+
+    @abstractmethod
+    def process_request(
+        self,
+        request: Request,
+        generation_kwargs: dict[str, Any] | None = None,
+        request_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> RequestResponse:
+        """The answers to a request's questions."""
+
+
+class SparseAttentionAdapterInterface(ABC):
+    """What attends sparsely."""
+
+    @abstractmethod
+    def get_custom_attention_function(self, sparse_attention: SparseAttention) -> Callable[..., Any]:
+        """`sparse_attention` as transformers calls an attention."""
+
+
+class ModelAdapter(ModelHubAdapterInterface, SparseAttentionAdapterInterface):
+    """What adapters of models derive from."""
+
+    @abstractmethod
+    def enable_sparse_mode(self) -> AbstractContextManager[None]:
+        """Within it the model attends sparsely."""
+
+
+class ModelAdapterHF(ModelAdapter):
     """A model, its tokenizer, and the attention that its answers are generated with."""
 
     def __init__(
@@ -70,13 +104,47 @@ class ModelAdapterHF:
         self.sparse_attention = (
             None if sparse_attention_config is None else ResearchAttention.create_from_config(sparse_attention_config)
         )
+        self.model_kwargs, self.tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         load: Any = AutoModelForCausalLM.from_pretrained
-        own = load(model_name, **(model_kwargs or {})) if model is None else model
+        own = load(model_name, **self.model_kwargs) if model is None else model
         self.model: Any = own.to(self.device).eval()
         self.tokenizer: Any = (
-            AutoTokenizer.from_pretrained(model_name, **(tokenizer_kwargs or {})) if tokenizer is None else tokenizer
+            AutoTokenizer.from_pretrained(model_name, **self.tokenizer_kwargs) if tokenizer is None else tokenizer
         )
+
+        if getattr(self.tokenizer, "pad_token", "") is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._attached: Attachment | None = None
+
+    @property
+    def torch_dtype(self) -> Any:
+        """The model's."""
+        return self.model.dtype
+
+    def get_custom_attention_function(self, sparse_attention: SparseAttention) -> Callable[..., Any]:
+        """`sparse_attention` as transformers calls an attention: (module, queries, keys, values, attention_mask, scaling,
+        dropout, **kwargs) -> (output, weights). It needs `sparse_meta_data`; `layer_idx` is the module's."""
+
+        def attend(
+            module: Any,
+            queries: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            attention_mask: Tensor | None,
+            scaling: float = 1.0,
+            dropout: float = 0.0,
+            **kwargs: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            if kwargs.get("sparse_meta_data") is None:
+                raise ValueError("sparse_meta_data must be provided while calling model.forward()")
+            if hasattr(module, "layer_idx"):
+                kwargs = {"layer_idx": module.layer_idx, **kwargs}
+            return sparse_attention.custom_attention(
+                module, queries, keys, values, attention_mask, scaling, dropout, **kwargs
+            )
+
+        return attend
 
     def _attach(self, *, prefill: bool) -> Attachment:
         import reticle.hf
@@ -87,15 +155,28 @@ class ModelAdapterHF:
 
     @contextmanager
     def enable_sparse_mode(self) -> Iterator[None]:
-        """Within it all that the model attends to, prompts too, is chosen by the maskers.
+        """Within it all that the model attends to, prompts too, is chosen by the maskers. `sparse_meta_data` that the model is
+        called with is not needed: what maskers keep of a sequence lives with its cache.
 
         Raises:
             RuntimeError: when the adapter has no sparse attention.
         """
         if self.sparse_attention_config is None:
             raise RuntimeError("Cannot enable sparse mode: sparse attention is not available")
-        with self._attach(prefill=True):
+        if self._attached is not None:  # within another
             yield
+            return
+
+        def without_metadata(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {word: value for word, value in kwargs.items() if word != "sparse_meta_data"}
+
+        hook = self.model.register_forward_pre_hook(without_metadata, with_kwargs=True)
+        try:
+            with self._attach(prefill=True) as self._attached:
+                yield
+        finally:
+            self._attached = None
+            hook.remove()
 
     def process_request(
         self,

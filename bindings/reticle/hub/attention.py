@@ -129,6 +129,7 @@ class ResearchAttention(SparseAttention):
         attention_mask: Tensor | None,
         scaling: float,
         dropout: float = 0.0,
+        sparse_meta_data: dict[Any, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(output, weights): output (batch, queries, heads, head_dim), weights (batch, heads, queries, keys), dense.
@@ -140,7 +141,7 @@ class ResearchAttention(SparseAttention):
             queries: (batch, heads, queries, head_dim); keys, values: (batch, kv_heads, keys, head_dim).
             attention_mask: additive, (batch, heads or 1, queries, keys); keys beyond those there are are ignored.
             dropout: which share of the weights is dropped, and the others scaled up, while `module` trains.
-            sparse_meta_data: a dict that belongs to one sequence; maskers keep their state in it.
+            sparse_meta_data: required: a dict that belongs to one sequence; maskers keep their state in it.
             layer_idx: default 0.
             output_attentions: False leaves the weights out (None); they take batch * heads * queries * keys numbers.
             s_aux: one sink logit per head (gpt-oss).
@@ -149,8 +150,9 @@ class ResearchAttention(SparseAttention):
         Raises:
             ValueError: without sparse_meta_data. NotImplementedError: for words that change attention and are not understood.
         """
-        if "sparse_meta_data" not in kwargs:
+        if sparse_meta_data is None:
             raise ValueError("sparse_meta_data must be provided in kwargs while calling custom_attention()")
+        kwargs["sparse_meta_data"] = sparse_meta_data
         others = dict(kwargs)
         wants_weights = others.pop("output_attentions", True)
         _refuse_unknown(kwargs, [masker for masker in self.maskers if not isinstance(masker, BuiltIn)])

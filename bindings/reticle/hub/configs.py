@@ -29,6 +29,8 @@ class MaskerConfig(_masker.MaskerConfig):
 
     _optional: ClassVar[tuple[str, ...]] = ("layers", "heads")
     """Fields that may be None."""
+    _theirs: ClassVar[tuple[str, ...]] = ()
+    """Fields that choose among what sparse-attention-hub does; `_check` refuses what Reticle does not."""
 
     def __post_init__(self) -> None:
         self._validate()
@@ -41,7 +43,7 @@ class MaskerConfig(_masker.MaskerConfig):
     def _parameters(self) -> dict[str, Any]:
         """What a masker of Reticle has of this object's fields."""
         names = [each.name for each in dataclasses.fields(self)]  # type: ignore[arg-type]
-        return {name: getattr(self, name) for name in names if name != "search_space"}
+        return {name: getattr(self, name) for name in names if name != "search_space" and name not in self._theirs}
 
     def _validate(self) -> None:
         """Refuses None where a value is expected, and values that sparse-attention-hub refuses."""
@@ -296,9 +298,18 @@ class RandomSamplingMaskerConfig(SamplingMaskerConfig):
     type = "random_sampling"
     sampling_rate: float
     search_space: SearchSpace = field(default_factory=dict)
+    sampling_mode: Literal["uniform", "gumbel", "multinomial"] = "uniform"
+    temperature: float = 1.0
     replacement: bool = field(default=False, kw_only=True)
+    _theirs = ("sampling_mode", "temperature")
 
     def _check(self) -> None:
+        if self.sampling_mode != "uniform":
+            named = self.sampling_mode in ("gumbel", "multinomial")
+            why = "is not supported; use uniform" if named else "must be one of uniform, gumbel, multinomial"
+            raise ConfigError(f"sampling_mode {why}, got {self.sampling_mode}")
+        if self.temperature != 1.0:
+            raise ConfigError(f"temperature is not supported: uniform samples have none, got {self.temperature}")
         self._expect("sampling_rate", lambda rate: 0 < rate <= 1, "must be in range (0, 1]")
 
 
@@ -338,9 +349,18 @@ class AdaptiveSamplingMaskerConfig(SamplingMaskerConfig):
     init_offset: Size
     local_offset: Size
     search_space: SearchSpace = field(default_factory=dict)
+    sampling_mode: Literal["uniform", "gumbel", "multinomial"] = "uniform"
+    temperature: float = 1.0
     replacement: bool = field(default=False, kw_only=True)
+    _theirs = ("sampling_mode", "temperature")
 
     def _check(self) -> None:
+        if self.sampling_mode != "uniform":
+            named = self.sampling_mode in ("gumbel", "multinomial")
+            why = "is not supported; use uniform" if named else "must be one of uniform, gumbel, multinomial"
+            raise ConfigError(f"sampling_mode {why}, got {self.sampling_mode}")
+        if self.temperature != 1.0:
+            raise ConfigError(f"temperature is not supported: uniform samples have none, got {self.temperature}")
         self._expect_size("base_rate_sampling", lambda rate: 0 <= rate < 1, "[0, 1)")
         for name in ("epsilon", "delta"):
             self._expect(name, lambda share: 0 < share < 1, "must be in (0, 1)")

@@ -67,12 +67,15 @@ class MicroMetricLogger:
         flush_every: int | None = None,
         flush_interval: float | None = None,
         enabled_metrics: Iterable[str] | Literal["all"] | None = None,
+        max_records: int | None = None,
+        sampling_factor: float = 1.0,
     ) -> None:
         """The process's logger. A log_path is where it logs to from now on, unless it logs elsewhere already: then a warning
         says so, and nothing changes.
 
         Args:
             flush_every, flush_interval: events, and seconds, after which what waits is written with the next one.
+            enabled_metrics, max_records, sampling_factor: as `configure_logging` takes them.
         """
         self._written: int
         self._random: random.Random
@@ -86,7 +89,7 @@ class MicroMetricLogger:
         self.flush_every = self.flush_every if flush_every is None else flush_every
         self.flush_interval = self.flush_interval if flush_interval is None else flush_interval
         if log_path is not None:
-            self.configure_logging(log_path, enabled_metrics)
+            self.configure_logging(log_path, enabled_metrics, max_records, sampling_factor)
 
     @classmethod
     def register_metric(cls, identifier: str, dtype: type) -> None:
@@ -148,6 +151,26 @@ class MicroMetricLogger:
         """Whether there is a folder."""
         return self.log_path is not None
 
+    def get_max_records(self) -> int | None:
+        """How many records are written at most; None: all."""
+        return self.max_records
+
+    def get_total_records_logged(self) -> int:
+        """Records since logging was configured."""
+        return self._written
+
+    def get_records_remaining(self) -> int | None:
+        """Records until the most; None: there is no most."""
+        return None if self.max_records is None else max(0, self.max_records - self._written)
+
+    def is_max_records_reached(self) -> bool:
+        """Whether nothing more is written."""
+        return self.get_records_remaining() == 0
+
+    def get_sampling_factor(self) -> float:
+        """The share of the events that is kept."""
+        return self.sampling_factor
+
     def log(self, identifier: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
         """One event; a warning says so where no folder is configured or the metric is not enabled."""
         if self.log_path is None or identifier not in self.enabled_metrics:
@@ -157,8 +180,7 @@ class MicroMetricLogger:
         expected = self._registered_metrics[identifier]
         if not isinstance(value, (float, int) if expected is float else expected):
             raise TypeError(f"metric {identifier!r} is {type(value).__name__}; it is registered as {expected.__name__}")
-        full = self.max_records is not None and self._written >= self.max_records
-        if full or self._random.random() >= self.sampling_factor:
+        if self.is_max_records_reached() or self._random.random() >= self.sampling_factor:
             return
         self._written += 1
         self.log_queue.append(LogEvent(datetime.now(), identifier, value, metadata or {}, _caller()))

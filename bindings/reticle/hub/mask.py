@@ -38,6 +38,7 @@ class Mask:
         self,
         shape: Shape,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
         mask: Tensor | None = None,
         indices: Tensor | None = None,
         ptr: Tensor | None = None,
@@ -46,7 +47,6 @@ class Mask:
         from_index: bool = False,
         is_full: bool = False,
         is_empty: bool = False,
-        device: torch.device | str | None = None,
     ) -> None:
         """From one of four forms: see `create_mask_from_dense_mask`, `create_mask_from_indices`, `create_full_mask` and
         `create_empty_mask`.
@@ -55,8 +55,11 @@ class Mask:
             ValueError: when no form is given, or tensors do not fit the shape; ShapeError (a ValueError): for indices outside
                 their row and probabilities outside [0, 1].
         """
+        if isinstance(device, Tensor):
+            raise TypeError("device: is a Tensor; masks come after the device, as mask=, indices=, ptr= and data=")
         self.shape: Shape = tuple(int(extent) for extent in shape)
         self.dtype = dtype
+        self.from_dense_mask, self.from_index = from_dense_mask, from_index
         own = _of_rank_four(self.shape)
         if (is_full or is_empty) and device is None:
             raise ValueError(f"device must be specified for {'full' if is_full else 'empty'} masks")
@@ -96,6 +99,8 @@ class Mask:
         if _of_rank_four(made.shape) != pattern.shape:
             raise ValueError(f"shape {made.shape} does not hold a mask {pattern.shape}")
         made.pattern = pattern
+        held = pattern.nnz > 0 and made.pattern.kind != "full"
+        made.from_dense_mask = held
         return made
 
     @classmethod
@@ -135,11 +140,15 @@ class Mask:
         dtype: torch.dtype = torch.float32,
         use_padding: bool = False,
         mode: Literal["sparse", "dense"] = "dense",
+        *,
+        mask_type: Literal["index", "dense"] | None = None,
     ) -> Mask:
         """From positions within each row, (..., m), -1 for none, and their probabilities of the same shape.
 
-        `type`, `use_padding` and `mode` choose among representations there; here there is one, and -1 always pads.
+        `type` (in newer versions there `mask_type`), `use_padding` and `mode` choose among representations there; here there is
+        one, and -1 always pads.
         """
+        type = type if mask_type is None else mask_type
         shape = tuple(shape)
         if not shape:
             raise ValueError("shape must have at least one dimension")
@@ -158,7 +167,9 @@ class Mask:
         rows = row_wise_idx.reshape(-1, expected[-1]).cpu().numpy()
         p = data.detach().float().reshape(-1, expected[-1]).cpu().numpy()
         pattern = _core.Mask.from_row_indices(_of_rank_four(shape), rows, p)
-        return cls.from_pattern(pattern, shape, dtype, row_wise_idx.device)
+        made = cls.from_pattern(pattern, shape, dtype, row_wise_idx.device)
+        made.from_dense_mask, made.from_index = type == "dense", type == "index"
+        return made
 
     # --- looked at -------------------------------------------------------------------------------------------------------
 
@@ -171,6 +182,26 @@ class Mask:
     def is_empty(self) -> bool:
         """As `is_empty_mask`."""
         return self.is_empty_mask()
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The dense form of a mask that was made as one, a copy; None for others."""
+        return self.get_dense_mask() if self.from_dense_mask else None
+
+    @property
+    def indices(self) -> Tensor | None:
+        """The positions of a mask that was made of positions, as `get_index_mask` gives them; None for others."""
+        return self.get_index_mask()[0] if self.from_index else None
+
+    @property
+    def ptr(self) -> Tensor | None:
+        """Where rows begin in `indices`."""
+        return self.get_index_mask()[1] if self.from_index else None
+
+    @property
+    def data(self) -> Tensor | None:
+        """The probabilities of `indices`."""
+        return self.get_index_mask()[2] if self.from_index else None
 
     def is_full_mask(self) -> bool:
         """Whether every position has probability 1, however the mask was made."""
@@ -195,7 +226,8 @@ class Mask:
         return indices, ptr, data.to(self.dtype)
 
     def __repr__(self) -> str:
-        return f"Mask(shape={self.shape}, dtype={self.dtype}, {self.pattern.kind}, density={self.get_density():.4f})"
+        form = f"is_full={self.is_full}, is_empty={self.is_empty}, kind={self.pattern.kind}"
+        return f"Mask(shape={self.shape}, dtype={self.dtype}, {form}, density={self.get_density():.4f})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
@@ -219,19 +251,47 @@ class Mask:
         if self.shape != other_mask.shape:
             raise ValueError(f"Cannot merge masks with different shapes: {self.shape} vs {other_mask.shape}")
         merged = self.pattern.merge(other_mask.pattern)
-        if not inplace:
-            return Mask.from_pattern(merged, self.shape, self.dtype, self.device or "cpu")
-        self.pattern = merged
-        return self
+        result = self if inplace else Mask.from_pattern(merged, self.shape, self.dtype, self.device or "cpu")
+        result.pattern = merged
+        has_form = not (result.is_full_mask() or result.is_empty_mask())
+        result.from_dense_mask, result.from_index = has_form and mode == "dense", has_form and mode == "sparse"
+        return result
+
+    def merge_mask_dense(self, other_mask: Mask, inplace: bool = False) -> Mask:
+        """As `merge_mask`; the result's form is dense."""
+        return self.merge_mask(other_mask, inplace, mode="dense")
+
+    def merge_mask_sparse(self, other_mask: Mask, inplace: bool = False) -> Mask:
+        """As `merge_mask`; the result's form is positions."""
+        return self.merge_mask(other_mask, inplace, mode="sparse")
 
     def apply_mask(self, input_tensor: Tensor, mode: Literal["sparse", "dense"] = "dense") -> Tensor:
         """input_tensor (of the mask's shape) times the probabilities. Under an empty mask that is 0; differentiable."""
-        return input_tensor * self._for(input_tensor, mode)
+        p = self._for(input_tensor, mode)
+        return input_tensor if self.is_full_mask() else input_tensor * p
 
     def apply_inv_mask(self, input_tensor: Tensor, mode: Literal["sparse", "dense"] = "dense") -> Tensor:
         """input_tensor (of the mask's shape) over the probabilities, 0 where there is none; differentiable."""
         p = self._for(input_tensor, mode)
+        if self.is_full_mask():
+            return input_tensor
         return torch.where(p > 0, input_tensor / p.masked_fill(p == 0, 1), 0)
+
+    def apply_mask_dense(self, input_tensor: Tensor) -> Tensor:
+        """As `apply_mask`."""
+        return self.apply_mask(input_tensor)
+
+    def apply_mask_sparse(self, input_tensor: Tensor) -> Tensor:
+        """As `apply_mask`."""
+        return self.apply_mask(input_tensor, mode="sparse")
+
+    def apply_inv_mask_dense(self, input_tensor: Tensor) -> Tensor:
+        """As `apply_inv_mask`."""
+        return self.apply_inv_mask(input_tensor)
+
+    def apply_inv_mask_sparse(self, input_tensor: Tensor) -> Tensor:
+        """As `apply_inv_mask`."""
+        return self.apply_inv_mask(input_tensor, mode="sparse")
 
     def _for(self, tensor: Tensor, mode: str) -> Tensor:
         _check_mode(mode)

@@ -18,9 +18,10 @@ import weakref
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import reticle._core as _core
@@ -78,6 +79,11 @@ class MaskerRegistry:
                 f"No masker class registered for config type: {config_type}; import the module that registers it"
             )
         return cls._registry[config_type]
+
+    @classmethod
+    def get_all_registered_types(cls) -> list[type[MaskerConfig]]:
+        """The types of config that have a masker."""
+        return list(cls._registry)
 
     @classmethod
     def get_all_masker_types(cls) -> dict[type[MaskerConfig], type[ResearchMasker]]:
@@ -177,6 +183,7 @@ class _Call:
     sparse_meta_data: dict[Any, Any]
     kwargs: dict[str, Any]
     previous: _core.Mask | None
+    attention_mask: Tensor | None
 
 
 _call: ContextVar[_Call | None] = ContextVar("reticle.hub call", default=None)
@@ -215,13 +222,13 @@ def _register_bridges() -> None:
 
         def select(self, inputs: _core.AttentionInputs, previous: _core.Mask, state: dict[str, Any]) -> _core.Mask:
             masker: ResearchMasker = self.masker  # type: ignore[attr-defined]
-            call = _call.get() or _Call(0.0, state, {}, None)
+            call = _call.get() or _Call(0.0, state, {}, None, inputs.attention_mask)
             before = Mask.from_pattern(previous, dtype=inputs.queries.dtype, device=inputs.queries.device)
             after = masker.add_mask(
                 keys=inputs.keys,
                 queries=inputs.queries,
                 values=inputs.values,
-                attention_mask=inputs.attention_mask,
+                attention_mask=call.attention_mask,
                 scaling=inputs.scaling,
                 dropout=call.dropout,
                 sparse_meta_data=call.sparse_meta_data,
@@ -303,7 +310,8 @@ class Chain:
         layer = others.pop("layer_idx", 0)
         stage: Literal["prefill", "generation"] = "prefill" if queries.shape[2] == keys.shape[2] else "generation"
         previous = None if previous_mask is None else previous_mask.pattern
-        token = _call.set(_Call(dropout, held, others, previous))
+        seen = None if attention_mask is None else attention_mask[..., : keys.shape[2]].detach()
+        token = _call.set(_Call(dropout, held, others, previous, seen))
         try:
             pattern = self.pipeline.mask(
                 queries.detach(),
@@ -311,22 +319,54 @@ class Chain:
                 values.detach(),
                 state,
                 scaling=scaling,
-                attention_mask=of_keys(attention_mask, keys),
+                attention_mask=of_keys(attention_mask, keys, self.maskers),
                 layer=layer,
                 stage=stage,
             )
         finally:
             _call.reset(token)
-        return Mask.from_pattern(pattern, dtype=queries.dtype, device=queries.device)
+        dtype = queries.dtype if previous_mask is None else previous_mask.dtype
+        return Mask.from_pattern(pattern, dtype=dtype, device=queries.device)
 
 
-def of_keys(attention_mask: Tensor | None, keys: Tensor) -> Tensor | None:
-    """A mask without the keys that are still to come, as static caches have them."""
-    return None if attention_mask is None else attention_mask[..., : keys.shape[2]].detach()
+_FORBIDS = -1e4
+"""Programs write -1e4, -1e9 or a dtype's lowest number for a key that must not be attended to: exp() of it is 0."""
+
+
+def of_keys(
+    attention_mask: Tensor | None, keys: Tensor, maskers: Sequence[ResearchMasker] | None = None
+) -> Tensor | None:
+    """An attention mask as Reticle takes it: of the keys that are there (static caches have more), forbidden keys at -inf.
+
+    Raises:
+        ValueError: for a bool mask, unless all `maskers` read it as sparse-attention-hub's Quest and SOCKET do, True for a
+            forbidden key, or not at all.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.dtype.is_floating_point:
+        bias = attention_mask[..., : keys.shape[2]].detach()
+        forbidden = bias <= _FORBIDS
+        return bias.masked_fill(forbidden, float("-inf")) if forbidden.any() else bias
+    if maskers and all(
+        isinstance(masker, (SinkMasker, LocalMasker, RandomSamplingMasker, MagicPig)) for masker in maskers
+    ):
+        return None
+    reads_blocked = bool(maskers) and all(isinstance(each, (QuestTopKMasker, SocketMasker)) for each in maskers or ())
+    if attention_mask.dtype == torch.bool and reads_blocked:
+        blocked = attention_mask[..., : keys.shape[2]]
+        return torch.zeros_like(blocked, dtype=torch.float32).masked_fill(blocked, float("-inf"))
+    raise ValueError(
+        f"attention_mask: is {attention_mask.dtype}; expected floats that are added to the scores, 0 for a key that may be "
+        "attended to and -inf for one that may not (of bool masks, sparse-attention-hub reads True as either)"
+    )
 
 
 class BuiltIn(ResearchMasker):
     """A masker of Reticle. The fields of its config are its attributes, which may be set."""
+
+    _demands: ClassVar[tuple[str, ...]] = ()
+    """Words of `add_mask` that it cannot do without: another layer's weights would be silently wrong."""
 
     def __init__(self, config: MaskerConfig) -> None:
         super().__init__(config)
@@ -364,6 +404,11 @@ class BuiltIn(ResearchMasker):
         previous_mask: Mask,
         **kwargs: Any,
     ) -> Mask:
+        for word in self._demands:
+            given = sparse_meta_data if word == "sparse_meta_data" else kwargs.get(word)
+            if given is None:
+                must = "cannot be None" if word == "sparse_meta_data" else "must be provided in kwargs"
+                raise ValueError(f"{word} {must}: {type(self).__name__} keeps what it knows of a sequence by it")
         if previous_mask.is_full_mask():
             return previous_mask
         if self._chain is None:
@@ -408,15 +453,21 @@ class QuestTopKMasker(BuiltIn, TopKMasker):
 class DoubleSparsityTopKMasker(BuiltIn, TopKMasker):
     """Of DoubleSparsityTopKMaskerConfig."""
 
+    _demands = ("layer_idx",)
+
 
 @MaskerRegistry.register(configs.HashAttentionTopKMaskerConfig)
 class HashAttentionTopKMasker(BuiltIn, TopKMasker):
     """Of HashAttentionTopKMaskerConfig."""
 
+    _demands = ("layer_idx", "sparse_meta_data")
+
 
 @MaskerRegistry.register(configs.PQCacheConfig)
 class PQCache(BuiltIn, TopKMasker):
     """Of PQCacheConfig."""
+
+    _demands = ("layer_idx", "sparse_meta_data")
 
 
 @MaskerRegistry.register(configs.SocketMaskerConfig)
