@@ -161,6 +161,7 @@ def chart(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.style.use(Path(__file__).parents[1] / "bindings/reticle/pictures.mplstyle")
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{row.section} / {row.peer_name}", []).append(row)
@@ -173,7 +174,6 @@ def chart(rows: list[Row], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("times as fast as the peer (orange: slower); bar: the median")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)

@@ -15,14 +15,6 @@ from reticle import maskers as m
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STYLE = {
-    "axes.edgecolor": "0.5",
-    "axes.linewidth": 0.6,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 15,
-    "font.family": "DejaVu Sans",
-    "text.color": "black",
-}
 DARK = {
     "axes.facecolor": "#0d1117",
     "axes.labelcolor": "white",
@@ -56,7 +48,8 @@ if __name__ == "__main__":
     parser.add_argument("--output", default="gallery.png", help="PNG file to write")
     parser.add_argument("--dark", action="store_true", help="dark ground")
     arguments = parser.parse_args()
-    plt.rcParams.update({**STYLE, **(DARK if arguments.dark else {})})
+    plt.style.use("reticle.pictures")
+    plt.rcParams.update(DARK if arguments.dark else {})
     tensors = reticle.load_tensors(Path(__file__).parent / "data/attention_4096.safetensors")
     queries = tensors["layers.1.queries"][:, :, :512]
     keys, values = (tensors[f"layers.1.{name}"][:, :, -512:] for name in ("keys", "values"))
@@ -68,6 +61,8 @@ if __name__ == "__main__":
             pipeline.contributions(*inputs, reticle.SequenceState(), layer=1), head=1, ax=axis, legend=False
         )
         density = pipeline.mask(*inputs, reticle.SequenceState(), layer=1).density
-        axis.set(title=f"{name}  {100 * density:.0f} %", xlabel="", ylabel="", xticks=[], yticks=[])
+        axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
+        axis.set_title(f"{name}  {100 * density:.0f} %", fontsize=15)
+        axis.grid(visible=False)
     figure.savefig(arguments.output, dpi=80)
     print(f"{arguments.output} written")

@@ -34,6 +34,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     data = Path(__file__).parent / "data/attention_4096.safetensors"
     measure = search.TensorMeasure(data, queries=arguments.queries)
+    plt.style.use("reticle.pictures")
     figure, axes = plt.subplots(layout="constrained")
     for name, space in SPACES.items():
         trials = search.run(space, measure, objective=search.at_density(10), workers=arguments.workers)
@@ -44,5 +45,5 @@ if __name__ == "__main__":
     axes.set_xlabel("keys attended, %")
     axes.set_ylabel("relative output error")
     axes.legend()
-    figure.savefig(arguments.output, dpi=100)
+    figure.savefig(arguments.output)
     print(f"{arguments.output} written")

@@ -29,6 +29,8 @@ from matplotlib.colors import ListedColormap
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs/images"
+plt.style.use(ROOT / "bindings/reticle/pictures.mplstyle")
+KEPT, OF_OUTPUT = "#009e73", "#e69f00"
 Results = list[dict[str, Any]]
 
 SWEEPS = {
@@ -93,7 +95,7 @@ def shown(arguments: Sequence[str]) -> str:
 
 def draw_losses(name: str, results: Results, stage: str, path: Path) -> None:
     dense = results[0]["loss"]
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(8, 4.6))
     methods = list(dict.fromkeys(result["name"] for result in results[1:]))
     for method in methods:
         points = sorted((r[stage]["density"], r["loss"]) for r in results[1:] if r["name"] == method)
@@ -102,10 +104,9 @@ def draw_losses(name: str, results: Results, stage: str, path: Path) -> None:
     axes.set_xlabel("sparsity: entries left out, % of what causality leaves")
     axes.set_ylabel("loss above dense, nats per byte")
     axes.set_title(f"{name}: what sparsity costs")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
+    axes.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path)
     plt.close(figure)
 
 
@@ -142,33 +143,26 @@ def draw_masks(command: Command) -> None:
             )
             return read_masks(masks)[f"{stage}.1"][0]
 
-        figure, axes = plt.subplots(1, len(PICTURES["prefill"]), figsize=(12, 3.4), facecolor="0.2")
+        figure, axes = plt.subplots(1, len(PICTURES["prefill"]), figsize=(12, 3.4), layout="constrained")
         for axis, (name, maskers) in zip(axes, PICTURES["prefill"].items(), strict=True):
-            axis.imshow(masks_of("prefill", maskers), cmap="viridis", interpolation="nearest", vmin=0, vmax=1)
-            axis.set_title(name, color="white", fontsize=10)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_xlabel("keys", color="white")
-        axes[0].set_ylabel("queries", color="white")
-        figure.tight_layout()
-        figure.savefig(IMAGES / "quality_prefill_masks.png", dpi=130)
+            axis.imshow(masks_of("prefill", maskers), cmap=ListedColormap(["white", KEPT]), vmin=0, vmax=1)
+            axis.set(title=name, xticks=[], yticks=[], xlabel="keys")
+            axis.grid(visible=False)
+        axes[0].set_ylabel("queries")
+        figure.savefig(IMAGES / "quality_prefill_masks.png")
         plt.close(figure)
 
-        colours = ListedColormap(["#3b2a6b", "#f5e642", "#d8432e"])
-        figure, axes = plt.subplots(len(PICTURES["generation"]), 1, figsize=(10, 6.5), facecolor="0.2")
+        colours = ListedColormap(["white", KEPT, OF_OUTPUT])
+        figure, axes = plt.subplots(len(PICTURES["generation"]), 1, figsize=(10, 6.5), layout="constrained")
         for axis, (name, maskers) in zip(axes, PICTURES["generation"].items(), strict=True):
             kept = masks_of("generation", maskers).astype(int)
             kept[:, PROMPT_BYTES:] *= 2
-            axis.imshow(kept, cmap=colours, interpolation="nearest", vmin=0, vmax=2, aspect="auto")
-            axis.set_title(
-                f"{name}: pruned, kept of the prompt (yellow), kept of the output (red)", color="white", fontsize=10
-            )
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_ylabel("steps", color="white")
-        axes[-1].set_xlabel("keys", color="white")
-        figure.tight_layout()
-        figure.savefig(IMAGES / "quality_generation_masks.png", dpi=130)
+            axis.imshow(kept, cmap=colours, vmin=0, vmax=2, aspect="auto")
+            axis.set(title=f"{name}: keys of the prompt in green, of the output in orange", xticks=[], yticks=[])
+            axis.set_ylabel("steps")
+            axis.grid(visible=False)
+        axes[-1].set_xlabel("keys")
+        figure.savefig(IMAGES / "quality_generation_masks.png")
         plt.close(figure)
 
 
@@ -219,7 +213,7 @@ Windows of 2048 bytes, every byte counted, all through the prefill pipeline.
 
 {prefill_table}
 
-![What four patterns keep of a prompt of 640 bytes, layer 1, head 0: yellow](images/quality_prefill_masks.png)
+![What four patterns keep of a prompt of 640 bytes, layer 1, head 0](images/quality_prefill_masks.png)
 
 ## What is generated attends to sparsely
 

@@ -26,6 +26,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
+plt.style.use(ROOT / "bindings/reticle/pictures.mplstyle")
 DATA = ROOT / "examples/data"
 KEYS = 4096
 ROWS = 256
@@ -211,20 +212,18 @@ def main() -> None:
             axis.plot(
                 *zip(*line(panel, name, method), strict=True),
                 marker="osD^vP*XH"[i % 9],
-                color=plt.get_cmap("tab10")(i % 10),
                 label=name,
             )
         axis.set(
             title=panel, xscale="log", yscale="log", xlabel="density of the visible positions", ylabel="relative error"
         )
-        axis.grid(visible=True, which="both", alpha=0.2)
-        axis.legend(fontsize=8)
+        axis.legend()
         axis.label_outer()
     axes.flat[-1].axis("off")
     figure.suptitle(
         "Error of sparse attention against what it keeps: 256 generated rows over 4,096 keys, mean of 4 layers"
     )
-    figure.savefig(options.output, dpi=110)
+    figure.savefig(options.output)
 
 
 if __name__ == "__main__":

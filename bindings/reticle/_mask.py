@@ -231,6 +231,7 @@ def plot(self: Mask, batch: int = 0, head: int = 0, ax: Axes | None = None) -> A
         aspect="auto",
         extent=(0, keys, queries, 0),
     )
+    axes.grid(visible=False)
     axes.set_xlabel("keys")
     axes.set_ylabel("queries")
     axes.set_title(f"head {head}, {100 * self.density:.1f} % of all positions")
@@ -265,6 +266,7 @@ def plot_contributions(
     queries, keys = contributions[0][1].shape[2:]
     pixels = _core.overlay(list(contributions), batch, head, ground=(red, green, blue))
     axes.imshow(pixels, interpolation="nearest", aspect="auto", extent=(0, keys, queries, 0))
+    axes.grid(visible=False)
     axes.set_xlabel("keys")
     axes.set_ylabel("queries")
     if legend:

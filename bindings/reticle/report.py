@@ -114,6 +114,7 @@ def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.style.use("reticle.pictures")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     table = target / "losses.csv"
@@ -125,7 +126,7 @@ def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
     for axis, stage in zip(axes, STAGES, strict=True):
         _plot_losses(axis, results, stage)
     paths = [table, target / "losses.png"]
-    figure.savefig(paths[-1], dpi=120)
+    figure.savefig(paths[-1])
     plt.close(figure)
     for name, result in results.items():
         layers = _spread(len(result.masks[STAGES[0]]))
@@ -137,7 +138,7 @@ def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
                 _plot_mask(axis, result.masks[stage][layer], f"{stage}, layer {layer}")
         figure.suptitle(name)
         paths.append(target / f"masks_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png")
-        figure.savefig(paths[-1], dpi=120)
+        figure.savefig(paths[-1])
         plt.close(figure)
     return paths
 
@@ -145,7 +146,7 @@ def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
 def _plot_losses(axis: Axes, results: Mapping[str, Loss], stage: str) -> None:
     for name, result in results.items():
         if name == "dense":
-            axis.axhline(result.loss, linestyle="--", color="grey", label=name)
+            axis.axhline(result.loss, linestyle="--", color="0.5", label=name)
         else:
             axis.plot(getattr(result, f"{stage}_sparsity"), result.loss, "o", label=name)
     axis.set_xlabel(f"sparsity of the {stage}")
