@@ -48,6 +48,8 @@ macro(fetch_pinned name url hash)
   endif()
 endmacro()
 
+set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON)  # where this is a part of another build, its targets link to them
+
 find_package(Threads REQUIRED)
 
 find_package(Boost 1.75 QUIET)
@@ -72,7 +74,7 @@ if(NOT hwy_FOUND)
   target_include_directories(hwy_fetched SYSTEM PUBLIC ${highway_SOURCE_DIR})
   target_compile_definitions(hwy_fetched PUBLIC HWY_STATIC_DEFINE)
   add_library(hwy::hwy ALIAS hwy_fetched)
-  if(NOT BUILD_SHARED_LIBS)
+  if(NOT BUILD_SHARED_LIBS AND RETICLE_INSTALL)
     install(TARGETS hwy_fetched EXPORT reticleTargets)
   endif()
 endif()

@@ -272,6 +272,7 @@ class Look(unittest.TestCase):
                 result = reticle("show", config, "--input", "bundled", "--layer", 3, "--head", 1, "--png", png)
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertEqual(png.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+                self.assertIn("% of it chosen first by", result.stdout)
 
     def test_version_and_help_exit_with_success(self) -> None:
         self.assertRegex(reticle("--version").stdout, r"^reticle \d+\.\d+\.\d+\n$")
@@ -458,6 +459,48 @@ class Verify(unittest.TestCase):
             self.assertEqual(known.stdout, "1 cases: 0 passed, 0 deviate as documented, 0 failed, 1 not supported\n")
             (Path(folder) / "broken.json").write_text("{")
             self.assertEqual(reticle("verify", folder, "--known-only").returncode, 1)
+
+
+class FirstMinutes(unittest.TestCase):
+    def test_without_arguments_it_helps(self) -> None:
+        bare, helped = reticle(), reticle("--help")
+        self.assertEqual((bare.returncode, bare.stderr), (0, ""))
+        self.assertEqual(bare.stdout, helped.stdout)
+        self.assertIn("Start with: reticle run", bare.stdout)
+
+    def test_doctor_says_what_is_used(self) -> None:
+        report = json.loads(reticle("doctor", "--json", RETICLE_NUM_THREADS="3").stdout)
+        self.assertEqual(report["threads"], 3)
+        self.assertEqual(report["maskers"], len(reticle("list").stdout.splitlines()))
+        self.assertTrue(Path(report["library"]).exists() or report["library"] == str(RETICLE), report)
+        self.assertTrue(report["kernels"])
+        lines = reticle("doctor").stdout
+        for word in ("version", "processor", "threads", "GPU", "plugins", "bundled data"):
+            self.assertIn(word, lines)
+
+    def test_doctor_names_the_plugins_that_were_refused(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "broken.so").write_bytes(b"not a plugin")
+            result = reticle("doctor", RETICLE_PLUGIN_PATH=folder)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("refused:", result.stdout)
+            self.assertIn("broken.so", result.stdout)
+
+    def test_completion_knows_commands_options_and_maskers(self) -> None:
+        script = reticle("completion", "bash").stdout
+
+        def completed(*words: str) -> list[str]:
+            line = " ".join(f'"{word}"' for word in words)
+            code = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _reticle; printf "%s\\n" "${{COMPREPLY[@]}}"'
+            done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+            return done.stdout.split()
+
+        self.assertEqual(completed("reticle", "des"), ["describe"])
+        self.assertEqual(completed("reticle", "describe", "oracle_top_"), ["oracle_top_k", "oracle_top_p"])
+        self.assertIn("--compare", completed("reticle", "run", "--co"))
+        self.assertIn("bashcompinit", reticle("completion", "zsh").stdout)
+        self.assertIn("complete -c reticle", reticle("completion", "fish").stdout)
+        self.assertEqual(reticle("completion", "tcsh").returncode, 2)
 
 
 class Readme(unittest.TestCase):

@@ -98,6 +98,20 @@ class Shared(unittest.TestCase):
         )
         self.assertEqual(json.loads(out)["input"], str(self.prefix / "share/reticle/data/attention_4096.safetensors"))
 
+    def test_plugin_template_builds_under_a_new_name_and_passes_its_tests(self) -> None:
+        sdk = ROOT / "bindings/reticle/sdk.py"
+        base = Path(self.folder.name)
+        run("python3", sdk, "new", "my_masker", base)
+        build_project(base / "my_masker", base / "my_masker/build", f"-DCMAKE_PREFIX_PATH={self.prefix}")
+        run("ctest", "--test-dir", base / "my_masker/build", "--output-on-failure")
+        described = run(
+            self.prefix / "bin/reticle", "describe", "my_masker", RETICLE_PLUGIN_PATH=str(base / "my_masker/build")
+        )
+        self.assertIn("`n`", described)
+        again = subprocess.run(["python3", sdk, "new", "my_masker", base], capture_output=True, text=True, check=False)
+        self.assertEqual((again.returncode, again.stdout), (2, ""))
+        self.assertIn("File exists", again.stderr)
+
     def test_plugin_is_loaded_by_a_config_listed_described_and_run(self) -> None:
         command = self.prefix / "bin/reticle"
         config = self.plugin.parent / "log_sparse.json"
@@ -190,13 +204,13 @@ class Shared(unittest.TestCase):
         self.assertNotIn("has broken", lines)
 
     def test_duplicate_name_is_refused_whole(self) -> None:
-        code = (ROOT / "tests/install/every_nth.cpp").read_text()
+        code = (ROOT / "plugins/template/every_nth.cpp").read_text()
         twin = code.replace("EveryNth", "Twin").replace('"every_nth"', '"sink"')
         message = self.refusal(self.compile_plugin("twin", code + "\n" + twin))
         self.assertEqual(message, 'masker "sink" is registered already (built in)')
 
     def test_bad_name_is_refused(self) -> None:
-        code = (ROOT / "tests/install/every_nth.cpp").read_text().replace('"every_nth"', '"Every Nth"')
+        code = (ROOT / "plugins/template/every_nth.cpp").read_text().replace('"every_nth"', '"Every Nth"')
         self.assertIn("is not made of a-z, 0-9 and _", self.refusal(self.compile_plugin("bad_name", code)))
 
     def test_files_that_are_no_plugins_are_refused(self) -> None:
@@ -225,7 +239,8 @@ class Shared(unittest.TestCase):
 
 
 class NewMasker(unittest.TestCase):
-    """A masker in one new file, with nothing else touched, in a static build that must not lose it."""
+    """A masker in one new file, with nothing else touched, in a static build that must not lose it. The build is a part of
+    another project's, and installed from there."""
 
     def test_one_new_file_is_listed_described_checked_run_and_linked(self) -> None:
         # Kept between runs, so that a second one only compiles what changed.
@@ -233,23 +248,27 @@ class NewMasker(unittest.TestCase):
         source, build, prefix = base / "source", base / "build", base / "prefix"
         shutil.rmtree(source, ignore_errors=True)
         source.mkdir(parents=True)
-        for name in ("core", "maskers", "attention", "tools", "cmake", "configs", "examples"):
+        for name in ("core", "maskers", "attention", "tools", "cmake", "configs", "examples", "plugins"):
             shutil.copytree(ROOT / name, source / name)
         shutil.copy2(ROOT / "CMakeLists.txt", source)
-        shutil.copy2(ROOT / "tests/install/every_nth.cpp", source / "maskers/fixed/every_nth.cpp")
-        options = ["-DBUILD_SHARED_LIBS=OFF", "-DRETICLE_BUILD_TESTS=OFF", "-DRETICLE_CUDA=OFF"]
-        build_project(source, build, *options)
+        shutil.copy2(ROOT / "plugins/template/every_nth.cpp", source / "maskers/fixed/every_nth.cpp")
+        options = ["-DBUILD_SHARED_LIBS=OFF", "-DRETICLE_BUILD_CLI=ON", "-DRETICLE_INSTALL=ON", "-DRETICLE_CUDA=OFF"]
+        cached = [] if shutil.which("ccache") is None else ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
+        build_project(
+            ROOT / "tests/install/embedded", build, f"-DFETCHCONTENT_SOURCE_DIR_RETICLE={source}", *options, *cached
+        )
 
-        command = build / "tools/reticle"
+        self.assertIn("has every_nth", run(build / "embedded").splitlines())
+        command = build / "_deps/reticle-build/tools/reticle"
         names = [line.split()[0] for line in run(command, "list").splitlines()]
         self.assertEqual(names, sorted([*BUILT_IN, "every_nth"]))
-        self.assertIn("| `stride` | integer | `8` |", run(command, "describe", "every_nth"))
-        self.assertEqual(json.loads(run(command, "schema", "every_nth"))["properties"]["stride"]["default"], 8)
+        self.assertIn("| `n` | integer | `4` |", run(command, "describe", "every_nth"))
+        self.assertEqual(json.loads(run(command, "schema", "every_nth"))["properties"]["n"]["default"], 4)
         config = base / "every_nth.json"
-        config.write_text('{"maskers": [{"type": "every_nth", "stride": 0}]}')
+        config.write_text('{"maskers": [{"type": "every_nth", "n": 0}]}')
         refused = subprocess.run([command, "check", config], capture_output=True, text=True, check=False)
-        self.assertIn("/maskers/0/stride: must be > 0, got 0", refused.stderr)
-        config.write_text('{"maskers": [{"type": "every_nth", "stride": 16}]}')
+        self.assertIn("/maskers/0/n: must be > 0, got 0", refused.stderr)
+        config.write_text('{"maskers": [{"type": "every_nth", "n": 16}]}')
         layer = json.loads(run(command, "run", config, "--json"))["layers"][0]
         self.assertEqual(layer["density"], 1 / 16)
 
