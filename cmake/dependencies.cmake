@@ -34,18 +34,15 @@ function(headers_from_python target distribution header package)
   target_include_directories(${target} SYSTEM INTERFACE ${root})
 endfunction()
 
-# An archive, configured as a part of this build and not installed with it.
+# An archive, unpacked and not built: its own build would add tests and an installation.
 macro(fetch_pinned name url hash)
   if(NOT RETICLE_FETCH AND NOT FETCHCONTENT_SOURCE_DIR_${name})
     message(FATAL_ERROR "${name} was not found. Install your distribution's package (./bootstrap does), or configure with "
       "-DRETICLE_FETCH=ON, which downloads ${url}")
   endif()
   string(TOLOWER ${name} lower)
-  FetchContent_Declare(${lower} URL ${url} URL_HASH SHA256=${hash})
-  FetchContent_GetProperties(${lower})
-  if(NOT ${lower}_POPULATED)
-    FetchContent_Populate(${lower})
-  endif()
+  FetchContent_Declare(${lower} URL ${url} URL_HASH SHA256=${hash} SOURCE_SUBDIR no_build_of_its_own)
+  FetchContent_MakeAvailable(${lower})
 endmacro()
 
 set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON)  # where this is a part of another build, its targets link to them
@@ -68,7 +65,7 @@ if(NOT hwy_FOUND)
   fetch_pinned(HIGHWAY https://github.com/google/highway/archive/refs/tags/1.2.0.tar.gz
     7e0be78b8318e8bdbf6fa545d2ecb4c90f947df03f7aadc42c1967f019e63343)
   message(STATUS "hwy::hwy: fetched, ${highway_SOURCE_DIR}")
-  # Of its sources those that choose the instruction set; its own build would add tests and an installation.
+  # Of its sources those that choose the instruction set.
   add_library(hwy_fetched STATIC ${highway_SOURCE_DIR}/hwy/abort.cc ${highway_SOURCE_DIR}/hwy/aligned_allocator.cc ${highway_SOURCE_DIR}/hwy/per_target.cc
     ${highway_SOURCE_DIR}/hwy/print.cc ${highway_SOURCE_DIR}/hwy/targets.cc ${highway_SOURCE_DIR}/hwy/timer.cc)
   target_include_directories(hwy_fetched SYSTEM PUBLIC ${highway_SOURCE_DIR})
