@@ -1,6 +1,11 @@
 # Libraries. Each is the system's where there is one; else that of a Python package beside the interpreter, which the build
 # requirements of pyproject.toml bring without root; else, where it may be fetched, an archive pinned by its hash.
-option(RETICLE_FETCH "Fetch libraries that are found nowhere, pinned by hash" ${SKBUILD})
+if(SKBUILD)  # whose value is a number, which option() takes for OFF
+  set(for_pip ON)
+else()
+  set(for_pip OFF)
+endif()
+option(RETICLE_FETCH "Fetch libraries that are found nowhere, pinned by hash" ${for_pip})
 include(FetchContent)
 
 # Where a Python distribution holds a header: the folder that includes are relative to; empty without the distribution.
