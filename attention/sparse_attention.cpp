@@ -32,7 +32,7 @@ struct PipelineOptions {
 
   static constexpr const char* docs[] = {
       "forbid keys after each query's own position, to every masker and in the result",
-      "of every random choice; the same seed gives the same mask",
+      "random seed; the same seed gives the same mask",
       "how p of positions chosen twice combine: min(1, a + b), max(a, b), or 1 - (1-a)(1-b)",
       "shared objects to load first: absolute, relative to the config, or in RETICLE_PLUGIN_PATH",
       "what this config is, for people"};

@@ -17,7 +17,7 @@ namespace py = pybind11;
 /// A caller's tensor (torch, numpy, or anything with DLPack) as a view that keeps it alive. No copy is made.
 class Borrowed {
  public:
-  /// TypeError, naming the argument, when it is no tensor; ShapeError for a dtype or rank that cannot be viewed;
+  /// TypeError, naming the argument, when it is not a tensor; ShapeError for a dtype or rank that cannot be viewed;
   /// DeviceError when it is not in the memory of such a device. What a GPU's tensor holds may still be being computed,
   /// on the caller's stream.
   Borrowed(const py::handle& object, std::string_view name, Device::Kind device = Device::Kind::cpu);

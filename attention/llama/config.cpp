@@ -50,7 +50,7 @@ struct Scaling {
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
   std::optional<Index> original_max_position_embeddings;
 
-  static constexpr const char* docs[] = {"of stretching", "turns below which all is stretched",
+  static constexpr const char* docs[] = {"factor of stretching", "turns below which all is stretched",
                                          "turns above which nothing is",
                                          "context of the first training; default: max_position_embeddings"};
   static constexpr std::string_view required[] = {"factor"};

@@ -43,7 +43,7 @@ struct ForwardOptions {
 class RETICLE_API Decoder {
  public:
   /// From a folder as Hugging Face lays it out: config.json and *.safetensors. ConfigError and FormatError say what is
-  /// missing, misshapen or not built.
+  /// missing, misshapen or not supported.
   static Decoder load(const std::filesystem::path& folder);
   Decoder(const DecoderConfig& config, const Weights& weights);
 

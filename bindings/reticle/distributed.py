@@ -47,7 +47,7 @@ def attention(
         attention_mask: over this rank's keys.
         group: torch.distributed's; default: all ranks. Its backend must send CPU tensors, as gloo does.
 
-    Gradients are not built.
+    Gradients are not supported.
     """
     own = queries.detach().float()  # states merge in float32, whatever comes in
     output, lse = _core.attention(

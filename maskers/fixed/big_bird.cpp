@@ -17,10 +17,11 @@ struct BigBirdConfig {
   Index random_blocks = 3;
   std::uint64_t seed = 0;
 
-  static constexpr const char* docs[] = {
-      "queries and keys per block", "first blocks, seen by all queries and seeing all keys",
-      "blocks around the queries' own; causal inputs keep the half up to the own",
-      "further blocks drawn for each block of queries, per head", "of the random blocks, varied by layer and head"};
+  static constexpr const char* docs[] = {"queries and keys per block",
+                                         "first blocks, seen by all queries and seeing all keys",
+                                         "blocks around the queries' own; causal inputs keep the half up to the own",
+                                         "further blocks drawn for each block of queries, per head",
+                                         "random seed of the blocks, varied by layer and head"};
   void validate() const {
     require_count(block_size, "block_size");
     require_count(global_blocks, "global_blocks", 0);

@@ -22,7 +22,7 @@ struct XAttentionConfig {
   static constexpr const char* docs[] = {
       "rows of a group: the queries of one group meet the keys of another along one antidiagonal",
       "share, in [0, 1], of a block row's estimated mass that is kept",
-      "queries and keys per block; a multiple of stride", "what scores are divided by, besides"};
+      "queries and keys per block; a multiple of stride", "further divisor of the scores"};
   void validate() const {
     require(stride > 0 && stride <= 1024, "stride", "must be in [1, 1024]");
     require(threshold >= 0 && threshold <= 1, "threshold", "must be in [0, 1]");

@@ -41,7 +41,7 @@ struct MagicPigConfig {
       "sign bits per table, at most 64",
       "subtract the mean key, as the first keys of a sequence have it",
       "how sparse-attention-hub holds signs; bits are packed either way",
-      "of the random projections, varied by layer",
+      "random seed of the projections, varied by layer",
       "tables, 1 or 2, that a key must share with the query",
       "lift keys by one dimension onto a sphere, so that the angle follows q.k; false: the angle with the key itself",
       "subtract the mean key from queries, too",

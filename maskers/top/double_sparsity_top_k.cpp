@@ -28,7 +28,7 @@ struct DoubleSparsityTopKConfig {
       "keys added per query, beyond those already chosen",
       "JSON: model.layers.<i>.self_attn.<channel_selection> -> channel numbers per query head, most important first",
       "head_dim / group_factor channels are used", "bits, 1 to 16, of each channel value; 16 keeps them exact",
-      "what the channels were measured on"};
+      "tensors that the channels were measured on"};
   static constexpr std::string_view required[] = {"sorted_channel_file"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");

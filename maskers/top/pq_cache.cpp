@@ -27,8 +27,8 @@ struct PqCacheConfig {
                                          "bits per part, 1 to 16: 2^pq_bits centroids",
                                          "most iterations of k-means, at the first keys of a sequence",
                                          "keys at the start that are neither clustered nor candidates",
-                                         "what near means in clustering: distance, or inner product",
-                                         "of the first centroids"};
+                                         "measure of nearness in clustering: euclidean distance or inner product (ip)",
+                                         "random seed of the first centroids"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
     require(pq_group_factor > 0 && pq_group_factor <= 1024, "pq_group_factor", "must be in [1, 1024]");

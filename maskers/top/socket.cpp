@@ -29,7 +29,8 @@ struct SocketConfig {
   std::uint64_t seed = 0;
 
   static constexpr const char* docs[] = {"keys kept per query", "hyperplanes per table, 1 to 16", "tables",
-                                         "temperature of the query's spread over the buckets", "of the hyperplanes"};
+                                         "temperature of the query's spread over the buckets",
+                                         "random seed of the hyperplanes"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
     require(K > 0 && K <= kMostPlanes, "K", "must be in [1, 16]");

@@ -12,10 +12,10 @@ struct TopKConfig {
   ScorerName scorer = ScorerName::exact;
   Index page_size = 16;
 
-  static constexpr const char* docs[] = {
-      "keys added per query, beyond those already chosen",
-      "what scores a key: q.k; q.k and the size of its value; the bound, or the mean, of its page; its smallness",
-      "keys per page of the scorers by page"};
+  static constexpr const char* docs[] = {"keys added per query, beyond those already chosen",
+                                         "score of a key: exact q.k; value_aware, times the norm of its value; "
+                                         "page_bounds or page_means, of its page; key_norm, the smaller the better",
+                                         "keys per page of the scorers by page"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
     require_count(page_size, "page_size");

@@ -13,10 +13,10 @@ struct TopPConfig {
   ScorerName scorer = ScorerName::exact;
   Index page_size = 16;
 
-  static constexpr const char* docs[] = {
-      "share, in [0, 1], of the softmax mass of the scores of keys not chosen yet",
-      "what scores a key: q.k; q.k and the size of its value; the bound, or the mean, of its page; its smallness",
-      "keys per page of the scorers by page"};
+  static constexpr const char* docs[] = {"share, in [0, 1], of the softmax mass of the scores of keys not chosen yet",
+                                         "score of a key: exact q.k; value_aware, times the norm of its value; "
+                                         "page_bounds or page_means, of its page; key_norm, the smaller the better",
+                                         "keys per page of the scorers by page"};
   void validate() const {
     require(top_p >= 0 && top_p <= 1, "top_p", "must be in [0, 1]");
     require_count(page_size, "page_size");

@@ -18,7 +18,7 @@ def blocks(page):
     return BLOCK.findall((SOURCE / "docs" / page).read_text())
 
 
-@pytest.mark.parametrize("page", ["tutorial.md", "coming_from.md"])
+@pytest.mark.parametrize("page", ["tutorial.md", "coming_from.md", "masks.md"])
 def test_python_on_the_page_prints_what_the_page_shows(page, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("matplotlib").use("Agg")
