@@ -276,6 +276,13 @@ class NewMasker(unittest.TestCase):
         consumer = base / "consumer"
         build_project(ROOT / "tests/install/consumer", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
         self.assertEqual(run(consumer / "consumer").splitlines()[:-1], [f"has {name}" for name in names])
+        if shutil.which("pkg-config") is None:
+            self.skipTest("pkg-config is not there")
+        folder = next(prefix.glob("lib*/**/pkgconfig"))
+        flags = run("pkg-config", "--static", "--cflags", "--libs", "reticle", PKG_CONFIG_PATH=str(folder)).split()
+        program = base / "with_pkg_config"
+        run(CXX, "-std=c++20", ROOT / "tests/install/consumer/main.cpp", "-o", program, *flags)
+        self.assertEqual(run(program).splitlines()[:-1], [f"has {name}" for name in names])
 
 
 if __name__ == "__main__":
