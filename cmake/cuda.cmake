@@ -1,6 +1,17 @@
 # The GPU. A CUDA toolkit is found, never required: without one, or with RETICLE_CUDA=OFF, three small files stand in for the
 # device code and say so when it is asked for. What kernels compute is tested on the CPU either way (tests/cuda).
 set(found_cuda OFF)
+set(cuda_sources core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu
+  core/cuda/runtime.cu core/cuda/scores.cu core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu
+  attention/cuda/device_plan.cu attention/nsa/cuda/block_scores.cu)
+if(RETICLE_CUDA STREQUAL "EMULATED")
+  # The same sources as host code: memory, streams and launches are those of core/cuda/emulated.
+  target_sources(${compiled} PRIVATE ${cuda_sources} core/cuda/emulated/device.cpp)
+  set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  set_property(SOURCE attention/cuda/attention.cu APPEND PROPERTY COMPILE_DEFINITIONS RETICLE_WGMMA)
+  target_include_directories(${compiled} PRIVATE core/cuda/emulated)
+  return()
+endif()
 if(NOT RETICLE_CUDA STREQUAL "OFF")
   include(CheckLanguage)
   check_language(CUDA)
@@ -38,9 +49,7 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
 endif()
 find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
-target_sources(${compiled} PRIVATE core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu core/cuda/runtime.cu core/cuda/scores.cu
-  core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu attention/cuda/device_plan.cu
-  attention/nsa/cuda/block_scores.cu)
+target_sources(${compiled} PRIVATE ${cuda_sources})
 # CMake's own variable says which runtime; the shared one can be replaced by a stand-in that launches nothing (tests/cuda).
 set(cuda_runtime CUDA::cudart_static)
 if(CMAKE_CUDA_RUNTIME_LIBRARY STREQUAL "Shared")

@@ -27,7 +27,9 @@ def text_files() -> list[Path]:
     folders = ("core", "maskers", "attention", "bindings", "tools", "docs", "examples", "plugins", "README.md")
     suffixes = {".cpp", ".hpp", ".cu", ".cuh", ".py", ".md", ".json"}
     return [
-        path for path in paths if path.suffix in suffixes and path.relative_to(ROOT).parts[0] in folders and path.exists()
+        path
+        for path in paths
+        if path.suffix in suffixes and path.relative_to(ROOT).parts[0] in folders and path.exists()
     ]
 
 

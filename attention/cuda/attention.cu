@@ -10,66 +10,69 @@
 #include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/attention/cuda/wide_tile_block.hpp>
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 
 namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, int sharing, bool biased>
-__global__ void __launch_bounds__(kDecodeThreads, sharing > 1                 ? 3
-                                                  : sizeof(T) == 2 && !biased ? 6
-                                                                              : 4)
-    decode_kernel(const __grid_constant__ DecodeProblem problem) {
-  __shared__ DecodeShared<head_dim> shared;
-  decode_part<T, head_dim, sharing, biased>(DeviceBlock(), shared, problem,
-                                            static_cast<int>(blockIdx.x) / problem.parts,
-                                            static_cast<int>(blockIdx.x) % problem.parts);
-}
+struct DecodePart {
+  static constexpr int kThreads = kDecodeThreads, kBlocks = sharing > 1 ? 3 : sizeof(T) == 2 && !biased ? 6 : 4;
+  using Shared = DecodeShared<head_dim>;
+  DecodeProblem problem;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index number) const {
+    const auto i = static_cast<int>(number);
+    decode_part<T, head_dim, sharing, biased>(block, shared, problem, i / problem.parts, i % problem.parts);
+  }
+};
 
 template <class T, int head_dim, bool biased>
-__global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constant__ TileProblem problem) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  attend_tile<T, head_dim, biased>(DeviceBlock(), *reinterpret_cast<TileShared<T, head_dim>*>(memory), problem,
-                                   problem.plan.tiles[blockIdx.x]);
-}
+struct AttendTile {
+  static constexpr int kThreads = kTileThreads;
+  using Shared = TileShared<T, head_dim>;
+  static_assert(sizeof(Shared) <= kMaxSharedMemory);
+  TileProblem problem;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index tile) const {
+    attend_tile<T, head_dim, biased>(block, shared, problem, problem.plan.tiles[tile]);
+  }
+};
 
 template <class T, int head_dim, bool biased>
-__global__ void __launch_bounds__(kWideTileThreads, 1) wide_tile_kernel(const __grid_constant__ TileProblem problem) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(16) unsigned char memory[];
-  // Room for this is in what launch() asks for: how dynamic memory is aligned is nowhere promised.
-  unsigned char* const aligned = memory + (kPanelAlignment - __cvta_generic_to_shared(memory) % kPanelAlignment);
-  attend_wide_tile<T, head_dim, biased>(DeviceBlock(), *reinterpret_cast<WideTileShared<T, head_dim>*>(aligned),
-                                        problem, problem.plan.tiles[blockIdx.x]);
-#endif  // elsewhere it is never launched
-}
+struct AttendWideTile {
+  static constexpr int kThreads = kWideTileThreads, kBlocks = 1;
+  using Shared = WideTileShared<T, head_dim>;
+  TileProblem problem;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index tile) const {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // elsewhere it is never launched
+    attend_wide_tile<T, head_dim, biased>(block, shared, problem, problem.plan.tiles[tile]);
+#endif
+  }
+};
 
 template <class T, int head_dim>
-void launch(const DecodeProblem& problem, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(problem.lists() * problem.parts);
-  if (problem.bias.data != nullptr) {
-    decode_kernel<T, head_dim, 1, true><<<blocks, kDecodeThreads, 0, stream>>>(problem);
-    return;
-  }
+void attend_lists(const DecodeProblem& problem, Stream stream) {
+  constexpr const char* kWhat = "attention over lists";
+  const Index blocks = problem.lists() * problem.parts;
+  if (problem.bias.data != nullptr) return launch(DecodePart<T, head_dim, 1, true>{problem}, blocks, stream, kWhat);
   dispatch_together(problem.sharing, [&]<int sharing>() {
-    decode_kernel<T, head_dim, sharing, false><<<blocks, kDecodeThreads, 0, stream>>>(problem);
+    launch(DecodePart<T, head_dim, sharing, false>{problem}, blocks, stream, kWhat);
   });
 }
 
-template <class Shared, int most, class Kernel>
-void launch(Kernel* kernel, int threads, const TileProblem& problem, int tiles, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Shared) + (alignof(Shared) > 16 ? alignof(Shared) : 0);
-  allow_shared_memory<kBytes, most>(kernel, "attention over tiles");
-  kernel<<<static_cast<unsigned>(tiles), threads, kBytes, stream>>>(problem);
-}
-
 template <class T, int head_dim, bool biased>
-void launch(const TileProblem& problem, const DeviceTiles& tiles, cudaStream_t stream) {
-  if (tiles.rows() == kWideTileRows)
-    return launch<WideTileShared<T, head_dim>, kMostSharedMemoryOfHopper>(
-        wide_tile_kernel<T, head_dim, biased>, kWideTileThreads, problem, tiles.count(), stream);
-  launch<TileShared<T, head_dim>, kMostSharedMemory>(tile_kernel<T, head_dim, biased>, kTileThreads, problem,
-                                                     tiles.count(), stream);
+void attend_tiles(const TileProblem& problem, const DeviceTiles& tiles, Stream stream) {
+  constexpr const char* kWhat = "attention over tiles";
+  if (tiles.rows() == kWideTileRows) {
+    launch(AttendWideTile<T, head_dim, biased>{problem}, tiles.count(), stream, kWhat);
+  } else {
+    launch(AttendTile<T, head_dim, biased>{problem}, tiles.count(), stream, kWhat);
+  }
 }
 
 #if defined(RETICLE_WGMMA)
@@ -164,22 +167,21 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   const PlannedInputs& made_for = own.made_for;
   made_for.require(inputs);
   if (made_for.rows() == 0) return;
-  auto* const native = static_cast<cudaStream_t>(stream);
   if (uses_tiles()) {
     auto problem = problem_of<TileProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
     problem.key_count = static_cast<int>(made_for.keys);
     problem.plan = own.tiles.lists();
     problem.bias = BiasView::of(inputs.attention_mask);
     const auto launch_of = [&]<class T, bool biased>() {
-      made_for.head_dim == 64 ? launch<T, 64, biased>(problem, own.tiles, native)
-                              : launch<T, 128, biased>(problem, own.tiles, native);
+      made_for.head_dim == 64 ? attend_tiles<T, 64, biased>(problem, own.tiles, stream)
+                              : attend_tiles<T, 128, biased>(problem, own.tiles, stream);
     };
     const auto launch_by_bias = [&]<class T>() {
       made_for.biased ? launch_of.template operator()<T, true>() : launch_of.template operator()<T, false>();
     };
     made_for.dtype == DType::f16 ? launch_by_bias.template operator()<Half>()
                                  : launch_by_bias.template operator()<BFloat16>();
-    return check_launch("attention over tiles");
+    return;
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
   problem.batch = static_cast<int>(made_for.batch);
@@ -195,8 +197,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
   problem.workspace = own.workspace.as<float>();
   problem.arrived = own.arrived.as<int>();
   dispatch_head_dim(made_for.dtype, made_for.head_dim,
-                    [&]<class T, int head_dim>() { launch<T, head_dim>(problem, native); });
-  check_launch("attention over lists");
+                    [&]<class T, int head_dim>() { attend_lists<T, head_dim>(problem, stream); });
 }
 
 bool AttentionPlan::uses_tiles() const { return state_->tiles.count() > 0; }
@@ -258,8 +259,7 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   problem.workspace = own.workspace.as<float>();
   problem.arrived = own.arrived.as<int>();
   dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(),
-                    [&]<class T, int head_dim>() { launch<T, head_dim>(problem, static_cast<cudaStream_t>(stream)); });
-  check_launch("attention over lists");
+                    [&]<class T, int head_dim>() { attend_lists<T, head_dim>(problem, stream); });
 }
 
 SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)

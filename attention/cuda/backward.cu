@@ -4,7 +4,7 @@
 #include <reticle/attention/cuda/backward.hpp>
 #include <reticle/attention/cuda/backward_tile_block.hpp>
 #include <reticle/attention/cuda/device_plan.cuh>
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
@@ -13,20 +13,29 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, bool by_key>
-__global__ void __launch_bounds__(kBackwardThreads, 4)
-    backward_kernel(const __grid_constant__ BackwardProblem problem) {
-  __shared__ BackwardShared<head_dim> shared;
-  differentiate<T, head_dim, by_key>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x));
-}
+struct Differentiate {
+  static constexpr int kThreads = kBackwardThreads, kBlocks = 4;
+  using Shared = BackwardShared<head_dim>;
+  BackwardProblem problem;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index number) const {
+    differentiate<T, head_dim, by_key>(block, shared, problem, static_cast<int>(number));
+  }
+};
 
 template <class T, int head_dim, bool by_key, bool biased>
-__global__ void __launch_bounds__(kBackwardThreads, biased ? 2 : 1)  // 2: more registers, or one is spilled on 8.0
-    backward_tile_kernel(const __grid_constant__ TileBackwardProblem problem) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  differentiate_tile<T, head_dim, by_key, biased>(DeviceBlock(),
-                                                  *reinterpret_cast<BackwardTileShared<T, head_dim>*>(memory), problem,
-                                                  static_cast<int>(blockIdx.x));
-}
+struct DifferentiateTile {
+  static constexpr int kThreads = kBackwardThreads, kBlocks = biased ? 2 : 1;  // 2: or a register is spilled on 8.0
+  using Shared = BackwardTileShared<T, head_dim>;
+  static_assert(sizeof(Shared) <= kMaxSharedMemory);
+  TileBackwardProblem problem;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index number) const {
+    differentiate_tile<T, head_dim, by_key, biased>(block, shared, problem, static_cast<int>(number));
+  }
+};
 
 /// Lists of a mask's rows in device memory.
 struct WalkedLists {
@@ -42,14 +51,15 @@ struct WalkedLists {
   WalkLists lists() const { return {ptr.as<Index>(), indices.as<std::int32_t>(), p.as<float>()}; }
 };
 
+constexpr const char* kWhat = "attention_backward";
+
 template <class T, int head_dim, bool by_key>
-void launch(const TileBackwardProblem& problem, Index blocks, cudaStream_t stream) {
-  if (blocks == 0) return;
-  constexpr int kBytes = sizeof(BackwardTileShared<T, head_dim>);
-  auto* const kernel = problem.bias.data == nullptr ? backward_tile_kernel<T, head_dim, by_key, false>
-                                                    : backward_tile_kernel<T, head_dim, by_key, true>;
-  allow_shared_memory<kBytes>(kernel, "attention_backward");
-  kernel<<<static_cast<unsigned>(blocks), kBackwardThreads, kBytes, stream>>>(problem);
+void differentiate_tiles(const TileBackwardProblem& problem, Index blocks, Stream stream) {
+  if (problem.bias.data == nullptr) {
+    launch(DifferentiateTile<T, head_dim, by_key, false>{problem}, blocks, stream, kWhat);
+  } else {
+    launch(DifferentiateTile<T, head_dim, by_key, true>{problem}, blocks, stream, kWhat);
+  }
 }
 
 }  // namespace
@@ -114,7 +124,6 @@ void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, 
                        inputs.queries.describe());
     require_aligned(*view, name);
   }
-  auto* const native = static_cast<cudaStream_t>(stream);
   const auto fill = [&](auto problem) {
     static_cast<BackwardInputs&>(problem) = backward_inputs(inputs, output, d_output);
     problem.soft_cap = own.soft_cap;
@@ -132,25 +141,23 @@ void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, 
     problem.tiles_of_keys = own.tiles.tiles_of_keys.as<TileOfKeys>();
     const Index key_blocks = made_for.batch * made_for.kv_heads * ((made_for.keys + kKeyBlock - 1) / kKeyBlock);
     const auto run_both = [&]<class T, int head_dim>() {
-      launch<T, head_dim, false>(problem, own.tiles.by_row.count(), native);
-      launch<T, head_dim, true>(problem, key_blocks, native);
+      differentiate_tiles<T, head_dim, false>(problem, own.tiles.by_row.count(), stream);
+      differentiate_tiles<T, head_dim, true>(problem, key_blocks, stream);
     };
     const auto of_type = [&]<class T>() {
       made_for.head_dim == 64 ? run_both.template operator()<T, 64>() : run_both.template operator()<T, 128>();
     };
     made_for.dtype == DType::f16 ? of_type.template operator()<Half>() : of_type.template operator()<BFloat16>();
-    return check_launch("attention_backward");
+    return;
   }
   auto problem = fill(BackwardProblem{});
   problem.by_row = own.by_row.lists();
   problem.by_key = own.by_key.lists();
-  const auto row_blocks = static_cast<unsigned>(made_for.rows());
-  const auto key_blocks = static_cast<unsigned>(made_for.batch * made_for.kv_heads * made_for.keys);
   dispatch_head_dim(made_for.dtype, made_for.head_dim, [&]<class T, int head_dim>() {
-    if (row_blocks > 0) backward_kernel<T, head_dim, false><<<row_blocks, kBackwardThreads, 0, native>>>(problem);
-    if (key_blocks > 0) backward_kernel<T, head_dim, true><<<key_blocks, kBackwardThreads, 0, native>>>(problem);
+    launch(Differentiate<T, head_dim, false>{problem}, made_for.rows(), stream, kWhat);
+    launch(Differentiate<T, head_dim, true>{problem}, made_for.batch * made_for.kv_heads * made_for.keys, stream,
+           kWhat);
   });
-  check_launch("attention_backward");
 }
 
 bool BackwardPlan::serves_patterns(const AttentionInputs& inputs) {

@@ -4,57 +4,96 @@
 #include <variant>
 
 #include <reticle/attention/cuda/device_plan.cuh>
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/reductions.cuh>
 
 namespace reticle::cuda {
 namespace {
 
 template <int tile_rows, class MaskView>
-__global__ void __launch_bounds__(kPlanThreads, 6)
-    plan_kernel(const __grid_constant__ MaskView mask, const __grid_constant__ PlannedTiles to) {
-  __shared__ PlanShared<tile_rows> shared;
-  plan_tile<tile_rows>(DeviceBlock(), shared, mask, to, static_cast<int>(blockIdx.x));
-}
+struct PlanTile {
+  static constexpr int kThreads = kPlanThreads, kBlocks = 6;
+  using Shared = PlanShared<tile_rows>;
+  MaskView mask;
+  PlannedTiles to;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index tile) const {
+    plan_tile<tile_rows>(block, shared, mask, to, static_cast<int>(tile));
+  }
+};
 
 template <class MaskView>
-__global__ void __launch_bounds__(kPlanThreads)
-    list_kernel(const __grid_constant__ MaskView mask, int heads, int sharing, const __grid_constant__ ColumnLists to) {
-  __shared__ int scan[kWarp + 1];
-  list_row(DeviceBlock(), scan, mask, heads, sharing, to, static_cast<int>(blockIdx.x));
-}
+struct ListRow {
+  static constexpr int kThreads = kPlanThreads;
+  using Shared = int[kWarp + 1];
+  MaskView mask;
+  int heads, sharing;
+  ColumnLists to;
 
-/// Of rows (batch, head, query), `lists` of them.
-__global__ void __launch_bounds__(kPlanThreads)
-    interval_kernel(const __grid_constant__ BandMask band, Index lists, std::int32_t* begins, std::int32_t* counts) {
-  const Index i = static_cast<Index>(blockIdx.x) * kPlanThreads + threadIdx.x;
-  if (i >= lists) return;
-  const auto query = static_cast<int>(i % band.queries);
-  begins[i] = band.begin(query);
-  counts[i] = band.count(query);
-}
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& scan, Index row) const {
+    list_row(block, scan, mask, heads, sharing, to, static_cast<int>(row));
+  }
+};
+
+/// Where each of `lists` rows (batch, head, query) begins, and how many keys it has.
+struct ListIntervals {
+  static constexpr int kThreads = kPlanThreads;
+  BandMask band;
+  Index lists;
+  std::int32_t *begins, *counts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    block.each([&](int thread) {
+      const Index i = number * kThreads + thread;
+      if (i >= lists) return;
+      const auto query = static_cast<int>(i % band.queries);
+      begins[i] = band.begin(query);
+      counts[i] = band.count(query);
+    });
+  }
+};
 
 /// The keys of each logical row's list that its query sees.
-__global__ void __launch_bounds__(kMaskThreads, 8)
-    visible_kernel(const __grid_constant__ ColumnLists lists, const __grid_constant__ RowMap stored, int queries,
-                   int keys, bool causal, const __grid_constant__ ColumnLists to) {
-  __shared__ CombineShared shared;
-  const Index row = blockIdx.x;
-  ColumnList list = ColumnList::of(lists, stored.of(row));
-  const int visible = visible_keys(keys, queries, static_cast<int>(row % queries), causal);
-  list.count = list.before(visible);
-  combine_lists<row_op::Add>(DeviceBlock(), shared, list, ColumnList{nullptr, nullptr, 0}, to, row);
-}
+struct ListVisible {
+  static constexpr int kThreads = kMaskThreads, kBlocks = 8;
+  using Shared = CombineShared;
+  ColumnLists lists;
+  RowMap stored;
+  int queries, keys;
+  bool causal;
+  ColumnLists to;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index row) const {
+    ColumnList list = ColumnList::of(lists, stored.of(row));
+    list.count = list.before(visible_keys(keys, queries, static_cast<int>(row % queries), causal));
+    combine_lists<row_op::Add>(block, shared, list, ColumnList{nullptr, nullptr, 0}, to, row);
+  }
+};
 
 /// Counts, where `starts` is null; else lists.
-__global__ void __launch_bounds__(kPlanThreads)
-    tiles_of_keys_kernel(const __grid_constant__ TileLists lists, const __grid_constant__ Tiling tiling, int key_blocks,
-                         std::int32_t* counts, const Index* starts, TileOfKeys* to) {
-  __shared__ int scan[kWarp + 1];
-  const auto item = static_cast<int>(blockIdx.x);
-  tiles_of_keys(DeviceBlock(), scan, lists, tiling, key_blocks, item, starts == nullptr ? counts + item : nullptr,
-                starts == nullptr ? nullptr : to + starts[item]);
-}
+struct ListTilesOfKeys {
+  static constexpr int kThreads = kPlanThreads;
+  using Shared = int[kWarp + 1];
+  TileLists lists;
+  Tiling tiling;
+  int key_blocks;
+  std::int32_t* counts;
+  const Index* starts;
+  TileOfKeys* to;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& scan, Index number) const {
+    const auto item = static_cast<int>(number);
+    tiles_of_keys(block, scan, lists, tiling, key_blocks, item, starts == nullptr ? counts + item : nullptr,
+                  starts == nullptr ? nullptr : to + starts[item]);
+  }
+};
+
+constexpr const char* kWhat = "planning attention";
 
 MaskShape shape_of(const PlannedInputs& inputs) { return {inputs.batch, inputs.heads, inputs.queries, inputs.keys}; }
 
@@ -156,13 +195,12 @@ DeviceTiles::DeviceTiles(const DevicePattern& pattern, const PlannedInputs& inpu
     blocks_ = Buffer(room_of(tiling_, room.blocks, inputs) * sizeof(KeyBlock), stream);
     bits_ = Buffer(room_of(tiling_, room.partial, inputs) * static_cast<std::size_t>(words_) * sizeof(std::uint64_t),
                    stream);
-    if (count_ == 0) return;
     const PlannedTiles to{tiling_, room, tiles_.as<Tile>(), blocks_.as<KeyBlock>(), bits_.as<std::uint64_t>()};
-    const auto fill = [&](auto* kernel) {
-      kernel<<<static_cast<unsigned>(count_), kPlanThreads, 0, static_cast<cudaStream_t>(stream)>>>(view, to);
-    };
-    tile_rows == kWideTileRows ? fill(plan_kernel<kWideTileRows, View>) : fill(plan_kernel<kTileRowCount, View>);
-    check_launch("planning attention");
+    if (tile_rows == kWideTileRows) {
+      launch(PlanTile<kWideTileRows, View>{view, to}, count_, stream, kWhat);
+    } else {
+      launch(PlanTile<kTileRowCount, View>{view, to}, count_, stream, kWhat);
+    }
   });
 }
 
@@ -182,21 +220,17 @@ DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const Pla
   starts = Buffer::zeros(static_cast<std::size_t>(items + 1) * sizeof(Index), stream);
   tiles_of_keys = Buffer(by_row.room() * sizeof(TileOfKeys), stream);
   if (items == 0) return;
-  auto* const native = static_cast<cudaStream_t>(stream);
   const auto walk = [&](const Index* from) {
-    tiles_of_keys_kernel<<<static_cast<unsigned>(items), kPlanThreads, 0, native>>>(
-        by_row.lists(), by_row.tiling(), static_cast<int>(key_blocks), counts.as<std::int32_t>(), from,
-        tiles_of_keys.as<TileOfKeys>());
+    launch(ListTilesOfKeys{by_row.lists(), by_row.tiling(), static_cast<int>(key_blocks), counts.as<std::int32_t>(),
+                           from, tiles_of_keys.as<TileOfKeys>()},
+           items, stream, "planning gradients");
   };
   walk(nullptr);
-  StreamMemory memory(stream);
-  running_sums(on_stream(memory, stream), counts.as<std::int32_t>(), items, starts.as<Index>());
+  running_sums(counts.as<std::int32_t>(), items, starts.as<Index>(), stream);
   walk(starts.as<Index>());
-  check_launch("planning gradients");
 }
 
 DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream) {
-  auto* const native = static_cast<cudaStream_t>(stream);
   const Index group = inputs.heads / inputs.heads_with_lists();
   // Whether heads agree that do not say so is not known without waiting.
   const auto reserve = [&](bool heads_share, Index size, bool weighted) {
@@ -209,16 +243,15 @@ DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inpu
     counts = Buffer(lists * sizeof(std::int32_t), stream);
     return ColumnLists{indices.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), size};
   };
-  const auto blocks = [&] { return static_cast<unsigned>(inputs.rows() / sharing); };
   if (inputs.rows() == 0) return;
   if (const auto* const mask = std::get_if<DeviceMask>(&pattern); mask != nullptr && !mask->is_bits()) {
     shape_of(inputs).require_same_logical(mask->shape(), "attention");
     const ColumnLists to = reserve(mask->shape().shared_heads, mask->list_size(), mask->weighted());
     RowMap stored = RowMap::between(shape_of(inputs).unshared(), mask->shape());
     stored.heads = inputs.heads / sharing;
-    visible_kernel<<<blocks(), kMaskThreads, 0, native>>>(mask->lists(), stored, static_cast<int>(inputs.queries),
-                                                          static_cast<int>(inputs.keys), inputs.causal, to);
-    check_launch("planning attention");
+    launch(ListVisible{mask->lists(), stored, static_cast<int>(inputs.queries), static_cast<int>(inputs.keys),
+                       inputs.causal, to},
+           inputs.rows() / sharing, stream, kWhat);
     return;
   }
   with_view(pattern, inputs, stream, [&](const auto& view) {
@@ -228,14 +261,13 @@ DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inpu
       const Index lists = inputs.rows() / sharing, parts = (lists + kPlanThreads - 1) / kPlanThreads;
       begins = Buffer(static_cast<std::size_t>(lists) * sizeof(std::int32_t), stream);
       counts = Buffer(static_cast<std::size_t>(lists) * sizeof(std::int32_t), stream);
-      interval_kernel<<<static_cast<unsigned>(parts), kPlanThreads, 0, native>>>(view, lists, begins.as<std::int32_t>(),
-                                                                                 counts.as<std::int32_t>());
-      check_launch("planning attention");
-      return;
+      launch(ListIntervals{view, lists, begins.as<std::int32_t>(), counts.as<std::int32_t>()}, parts, stream, kWhat);
+    } else {
+      const ColumnLists to = reserve(view.heads_share(), view.most_keys(), false);
+      using View = std::remove_cvref_t<decltype(view)>;
+      launch(ListRow<View>{view, static_cast<int>(inputs.heads / sharing), sharing, to}, inputs.rows() / sharing,
+             stream, kWhat);
     }
-    const ColumnLists to = reserve(view.heads_share(), view.most_keys(), false);
-    list_kernel<<<blocks(), kPlanThreads, 0, native>>>(view, static_cast<int>(inputs.heads / sharing), sharing, to);
-    check_launch("planning attention");
   });
 }
 

@@ -2,10 +2,10 @@
 #include <map>
 #include <string>
 
-#include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/hash.hpp>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/lsh.hpp>
 #include <reticle/core/cuda/page_block.hpp>
 #include <reticle/core/cuda/quantiser.hpp>
@@ -16,31 +16,55 @@
 namespace reticle::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kTopKThreads, 1) choose_kernel(const __grid_constant__ ChooseProblem problem) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  choose_row(DeviceBlock(), *reinterpret_cast<ChooseShared*>(memory), problem, static_cast<int>(blockIdx.x));
-}
+struct ChooseRow {
+  static constexpr int kThreads = kTopKThreads, kBlocks = 1;
+  using Shared = ChooseShared;
+  ChooseProblem problem;
 
-__global__ void __launch_bounds__(kReachableThreads)
-    reachable_kernel(const __grid_constant__ ReachableProblem problem, int parts) {
-  mark_reachable(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts, static_cast<int>(blockIdx.x) % parts);
-}
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index row) const {
+    choose_row(block, shared, problem, static_cast<int>(row));
+  }
+};
+
+struct MarkReachable {
+  static constexpr int kThreads = kReachableThreads;
+  ReachableProblem problem;
+  int parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    const auto i = static_cast<int>(number);
+    cuda::mark_reachable(block, problem, i / parts, i % parts);
+  }
+};
 
 template <class T>
-__global__ void __launch_bounds__(kPageThreads)
-    bound_kernel(const __grid_constant__ PageBoundsProblem problem, int first_page, int new_pages) {
-  const int number = static_cast<int>(blockIdx.x) / new_pages;
-  bound_page<T>(DeviceBlock(), problem, number / problem.kv_heads, number % problem.kv_heads,
-                first_page + static_cast<int>(blockIdx.x) % new_pages);
-}
+struct BoundPages {
+  static constexpr int kThreads = kPageThreads;
+  PageBoundsProblem problem;
+  int first_page, new_pages;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    const int matrix = static_cast<int>(number) / new_pages, page = static_cast<int>(number) % new_pages;
+    bound_page<T>(block, problem, matrix / problem.kv_heads, matrix % problem.kv_heads, first_page + page);
+  }
+};
 
 template <class T>
-__global__ void __launch_bounds__(kPageThreads)
-    page_score_kernel(const __grid_constant__ PageScoreProblem problem, int parts) {
-  __shared__ float query[kMostHeadDim];
-  score_pages<T>(DeviceBlock(), query, problem, static_cast<int>(blockIdx.x) / parts,
-                 static_cast<int>(blockIdx.x) % parts);
-}
+struct ScorePages {
+  static constexpr int kThreads = kPageThreads;
+  using Shared = float[kMostHeadDim];
+  PageScoreProblem problem;
+  int parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& query, Index number) const {
+    const auto i = static_cast<int>(number);
+    cuda::score_pages<T>(block, query, problem, i / parts, i % parts);
+  }
+};
 
 /// Bounds of one layer's pages, with room for all.
 struct LayerPages {
@@ -77,10 +101,8 @@ const std::uint8_t* KeyChooser::State::mark_reachable(const AttentionInputs& inp
   const Index parts = (keys + kReachableThreads - 1) / kReachableThreads;
   if (reachable.bytes() < static_cast<std::size_t>(matrices * keys))
     reachable = Buffer(static_cast<std::size_t>(matrices * most_keys), stream);
-  reachable_kernel<<<static_cast<unsigned>(matrices * parts), kReachableThreads, 0,
-                     static_cast<cudaStream_t>(stream)>>>(ReachableProblem::of(inputs, reachable.as<std::uint8_t>()),
-                                                          static_cast<int>(parts));
-  check_launch("reading the attention mask");
+  launch(MarkReachable{ReachableProblem::of(inputs, reachable.as<std::uint8_t>()), static_cast<int>(parts)},
+         matrices * parts, stream, "reading the attention mask");
   return reachable.as<std::uint8_t>();
 }
 
@@ -124,15 +146,12 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
   const Index scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length();
   // The page that the last keys seen stand in is bounded again, with those that came to it.
   const Index first = layer.seen / page_size;
-  const auto blocks = [](Index number) { return static_cast<unsigned>(number); };
   dispatch_float(inputs.queries.dtype, "queries", [&]<class T>() {
-    auto* const native = static_cast<cudaStream_t>(stream);
     if (first < count)
-      bound_kernel<T><<<blocks((count - first) * matrices), kPageThreads, 0, native>>>(
-          problem.pages, static_cast<int>(first), static_cast<int>(count - first));
-    page_score_kernel<T><<<blocks(parts * scored_rows), kPageThreads, 0, native>>>(problem, static_cast<int>(parts));
+      launch(BoundPages<T>{problem.pages, static_cast<int>(first), static_cast<int>(count - first)},
+             (count - first) * matrices, stream, "bounding pages");
+    launch(ScorePages<T>{problem, static_cast<int>(parts)}, parts * scored_rows, stream, "scoring pages");
   });
-  check_launch("scoring pages");
   layer.seen = keys;
   return count;
 }
@@ -203,10 +222,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   problem.counts = counts;
   problem.list_p = weighted ? own.extra.as<float>() : nullptr;
   problem.scratch = own.extra.as<std::int32_t>();
-  allow_shared_memory<sizeof(ChooseShared)>(choose_kernel, "choosing keys");
-  choose_kernel<<<static_cast<unsigned>(rows), kTopKThreads, sizeof(ChooseShared), static_cast<cudaStream_t>(stream)>>>(
-      problem);
-  check_launch("choosing keys");
+  launch(ChooseRow{problem}, rows, stream, "choosing keys");
   return lists;
 }
 

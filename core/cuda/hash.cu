@@ -4,26 +4,39 @@
 #include <string>
 #include <vector>
 
-#include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/hash.hpp>
 #include <reticle/core/cuda/hash_block.hpp>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/tensors.cuh>
 
 namespace reticle::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kHashThreads)
-    code_kernel(const __grid_constant__ HashProblem problem, int first, int parts) {
-  __shared__ HashShared shared;
-  code_vectors<T>(DeviceBlock(), shared, problem, static_cast<int>(blockIdx.x) / parts,
-                  first + static_cast<int>(blockIdx.x) % parts * kHashVectors);
-}
+struct CodeVectors {
+  static constexpr int kThreads = kHashThreads;
+  using Shared = HashShared;
+  HashProblem problem;
+  int first, parts;
 
-__global__ void __launch_bounds__(kHashThreads)
-    code_score_kernel(const __grid_constant__ HashScoreProblem problem, int parts) {
-  score_codes(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts, static_cast<int>(blockIdx.x) % parts);
-}
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index number) const {
+    const auto i = static_cast<int>(number);
+    code_vectors<T>(block, shared, problem, i / parts, first + i % parts * kHashVectors);
+  }
+};
+
+struct ScoreCodes {
+  static constexpr int kThreads = kHashThreads;
+  HashScoreProblem problem;
+  int parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    const auto i = static_cast<int>(number);
+    score_codes(block, problem, i / parts, i % parts);
+  }
+};
 
 /// The linear maps of one side in device memory.
 class DeviceHash {
@@ -55,8 +68,8 @@ class DeviceHash {
     const Index parts = (tensor.size(2) - first + kHashVectors - 1) / kHashVectors;
     if (parts <= 0) return;
     dispatch_float(tensor.dtype, "vectors", [&]<class T>() {
-      code_kernel<T><<<static_cast<unsigned>(tensor.size(0) * heads * parts), kHashThreads, 0,
-                       static_cast<cudaStream_t>(stream)>>>(problem, static_cast<int>(first), static_cast<int>(parts));
+      launch(CodeVectors<T>{problem, static_cast<int>(first), static_cast<int>(parts)}, tensor.size(0) * heads * parts,
+             stream, "hashing");
     });
   }
 
@@ -122,9 +135,7 @@ float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash,
   problem.scores = scores.as<float>();
   const Index parts = (keys + kHashThreads - 1) / kHashThreads,
               scored_rows = inputs.batch() * heads * inputs.queries_length();
-  code_score_kernel<<<static_cast<unsigned>(scored_rows * parts), kHashThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      problem, static_cast<int>(parts));
-  check_launch("scoring hash codes");
+  launch(ScoreCodes{problem, static_cast<int>(parts)}, scored_rows * parts, stream, "scoring hash codes");
   layer.seen = keys;
   return scores.as<float>();
 }

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/lsh.hpp>
 #include <reticle/core/cuda/lsh_block.hpp>
 #include <reticle/core/cuda/tensors.cuh>
@@ -13,35 +13,59 @@ namespace reticle::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kLshThreads)
-    average_kernel(const __grid_constant__ LshProblem problem, int parts, int first, int end) {
-  __shared__ double sums[kLshThreads];
-  average_keys<T>(DeviceBlock(), sums, problem, static_cast<int>(blockIdx.x) / parts,
-                  static_cast<int>(blockIdx.x) % parts, first, end);
-}
+struct AverageKeys {
+  static constexpr int kThreads = kLshThreads;
+  using Shared = double[kLshThreads];
+  LshProblem problem;
+  int parts, first, end;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& sums, Index number) const {
+    const auto i = static_cast<int>(number);
+    average_keys<T>(block, sums, problem, i / parts, i % parts, first, end);
+  }
+};
 
 template <class T>
-__global__ void __launch_bounds__(kLshThreads)
-    norm_kernel(const __grid_constant__ LshProblem problem, int first, int parts) {
-  keep_largest_norm<T>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts, first,
-                       static_cast<int>(blockIdx.x) % parts);
-}
+struct KeepLargestNorm {
+  static constexpr int kThreads = kLshThreads;
+  LshProblem problem;
+  int first, parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    const auto i = static_cast<int>(number);
+    keep_largest_norm<T>(block, problem, i / parts, first, i % parts);
+  }
+};
 
 template <class T, bool of_keys>
-__global__ void __launch_bounds__(kLshThreads)
-    sign_kernel(const __grid_constant__ LshProblem problem, int first, int end, int parts, int panels) {
-  __shared__ LshShared shared;
-  const int number = static_cast<int>(blockIdx.x) / panels;
-  code_by_signs<T, of_keys>(DeviceBlock(), shared, problem, number / parts, first + number % parts * kLshVectors, end,
-                            static_cast<int>(blockIdx.x) % panels);
-}
+struct CodeBySigns {
+  static constexpr int kThreads = kLshThreads;
+  using Shared = LshShared;
+  LshProblem problem;
+  int first, end, parts, panels;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index number) const {
+    const int part = static_cast<int>(number) / panels, panel = static_cast<int>(number) % panels;
+    code_by_signs<T, of_keys>(block, shared, problem, part / parts, first + part % parts * kLshVectors, end, panel);
+  }
+};
 
 template <class T>
-__global__ void __launch_bounds__(kLshThreads) collision_kernel(const __grid_constant__ LshProblem problem, int parts) {
-  __shared__ float query[kMostLshDim];
-  score_collisions<T>(DeviceBlock(), query, problem, static_cast<int>(blockIdx.x) / parts,
-                      static_cast<int>(blockIdx.x) % parts);
-}
+struct ScoreCollisions {
+  static constexpr int kThreads = kLshThreads;
+  using Shared = float[kMostLshDim];
+  LshProblem problem;
+  int parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& query, Index number) const {
+    const auto i = static_cast<int>(number);
+    score_collisions<T>(block, query, problem, i / parts, i % parts);
+  }
+};
 
 /// What is kept of one layer's keys, with room for all.
 struct LayerCollisions {
@@ -105,29 +129,29 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
   problem.scores = state_->scores.as<float>();
   const Index scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length(), fresh = keys - layer.seen,
               panels = blocks_for(problem.signs(), kLshThreads);
-  const auto grid = [](Index blocks) { return static_cast<unsigned>(blocks); };
-  auto* const native = static_cast<cudaStream_t>(stream);
+  constexpr const char* kWhat = "scoring collisions";
   dispatch_float(inputs.keys.dtype, "keys", [&]<class T>() {
     if (begins && recipe.center && first < end) {
       const Index parts = blocks_for(d, kMeanElements);
-      average_kernel<T><<<grid(matrices * parts), kLshThreads, 0, native>>>(
-          problem, static_cast<int>(parts), static_cast<int>(first), static_cast<int>(end));
+      launch(AverageKeys<T>{problem, static_cast<int>(parts), static_cast<int>(first), static_cast<int>(end)},
+             matrices * parts, stream, kWhat);
     }
     if (fresh > 0) {
       const auto seen = static_cast<int>(layer.seen);
       // Norms first: codes depend on the largest of the sequence.
       Index parts = blocks_for(fresh, kLshThreads);
-      norm_kernel<T><<<grid(matrices * parts), kLshThreads, 0, native>>>(problem, seen, static_cast<int>(parts));
+      launch(KeepLargestNorm<T>{problem, seen, static_cast<int>(parts)}, matrices * parts, stream, kWhat);
       parts = blocks_for(fresh, kLshVectors);
-      sign_kernel<T, true><<<grid(matrices * parts * panels), kLshThreads, 0, native>>>(
-          problem, seen, static_cast<int>(keys), static_cast<int>(parts), static_cast<int>(panels));
+      launch(CodeBySigns<T, true>{problem, seen, static_cast<int>(keys), static_cast<int>(parts),
+                                  static_cast<int>(panels)},
+             matrices * parts * panels, stream, kWhat);
     }
     const Index coded = blocks_for(scored_rows, kLshVectors), parts = blocks_for(keys, kLshThreads);
-    sign_kernel<T, false><<<grid(coded * panels), kLshThreads, 0, native>>>(
-        problem, 0, static_cast<int>(scored_rows), static_cast<int>(coded), static_cast<int>(panels));
-    collision_kernel<T><<<grid(scored_rows * parts), kLshThreads, 0, native>>>(problem, static_cast<int>(parts));
+    launch(CodeBySigns<T, false>{problem, 0, static_cast<int>(scored_rows), static_cast<int>(coded),
+                                 static_cast<int>(panels)},
+           coded * panels, stream, kWhat);
+    launch(ScoreCollisions<T>{problem, static_cast<int>(parts)}, scored_rows * parts, stream, kWhat);
   });
-  check_launch("scoring collisions");
   layer.seen = keys;
   return problem.scores;
 }

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/mask_block.hpp>
 #include <reticle/core/cuda/reductions.cuh>
@@ -10,43 +10,73 @@
 namespace reticle::cuda {
 namespace {
 
-template <class Op>
-__global__ void __launch_bounds__(kMaskThreads, 8)
-    combine_lists_kernel(const __grid_constant__ ColumnLists a, const __grid_constant__ RowMap rows_of_a,
-                         const __grid_constant__ ColumnLists b, const __grid_constant__ RowMap rows_of_b,
-                         const __grid_constant__ ColumnLists to) {
-  __shared__ CombineShared shared;
-  const Index row = blockIdx.x;
-  combine_lists<Op>(DeviceBlock(), shared, ColumnList::of(a, rows_of_a.of(row)), ColumnList::of(b, rows_of_b.of(row)),
-                    to, row);
-}
+// One block to a stored row.
 
 template <class Op>
-__global__ void __launch_bounds__(kMaskThreads)
-    combine_words_kernel(const std::uint64_t* a, const __grid_constant__ RowMap rows_of_a, const std::uint64_t* b,
-                         const __grid_constant__ RowMap rows_of_b, std::uint64_t* to, int width) {
-  const Index row = blockIdx.x, from_a = rows_of_a.of(row) * width, from_b = rows_of_b.of(row) * width;
-  for (int w = static_cast<int>(threadIdx.x); w < width; w += kMaskThreads)
-    to[row * width + w] = combine_bits<Op>(a[from_a + w], b[from_b + w]);
-}
+struct CombineLists {
+  static constexpr int kThreads = kMaskThreads, kBlocks = 8;
+  using Shared = CombineShared;
+  ColumnLists a;
+  RowMap rows_of_a;
+  ColumnLists b;
+  RowMap rows_of_b;
+  ColumnLists to;
 
-__global__ void __launch_bounds__(kMaskThreads)
-    bits_kernel(const __grid_constant__ ColumnLists lists, std::uint64_t* to, int width) {
-  const Index row = blockIdx.x;
-  const ColumnList list = ColumnList::of(lists, row);
-  for (int w = static_cast<int>(threadIdx.x); w < width; w += kMaskThreads) to[row * width + w] = word_of_list(list, w);
-}
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index row) const {
+    combine_lists<Op>(block, shared, ColumnList::of(a, rows_of_a.of(row)), ColumnList::of(b, rows_of_b.of(row)), to,
+                      row);
+  }
+};
 
-__global__ void __launch_bounds__(kMaskThreads)
-    list_kernel(const std::uint64_t* words, int width, const __grid_constant__ ColumnLists to) {
-  __shared__ int scan[kWarp + 1];
-  const Index row = blockIdx.x;
-  list_words(
-      DeviceBlock(), scan, [&](int w) { return words[row * width + w]; }, width, to, row);
-}
+template <class Op>
+struct CombineWords {
+  static constexpr int kThreads = kMaskThreads;
+  const std::uint64_t* a;
+  RowMap rows_of_a;
+  const std::uint64_t* b;
+  RowMap rows_of_b;
+  std::uint64_t* to;
+  int width;
 
-/// One block to a stored row.
-unsigned blocks_of(const MaskShape& shape) { return static_cast<unsigned>(shape.stored_rows()); }
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index row) const {
+    const Index from_a = rows_of_a.of(row) * width, from_b = rows_of_b.of(row) * width;
+    block.each([&](int thread) {
+      for (int w = thread; w < width; w += kThreads)
+        to[row * width + w] = combine_bits<Op>(a[from_a + w], b[from_b + w]);
+    });
+  }
+};
+
+struct BitsOfLists {
+  static constexpr int kThreads = kMaskThreads;
+  ColumnLists lists;
+  std::uint64_t* to;
+  int width;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index row) const {
+    const ColumnList list = ColumnList::of(lists, row);
+    block.each([&](int thread) {
+      for (int w = thread; w < width; w += kThreads) to[row * width + w] = word_of_list(list, w);
+    });
+  }
+};
+
+struct ListsOfBits {
+  static constexpr int kThreads = kMaskThreads;
+  using Shared = int[kWarp + 1];
+  const std::uint64_t* words;
+  int width;
+  ColumnLists to;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& scan, Index row) const {
+    list_words(
+        block, scan, [&](int w) { return words[row * width + w]; }, width, to, row);
+  }
+};
 
 template <class T>
 std::size_t bytes_for(Index elements) {
@@ -113,10 +143,8 @@ Index DeviceMask::bytes() const {
 Index DeviceMask::nnz(Stream stream) const {
   const State& own = *state_;
   const Index rows = own.shape.stored_rows();
-  StreamMemory memory(stream);
-  const auto policy = on_stream(memory, stream);
   const Index stored =
-      own.bits ? bits_set(policy, words(), rows * own.width()) : sum_of(policy, own.counts.as<std::int32_t>(), rows);
+      own.bits ? bits_set(words(), rows * own.width(), stream) : sum_of(own.counts.as<std::int32_t>(), rows, stream);
   return stored * own.shape.rows_per_stored_row();
 }
 
@@ -142,22 +170,15 @@ DeviceMask DeviceMask::as_bits(Stream stream) const {
   if (state_->bits) return *this;
   if (state_->weighted) throw ValueError("bits of a mask on the device: it is weighted; bits hold no p");
   auto state = State::of_bits(state_->shape, stream);
-  if (blocks_of(state->shape) > 0) {
-    bits_kernel<<<blocks_of(state->shape), kMaskThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        state_->lists(), state->words.as<std::uint64_t>(), state->width());
-    check_launch("bits of a mask");
-  }
+  launch(BitsOfLists{state_->lists(), state->words.as<std::uint64_t>(), state->width()}, state->shape.stored_rows(),
+         stream, "bits of a mask");
   return DeviceMask(std::move(state));
 }
 
 DeviceMask DeviceMask::as_lists(Stream stream) const {
   if (!state_->bits) return *this;
   auto state = State::of_lists(state_->shape, false, state_->shape.keys, stream);
-  if (blocks_of(state->shape) > 0) {
-    list_kernel<<<blocks_of(state->shape), kMaskThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        words(), state->width(), state->lists());
-    check_launch("lists of a mask");
-  }
+  launch(ListsOfBits{words(), state->width(), state->lists()}, state->shape.stored_rows(), stream, "lists of a mask");
   return DeviceMask(std::move(state));
 }
 
@@ -166,24 +187,19 @@ DeviceMask DeviceMask::combined(const DeviceMask& a, const DeviceMask& b, const 
   a.shape().require_same_logical(b.shape(), operation);
   const MaskShape shape = a.shape().sharing_both(b.shape());
   const RowMap of_a = RowMap::between(shape, a.shape()), of_b = RowMap::between(shape, b.shape());
-  const unsigned blocks = blocks_of(shape);
-  auto* const native = static_cast<cudaStream_t>(stream);
   const bool weighted = a.weighted() || b.weighted();
   std::shared_ptr<State> state;
   if (!weighted && (a.is_bits() || b.is_bits())) {
     const DeviceMask left = a.as_bits(stream), right = b.as_bits(stream);
     state = State::of_bits(shape, stream);
-    if (blocks > 0)
-      combine_words_kernel<Op><<<blocks, kMaskThreads, 0, native>>>(left.words(), of_a, right.words(), of_b,
-                                                                    state->words.as<std::uint64_t>(), state->width());
+    launch(CombineWords<Op>{left.words(), of_a, right.words(), of_b, state->words.as<std::uint64_t>(), state->width()},
+           shape.stored_rows(), stream, operation);
   } else {
     const DeviceMask left = a.as_lists(stream), right = b.as_lists(stream);
     state = State::of_lists(shape, weighted, room_for<Op>(left.list_size(), right.list_size(), shape.keys), stream);
-    if (blocks > 0)
-      combine_lists_kernel<Op>
-          <<<blocks, kMaskThreads, 0, native>>>(left.lists(), of_a, right.lists(), of_b, state->lists());
+    launch(CombineLists<Op>{left.lists(), of_a, right.lists(), of_b, state->lists()}, shape.stored_rows(), stream,
+           operation);
   }
-  check_launch(operation);
   return DeviceMask(std::move(state));
 }
 

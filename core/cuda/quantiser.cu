@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/quantiser.hpp>
 #include <reticle/core/cuda/quantiser_block.hpp>
 #include <reticle/core/cuda/tensors.cuh>
@@ -13,19 +13,31 @@ namespace reticle::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kQuantiserThreads)
-    encode_kernel(const __grid_constant__ EncodeProblem problem, int first, int steps) {
-  encode_keys<T>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / steps, first,
-                 static_cast<int>(blockIdx.x) % steps);
-}
+struct EncodeKeys {
+  static constexpr int kThreads = kQuantiserThreads;
+  EncodeProblem problem;
+  int first, steps;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    const auto i = static_cast<int>(number);
+    encode_keys<T>(block, problem, i / steps, first, i % steps);
+  }
+};
 
 template <class T>
-__global__ void __launch_bounds__(kQuantiserThreads)
-    table_score_kernel(const __grid_constant__ TableScoreProblem problem, int parts) {
-  __shared__ float table[kMostTableEntries];
-  score_by_table<T>(DeviceBlock(), table, problem, static_cast<int>(blockIdx.x) / parts,
-                    static_cast<int>(blockIdx.x) % parts);
-}
+struct ScoreByTable {
+  static constexpr int kThreads = kQuantiserThreads;
+  using Shared = float[kMostTableEntries];
+  TableScoreProblem problem;
+  int parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& table, Index number) const {
+    const auto i = static_cast<int>(number);
+    score_by_table<T>(block, table, problem, i / parts, i % parts);
+  }
+};
 
 /// One head's keys on the host; waits for the stream.
 Tensor keys_of_head(const TensorView& keys, Index batch, Index kv_head, Stream stream) {
@@ -99,15 +111,12 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
   const Index steps = ((keys - layer.seen) * recipe.parts + kQuantiserThreads - 1) / kQuantiserThreads;
   const Index parts = (keys + kQuantisedKeys - 1) / kQuantisedKeys,
               scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length();
-  auto* const native = static_cast<cudaStream_t>(stream);
   dispatch_float(inputs.keys.dtype, "keys", [&]<class T>() {
-    if (layer.count > 0 && steps > 0)
-      encode_kernel<T><<<static_cast<unsigned>(matrices * steps), kQuantiserThreads, 0, native>>>(
-          encoding, static_cast<int>(layer.seen), static_cast<int>(steps));
-    table_score_kernel<T><<<static_cast<unsigned>(scored_rows * parts), kQuantiserThreads, 0, native>>>(
-        problem, static_cast<int>(parts));
+    if (layer.count > 0)
+      launch(EncodeKeys<T>{encoding, static_cast<int>(layer.seen), static_cast<int>(steps)}, matrices * steps, stream,
+             "quantising keys");
+    launch(ScoreByTable<T>{problem, static_cast<int>(parts)}, scored_rows * parts, stream, "scoring quantised keys");
   });
-  check_launch("scoring quantised keys");
   if (layer.count > 0) layer.seen = keys;
   return problem.scores;
 }

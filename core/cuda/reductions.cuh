@@ -1,20 +1,38 @@
-// Sums over device memory, by Thrust: nothing here is worth a kernel of its own. Written against an execution policy,
-// so that tests run them on the host.
+// Sums over device memory, by Thrust: nothing here is worth a kernel of its own. On the emulated device the standard
+// library's do the same.
 #pragma once
 
 #include <bit>
+#include <cstdint>
 #include <cuda_runtime.h>
-#include <thrust/execution_policy.h>
-#include <thrust/functional.h>
-#include <thrust/system/cuda/execution_policy.h>
-#include <thrust/transform_reduce.h>
-#include <thrust/transform_scan.h>
 
 #include <reticle/core/base/types.hpp>
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/runtime.hpp>
 
+#if defined(__CUDACC__)
+#include <thrust/execution_policy.h>
+#include <thrust/functional.h>
+#include <thrust/system/cuda/execution_policy.h>
+#include <thrust/transform_reduce.h>
+#include <thrust/transform_scan.h>
+#else
+#include <functional>
+#include <numeric>
+
+#include <reticle/core/cuda/emulated/device.hpp>
+#endif
+
 namespace reticle::cuda {
+
+struct Widened {
+  RETICLE_HD Index operator()(std::int32_t count) const { return count; }
+};
+struct BitsSet {
+  RETICLE_HD Index operator()(std::uint64_t word) const { return std::popcount(word); }
+};
+
+#if defined(__CUDACC__)
 
 /// Where Thrust's temporaries come from: the stream's pool, and back to it in its order.
 class StreamMemory {
@@ -33,33 +51,47 @@ class StreamMemory {
   cudaStream_t stream_;
 };
 
-/// Runs on the stream; waits only for what is returned to the host.
-inline auto on_stream(StreamMemory& memory, Stream stream) {
-  return thrust::cuda::par_nosync(memory).on(static_cast<cudaStream_t>(stream));
-}
-
-struct Widened {
-  __host__ __device__ Index operator()(std::int32_t count) const { return count; }
-};
-struct BitsSet {
-  __host__ __device__ Index operator()(std::uint64_t word) const { return std::popcount(word); }
-};
-
-template <class Policy>
-Index sum_of(const Policy& policy, const std::int32_t* counts, Index count) {
-  return thrust::transform_reduce(policy, counts, counts + count, Widened(), Index{0}, thrust::plus<Index>());
-}
-
-/// Bits that are set in so many words.
-template <class Policy>
-Index bits_set(const Policy& policy, const std::uint64_t* words, Index count) {
-  return thrust::transform_reduce(policy, words, words + count, BitsSet(), Index{0}, thrust::plus<Index>());
+/// The sum of f over n elements of device memory; waits for it.
+template <class T, class F>
+Index sum_over(const T* elements, Index n, F f, Stream stream) {
+  StreamMemory memory(stream);
+  const auto policy = thrust::cuda::par_nosync(memory).on(static_cast<cudaStream_t>(stream));
+  return thrust::transform_reduce(policy, elements, elements + n, f, Index{0}, thrust::plus<Index>());
 }
 
 /// starts[i + 1] becomes the sum of the first i + 1 counts; starts[0] stays.
-template <class Policy>
-void running_sums(const Policy& policy, const std::int32_t* counts, Index count, Index* starts) {
+inline void running_sums(const std::int32_t* counts, Index count, Index* starts, Stream stream) {
+  StreamMemory memory(stream);
+  const auto policy = thrust::cuda::par_nosync(memory).on(static_cast<cudaStream_t>(stream));
   thrust::transform_inclusive_scan(policy, counts, counts + count, starts + 1, Widened(), thrust::plus<Index>());
+}
+
+#else
+
+template <class T, class F>
+Index sum_over(const T* elements, Index n, F f, Stream stream) {
+  Index sum = 0;
+  emulated::enqueue(stream, [&] { sum = std::transform_reduce(elements, elements + n, Index{0}, std::plus<>(), f); });
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for a sum");
+  return sum;
+}
+
+inline void running_sums(const std::int32_t* counts, Index count, Index* starts, Stream stream) {
+  emulated::enqueue(stream, [=] {
+    std::transform_inclusive_scan(counts, counts + count, starts + 1, std::plus<>(), Widened(), Index{0});
+  });
+}
+
+#endif
+
+/// The sum of counts in device memory.
+inline Index sum_of(const std::int32_t* counts, Index count, Stream stream) {
+  return sum_over(counts, count, Widened(), stream);
+}
+
+/// Bits that are set in so many words of device memory.
+inline Index bits_set(const std::uint64_t* words, Index count, Stream stream) {
+  return sum_over(words, count, BitsSet(), stream);
 }
 
 }  // namespace reticle::cuda

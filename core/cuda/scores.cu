@@ -1,4 +1,4 @@
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/score_block.hpp>
 #include <reticle/core/cuda/scores.hpp>
 #include <reticle/core/cuda/tensors.cuh>
@@ -7,11 +7,17 @@ namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim, int together>
-__global__ void __launch_bounds__(kScoreThreads, 5)
-    score_kernel(const __grid_constant__ ScoreProblem problem, int parts) {
-  score_part<T, head_dim, together>(DeviceBlock(), problem, static_cast<int>(blockIdx.x) / parts,
-                                    static_cast<int>(blockIdx.x) % parts);
-}
+struct Score {
+  static constexpr int kThreads = kScoreThreads, kBlocks = 5;
+  ScoreProblem problem;
+  int parts;
+
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Index number) const {
+    const auto i = static_cast<int>(number);
+    score_part<T, head_dim, together>(block, problem, i / parts, i % parts);
+  }
+};
 
 }  // namespace
 
@@ -25,14 +31,11 @@ void dot_scores(const AttentionInputs& inputs, float* scores, Stream stream) {
   if (inputs.batch() * inputs.heads() * inputs.queries_length() * parts == 0) return;
   const int together = heads_taken_together(inputs.group());
   const Index blocks = inputs.batch() * (inputs.heads() / together) * inputs.queries_length() * parts;
-  auto* const native = static_cast<cudaStream_t>(stream);
   dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(), [&]<class T, int head_dim>() {
     dispatch_together(together, [&]<int heads>() {
-      score_kernel<T, head_dim, heads>
-          <<<static_cast<unsigned>(blocks), kScoreThreads, 0, native>>>(problem, static_cast<int>(parts));
+      launch(Score<T, head_dim, heads>{problem, static_cast<int>(parts)}, blocks, stream, "scoring");
     });
   });
-  check_launch("scoring");
 }
 
 }  // namespace reticle::cuda

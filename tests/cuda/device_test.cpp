@@ -319,6 +319,7 @@ TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
       indices.copy_to(found.data(), nullptr);
       counts.copy_to(found_counts.data(), nullptr);
       for (std::size_t row = 0; row < kRows; ++row) {
+        expected.clear();  // top_k appends
         reticle::top_k(std::span<const float>(scores).subspan(row * count, count), k, expected);
         ASSERT_EQ(static_cast<std::size_t>(found_counts[row]), expected.size());
         for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(found[row * width + i], expected[i]);

@@ -1,12 +1,14 @@
 """Every call that a GPU serves, made with tensors that say they lie on one (gpu_double.py), goes as far as the launch.
 
 Where a build has no CUDA, or the machine no GPU, the call ends there in a DeviceError that says so. Under the stand-in
-runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit` it goes on to launches that are recorded and not run.
+runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit` it goes on to launches that are recorded and not run. On the emulated
+device (the preset `emulated`, with RETICLE_EMULATED_HOST_TENSORS=1) kernels run, and results are those of the CPU.
 """
 
 import ctypes
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -19,11 +21,13 @@ import reticle.torch  # noqa: E402
 from gpu_double import as_if_on_gpu  # noqa: E402
 
 STAND_IN = os.environ.get("RETICLE_STAND_IN")
+EMULATED = os.environ.get("RETICLE_EMULATED_HOST_TENSORS") == "1"
+ATTEND_TILE = "Attend(Wide)?Tile"
 HASHES = os.path.join(os.environ["RETICLE_SOURCE_DIR"], "examples/data/random_hash_weights.safetensors")
 
 pytestmark = [
     pytest.mark.skipif(
-        STAND_IN is None and reticle._core.cuda_device_count() > 0,
+        STAND_IN is None and not EMULATED and reticle._core.cuda_device_count() > 0,
         reason="there is a GPU: kernels would get host memory",
     ),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # that keys are copied to the host
@@ -54,8 +58,15 @@ class Launches:
         return self.library.stand_in_fault().decode()
 
 
-def launches(call, *kernels):
-    """Makes a call; each of the kernels is launched, or there is no GPU to launch them on."""
+def launches(call, *kernels, like=None, tolerance=2e-2):
+    """Makes a call; each of the kernels is launched, or there is no GPU to launch them on. Where kernels run, what `like` gives
+    on the CPU is what the call gives."""
+    if EMULATED:
+        result = call()
+        if like is not None:
+            for found, expected in zip(_listed(result), _listed(like()), strict=True):
+                torch.testing.assert_close(found.cpu().float(), expected.float(), atol=tolerance, rtol=tolerance)
+        return result
     if STAND_IN is None:
         with pytest.raises(reticle.DeviceError, match=r"^CUDA: "):
             call()
@@ -64,8 +75,16 @@ def launches(call, *kernels):
     result = call()
     assert recorded.fault() == ""
     for kernel in kernels:
-        assert any(kernel in name for name in recorded.names()), f"{kernel} is not among {recorded.names()}"
+        assert any(re.search(kernel, name) for name in recorded.names()), f"{kernel} is not among {recorded.names()}"
     return result
+
+
+def _listed(result):
+    return [each for each in (result if isinstance(result, tuple) else (result,)) if isinstance(each, torch.Tensor)]
+
+
+def on_cpu(*given):
+    return [each.cpu() if isinstance(each, torch.Tensor) else each for each in given]
 
 
 def tensors(queries, keys, dtype=torch.bfloat16, width=128):
@@ -89,7 +108,7 @@ def masks(queries, keys):
     yield attended.cuda()
     yield reticle.torch.Band(first_query=keys - queries, width=50)
     yield reticle.torch.SelectedBlocks(numbers_of_blocks(queries), 64)
-    if STAND_IN is not None:
+    if STAND_IN is not None or EMULATED:
         yield reticle.torch.DeviceMask(reticle.Mask.dense(attended.numpy()))
 
 
@@ -97,28 +116,40 @@ def masks(queries, keys):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_attention_over_any_kind_of_mask(rows, dtype):
     q, k, v = tensors(rows, 300, dtype)
-    kernel = "decode_kernel" if rows == 1 or dtype == torch.float32 else "tile_kernel"
+    kernel = "DecodePart" if rows == 1 or dtype == torch.float32 else ATTEND_TILE
     for mask in masks(rows, 300):
-        launches(lambda mask=mask: reticle.attention(q, k, v, mask, causal=True), kernel)
+        host = reticle.torch.as_mask(mask, *on_cpu(q, k)) if isinstance(mask, torch.Tensor) else mask
+        computed = host is None or isinstance(host, reticle.Mask)
+        launches(
+            lambda mask=mask: reticle.attention(q, k, v, mask, causal=True),
+            kernel,
+            like=(lambda host=host: reticle.attention(*on_cpu(q, k, v), host, causal=True)) if computed else None,
+        )
 
 
 def test_attention_with_everything_that_it_takes():
     q, k, v = tensors(3, 300)
     bias = torch.zeros(8, 1, 300).cuda()
     options = {"scaling": 0.2, "causal": True, "attention_mask": bias, "soft_cap": 3.0, "sink_logits": [0.5] * 8}
-    launches(lambda: reticle.attention(q, k, v, **options), "decode_kernel")
+    host = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    launches(
+        lambda: reticle.attention(q, k, v, **options),
+        "DecodePart",
+        like=lambda: reticle.attention(*on_cpu(q, k, v), **host),
+    )
 
 
 @pytest.mark.parametrize("width", [64, 96, 256])
 def test_attention_of_other_head_sizes(width):
-    launches(lambda: reticle.attention(*tensors(1, 300, width=width)), "decode_kernel")
+    given = tensors(1, 300, width=width)
+    launches(lambda: reticle.attention(*given), "DecodePart", like=lambda: reticle.attention(*on_cpu(*given)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients(dtype):
     q, k, v = tensors(100, 300, dtype)
     output, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
-    kernel = "backward_kernel" if dtype == torch.float32 else "backward_tile_kernel"
+    kernel = "13DifferentiateI" if dtype == torch.float32 else "DifferentiateTile"
     full = reticle.Mask.full((2, 8, 100, 300))
     for mask in masks(100, 300):
         number = reticle.torch._number_of(full if mask is None else mask)
@@ -129,23 +160,19 @@ def test_gradients(dtype):
 def test_plans_and_lists_of_keys():
     q, k, v = tensors(1, 300)
     mask = reticle.Mask.full((2, 8, 1, 300))
-    launches(lambda: reticle.torch.AttentionPlan(q, k, v, mask)(q, k, v), "decode_kernel")
+    launches(lambda: reticle.torch.AttentionPlan(q, k, v, mask)(q, k, v), "DecodePart")
     blocks = torch.ones(1, 1, 2, 5, dtype=torch.bool).cuda()
     many = tensors(128, 300)
-    launches(
-        lambda: reticle.torch.AttentionPlan(*many, blocks, block_size=(64, 64))(*many), "plan_kernel", "tile_kernel"
-    )
+    launches(lambda: reticle.torch.AttentionPlan(*many, blocks, block_size=(64, 64))(*many), "PlanTile", ATTEND_TILE)
     indices = torch.arange(40).expand(2, 8, 1, 40).cuda()
-    launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices), "decode_kernel")
-    launches(
-        lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices, p=torch.ones_like(indices) / 2), "decode_kernel"
-    )
+    launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices), "DecodePart")
+    launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices, p=torch.ones_like(indices) / 2), "DecodePart")
 
 
 CHOSEN = [
-    ({"type": "oracle_top_k", "heavy_size": 20}, "score_kernel"),
-    ({"type": "oracle_top_p", "top_p": 0.5}, "score_kernel"),
-    ({"type": "quest_top_k", "heavy_size": 64}, "page_score_kernel"),
+    ({"type": "oracle_top_k", "heavy_size": 20}, "5ScoreI"),
+    ({"type": "oracle_top_p", "top_p": 0.5}, "5ScoreI"),
+    ({"type": "quest_top_k", "heavy_size": 64}, "ScorePages"),
     (
         {
             "type": "hash_attention_top_k",
@@ -154,12 +181,12 @@ CHOSEN = [
             "hat_mlp_layers": 1,
             "hat_weight_file": HASHES,
         },
-        "hash",
+        "CodeVectors",
     ),
-    ({"type": "pq_cache", "heavy_size": 20}, "table_score_kernel"),
-    ({"type": "magic_pig", "lsh_l": 20}, "collision"),
-    ({"type": "random_sampling", "sampling_rate": 0.2}, "choose_kernel"),
-    ({"type": "adaptive_sampling", "epsilon": 0.2}, "choose_kernel"),
+    ({"type": "pq_cache", "heavy_size": 20}, "ScoreByTable"),
+    ({"type": "magic_pig", "lsh_l": 20}, "ScoreCollisions"),
+    ({"type": "random_sampling", "sampling_rate": 0.2}, "ChooseRow"),
+    ({"type": "adaptive_sampling", "epsilon": 0.2}, "ChooseRow"),
 ]
 
 
@@ -170,7 +197,13 @@ def test_decoding_over_keys_that_are_chosen_there(masker, kernel):
     dense = reticle.SparseAttention.from_json('{"maskers": []}')
     q, k, v = one_sequence(1)
     prompt = one_sequence(300)
-    launches(lambda: reticle.torch.SparseDecoder(sparse, 8, 400)(q, k, v), kernel, "choose_kernel", "decode_kernel")
+    launches(
+        lambda: reticle.torch.SparseDecoder(sparse, 8, 400)(q, k, v)[0],
+        kernel,
+        "ChooseRow",
+        "DecodePart",
+        like=lambda: sparse.run(*on_cpu(q, k, v), reticle.SequenceState(), causal=True, stage="generation")[0],
+    )
     handler = reticle.InferenceHandler(dense, sparse)
 
     def generate():
@@ -178,14 +211,18 @@ def test_decoding_over_keys_that_are_chosen_there(masker, kernel):
         handler.attend(*prompt, state, stage="prefill")
         handler.attend(q, k, v, state, stage="generation")
 
-    launches(generate, "tile_kernel", kernel, "decode_kernel")
+    launches(generate, ATTEND_TILE, kernel, "DecodePart")
 
 
 def test_pipelines_that_choose_on_the_host():
     sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": [{"type": "sink"}], "causal": True}))
     q, k, v = tensors(100, 300)
     assert sparse.mask(q, k, v, reticle.SequenceState()).shape == (2, 8, 100, 300)
-    launches(lambda: sparse.run(q, k, v, reticle.SequenceState()), "tile_kernel")
+    launches(
+        lambda: sparse.run(q, k, v, reticle.SequenceState())[0],
+        ATTEND_TILE,
+        like=lambda: sparse.run(*on_cpu(q, k, v), reticle.SequenceState())[0],
+    )
 
 
 def test_masks_in_device_memory():
@@ -194,16 +231,23 @@ def test_masks_in_device_memory():
 
     def combine():
         a, b = reticle.torch.DeviceMask(mask), reticle.torch.DeviceMask(one)
-        for result in (a | b, a & b, a - b, b | b, a.merge(b, "independent")):
+        on_host = (mask | one, mask & one, mask - one, one | one, mask.merge(one, "independent"))
+        for result, expected in zip((a | b, a & b, a - b, b | b, a.merge(b, "independent")), on_host, strict=True):
             assert result.shape == (2, 8, 3, 300)
+            assert not EMULATED or result.to_host() == expected
             result.to_host()
         return a.nnz
 
-    launches(combine, "combine")
+    launches(combine, "Combine")
 
 
 def test_top_k():
-    launches(lambda: reticle.torch.top_k(torch.randn(3, 1000).cuda(), 50), "top_k_kernel")
+    scores = torch.randn(3, 1000)
+    launches(
+        lambda: reticle.torch.top_k(scores.cuda(), 50)[0],
+        "SelectTopK",
+        like=lambda: scores.topk(50).indices.sort(-1).values,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -212,7 +256,7 @@ def test_native_sparse_attention(dtype):
     for parameter in module.parameters():
         parameter.data = parameter.data.cuda()
     x = torch.randn(300, 64).to(dtype).cuda()
-    kernels = ["decode_kernel"] if dtype == torch.float32 else ["block_score_kernel", "tile_kernel"]
+    kernels = ["DecodePart"] if dtype == torch.float32 else ["ScoreKeyBlocks", ATTEND_TILE]
     launches(lambda: module(x, [0, 300]), *kernels)
 
 

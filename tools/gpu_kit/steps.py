@@ -400,9 +400,9 @@ METRICS = {
     "Registers Per Thread": r"^\s*Registers Per Thread\s+(\S+)\s+(\S+)",
 }
 PROFILED = {
-    "decode_kernel": "runs of 16",
-    "wide_tile_kernel": "prefill, 4k, causal",
-    "backward_tile_kernel": "gradients",
+    "DecodePart": "runs of 16",
+    "AttendWideTile": "prefill, 4k, causal",
+    "DifferentiateTile": "gradients",
 }
 
 
@@ -411,7 +411,17 @@ def profile(run: Run) -> tuple[str, str]:
         return "skipped", "not here: ncu"
     notes = []
     for kernel, row in PROFILED.items():
-        words = ["ncu", "--clock-control", "none", "--kernel-name", f"regex:{kernel}", "--launch-count", "2"]
+        words = [
+            "ncu",
+            "--clock-control",
+            "none",
+            "--kernel-name-base",
+            "demangled",
+            "--kernel-name",
+            f"regex:{kernel}",
+            "--launch-count",
+            "2",
+        ]
         words += ["--section", "SpeedOfLight"]
         words += ["--section", "Occupancy", "--section", "LaunchStats", "--section", "MemoryWorkloadAnalysis"]
         program = [run.kit / "bin" / "bench_gpu", "--quick", "--once", "--only", row]

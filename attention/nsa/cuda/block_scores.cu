@@ -4,27 +4,24 @@
 
 #include <reticle/attention/nsa/cuda/block_scores.hpp>
 #include <reticle/attention/nsa/cuda/score_block.hpp>
-#include <reticle/core/cuda/check.cuh>
+#include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/tensors.cuh>
 
 namespace reticle::cuda {
 namespace {
 
 template <class T, int head_dim>
-__global__ void __launch_bounds__(kScoreTileThreads)
-    block_score_kernel(const __grid_constant__ NsaScoreProblem problem) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  score_key_blocks<T, head_dim>(DeviceBlock(), *reinterpret_cast<NsaScoreShared<T, head_dim>*>(memory), problem,
-                                static_cast<int>(blockIdx.x));
-}
+struct ScoreKeyBlocks {
+  static constexpr int kThreads = kScoreTileThreads;
+  using Shared = NsaScoreShared<T, head_dim>;
+  static_assert(sizeof(Shared) <= kMaxSharedMemory);
+  NsaScoreProblem problem;
 
-template <class T, int head_dim>
-void launch(const NsaScoreProblem& problem, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(NsaScoreShared<T, head_dim>);
-  auto* const kernel = block_score_kernel<T, head_dim>;
-  allow_shared_memory<kBytes>(kernel, "scoring blocks");
-  kernel<<<static_cast<unsigned>(problem.tiling.tiles()), kScoreTileThreads, kBytes, stream>>>(problem);
-}
+  template <class Block>
+  RETICLE_HD void operator()(const Block& block, Shared& shared, Index tile) const {
+    score_key_blocks<T, head_dim>(block, shared, problem, static_cast<int>(tile));
+  }
+};
 
 }  // namespace
 
@@ -53,13 +50,14 @@ void block_scores(const AttentionInputs& inputs, Index first_query, const NsaCon
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
   const NsaScoreProblem problem = nsa_score_problem(inputs, first_query, config, lse, blocks, scores);
-  if (problem.tiling.tiles() == 0 || blocks == 0) return;
-  auto* const native = static_cast<cudaStream_t>(stream);
+  if (blocks == 0) return;
+  const auto run = [&]<class T, int head_dim>() {
+    launch(ScoreKeyBlocks<T, head_dim>{problem}, problem.tiling.tiles(), stream, "scoring blocks");
+  };
   const auto of_type = [&]<class T>() {
-    inputs.head_dim() == 64 ? launch<T, 64>(problem, native) : launch<T, 128>(problem, native);
+    inputs.head_dim() == 64 ? run.template operator()<T, 64>() : run.template operator()<T, 128>();
   };
   inputs.queries.dtype == DType::f16 ? of_type.template operator()<Half>() : of_type.template operator()<BFloat16>();
-  check_launch("scoring blocks");
 }
 
 }  // namespace reticle::cuda
