@@ -124,7 +124,7 @@ RetrievalTask task_of(const std::string& name) {
   throw Error("--tasks " + name + ": expected some of repeated_phrase, needle, multi_needle, variable_tracking");
 }
 
-Json json_of(const StageRecord& record) {
+Json json_of_stage(const StageRecord& record) {
   if (record.sparsity.empty()) return nullptr;
   return {{"density", record.density()}, {"mean_sparsity", record.mean_sparsity()}};
 }
@@ -199,7 +199,7 @@ std::string density_of(const Json& result, const char* stage) {
   return result.at(stage).is_null() ? "-" : percent(result.at(stage).at("density").get<double>());
 }
 
-void print_table(const Json& results) {
+void print_losses(const Json& results) {
   Table table;
   table.row({"config", "prefill density", "generation density", "loss", "perplexity", "above dense", "time"});
   const double dense = results.at(0).at("loss");
@@ -284,8 +284,8 @@ int evaluate(const EvaluateCommand& command) {
     result["loss"] = loss.loss;
     result["perplexity"] = loss.perplexity();
     result["tokens"] = loss.tokens;
-    result["prefill"] = json_of(loss.prefill);
-    result["generation"] = json_of(loss.generation);
+    result["prefill"] = json_of_stage(loss.prefill);
+    result["generation"] = json_of_stage(loss.generation);
     result["seconds"] = loss.seconds;
     result["retrieval"] = Json::array();
     for (const RetrievalTask task : tasks) {
@@ -296,8 +296,8 @@ int evaluate(const EvaluateCommand& command) {
                                        {"length", length},
                                        {"accuracy", retrieval.accuracy},
                                        {"exact", retrieval.exact},
-                                       {"prefill", json_of(retrieval.prefill)},
-                                       {"generation", json_of(retrieval.generation)},
+                                       {"prefill", json_of_stage(retrieval.prefill)},
+                                       {"generation", json_of_stage(retrieval.generation)},
                                        {"seconds", retrieval.seconds}});
         if (candidate.config) continue;
         // What language and chance alone give: how far the model can do the task at all.
@@ -310,7 +310,7 @@ int evaluate(const EvaluateCommand& command) {
   if (command.json) {
     fmt::print("{}\n", results.document().dump(2));
   } else {
-    print_table(results.all());
+    print_losses(results.all());
   }
   if (!command.csv.empty()) write_file(command.csv, csv_of(results.all()));
   return 0;

@@ -25,7 +25,7 @@ DType cache_dtype(const std::string& name) {
   return name == "bf16" ? DType::bf16 : name == "f16" ? DType::f16 : DType::f32;
 }
 
-Json json_of(const StageRecord& record) {
+Json json_with_calls(const StageRecord& record) {
   return {{"density", record.density()}, {"mean_sparsity", record.mean_sparsity()}, {"calls", record.sparsity.size()}};
 }
 
@@ -126,9 +126,9 @@ int generate(const GenerateCommand& command) {
       if (bytes_in) sequence["text"] = tokens_to_bytes(tokens);
       sequences.push_back(std::move(sequence));
     }
-    const Json document = {{"sequences", std::move(sequences)}, {"first_token_seconds", result.prefill_seconds},
-                           {"seconds_per_token", per_token},    {"prefill", json_of(prefilled)},
-                           {"generation", json_of(generated)},  {"cache_bytes", cache_bytes}};
+    const Json document = {{"sequences", std::move(sequences)},        {"first_token_seconds", result.prefill_seconds},
+                           {"seconds_per_token", per_token},           {"prefill", json_with_calls(prefilled)},
+                           {"generation", json_with_calls(generated)}, {"cache_bytes", cache_bytes}};
     fmt::print("{}\n", document.dump(2, ' ', false, Json::error_handler_t::replace));
   } else if (!stream) {
     for (std::size_t i = 0; i < result.tokens.size(); ++i) {

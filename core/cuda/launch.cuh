@@ -90,9 +90,18 @@ __global__ void __launch_bounds__(Kernel::kThreads) start(const __grid_constant_
   run(kernel);
 }
 template <class Kernel>
-  requires requires { Kernel::kBlocks; }
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) start(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    start_beside_others(const __grid_constant__ Kernel kernel) {
   run(kernel);
+}
+
+template <class Kernel>
+auto* function_of() {
+  if constexpr (requires { Kernel::kBlocks; }) {
+    return &start_beside_others<Kernel>;
+  } else {
+    return &start<Kernel>;
+  }
 }
 
 }  // namespace launch_detail
@@ -111,14 +120,11 @@ void launch(const Kernel& kernel, Index blocks, Stream stream, const char* what)
                       " blocks; expected fewer than 2^31");
 #if defined(__CUDACC__)
   constexpr std::size_t kBytes = launch_detail::dynamic_bytes<Kernel>;
+  auto* const function = launch_detail::function_of<Kernel>();
   if constexpr (kBytes > kUnaskedSharedMemory) {
-    static_assert(kBytes <= static_cast<std::size_t>(2147483647));
-    check(cudaFuncSetAttribute(launch_detail::start<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(kBytes)),
-          what);
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)), what);
   }
-  launch_detail::start<Kernel>
-      <<<static_cast<unsigned>(blocks), Kernel::kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(kernel);
+  function<<<static_cast<unsigned>(blocks), Kernel::kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(kernel);
   check(cudaGetLastError(), what);
 #else
   emulated::enqueue(stream, [kernel, blocks] {
