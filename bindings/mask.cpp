@@ -18,6 +18,7 @@
 #include <reticle/core/mask/io.hpp>
 #include <reticle/core/mask/picture.hpp>
 #include <reticle/core/mask/reshape.hpp>
+#include <reticle/core/registry.hpp>
 
 #include "module.hpp"
 #include "tensor.hpp"

@@ -166,6 +166,7 @@ struct MaskerDocs {
   std::string_view rule;      // what it selects, as a formula or a sentence
   std::string_view cost;      // time and memory
   std::string_view extras{};  // extra tensors that it cannot do without: names and shapes
+  std::string_view color{};   // "#rrggbb" in pictures; empty: the next one that is free
 };
 
 // --- registration and the plugin ABI --------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 12;
+inline constexpr std::uint64_t kInterface = 13;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

@@ -1,10 +1,18 @@
 #include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <reticle/core/base/nearest.hpp>
 #include <reticle/core/plugin.hpp>
@@ -50,12 +58,48 @@ Registry& Registry::global() {
 
 namespace {
 
+/// Nothing for what is not "#rrggbb".
+std::optional<Color> color_from(std::string_view text) {
+  unsigned rgb = 0;
+  if (text.size() != 7 || text[0] != '#') return std::nullopt;
+  const auto [end, error] = std::from_chars(text.data() + 1, text.data() + 7, rgb, 16);
+  if (error != std::errc() || end != text.data() + 7) return std::nullopt;
+  return Color{static_cast<std::uint8_t>(rgb >> 16), static_cast<std::uint8_t>(rgb >> 8),
+               static_cast<std::uint8_t>(rgb)};
+}
+
+}  // namespace
+
+std::vector<Color> masker_colors(std::span<const std::string> types) {
+  constexpr Color kDense{0x99, 0x99, 0x99};
+  constexpr std::array<Color, 5> kOthers = {
+      {{0x00, 0x9E, 0x73}, {0xCC, 0x79, 0xA7}, {0xD5, 0x5E, 0x00}, {0x56, 0xB4, 0xE9}, {0xF0, 0xE4, 0x42}}};
+  std::vector<Color> colors;
+  std::vector<std::string> others;
+  for (const std::string& type : types) {
+    const Registry& registry = Registry::global();
+    const std::optional<Color> own = registry.contains(type) ? color_from(registry.at(type).docs.color) : std::nullopt;
+    if (own || type == "dense") {
+      colors.push_back(own.value_or(kDense));
+      continue;
+    }
+    const auto found = std::find(others.begin(), others.end(), type);
+    colors.push_back(kOthers[static_cast<std::size_t>(found - others.begin()) % kOthers.size()]);
+    if (found == others.end()) others.push_back(type);
+  }
+  return colors;
+}
+
+namespace {
+
 /// Empty when the masker can be registered.
 std::string problem_with(const MaskerType& type) {
   const bool well_formed = !type.name.empty() && std::all_of(type.name.begin(), type.name.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
   });
   if (!well_formed) return "masker name \"" + type.name + "\" is not made of a-z, 0-9 and _";
+  if (!type.docs.color.empty() && !color_from(type.docs.color))
+    return "masker \"" + type.name + "\": color \"" + std::string(type.docs.color) + "\"; expected \"#rrggbb\"";
   for (const Field& field : type.factory.config_type->fields()) {
     if (field.name == "type" || field.name == "layers" || field.name == "heads")
       return "masker \"" + type.name + "\" has a field \"" + std::string(field.name) +

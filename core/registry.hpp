@@ -3,10 +3,12 @@
 
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <reticle/core/mask/picture.hpp>
 #include <reticle/core/masker.hpp>
 
 namespace reticle {
@@ -48,6 +50,11 @@ class RETICLE_API Registry {
   friend class MaskerRegistration;
   State* state_;  // leaked with the registry
 };
+
+/// The colors of maskers in every picture, by their types: those that they are registered with (sinks blue, windows
+/// orange), full attention ("dense") grey, and others in the order in which they first come: green, purple, vermilion,
+/// sky blue, yellow, and again (Okabe and Ito 2008: told apart by color-blind readers, too).
+RETICLE_API std::vector<Color> masker_colors(std::span<const std::string> types);
 
 /// Where a plugin that a config names is: absolute, or relative to `directory`, or in a folder of RETICLE_PLUGIN_PATH
 /// (colon-separated). PluginError lists the places tried.

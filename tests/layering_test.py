@@ -18,12 +18,12 @@ ALLOWED: dict[str, set[str]] = {
     "core/ops": {"core/base", "core/tensor", "core/mask", "core", "core/ops"},
     "core/cuda": {"core/base", "core/tensor", "core/mask", "core/ops", "core", "core/cuda"},
     "core": {"core/base", "core/tensor", "core/mask", "core/config", "core"},
-    "maskers": {"core", "core/mask", "core/ops"},
+    "maskers": {"core", "core/base", "core/mask", "core/ops"},
     "attention": {
         *("core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core/cuda", "core", "attention")
     },
     "bindings": {"core", "core/base", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
-    "tools": {"core", "core/base", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
+    "tools": {"core", "core/base", "core/config", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 SUFFIXES = {".hpp", ".cpp", ".cu", ".cuh"}

@@ -7,6 +7,7 @@
 
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/picture.hpp>
+#include <reticle/core/registry.hpp>
 
 #include "options.hpp"
 

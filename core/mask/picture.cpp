@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -45,28 +44,6 @@ Picture picture(const Mask& mask, Index batch, Index head, Index width, Index he
     }
   }
   return result;
-}
-
-std::vector<Color> masker_colors(std::span<const std::string> types) {
-  constexpr Color kSinks{0x00, 0x72, 0xB2}, kWindow{0xE6, 0x9F, 0x00}, kDense{0x99, 0x99, 0x99};
-  constexpr std::array<Color, 5> kOthers = {
-      {{0x00, 0x9E, 0x73}, {0xCC, 0x79, 0xA7}, {0xD5, 0x5E, 0x00}, {0x56, 0xB4, 0xE9}, {0xF0, 0xE4, 0x42}}};
-  std::vector<Color> colors;
-  std::vector<std::string> others;
-  for (const std::string& type : types) {
-    if (type == "sink") {
-      colors.push_back(kSinks);
-    } else if (type == "local") {
-      colors.push_back(kWindow);
-    } else if (type == "dense") {
-      colors.push_back(kDense);
-    } else {
-      const auto found = std::find(others.begin(), others.end(), type);
-      colors.push_back(kOthers[static_cast<std::size_t>(found - others.begin()) % kOthers.size()]);
-      if (found == others.end()) others.push_back(type);
-    }
-  }
-  return colors;
 }
 
 ColorPicture overlay(std::span<const Mask> masks, std::span<const Color> colors, Index batch, Index head, Index width,

@@ -24,11 +24,6 @@ struct Color {
   friend bool operator==(const Color&, const Color&) = default;
 };
 
-/// The colors of maskers in every picture, by their types: sinks blue, windows orange, full attention grey; others in
-/// the order in which they first come: green, purple, vermilion, sky blue, yellow, and again (Okabe and Ito 2008: told
-/// apart by color-blind readers, too).
-RETICLE_API std::vector<Color> masker_colors(std::span<const std::string> types);
-
 struct ColorPicture {
   Index width = 0, height = 0;
   std::vector<Color> cells;

@@ -67,6 +67,7 @@ RETICLE_REGISTER_MASKER("local", Local, LocalConfig,
                         {.summary = "Keeps a sliding window that ends at each query's own position.",
                          .source = "Longformer (Beltagy et al. 2020)",
                          .rule = "keys position - i * dilation, 0 <= i < window_size",
-                         .cost = "O(queries) time and memory; O(queries * window_size) when dilated"});
+                         .cost = "O(queries) time and memory; O(queries * window_size) when dilated",
+                         .color = "#e69f00"});
 
 }  // namespace reticle::maskers

@@ -52,6 +52,7 @@ RETICLE_REGISTER_MASKER("sink", Sink, SinkConfig,
                         {.summary = "Keeps the first keys of the sequence (attention sinks).",
                          .source = "StreamingLLM (Xiao et al. 2023)",
                          .rule = "keys [0, sink_size) for every query",
-                         .cost = "O(1) time and memory"});
+                         .cost = "O(1) time and memory",
+                         .color = "#0072b2"});
 
 }  // namespace reticle::maskers

@@ -1,4 +1,5 @@
 // What is summed over device memory.
+#include <span>
 #include <vector>
 
 #include <gtest/gtest.h>

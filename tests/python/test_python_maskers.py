@@ -246,7 +246,7 @@ def test_registering_again_replaces_and_a_name_of_cpp_is_refused():
     for name, message in (("sink", "is registered already"), ("Bad Name", "not made of")):
         with pytest.raises(reticle.ConfigError, match=message):
             reticle.register(name)(Second)
-    with pytest.raises(TypeError, match="no masker"):
+    with pytest.raises(TypeError, match="is not a masker"):
         reticle.register("x")(int)
     with pytest.raises(TypeError, match="no select"):
         reticle.register("x")(dataclass(type("Idle", (reticle.Masker,), {})))

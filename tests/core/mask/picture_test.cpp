@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/picture.hpp>
+#include <reticle/core/registry.hpp>
 
 #include "support/naive_mask.hpp"
 #include "support/random_mask.hpp"
