@@ -244,7 +244,7 @@ class NewMasker(unittest.TestCase):
 
     def test_one_new_file_is_listed_described_checked_run_and_linked(self) -> None:
         # Kept between runs, so that a second one only compiles what changed.
-        base = BUILD / "static-with-new-masker"
+        base = BUILD / "embedded-with-new-masker"
         source, build, prefix = base / "source", base / "build", base / "prefix"
         shutil.rmtree(source, ignore_errors=True)
         source.mkdir(parents=True)
