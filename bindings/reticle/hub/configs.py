@@ -298,18 +298,9 @@ class RandomSamplingMaskerConfig(SamplingMaskerConfig):
     type = "random_sampling"
     sampling_rate: float
     search_space: SearchSpace = field(default_factory=dict)
-    sampling_mode: Literal["uniform", "gumbel", "multinomial"] = "uniform"
-    temperature: float = 1.0
     replacement: bool = field(default=False, kw_only=True)
-    _theirs = ("sampling_mode", "temperature")
 
     def _check(self) -> None:
-        if self.sampling_mode != "uniform":
-            named = self.sampling_mode in ("gumbel", "multinomial")
-            why = "is not supported; use uniform" if named else "must be one of uniform, gumbel, multinomial"
-            raise ConfigError(f"sampling_mode {why}, got {self.sampling_mode}")
-        if self.temperature != 1.0:
-            raise ConfigError(f"temperature is not supported: uniform samples have none, got {self.temperature}")
         self._expect("sampling_rate", lambda rate: 0 < rate <= 1, "must be in range (0, 1]")
 
 
