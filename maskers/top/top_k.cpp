@@ -12,10 +12,10 @@ struct TopKConfig {
   ScorerName scorer = ScorerName::exact;
   Index page_size = 16;
 
-  static constexpr const char* docs[] = {"keys added per query, beyond those already chosen",
-                                         "score of a key: exact q.k; value_aware, times the norm of its value; "
-                                         "page_bounds or page_means, of its page; key_norm, the smaller the better",
-                                         "keys per page of the scorers by page"};
+  static constexpr const char* docs[] = {
+      "keys added per query, beyond those already chosen",
+      "score: exact q.k, value_aware (times its value's norm), page_bounds, page_means, key_norm (smallest)",
+      "keys per page of the scorers by page"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
     require_count(page_size, "page_size");

@@ -13,10 +13,10 @@ struct TopPConfig {
   ScorerName scorer = ScorerName::exact;
   Index page_size = 16;
 
-  static constexpr const char* docs[] = {"share, in [0, 1], of the softmax mass of the scores of keys not chosen yet",
-                                         "score of a key: exact q.k; value_aware, times the norm of its value; "
-                                         "page_bounds or page_means, of its page; key_norm, the smaller the better",
-                                         "keys per page of the scorers by page"};
+  static constexpr const char* docs[] = {
+      "share, in [0, 1], of the softmax mass of the scores of keys not chosen yet",
+      "score: exact q.k, value_aware (times its value's norm), page_bounds, page_means, key_norm (smallest)",
+      "keys per page of the scorers by page"};
   void validate() const {
     require(top_p >= 0 && top_p <= 1, "top_p", "must be in [0, 1]");
     require_count(page_size, "page_size");
