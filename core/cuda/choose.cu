@@ -55,7 +55,7 @@ struct BoundPages {
 template <class T>
 struct ScorePages {
   static constexpr int kThreads = kPageThreads;
-  using Shared = float[kMostHeadDim];
+  using Shared = float[kMaxHeadDim];
   PageScoreProblem problem;
   int parts;
 
@@ -110,9 +110,9 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
                                      Stream stream) {
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
-  if (inputs.head_dim() > kMostHeadDim || inputs.keys.dtype != inputs.queries.dtype)
+  if (inputs.head_dim() > kMaxHeadDim || inputs.keys.dtype != inputs.queries.dtype)
     throw DeviceError("choosing pages: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                      "; expected one dtype and a head_dim of at most " + std::to_string(kMostHeadDim));
+                      "; expected one dtype and a head_dim of at most " + std::to_string(kMaxHeadDim));
   const Index keys = inputs.keys_length(), capacity = (most_keys + page_size - 1) / page_size;
   const Index matrices = inputs.batch() * inputs.kv_heads(), count = (keys + page_size - 1) / page_size;
   const auto room = [](Index floats) { return static_cast<std::size_t>(floats) * sizeof(float); };

@@ -56,7 +56,7 @@ struct CodeBySigns {
 template <class T>
 struct ScoreCollisions {
   static constexpr int kThreads = kLshThreads;
-  using Shared = float[kMostLshDim];
+  using Shared = float[kMaxLshDim];
   LshProblem problem;
   int parts;
 
@@ -88,10 +88,10 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
                               const std::uint8_t* reachable, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
-  if (d > kMostLshDim || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1 ||
+  if (d > kMaxLshDim || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1 ||
       inputs.queries.dtype != inputs.keys.dtype || inputs.extra("projection"))
     throw DeviceError("hashing: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                      "; on a GPU a head_dim is at most " + std::to_string(kMostLshDim) +
+                      "; on a GPU a head_dim is at most " + std::to_string(kMaxLshDim) +
                       ", rows are contiguous, tensors have one dtype, and projections are not given");
   LshProblem problem = lsh_problem(inputs, recipe);
   problem.reachable = reachable;

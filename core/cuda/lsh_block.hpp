@@ -15,7 +15,7 @@ namespace reticle::cuda {
 
 inline constexpr int kLshThreads = 128;   // and signs that a block finds
 inline constexpr int kLshVectors = 8;     // that a block codes
-inline constexpr int kMostLshDim = 256;   // head_dim
+inline constexpr int kMaxLshDim = 256;    // head_dim
 inline constexpr int kMeanElements = 32;  // that a block averages, over kLshThreads / kMeanElements parts of the keys
 
 struct LshProblem : ScoredInputs {
@@ -142,7 +142,7 @@ RETICLE_HD void keep_largest_norm(const Block& block, const LshProblem& problem,
 
 /// Shared memory of a block: vectors, centred and lifted, and signs, a bit for each vector.
 struct LshShared {
-  float vectors[kLshVectors][kMostLshDim + 1];
+  float vectors[kLshVectors][kMaxLshDim + 1];
   std::uint8_t signs[kLshThreads];
 };
 

@@ -12,7 +12,7 @@ namespace reticle::cuda {
 
 inline constexpr int kPageThreads = 128;
 inline constexpr int kPagesPerBlock = 64;  // that a block scores
-inline constexpr int kMostHeadDim = 256;
+inline constexpr int kMaxHeadDim = 256;
 
 /// Bounds of pages, (batch * KV heads, capacity, [largest | least], head_dim).
 struct PageBoundsProblem {

@@ -28,7 +28,7 @@ struct EncodeKeys {
 template <class T>
 struct ScoreByTable {
   static constexpr int kThreads = kQuantiserThreads;
-  using Shared = float[kMostTableEntries];
+  using Shared = float[kMaxTableEntries];
   TableScoreProblem problem;
   int parts;
 
@@ -72,11 +72,11 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
                               const std::uint8_t* reachable, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
-  if (recipe.parts * recipe.centroids > kMostTableEntries || inputs.queries.stride(3) != 1 ||
+  if (recipe.parts * recipe.centroids > kMaxTableEntries || inputs.queries.stride(3) != 1 ||
       inputs.keys.stride(3) != 1 || inputs.queries.dtype != inputs.keys.dtype)
     throw DeviceError("quantising: " + std::to_string(recipe.parts) + " parts of " + std::to_string(recipe.centroids) +
                       " centroids, queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                      "; on a GPU a table has at most " + std::to_string(kMostTableEntries) +
+                      "; on a GPU a table has at most " + std::to_string(kMaxTableEntries) +
                       " entries, rows are contiguous, and tensors have one dtype");
   QuantisedLayer& layer = state_->layers[inputs.layer];
   if (layer.of != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};

@@ -15,8 +15,8 @@
 namespace reticle::cuda {
 
 inline constexpr int kQuantiserThreads = 128;
-inline constexpr int kQuantisedKeys = 1024;     // that a block scores
-inline constexpr int kMostTableEntries = 8192;  // parts * centroids
+inline constexpr int kQuantisedKeys = 1024;    // that a block scores
+inline constexpr int kMaxTableEntries = 8192;  // parts * centroids
 
 /// The codebooks of a layer's KV heads. Part u of a vector of head_dim is [u * head_dim / parts, (u + 1) * head_dim /
 /// parts).
@@ -131,7 +131,7 @@ inline TableScoreProblem table_score_problem(const AttentionInputs& inputs, cons
 }
 
 /// Scores of row number `row` with keys [part * kQuantisedKeys, (part + 1) * kQuantisedKeys). `table`: shared memory
-/// for kMostTableEntries.
+/// for kMaxTableEntries.
 template <class T, class Block>
 RETICLE_HD void score_by_table(const Block& block, float* table, const TableScoreProblem& problem, int row, int part) {
   const Codebooks& books = problem.books;

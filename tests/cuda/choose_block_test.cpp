@@ -109,7 +109,7 @@ void score_collisions_of(const AttentionInputs& inputs, const LshRecipe& recipe,
       run_block(kLshThreads, *shared,
                 [&](const auto& block) { code_by_signs<T, false>(block, *shared, problem, 0, begin, rows, panel); });
   }
-  float query[kMostLshDim];
+  float query[kMaxLshDim];
   for (int row = 0; row < rows; ++row) {
     for (int part = 0; part * kLshThreads < problem.key_count; ++part)
       run_block(kLshThreads, query, [&](const auto& block) { score_collisions<T>(block, query, problem, row, part); });
@@ -155,7 +155,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
           bound_page<T>(HostBlock(kPageThreads), paged.pages, batch, kv_head, page);
       }
     }
-    float query[kMostHeadDim];
+    float query[kMaxHeadDim];
     for (int row = 0; row < static_cast<int>(rows); ++row) {
       for (int part = 0; part * kPagesPerBlock < paged.page_count; ++part)
         run_block(kPageThreads, query, [&](const auto& block) { score_pages<T>(block, query, paged, row, part); });
@@ -236,7 +236,7 @@ Lists choose(const AttentionInputs& inputs, const std::vector<Rule>& rules) {
       for (int step = 0; step < steps; ++step) encode_keys<T>(HostBlock(kQuantiserThreads), encoding, head, 0, step);
     }
     const TableScoreProblem scored = table_score_problem(inputs, encoding, recipe.init_offset, code_scores.data());
-    float table[kMostTableEntries];
+    float table[kMaxTableEntries];
     for (int row = 0; row < static_cast<int>(rows); ++row) {
       for (int part = 0; part * kQuantisedKeys < scored.key_count; ++part)
         run_block(kQuantiserThreads, table,

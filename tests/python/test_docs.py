@@ -38,7 +38,7 @@ def test_python_on_the_page_prints_what_the_page_shows(page, tmp_path, monkeypat
 def test_commands_on_the_page_print_what_the_page_shows(tmp_path):
     command = Path(reticle.__file__).parents[2] / "tools/reticle"
     if not command.exists():
-        pytest.skip("the command is not built")
+        pytest.skip("there is no reticle command beside this package")
     found = blocks("tutorial.md")
     (tmp_path / "pattern.json").write_text(next(text for language, text in found if language == "json"))
     (console,) = (text for language, text in found if language == "console")
