@@ -1,8 +1,8 @@
 """Runs every fuzz target for its share of the time, as many at once as there are cores, and prints what each did.
 
-    python3 tests/fuzz/run.py BUILD_FOLDER [--seconds N] [PYTHON]
+    python3 tests/fuzz/run.py BUILD_FOLDER [--seconds N] [--python INTERPRETER]
 
-With the interpreter of the Python package, the pickles too. Inputs that a target learns from are kept in
+With the interpreter that has the Python package and torch, the pickles too. Inputs that a target learns from are kept in
 BUILD_FOLDER/corpus, findings in BUILD_FOLDER/findings. Exit status 1: something was found.
 """
 
@@ -52,7 +52,11 @@ def summary(target: str, status: int, log: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("build", type=Path)
-    parser.add_argument("python", type=Path, nargs="?")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        help="interpreter that has the Python package and torch: with it, pickles are fuzzed, too",
+    )
     parser.add_argument("--seconds", type=int, default=60)
     given = parser.parse_args()
     build = given.build.resolve()
