@@ -26,7 +26,7 @@ struct DoubleSparsityTopKConfig {
 
   static constexpr const char* docs[] = {
       "keys added per query, beyond those already chosen",
-      "JSON: model.layers.<i>.self_attn.<channel_selection> -> channel numbers per query head, most important first",
+      "JSON: model.layers.<i>.self_attn.<channel_selection> -> lists of channels, best first, per head or one for all",
       "head_dim / group_factor channels are used", "bits, 1 to 16, of each channel value; 16 keeps them exact",
       "tensors that the channels were measured on"};
   static constexpr std::string_view required[] = {"sorted_channel_file"};
@@ -94,9 +94,9 @@ class DoubleSparsityTopK final : public Masker {
       reject("group_factor " + std::to_string(config_.group_factor) + " leaves no channel of head_dim " +
              std::to_string(inputs.head_dim()));
     const auto& table = channels_.layer(inputs.layer);
-    if (static_cast<Index>(table.size()) != inputs.heads())
-      reject("the channel file has " + std::to_string(table.size()) + " heads; expected " +
-             std::to_string(inputs.heads()));
+    if (static_cast<Index>(table.size()) != inputs.heads() && table.size() != 1)
+      reject("the channel file has lists for " + std::to_string(table.size()) + " heads; expected " +
+             std::to_string(inputs.heads()) + ", or one list for all heads");
     for (const std::vector<Index>& head : table) {
       if (static_cast<Index>(head.size()) < count)
         reject("the channel file has " + std::to_string(head.size()) + " channels of a head; expected " +
@@ -113,7 +113,8 @@ class DoubleSparsityTopK final : public Masker {
   /// The vector's chosen channels, quantised together.
   void make_label(const AttentionInputs& inputs, Index head, std::span<const float> vector,
                   std::span<float> label) const {
-    const std::vector<Index>& channels = channels_.layer(inputs.layer)[static_cast<std::size_t>(head)];
+    const auto& table = channels_.layer(inputs.layer);
+    const std::vector<Index>& channels = table.size() == 1 ? table.front() : table[static_cast<std::size_t>(head)];
     for (std::size_t i = 0; i < label.size(); ++i) label[i] = vector[static_cast<std::size_t>(channels[i])];
     if (config_.label_bits < 16) fake_quantise(label, config_.label_bits);
   }

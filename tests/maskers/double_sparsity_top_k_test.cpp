@@ -42,6 +42,19 @@ TEST(DoubleSparsityTopK, ScoresOnlyTheLayersOwnChannels) {
   EXPECT_EQ(kept(R"(, "channel_selection": "q_proj")", 0), 0);
 }
 
+TEST(DoubleSparsityTopK, OneListOfChannelsServesAllHeads) {
+  const TemporaryFolder folder;
+  const OwnedInputs owned({1, 2, 1, 1, 20, 8, 8}, 4);
+  const auto mask = [&](const std::string& channels) {
+    write_bytes(folder / "c.json", R"({"model.layers.0.self_attn.qk_proj": )" + channels + "}");
+    SequenceState state;
+    return SparseAttention::from_json(config(folder / "c.json", R"("heavy_size": 3, "group_factor": 4)"))
+        .mask(owned.inputs, state);
+  };
+  EXPECT_EQ(mask("[[6, 1]]"), mask("[[6, 1], [6, 1]]"));
+  EXPECT_NE(mask("[[6, 1]]"), mask("[[2, 5], [6, 1]]"));
+}
+
 TEST(DoubleSparsityTopK, ADecodeStepEqualsAFreshStart) {
   const TemporaryFolder folder;
   write_bytes(folder / "c.json",
@@ -87,7 +100,9 @@ TEST(DoubleSparsityTopK, ChannelFilesThatDoNotFitAreRefusedByName) {
             path + ": \"model.layers.0.self_attn.qk_proj\" holds \"x\"; expected channel numbers");
   EXPECT_EQ(refusal(R"({"model.layers.x.self_attn.qk_proj": []})"),
             path + ": key \"model.layers.x.self_attn.qk_proj\" does not name a layer");
-  EXPECT_EQ(refusal(key + "[[0, 1]]}"), "double_sparsity_top_k, layer 0: the channel file has 1 heads; expected 2");
+  EXPECT_EQ(
+      refusal(key + "[[0, 1], [0, 1], [0, 1]]}"),
+      "double_sparsity_top_k, layer 0: the channel file has lists for 3 heads; expected 2, or one list for all heads");
   EXPECT_EQ(refusal(key + "[[0, 1], [0]]}"),
             "double_sparsity_top_k, layer 0: the channel file has 1 channels of a head; expected 2");
   EXPECT_EQ(refusal(key + "[[0, 1], [0, 8]]}"), "double_sparsity_top_k, layer 0: there is no channel 8 in head_dim 8");

@@ -119,7 +119,7 @@ def test_mistakes_are_named_as_they_are_there():
 
 
 BAD_CONFIGS = [
-    (lambda: hub.OracleTopKConfig(heavy_size=None), "OracleTopKConfig: heavy_size is None; expected a value"),
+    (lambda: hub.OracleTopKConfig(heavy_size=None), "OracleTopKConfig: heavy_size cannot be None; expected a value"),
     (lambda: hub.OracleTopKConfig(0), "heavy_size must be > 0, got 0"),
     (lambda: hub.OracleTopKConfig("all"), "heavy_size must be > 0, got all"),
     (lambda: hub.OracleTopPMaskerConfig(1.5), "top_p must be in range [0, 1], got 1.5"),
@@ -134,7 +134,7 @@ BAD_CONFIGS = [
     (lambda: hub.SocketMaskerConfig(0.1, tau=0), "tau must be positive, got 0"),
     (lambda: hub.RandomSamplingMaskerConfig(0.0), "sampling_rate must be in range (0, 1], got 0.0"),
     (lambda: hub.MagicPigConfig(8, 65), "For 'int64' packing, lsh_k must be <= 64, but got 65"),
-    (lambda: hub.MagicPigConfig(8, 8, seed=None), "MagicPigConfig: seed is None"),
+    (lambda: hub.MagicPigConfig(8, 8, seed=None), "MagicPigConfig: seed cannot be None"),
     (lambda: hub.AdaptiveSamplingMaskerConfig(1.0, 0.1, 0.1, 0, 0), "base_rate_sampling must be in [0, 1) if float"),
     (lambda: hub.AdaptiveSamplingMaskerConfig(5, 0.1, 1.0, 0, 0), "delta must be in (0, 1), got 1.0"),
     (lambda: hub.AdaptiveSamplingMaskerConfig(5, 0.1, 0.1, -1, 0), "init_offset must be non-negative if int, got -1"),
@@ -153,7 +153,7 @@ def test_a_config_without_a_value_is_no_default():
         reticle.maskers.pipeline([reticle.maskers.OracleTopKConfig(heavy_size=None)])
     config = hub.OracleTopKConfig(4)
     config.heavy_size = None
-    with pytest.raises(reticle.ConfigError, match="heavy_size is None"):
+    with pytest.raises(reticle.ConfigError, match="heavy_size cannot be None"):
         reticle.maskers.pipeline([config])
 
 
@@ -440,7 +440,7 @@ def test_the_masker_of_the_documentation_serves_a_model():
     torch.testing.assert_close(logits, model(ids, attention_mask=bias).logits, atol=1e-3, rtol=1e-3)
 
 
-def test_the_metric_logger_is_one_to_the_process_and_writes_what_is_enabled(tmp_path):
+def test_the_metric_logger_is_one_to_the_process_and_writes_what_is_enabled(tmp_path, capsys):
     logger = hub.MicroMetricLogger()
     assert logger is hub.MicroMetricLogger()
     logger.configure_logging(tmp_path, ["research_attention_density"])
@@ -456,15 +456,13 @@ def test_the_metric_logger_is_one_to_the_process_and_writes_what_is_enabled(tmp_
         attend(None, q, k, k, None, 1.0, sparse_meta_data={}, layer_idx=3)
         logger.flush()
         assert len(metrics.records(tmp_path / "micro_metrics.jsonl")) == 3
-        with pytest.raises(ValueError, match="recall"):
-            logger.enable_metrics(["recall"])
-        with pytest.warns(UserWarning, match="call configure_logging to change it"):
-            hub.MicroMetricLogger(log_path=tmp_path / "elsewhere")
+        hub.MicroMetricLogger(log_path=tmp_path / "elsewhere")
+        assert "call configure_logging to change it" in capsys.readouterr().out
         assert logger.log_path == str(tmp_path) and not (tmp_path / "elsewhere").exists()
     finally:
         logger.enable_metrics(None)
-    with pytest.warns(UserWarning, match="is not enabled"):
-        logger.log("research_attention_density", 0.5)
+    logger.log("research_attention_density", 0.5)
+    assert "which is not enabled" in capsys.readouterr().out
 
 
 def test_a_logger_samples_and_sums_by_layer(tmp_path):

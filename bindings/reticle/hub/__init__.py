@@ -66,6 +66,21 @@ from reticle.hub.configs import (
     TopKMaskerConfig,
     TopPMaskerConfig,
 )
+from reticle.hub.helpers import (
+    attention_mask_to_allowed_prob,
+    compute_page_min_max,
+    convert_usa_weights_to_hash_attention,
+    create_hat_weights_file_from_usa,
+    create_sampling_mask_with_per_head_budget,
+    ip2l2_augment,
+    ip2l2_augment_queries,
+    load_hat_weights,
+    pages_to_token_mask,
+    pages_valid,
+    pseudo_quantize,
+    quest_page_scores,
+    repeat_kv,
+)
 from reticle.hub.logger import LogEvent, MicroMetricLogger
 from reticle.hub.mask import Mask, apply_inv_mask_sum
 from reticle.hub.maskers import (
@@ -149,12 +164,25 @@ __all__ = [
     "TopPMasker",
     "TopPMaskerConfig",
     "apply_inv_mask_sum",
+    "attention_mask_to_allowed_prob",
+    "compute_page_min_max",
+    "convert_usa_weights_to_hash_attention",
+    "create_hat_weights_file_from_usa",
+    "create_sampling_mask_with_per_head_budget",
     "extract_layer_channels",
     "get_attention_denominator",
     "get_attention_numerator",
     "get_masked_attention_output",
     "get_true_attention_output",
+    "ip2l2_augment",
+    "ip2l2_augment_queries",
+    "load_hat_weights",
     "load_sorted_channels_from_file",
+    "pages_to_token_mask",
+    "pages_valid",
+    "pseudo_quantize",
+    "quest_page_scores",
+    "repeat_kv",
     "validate_channel_data",
 ]
 
@@ -169,6 +197,7 @@ _FIXED = (
     "quest_top_k",
     "socket_top_k",
 )
+_UTILS = ("common_utils", "double_sparsity_utils", "pq_utils", "quest_utils")
 _SAMPLING = ("adaptive_sampling", "magic_pig", "random_sampling")
 
 # Where sparse-attention-hub has these names; all are here, and each path has all of them.
@@ -177,8 +206,11 @@ _PATHS = (
     "sparse_attention.base",
     "sparse_attention.metadata",
     "sparse_attention.utils",
+    "sparse_attention.utils.hashattention_utils",
+    "sparse_attention.utils.kv_utils",
     "sparse_attention.utils.mask",
     "sparse_attention.utils.mask_attention_utils",
+    "sparse_attention.utils.pq_utils",
     _RESEARCH,
     f"{_RESEARCH}.base",
     f"{_RESEARCH}.maskers",
@@ -188,7 +220,7 @@ _PATHS = (
     f"{_RESEARCH}.maskers.fixed.implementations",
     *(f"{_RESEARCH}.maskers.fixed.implementations.{name}" for name in _FIXED),
     f"{_RESEARCH}.maskers.fixed.implementations.utils",
-    f"{_RESEARCH}.maskers.fixed.implementations.utils.double_sparsity_utils",
+    *(f"{_RESEARCH}.maskers.fixed.implementations.utils.{name}" for name in _UTILS),
     f"{_RESEARCH}.maskers.sampling",
     f"{_RESEARCH}.maskers.sampling.base",
     f"{_RESEARCH}.maskers.sampling.implementations",

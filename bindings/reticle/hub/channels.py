@@ -50,6 +50,8 @@ def load_sorted_channels_from_file(file_path: str | Path) -> Channels:
         data: Channels = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"Invalid JSON in channel file: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError("Channel file must contain a JSON object")
     validate_channel_data(data)
     return data
 

@@ -51,7 +51,7 @@ class MaskerConfig(_masker.MaskerConfig):
             return
         for name, value in self._parameters().items():
             if value is None and name not in self._optional:
-                raise ConfigError(f"{type(self).__name__}: {name} is None; expected a value")
+                raise ConfigError(f"{type(self).__name__}: {name} cannot be None; expected a value")
         self._check()
 
     def _check(self) -> None:

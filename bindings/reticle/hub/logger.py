@@ -7,7 +7,6 @@ import inspect
 import json
 import random
 import time
-import warnings
 from collections import deque
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FILE = "micro_metrics.jsonl"
+MAX_WAITING = 10000
+"""Events that wait at most; they are written before one is lost."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class MicroMetricLogger:
     def __new__(cls, *args: Any, **kwargs: Any) -> MicroMetricLogger:
         if cls._instance is None:
             made = super().__new__(cls)
-            made.log_queue, made.enabled_metrics = deque(), set()
+            made.log_queue, made.enabled_metrics = deque(maxlen=MAX_WAITING), set()
             made._written, made._random, made.last_flush_time = 0, random.Random(0), time.time()
             made.log_path, made.max_records, made.sampling_factor = None, None, 1.0
             made.flush_every, made.flush_interval = 1000, 60.0
@@ -81,10 +82,7 @@ class MicroMetricLogger:
         self._random: random.Random
         self.last_flush_time: float
         if log_path is not None and self.log_path not in (None, str(log_path)):
-            warnings.warn(
-                f"MicroMetricLogger: logs to {self.log_path} already, not to {log_path}; call configure_logging to change it",
-                stacklevel=2,
-            )
+            _warn(f"logs to {self.log_path} already, not to {log_path}; call configure_logging to change it")
             return
         self.flush_every = self.flush_every if flush_every is None else flush_every
         self.flush_interval = self.flush_interval if flush_interval is None else flush_interval
@@ -93,11 +91,10 @@ class MicroMetricLogger:
 
     @classmethod
     def register_metric(cls, identifier: str, dtype: type) -> None:
-        """Makes a metric known; values of another type than `dtype` are refused by `log`."""
-        if cls._registered_metrics.get(identifier, dtype) is not dtype:
-            raise ValueError(
-                f"metric {identifier!r} is registered as {cls._registered_metrics[identifier].__name__} already"
-            )
+        """Makes a metric known; values of another type than `dtype` are refused by `log`, None is not."""
+        before = cls._registered_metrics.get(identifier, dtype)
+        if before is not dtype:
+            _warn(f"Metric '{identifier}' is being re-registered, as {dtype.__name__}; it was {before.__name__}")
         cls._registered_metrics[identifier] = dtype
 
     @classmethod
@@ -117,27 +114,28 @@ class MicroMetricLogger:
         Args:
             enabled_metrics: "all" that are registered, or their names; None: none.
             max_records: stop after so many.
-            sampling_factor: share of the events that are kept, in [0, 1].
+            sampling_factor: share of the events that are kept; below 0 none are, above 1 all.
+
+        Raises:
+            ValueError: for a sampling_factor that is not a number.
         """
-        if not 0 <= sampling_factor <= 1:
-            raise ValueError(f"sampling_factor is {sampling_factor}; expected a share in [0, 1]")
+        share = min(max(0.0, float(sampling_factor)), 1.0)
+        if share != sampling_factor:
+            _warn(f"sampling_factor is {sampling_factor}; it is taken for {share}")
         self.flush()
         Path(log_path).mkdir(parents=True, exist_ok=True)
-        self.log_path, self.max_records, self.sampling_factor = str(log_path), max_records, sampling_factor
+        self.log_path, self.max_records, self.sampling_factor = str(log_path), max_records, share
         self._written = 0
         self.enable_metrics(enabled_metrics)
 
     def enable_metrics(self, metrics: Iterable[str] | Literal["all"] | None = None) -> None:
-        """Which are logged from now on.
-
-        Raises:
-            ValueError: for a name that is not registered.
-        """
+        """Which are logged from now on; a warning names those that are not registered, which are not."""
         wanted = set(self._registered_metrics) if metrics == "all" else set(metrics or ())
         unknown = sorted(wanted - set(self._registered_metrics))
         if unknown:
-            raise ValueError(f"metrics {unknown} are not registered; there are {sorted(self._registered_metrics)}")
-        self.enabled_metrics = wanted
+            there = ", ".join(sorted(self._registered_metrics)) or "none"
+            _warn(f"Attempting to enable unregistered metrics: {', '.join(unknown)}; registered: {there}")
+        self.enabled_metrics = wanted.difference(unknown)
 
     def is_metric_enabled(self, identifier: str) -> bool:
         """Whether it is worth computing."""
@@ -173,19 +171,21 @@ class MicroMetricLogger:
 
     def log(self, identifier: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
         """One event; a warning says so where no folder is configured or the metric is not enabled."""
-        if self.log_path is None or identifier not in self.enabled_metrics:
-            why = "no log_path is configured" if self.log_path is None else "it is not enabled"
-            warnings.warn(f"metric {identifier!r} is not logged: {why}", stacklevel=2)
+        if self.log_path is None:
+            _warn(f"Cannot log metric '{identifier}' - log_path not defined")
+            return
+        if identifier not in self.enabled_metrics:
+            _warn(f"Attempting to log metric '{identifier}' which is not enabled")
             return
         expected = self._registered_metrics[identifier]
-        if not isinstance(value, (float, int) if expected is float else expected):
+        if value is not None and not isinstance(value, (float, int) if expected is float else expected):
             raise TypeError(f"metric {identifier!r} is {type(value).__name__}; it is registered as {expected.__name__}")
         if self.is_max_records_reached() or self._random.random() >= self.sampling_factor:
             return
         self._written += 1
         self.log_queue.append(LogEvent(datetime.now(), identifier, value, metadata or {}, _caller()))
         waited = time.time() - self.last_flush_time
-        if len(self.log_queue) >= self.flush_every or waited >= self.flush_interval:
+        if len(self.log_queue) >= min(self.flush_every, MAX_WAITING) or waited >= self.flush_interval:
             self.flush()
 
     def flush(self) -> None:
@@ -198,6 +198,11 @@ class MicroMetricLogger:
                 event = asdict(self.log_queue.popleft())
                 event["timestamp"] = event["timestamp"].isoformat()
                 file.write(json.dumps(event) + "\n")
+
+
+def _warn(message: str) -> None:
+    """On standard output, where sparse-attention-hub's warnings stand."""
+    print(f"Warning: {message}")
 
 
 def _caller() -> str:

@@ -18,6 +18,7 @@ import weakref
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -28,11 +29,16 @@ import reticle._core as _core
 from reticle import _masker
 from reticle.hub import configs
 from reticle.hub.configs import MaskerConfig
+from reticle.hub.helpers import load_hat_weights
 from reticle.hub.mask import Mask
 from reticle.maskers import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from typing_extensions import Self
+
+    from reticle.hub.helpers import HatWeights
 
 _Masker = TypeVar("_Masker", bound="type[ResearchMasker]")
 _numbers = itertools.count()
@@ -362,8 +368,16 @@ def of_keys(
     )
 
 
+def _expect_mode(mode: str, *known: str) -> None:
+    if mode not in known:
+        raise ValueError(f"mode: is {mode!r}; expected one of {', '.join(known)}")
+
+
 class BuiltIn(ResearchMasker):
     """A masker of Reticle. The fields of its config are its attributes, which may be set."""
+
+    _size: ClassVar[str] = ""
+    """The field that `_resized` sets."""
 
     _demands: ClassVar[tuple[str, ...]] = ()
     """Words of `add_mask` that it cannot do without: another layer's weights would be silently wrong."""
@@ -386,6 +400,11 @@ class BuiltIn(ResearchMasker):
             return
         changed = dataclasses.replace(settings, **{name: value})
         object.__setattr__(self, "_settings", changed)
+
+    def _resized(self, size: int) -> Self:
+        """This masker with another size."""
+        settings: Any = self.__dict__["_settings"]
+        return type(self)(dataclasses.replace(settings, **{self._size: size}))
 
     def to_dict(self) -> dict[str, Any]:
         """As in a JSON config."""
@@ -418,14 +437,38 @@ class BuiltIn(ResearchMasker):
         )
 
 
+class _OfPositions(BuiltIn, FixedMasker):
+    """Chooses by position alone."""
+
+    def get_updated_mask(
+        self,
+        tensor_dims: AttentionTensorDimensions,
+        effective_size: int,
+        keys: Tensor,
+        previous_mask: Mask,
+        mode: Literal["sparse", "dense1", "dense2"] = "dense2",
+    ) -> Mask:
+        """`previous_mask` and the first, or last, `effective_size` keys of each query. The modes of sparse-attention-hub are
+        ways to the same mask, which is made in one way here."""
+        _expect_mode(mode, "sparse", "dense1", "dense2")
+        shape = (tensor_dims.batch_size, tensor_dims.num_heads, tensor_dims.seq_len_queries, keys.shape[-1])
+        return self._resized(effective_size).add_mask(
+            keys, keys.new_zeros(shape), keys, None, 1.0, 0.0, {}, previous_mask
+        )
+
+
 @MaskerRegistry.register(configs.SinkMaskerConfig)
-class SinkMasker(BuiltIn, FixedMasker):
+class SinkMasker(_OfPositions):
     """Of SinkMaskerConfig."""
+
+    _size = "sink_size"
 
 
 @MaskerRegistry.register(configs.LocalMaskerConfig)
-class LocalMasker(BuiltIn, FixedMasker):
+class LocalMasker(_OfPositions):
     """Of LocalMaskerConfig."""
+
+    _size = "window_size"
 
 
 @MaskerRegistry.register(configs.CausalMaskerConfig)
@@ -437,6 +480,23 @@ class CausalMasker(BuiltIn, FixedMasker):
 @MaskerRegistry.register(configs.OracleTopKConfig)
 class OracleTopK(BuiltIn, TopKMasker):
     """Of OracleTopKConfig."""
+
+    _size = "heavy_size"
+
+    def get_updated_mask(
+        self,
+        tensor_dims: AttentionTensorDimensions,
+        effective_heavy_size: int,
+        keys: Tensor,
+        queries: Tensor,
+        attention_mask: Tensor | None,
+        previous_mask: Mask,
+        mode: Literal["old", "new"] = "new",
+    ) -> Mask:
+        """`previous_mask` and the `effective_heavy_size` keys of the highest scores beyond it; both modes give one mask."""
+        _expect_mode(mode, "old", "new")
+        resized = self._resized(effective_heavy_size)
+        return resized.add_mask(keys, queries, keys, attention_mask, 1.0, 0.0, {}, previous_mask)
 
 
 @MaskerRegistry.register(configs.OracleTopPMaskerConfig)
@@ -462,6 +522,16 @@ class HashAttentionTopKMasker(BuiltIn, TopKMasker):
 
     _demands = ("layer_idx", "sparse_meta_data")
 
+    @functools.cached_property
+    def _file_weights(self) -> HatWeights:
+        return load_hat_weights(self.hat_weight_file)
+
+    @property
+    def hat_weights(self) -> Mapping[Any, Any]:
+        """As the config has them, or as its file does: {layer: {query_matrix, query_bias, key_matrix, key_bias}}."""
+        given: Mapping[Any, Any] | None = self.__dict__["_settings"].hat_weights
+        return self._file_weights if given is None else given
+
 
 @MaskerRegistry.register(configs.PQCacheConfig)
 class PQCache(BuiltIn, TopKMasker):
@@ -473,6 +543,11 @@ class PQCache(BuiltIn, TopKMasker):
 @MaskerRegistry.register(configs.SocketMaskerConfig)
 class SocketMasker(BuiltIn, TopKMasker):
     """Of SocketMaskerConfig."""
+
+    @property
+    def P(self) -> int:
+        """Hyperplanes of a table: the config's K, by the name that it has there."""
+        return int(self.K)
 
 
 @MaskerRegistry.register(configs.RandomSamplingMaskerConfig)
@@ -488,3 +563,12 @@ class MagicPig(BuiltIn, SamplingMasker):
 @MaskerRegistry.register(configs.AdaptiveSamplingMaskerConfig)
 class AdaptiveSamplingMasker(BuiltIn, SamplingMasker):
     """Of AdaptiveSamplingMaskerConfig."""
+
+    @property
+    def delta_ppf(self) -> float:
+        """The quantile of the normal distribution that a draw's error exceeds with probability `delta`."""
+        return NormalDist().inv_cdf(1 - self.delta)
+
+    def should_return_full_mask(self, sampling_range: int) -> bool:
+        """Whether so few keys are left to draw from that all of them are kept."""
+        return sampling_range < 2
