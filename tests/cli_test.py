@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -168,6 +169,7 @@ class Errors(unittest.TestCase):
                 ('[{}, {"x": []}]', "/1/x: "),
                 ('[{"1": ["stream_llm", -1, 2]}]', "/0/1: "),
                 ("[1]", "/0: "),
+                ('[{"1": ["stream_llm", 1e400, 2]}]', "number overflow"),
                 ("{", "parse error"),
             ):
                 patterns.write_text(text)
@@ -234,6 +236,34 @@ class Errors(unittest.TestCase):
             output = Path(folder) / "out.safetensors"
             self.refuse("run", config, "--output", output)
             self.assertFalse(output.exists())
+
+    def test_what_is_read_is_never_written_over(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder) / "config.json"
+            shutil.copy(CONFIGS[0], config)
+            text = Path(folder) / "text"
+            text.write_text("In the beginning. " * 8)
+            before = config.read_bytes(), text.read_bytes()
+            for arguments in (
+                ("run", config, "--output", config),
+                ("run", config, "--output", f"{folder}/./config.json"),
+                ("show", config, "--png", config),
+                ("evaluate", config, "--csv", config),
+                ("evaluate", "--text", text, "--output", text),
+                ("generate", "--prompt-file", text, "--masks", text),
+                ("generate", "--prompt", "In", "--config", config, "--masks", config),
+            ):
+                self.assertIn("would be replaced", self.refuse(*arguments))
+            self.assertEqual((config.read_bytes(), text.read_bytes()), before)
+            table = Path(folder) / "table"
+            self.assertIn("two files", self.refuse("evaluate", "--output", table, "--csv", f"{folder}/./table"))
+
+    def test_options_that_would_not_be_used_are_refused(self) -> None:
+        for option in ("--queries", "--keys"):
+            self.assertIn("leave them out", self.refuse("show", CONFIGS[0], "--input", "bundled", option, 3))
+        for option in ("--prefill", "--generation"):
+            arguments = ("generate", "--prompt", "In", "--config", CONFIGS[0], option, CONFIGS[1])
+            self.assertIn("both stages", self.refuse(*arguments))
 
 
 class Look(unittest.TestCase):
@@ -365,6 +395,16 @@ class Model(unittest.TestCase):
             arguments[2] = 32
             self.assertIn("holds results of other settings", reticle(*arguments).stderr)
 
+    def test_evaluations_do_not_go_on_over_another_text_at_the_same_path(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            text, output = Path(folder) / "text", Path(folder) / "results.json"
+            text.write_text("In the beginning. " * 8)
+            arguments = ["evaluate", "--text", text, "--window", 64, "--output", output]
+            self.assertEqual(reticle(*arguments).returncode, 0)
+            self.assertEqual(reticle(*arguments).returncode, 0)
+            text.write_text("In the beginning! " * 8)
+            self.assertIn("holds results of other settings", reticle(*arguments).stderr)
+
     def test_grids_sweep_values_and_variants(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             grid = Path(folder) / "grid.json"
@@ -386,6 +426,9 @@ class Model(unittest.TestCase):
                 ({"grid": {"/maskers/1/window_size": [-1]}}, "window_size"),
                 ({"grid": 3}, '"grid" must map'),
                 ({"variants": {}}, '"variants" must be a list'),
+                ({"grd": {}}, 'unknown key "grd"'),
+                ({"name": 5}, '"name" must be text'),
+                ({"config": 5}, '"config" must be a file or an object'),
             ):
                 grid.write_text(json.dumps([{**sweep, **change}]))
                 self.assertIn(message, reticle("evaluate", "--grid", grid).stderr)

@@ -46,7 +46,14 @@ void add_sweep(const Json& sweep, const std::filesystem::path& directory, Plugin
                std::vector<Candidate>& candidates) {
   const auto reject = [&](const std::string& what) { throw ConfigError("--grid: " + what + ": " + sweep.dump()); };
   if (!sweep.is_object() || !sweep.contains("config")) reject(R"(each entry needs a "config", a file or an object)");
+  constexpr std::string_view kKnown[] = {"config", "name", "grid", "variants"};
+  for (const auto& [key, value] : sweep.items()) {
+    if (std::ranges::find(kKnown, key) == std::end(kKnown))
+      reject("unknown key \"" + key + R"("; expected "config", "name", "grid" and "variants")");
+  }
+  if (sweep.contains("name") && !sweep.at("name").is_string()) reject(R"("name" must be text)");
   const Json& given = sweep.at("config");
+  if (!given.is_string() && !given.is_object()) reject(R"("config" must be a file or an object)");
   const std::filesystem::path file = given.is_string() ? directory / given.get<std::string>() : std::filesystem::path();
   const Json base = given.is_string() ? Json::parse(read_file<FormatError>(file), nullptr, true, true) : given;
   const std::filesystem::path base_directory = given.is_string() ? file.parent_path() : directory;
@@ -248,15 +255,26 @@ int evaluate(const EvaluateCommand& command) {
   std::vector<RetrievalTask> tasks;
   tasks.reserve(command.tasks.size());
   for (const std::string& name : command.tasks) tasks.push_back(task_of(name));
+  std::vector<std::string> read = command.configs;
+  read.insert(read.end(), {command.grid, command.text});
   for (const std::string& path : {command.output, command.csv}) {
-    if (!path.empty()) require_writable(path);
+    if (path.empty()) continue;
+    require_writable(path, read);
+    read.push_back(path);
   }
+  if (!command.csv.empty() &&
+      std::filesystem::path(command.csv).lexically_normal() == std::filesystem::path(command.output).lexically_normal())
+    throw Error("--csv " + command.csv + ": is the --output, too; expected two files");
   const Decoder decoder = load_model(command.model);
   const std::string text = held_out_text(command.text, command.model.model);
   const std::vector<std::int32_t> tokens = text_tokens(decoder, text);
   const Context context = context_for(command.model.threads);
+  // What is at a path may change: results go on from those of the same content.
+  const std::string model = command.model.model.empty() ? bundled(kBundledModel).string() : command.model.model;
   const Json settings = {{"model", command.model.model.empty() ? kBundledModel : command.model.model},
+                         {"model_digest", command.output.empty() ? "" : digest_of(model)},
                          {"text", command.text.empty() ? "held out" : command.text},
+                         {"text_digest", command.text.empty() || command.output.empty() ? "" : digest_of(command.text)},
                          {"window", command.window},
                          {"output_length", command.output_length},
                          {"tokens", command.tokens},

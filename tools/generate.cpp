@@ -60,6 +60,9 @@ void save_masks(const std::string& path, const InferenceState& state) {
 }  // namespace
 
 int generate(const GenerateCommand& command) {
+  if (!command.config.empty() && !(command.prefill.empty() && command.generation.empty()))
+    throw Error("--config " + command.config +
+                ": is for both stages; expected it alone, or --prefill and --generation");
   const Decoder decoder = load_model(command.model);
   const bool bytes_in = command.tokens.empty();
   std::vector<std::vector<std::int32_t>> prompts;
@@ -69,7 +72,8 @@ int generate(const GenerateCommand& command) {
     prompts.push_back(text_tokens(decoder, read_file<FormatError>(command.prompt_file)));
   if (!bytes_in) prompts.push_back(command.tokens);
   if (prompts.empty()) throw Error("generate: give --prompt, --prompt-file or --tokens");
-  if (!command.masks.empty()) require_writable(command.masks);
+  if (!command.masks.empty())
+    require_writable(command.masks, {command.config, command.prefill, command.generation, command.prompt_file});
 
   GenerateOptions options;
   options.max_new_tokens = command.max_new_tokens;

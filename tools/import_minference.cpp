@@ -79,7 +79,7 @@ int import_minference(const std::filesystem::path& file, int heads) {
     config["generation"]["maskers"] = Json::array();
     SparseAttention::from_json(config.dump());  // it must be one of ours
     fmt::print("{}\n", config.dump(1));
-  } catch (const Json::parse_error& error) {
+  } catch (const Json::exception& error) {
     throw ConfigError(file.string() + ": " + error.what());
   } catch (const ConfigError& error) {
     throw ConfigError(file.string() + ": " + error.what());

@@ -122,12 +122,10 @@ int dispatch(int argc, char** argv) {
   ShowOptions show_options;
   CLI::App& show_command = *app.add_subcommand("show", "Draw a config's mask");
   show_command.add_option("config", show_options.config, "JSON config")->required();
-  show_command.add_option("--queries", show_options.queries, "number of queries of the random tensors")
-      ->check(CLI::Range(Index{1}, Index{1} << 30))
-      ->capture_default_str();
-  show_command.add_option("--keys", show_options.keys, "number of keys of the random tensors")
-      ->check(CLI::Range(Index{1}, Index{1} << 30))
-      ->capture_default_str();
+  show_command.add_option("--queries", show_options.queries, "number of queries of the random tensors; default: 64")
+      ->check(CLI::Range(Index{1}, Index{1} << 30));
+  show_command.add_option("--keys", show_options.keys, "number of keys of the random tensors; default: 64")
+      ->check(CLI::Range(Index{1}, Index{1} << 30));
   show_command.add_option("--input", show_options.input,
                           "safetensors file to use instead of random tensors; bundled: the bundled one");
   show_command.add_option("--layer", show_options.layer, "layer of --input")->capture_default_str();

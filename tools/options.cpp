@@ -5,7 +5,11 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <optional>
+#include <string_view>
+#include <system_error>
 #include <unistd.h>
 
 #include <fmt/core.h>
@@ -103,8 +107,20 @@ AttentionInputs InputFile::inputs(int layer) const {
   inputs.queries = file_.at(prefix + "queries");
   inputs.keys = file_.at(prefix + "keys");
   inputs.values = file_.at(prefix + "values");
-  inputs.attention_mask = file_.find(prefix + "attention_mask");
   require_rank(inputs.queries, 4, prefix + "queries");
+  if (const std::optional<TensorView> given = file_.find(prefix + "attention_mask")) {
+    // Dimensions that are missing come first.
+    if (given->rank > 4)
+      throw FormatError(file_.path().string() + ": " + prefix + "attention_mask: " + given->describe() +
+                        "; expected at most 4 dimensions");
+    TensorView& mask = inputs.attention_mask.emplace(*given);
+    mask.rank = 4;
+    for (int dim = 0; dim < 4; ++dim) {
+      const int own = dim - (4 - given->rank);
+      mask.shape[static_cast<std::size_t>(dim)] = own < 0 ? 1 : given->size(own);
+      mask.strides[static_cast<std::size_t>(dim)] = own < 0 ? 0 : given->stride(own);
+    }
+  }
   const Index queries = inputs.queries.size(2);
   if (options_.queries != "all") {
     const std::optional<int> count = options_.queries == "last" ? std::optional(1) : parse_number(options_.queries);
@@ -112,7 +128,7 @@ AttentionInputs InputFile::inputs(int layer) const {
       throw Error("--queries " + options_.queries + ": expected \"all\", \"last\" or a number from 1 to " +
                   std::to_string(queries));
     inputs.queries = inputs.queries.slice(2, queries - *count, queries);
-    if (inputs.attention_mask && inputs.attention_mask->rank == 4 && inputs.attention_mask->size(2) == queries)
+    if (inputs.attention_mask && inputs.attention_mask->size(2) == queries)
       inputs.attention_mask = inputs.attention_mask->slice(2, queries - *count, queries);
   }
   inputs.scaling = options_.scaling ? static_cast<float>(*options_.scaling)
@@ -171,11 +187,45 @@ std::string bytes(Index count) {
   return fmt::format("{:.1f} MB", static_cast<double>(count) / 1e6);
 }
 
-void require_writable(const std::filesystem::path& path) {
+void require_writable(const std::filesystem::path& path, const std::vector<std::string>& inputs) {
   std::error_code ignored;
+  for (const std::string& input : inputs) {
+    if (!input.empty() && std::filesystem::equivalent(path, input, ignored))
+      throw Error(path.string() + ": is a file that this command reads, and would be replaced; expected another name");
+  }
   if (std::filesystem::exists(path, ignored) && std::filesystem::is_other(path, ignored))
     return;  // a pipe's reader waits
   const OutputFile trial(path);
+}
+
+std::string digest_of(const std::filesystem::path& path) {
+  std::vector<std::filesystem::path> files;
+  if (std::filesystem::is_directory(path)) {
+    for (const auto& entry : std::filesystem::directory_iterator(path)) {
+      if (entry.is_regular_file()) files.push_back(entry.path());
+    }
+    std::ranges::sort(files);
+  } else {
+    files.push_back(path);
+  }
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a, over words
+  const auto add = [&](std::string_view bytes) {
+    for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::uint64_t)) {
+      std::uint64_t word = bytes.size();
+      std::memcpy(&word, bytes.data() + at, std::min(sizeof(word), bytes.size() - at));
+      hash = (hash ^ word) * 1099511628211u;
+      hash ^= hash >> 29;
+    }
+  };
+  std::vector<char> block(std::size_t{1} << 20);
+  for (const std::filesystem::path& file : files) {
+    std::ifstream in(file, std::ios::binary);
+    if (!in) throw Error(file.string() + ": cannot be read");
+    add(file.filename().string());
+    while (in.read(block.data(), static_cast<std::streamsize>(block.size())) || in.gcount() > 0)
+      add({block.data(), static_cast<std::size_t>(in.gcount())});
+  }
+  return fmt::format("{:016x}", hash);
 }
 
 }  // namespace reticle::tools

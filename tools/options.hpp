@@ -78,8 +78,11 @@ class Progress {
 std::string percent(double share);         // "12.34 %"
 std::string milliseconds(double seconds);  // "12.3 ms"
 std::string bytes(Index count);            // "12.3 kB"
-/// A writable file name, or Error: checked before the work is done rather than after.
-void require_writable(const std::filesystem::path& path);
+/// A writable file that is none of those that the command reads, or Error: checked before the work is done rather than
+/// after. Empty names are no files.
+void require_writable(const std::filesystem::path& path, const std::vector<std::string>& inputs = {});
+/// Of a file's bytes, or of a folder's files; Error when one cannot be read.
+std::string digest_of(const std::filesystem::path& path);
 
 /// 8-bit grey, row-major. Error when it cannot be written.
 void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& rgb);
@@ -99,7 +102,7 @@ int run(const RunOptions& options);
 struct ShowOptions {
   std::string config;
   Plugins plugins = Plugins::load;
-  Index queries = 64, keys = 64;
+  std::optional<Index> queries, keys;  // of random tensors; 64 without
   int layer = 0;
   Index head = 0;
   std::string input;

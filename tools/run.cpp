@@ -117,7 +117,7 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
 int run(const RunOptions& options) {
   const SparseAttention sparse = SparseAttention::from_file(options.config, options.plugins);
   const InputFile file(options.input);
-  if (!options.output.empty()) require_writable(options.output);
+  if (!options.output.empty()) require_writable(options.output, {options.config, file.path()});
   Context context = options.threads > 0 ? Context(options.threads) : Context();
   context.seed = options.seed;
 

@@ -28,19 +28,24 @@ int show(const ShowOptions& options) {
   constexpr Index kHeadDim = 16;
   constexpr Index kColumns = 96, kLines = 40, kPixels = 1024;
   const SparseAttention sparse = SparseAttention::from_file(options.config, options.plugins);
-  if (!options.png.empty()) require_writable(options.png);
+  if (!options.png.empty()) require_writable(options.png, {options.config, options.input});
+  if (!options.input.empty() && (options.queries || options.keys))
+    throw Error("--queries and --keys: are of random tensors, and --input has its own; leave them out");
   if (options.input.empty() && options.layer != 0)
     throw Error("--layer " + std::to_string(options.layer) + ": random tensors have one layer; --input has more");
 
   SequenceState state;
   std::vector<Contribution> contributions;
   if (options.input.empty()) {
-    const Tensor queries = random_tensor(options.queries, kHeadDim, 0), keys = random_tensor(options.keys, kHeadDim, 1);
+    constexpr Index kLength = 64;
+    const Index count = options.queries.value_or(kLength);
+    const Tensor queries = random_tensor(count, kHeadDim, 0),
+                 keys = random_tensor(options.keys.value_or(kLength), kHeadDim, 1);
     AttentionInputs inputs;
     inputs.queries = queries.view();
     inputs.keys = inputs.values = keys.view();
     inputs.scaling = 1 / std::sqrt(static_cast<float>(kHeadDim));
-    inputs.stage = options.queries == 1 ? Stage::generation : Stage::prefill;
+    inputs.stage = count == 1 ? Stage::generation : Stage::prefill;
     contributions = sparse.contributions(inputs, state);
   } else {
     InputOptions input;

@@ -14,6 +14,7 @@ was stopped goes on where it was; metrics.json; config.json; micro_metrics.jsonl
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -173,6 +174,25 @@ def _stops(model: Any, tokenizer: Any) -> set[int]:
     return found
 
 
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:16]
+
+
+def _digest_of_model(model: Any, tokenizer: Any) -> str:
+    """Of the type, the extents and some numbers of every weight, and of how the tokenizer reads a sentence."""
+    weights = []
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // 16)].float().cpu().tolist()
+        weights.append((name, tuple(weight.shape), str(weight.dtype), some))
+    words = tokenizer.encode("The quick brown fox: 0123456789.")
+    return _digest(type(model).__name__, weights, words, getattr(tokenizer, "chat_template", None))
+
+
+def _digest_of_samples(samples: Sequence[Sample]) -> str:
+    return _digest(*(repr(sample) for sample in samples))
+
+
 class _Results:
     """raw_results.csv of a run, and the settings that it is of."""
 
@@ -240,7 +260,8 @@ def answer(
         samples: of reticle.benchmarks, or your own.
         benchmark: whose scores to use, a key of reticle.benchmarks.BENCHMARKS.
         prefill, generation: as in reticle.hf.attach: of the context, and of the question and the answer.
-        output_dir: where results are written and a run that was stopped is taken up; None: nowhere.
+        output_dir: where results are written and a run that was stopped is taken up, which is of one model, its samples and
+            its settings; None: nowhere.
         max_context_length: tokens of the context that are kept; None: all.
         truncation: which: the "first", or the first and the last ("middle" is dropped).
         chat_template: put context and question into the tokenizer's chat template.
@@ -264,6 +285,8 @@ def answer(
             "truncation": truncation,
             "chat_template": chat_template,
             "samples": len(samples),
+            "samples_digest": _digest_of_samples(samples),
+            "model_digest": _digest_of_model(model, tokenizer),
             **{stage: json.loads(pipeline.to_json()) for stage, pipeline in stages.items()},
         }
         results = _Results(Path(output_dir), settings)
@@ -324,12 +347,26 @@ def tokens_of(example: Mapping[str, Any], number: int) -> tuple[torch.Tensor, in
     output_length}.
 
     Raises:
-        ValueError: when output_length leaves no prompt or no token.
+        ValueError: for several sequences in one example, an attention mask of other extents, or when output_length leaves no
+            prompt or no token.
     """
-    ids = torch.as_tensor(example["input_ids"]).reshape(1, -1)
+    ids = torch.as_tensor(example["input_ids"])
+    if ids.numel() != ids.shape[-1]:
+        raise ValueError(
+            f"example {number}: input_ids are {tuple(ids.shape)}; expected one sequence, (length) or (1, length), to an example"
+        )
+    ids = ids.reshape(1, -1)
     if example.get("attention_mask") is not None:
-        ids = ids[:, torch.as_tensor(example["attention_mask"]).reshape(-1).bool()]
-    output = int(example["output_length"])
+        counts = torch.as_tensor(example["attention_mask"])
+        if counts.numel() != ids.shape[1]:
+            raise ValueError(
+                f"example {number}: attention_mask is {tuple(counts.shape)}; expected as many numbers as input_ids, {ids.shape[1]}"
+            )
+        ids = ids[:, counts.reshape(-1).bool()]
+    output = example["output_length"]
+    if int(output) != output:
+        raise ValueError(f"example {number}: output_length is {output}; expected a whole number of tokens")
+    output = int(output)
     if not 0 < output < ids.shape[1]:
         raise ValueError(f"example {number}: output_length is {output} of {ids.shape[1]} tokens")
     return ids, output

@@ -211,7 +211,10 @@ def main(arguments: list[str]) -> int:
     try:
         # What cannot be written or read is said before the work.
         Path(own.plot).mkdir(parents=True, exist_ok=True)
-        text = _core.read_file(own.text).decode()
+        try:
+            text = _core.read_file(own.text).decode()
+        except UnicodeDecodeError as error:
+            raise SystemExit(f"{own.text}: is not UTF-8 text ({error}); expected a text file") from None
         pipelines = [_core.SparseAttention.from_file(config, plugins=not own.no_plugins) for config in own.configs]
         model, tokenizer = _load(own.model or str(_BUNDLED))
         examples = text_examples(

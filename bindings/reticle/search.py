@@ -19,11 +19,14 @@ pool of processes: the same measure, the same results. Ray spreads them over mac
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
+import pickle
 import random
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -94,6 +97,17 @@ class TensorMeasure:
     stage: str = "generation"
     causal: bool = True
 
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise ValueError(f"queries is {self.queries}; expected at least 1")
+        if self.stage not in ("prefill", "generation"):
+            raise ValueError(f'stage is {self.stage!r}; expected "prefill" or "generation"')
+
+    def identity(self) -> str:
+        """Of the file's content and the settings: results of another are not these."""
+        content = hashlib.sha256(_core.read_file(self.path)).hexdigest()[:16]
+        return f"TensorMeasure {content} {self.queries} {self.stage} {self.causal}"
+
     def __call__(self, trial: list[dict[str, Any]]) -> dict[str, float]:
         import numpy as np
 
@@ -157,6 +171,8 @@ def candidates(space: Maskers, samples: int | None = None, seed: int = 0) -> lis
     plain = _plain(space)
     choices = _choices(plain)
     grid = list(itertools.product(*choices.values()))
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples is {samples}; expected at least 1, or None for all")
     if samples is not None and samples < len(grid):
         grid = random.Random(seed).sample(grid, samples)
     trials = [_chosen(plain, dict(zip(choices, values, strict=True))) for values in grid]
@@ -208,11 +224,40 @@ def _with_pool(
             keep(running[done], done.result())
 
 
-def _kept(output: Path) -> dict[str, dict[str, Any]]:
-    """Results of earlier runs, by maskers. A last line that was cut short, when a run was stopped, goes."""
+_BEGINNING = '{"maskers": '
+"""Of every line of a search's file."""
+
+
+def _identity(measure: Measure) -> str:
+    """Which measure this is: what a process of the pool would be sent, and what is in the files that it names."""
+    own = getattr(measure, "identity", None)
+    if own is not None:
+        return str(own())
+    content: bytes
+    if isinstance(measure, types.FunctionType):
+        code = measure.__code__
+        plain = (int, float, str, bool, type(None))
+        held = [cell.cell_contents for cell in measure.__closure__ or ()]
+        shown = [repr(value) if isinstance(value, plain) else type(value).__qualname__ for value in held]
+        constants = [repr(value) for value in code.co_consts if isinstance(value, plain)]
+        content = code.co_code + repr((measure.__qualname__, code.co_names, constants, shown)).encode()
+    else:
+        content = pickle.dumps(measure)
+    return f"{type(measure).__qualname__} {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _kept(output: Path, measure: str) -> dict[str, dict[str, Any]]:
+    """Results of earlier runs with this measure, by maskers. A last line that was cut short, when a run was stopped, goes.
+
+    Raises:
+        ValueError: for a file that is not a search's, or is one of another measure.
+    """
     if not output.exists():
         return {}
-    lines = output.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = _core.read_file(output).decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{output}: is not a file of a search; choose another output") from None
     found: dict[str, dict[str, Any]] = {}
     whole: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -220,12 +265,16 @@ def _kept(output: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-            found[json.dumps(record["maskers"], sort_keys=True)] = record["result"]
+            key, result, measured = json.dumps(record["maskers"], sort_keys=True), record["result"], record["measure"]
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
+            was_cut = line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+            if number == len(lines) and was_cut:
                 _core.write_file(output, "".join(whole).encode())
                 break
             raise ValueError(f"{output}, line {number}: is not a result of a search: {error}") from error
+        if measured != measure:
+            raise ValueError(f"{output}: holds results of another measure; choose another output")
+        found[key] = result
         whole.append(line + "\n")
     return found
 
@@ -251,7 +300,8 @@ def run(
         samples: measure so many combinations, drawn at random; None: all.
         workers: processes of the local pool; 1: this one.
         ray: run the trials on Ray Tune instead, which spreads them over its cluster.
-        output: a JSON-lines file that trials are appended to as they end; those that are there are not measured again.
+        output: a JSON-lines file of one measure that trials are appended to as they end; those that are there are not
+            measured again.
 
     Columns: score, error, density, what else the measure gave, seconds, failure (None, or why there is no score), the
     chosen values by "<place>.<masker>.<field>", and maskers, the config as JSON.
@@ -262,8 +312,9 @@ def run(
     trials = candidates(space, samples, seed)
     keys = [json.dumps(trial, sort_keys=True) for trial in trials]
     found: dict[str, dict[str, Any]] = {}
+    identity = _identity(measure)
     if output is not None:
-        found = _kept(Path(output))
+        found = _kept(Path(output), identity)
     # Failures are tried again.
     missing = [i for i, key in enumerate(keys) if key not in found or "failure" in found[key]]
     with tqdm(total=len(trials), initial=len(trials) - len(missing), desc="search", disable=not progress) as bar:
@@ -274,7 +325,7 @@ def run(
             if output is not None:
                 Path(output).parent.mkdir(parents=True, exist_ok=True)
                 with Path(output).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"maskers": trial, "result": result}) + "\n")
+                    file.write(json.dumps({"maskers": trial, "result": result, "measure": identity}) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
             bar.update()

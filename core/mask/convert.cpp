@@ -126,6 +126,13 @@ BlockLists to_blocks(const Mask& mask, Index block_q, Index block_k, const Conte
   lists.shape.keys = (shape.keys + block_k - 1) / block_k;
   lists.shape.shared_queries = false;  // the last block row may be shorter
   const Index block_rows = shape.keys == 0 ? 0 : lists.shape.stored_rows();
+  // A block holds so many positions at most, so there are at least this many blocks: each a list's entry.
+  constexpr Index kMaxBlocks = Index{1} << 34;
+  const double least = static_cast<double>(mask.nnz()) / static_cast<double>(lists.shape.rows_per_stored_row()) /
+                       static_cast<double>(block_q) / static_cast<double>(block_k);
+  if (least > static_cast<double>(kMaxBlocks))
+    throw ShapeError("to_blocks: mask " + shape.describe() + " has more than 2^34 blocks of " +
+                     std::to_string(block_q) + " x " + std::to_string(block_k) + "; expected larger blocks");
 
   struct Found {
     std::vector<std::int32_t> indices;

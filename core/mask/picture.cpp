@@ -14,6 +14,9 @@ Picture picture(const Mask& mask, Index batch, Index head, Index width, Index he
   if (batch < 0 || batch >= shape.batch || head < 0 || head >= shape.heads)
     throw ShapeError("picture: mask " + shape.describe() + " has no head (" + std::to_string(batch) + ", " +
                      std::to_string(head) + ")");
+  if (width < 1 || height < 1)
+    throw ShapeError("picture: " + std::to_string(width) + " x " + std::to_string(height) +
+                     " cells; expected at least one of each");
   Picture result{std::clamp<Index>(width, 0, shape.keys), std::clamp<Index>(height, 0, shape.queries), {}};
   result.cells.resize(static_cast<std::size_t>(result.width * result.height));
   if (result.cells.empty()) return result;

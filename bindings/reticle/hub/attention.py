@@ -17,7 +17,7 @@ from reticle.hub.logger import MicroMetricLogger
 from reticle.hub.mask import Mask
 from reticle.hub.maskers import BuiltIn, Chain, ResearchMasker, of_keys
 from reticle.metrics import DENSITY, OUTPUT_ERROR
-from reticle.torch import dense_weights
+from reticle.torch import dense_weights, without_gradients
 
 if TYPE_CHECKING:
     from reticle.hub.configs import MaskerConfig
@@ -218,6 +218,9 @@ def _attend(
     weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """(output (batch, queries, heads, head_dim), dense weights if asked for); no mask: over all keys."""
+    for name, given in (("attention_mask", attention_mask), ("s_aux", sinks)):
+        if given is not None and given.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
     if mask is None:
         shape = (*queries.shape[:3], keys.shape[2])
         mask = Mask.create_full_mask(shape, device=queries.device)
@@ -319,6 +322,8 @@ def get_attention_numerator(
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
     drawn = Mask.from_pattern(pattern, device=queries.device)
     inputs = (None, queries, keys, values, attention_mask, scaling, 0.0, drawn)
-    output = _attend(*inputs, None)[0].transpose(1, 2)
-    sums = get_attention_denominator(None, queries, keys, attention_mask, scaling, 0.0, drawn)
-    return output.float() * sums
+    with torch.no_grad():
+        output = _attend(*inputs, None)[0].transpose(1, 2)
+        sums = get_attention_denominator(None, queries, keys, attention_mask, scaling, 0.0, drawn)
+    why = "get_attention_numerator has no gradients; those of get_masked_attention_output are there"
+    return without_gradients(output.float() * sums, why, queries, keys, values)

@@ -63,8 +63,8 @@ class MaskerConfig(_masker.MaskerConfig):
             return
         try:
             held = holds(value)
-        except TypeError:  # not a number
-            held = False
+        except TypeError:
+            raise ConfigError(f"{name} {rule}, got {value!r}, a {type(value).__name__}") from None
         if not held:
             raise ConfigError(f"{name} {rule}, got {value}")
 

@@ -4,6 +4,7 @@ of samples, hash weights. Reticle's own maskers do not use them."""
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from reticle import FormatError, hat
 from reticle.hub.mask import Mask
 
 HatWeights = dict[int, dict[str, list[Tensor]]]
+_NAME = re.compile(r"hat\.\d+\.(query|key)_(matrix|bias)\.\d+")
 
 
 # --- keys and values ------------------------------------------------------------------------------------------------------
@@ -183,6 +185,14 @@ def load_hat_weights(hat_weights_path: str | Path, device: torch.device | str = 
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
     weights: HatWeights = {}
+    parts = {name: _NAME.fullmatch(name) for name in tensors}
+    strangers = [name for name, match in parts.items() if match is None]
+    if strangers or not tensors:
+        raise FormatError(
+            f"{path}: has a tensor {strangers[0]!r}; expected hat.<layer>.<query|key>_<matrix|bias>.<number>"
+            if strangers
+            else f"{path}: has no tensors"
+        )
     for name in sorted(tensors, key=lambda name: (*name.split(".")[:3], int(name.rpartition(".")[2]))):
         _, layer, kind, _ = name.split(".")
         weights.setdefault(int(layer), {}).setdefault(kind, []).append(tensors[name].to(device))

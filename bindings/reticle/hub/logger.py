@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import json
+import os
 import random
 import time
 from collections import deque
@@ -178,12 +179,14 @@ class MicroMetricLogger:
             _warn(f"Attempting to log metric '{identifier}' which is not enabled")
             return
         expected = self._registered_metrics[identifier]
-        if value is not None and not isinstance(value, (float, int) if expected is float else expected):
+        fits = (float, int) if expected is float else expected
+        logged, known = _plain(identifier, value), _plain(identifier, metadata or {})
+        if value is not None and not (isinstance(value, fits) or isinstance(logged, fits)):
             raise TypeError(f"metric {identifier!r} is {type(value).__name__}; it is registered as {expected.__name__}")
         if self.is_max_records_reached() or self._random.random() >= self.sampling_factor:
             return
         self._written += 1
-        self.log_queue.append(LogEvent(datetime.now(), identifier, value, metadata or {}, _caller()))
+        self.log_queue.append(LogEvent(datetime.now(), identifier, logged, known, _caller()))
         waited = time.time() - self.last_flush_time
         if len(self.log_queue) >= min(self.flush_every, MAX_WAITING) or waited >= self.flush_interval:
             self.flush()
@@ -193,11 +196,27 @@ class MicroMetricLogger:
         self.last_flush_time = time.time()
         if not self.log_queue or self.log_path is None:
             return
+        events = [asdict(event) for event in self.log_queue]
+        lines = [json.dumps({**event, "timestamp": event["timestamp"].isoformat()}) + "\n" for event in events]
         with Path(self.log_path, FILE).open("a", encoding="utf-8") as file:
-            while self.log_queue:
-                event = asdict(self.log_queue.popleft())
-                event["timestamp"] = event["timestamp"].isoformat()
-                file.write(json.dumps(event) + "\n")
+            file.write("".join(lines))
+        self.log_queue.clear()
+
+
+def _plain(identifier: str, value: Any) -> Any:
+    """A copy of what JSON can hold, numbers of numpy and torch as Python's: what comes after does not change it."""
+
+    def number(given: Any) -> Any:
+        if hasattr(given, "item") and getattr(given, "ndim", 0) == 0:
+            return given.item()
+        raise TypeError(f"a {type(given).__name__}")
+
+    try:
+        return json.loads(json.dumps(value, default=number))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"metric {identifier!r} holds what JSON does not: {error}; expected numbers, text, lists, dicts"
+        ) from None
 
 
 def _warn(message: str) -> None:
@@ -216,4 +235,11 @@ def _caller() -> str:
     return f"{frame.f_globals.get('__name__', 'unknown')}.{function}"
 
 
+def _forget_what_waits() -> None:
+    """A forked child's copies of events are its parent's to write."""
+    if MicroMetricLogger._instance is not None:
+        MicroMetricLogger._instance.log_queue.clear()
+
+
+os.register_at_fork(after_in_child=_forget_what_waits)
 atexit.register(lambda: MicroMetricLogger().flush())
