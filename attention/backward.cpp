@@ -8,8 +8,10 @@
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/backward_kernel.hpp>
+#include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/row_kernel.hpp>
 #include <reticle/attention/tile_blocks.hpp>
+#include <reticle/core/cuda/tensor.hpp>
 
 namespace reticle {
 namespace {
@@ -159,14 +161,16 @@ class TileGradients {
   std::vector<double> d_sink_;
 };
 
-void require_fits(const AttentionInputs& inputs, const TensorView& output, const TensorView& lse,
-                  const TensorView& d_output) {
+}  // namespace
+
+void require_gradient_inputs(const AttentionInputs& inputs, const TensorView& output, const TensorView& lse,
+                             const TensorView& d_output) {
   require_rank(output, 4, "attention_backward: output");
   require_rank(d_output, 4, "attention_backward: d_output");
   require_rank(lse, 3, "attention_backward: lse");
-  require_on(output, Device::Kind::cpu, "attention_backward: output");
-  require_on(d_output, Device::Kind::cpu, "attention_backward: d_output");
-  require_on(lse, Device::Kind::cpu, "attention_backward: lse");
+  require_on(output, inputs.queries.device.kind, "attention_backward: output");
+  require_on(d_output, inputs.queries.device.kind, "attention_backward: d_output");
+  require_on(lse, inputs.queries.device.kind, "attention_backward: lse");
   const Index wanted[] = {inputs.batch(), inputs.heads(), inputs.queries_length(), inputs.values.size(3)};
   const auto fits = [&](const TensorView& view) { return std::equal(wanted, wanted + view.rank, view.shape.begin()); };
   if (!fits(output) || !fits(d_output) || !fits(lse) || lse.dtype != DType::f32)
@@ -175,17 +179,34 @@ void require_fits(const AttentionInputs& inputs, const TensorView& output, const
                      inputs.values.describe());
 }
 
-}  // namespace
+void attention_backward_into(const AttentionInputs& inputs, const Pattern& pattern, const TensorView& output,
+                             const TensorView& lse, const TensorView& d_output, float* d_queries, float* d_keys,
+                             float* d_values, const AttentionOptions& options, const Context& context) {
+  inputs.validate_on(Device::Kind::cuda);
+  cuda::differentiate(inputs, pattern, output, lse, d_output, {d_queries, d_keys, d_values}, options, context);
+}
 
-AttentionGradients attention_backward(const AttentionInputs& inputs, const Mask& mask, const TensorView& output,
+AttentionGradients attention_backward(const AttentionInputs& inputs, const Pattern& pattern, const TensorView& output,
                                       const TensorView& lse, const TensorView& d_output,
                                       const AttentionOptions& options, const Context& context) {
-  inputs.validate_on(Device::Kind::cpu);
+  if (inputs.queries.device.kind == Device::Kind::cuda) {
+    inputs.validate();
+    const auto gradient_of = [&](const TensorView& tensor) {
+      return cuda::empty_tensor(DType::f32, std::span(tensor.shape.data(), 4), context.stream);
+    };
+    AttentionGradients there{gradient_of(inputs.queries), gradient_of(inputs.keys), gradient_of(inputs.values), {}};
+    const auto data = [](Tensor& gradient) { return static_cast<float*>(gradient.data()); };
+    cuda::differentiate(inputs, pattern, output, lse, d_output,
+                        {data(there.queries), data(there.keys), data(there.values)}, options, context);
+    return there;
+  }
+  inputs.validate();
+  const Mask mask = mask_of(pattern, inputs, context);
   if (inputs.stored)
     throw ValueError("attention_backward: expected all keys; a cache that evicted some has no gradients");
   require_mask_fits(inputs, mask);
   options.validate(inputs);
-  require_fits(inputs, output, lse, d_output);
+  require_gradient_inputs(inputs, output, lse, d_output);
   const Index batch = inputs.batch(), kv_heads = inputs.kv_heads(), keys = inputs.keys_length(), d = inputs.head_dim(),
               dv = inputs.values.size(3);
   AttentionGradients gradients{Tensor(DType::f32, {batch, inputs.heads(), inputs.queries_length(), d}),

@@ -20,9 +20,21 @@ struct AttentionGradients {
 /// LSE (Dao et al. 2022), entries drawn with p < 1 as attention weighs them; the mask, its p and the attention mask get
 /// no gradient. Sums are float32 and do not depend on the number of threads. ShapeError and ValueError as of attention.
 /// Time O(nnz * (d + dv)); memory O(keys * (d + dv)) per KV head, for at most 8 partial sums in all.
-RETICLE_API AttentionGradients attention_backward(const AttentionInputs& inputs, const Mask& mask,
+/// Of tensors on the current GPU it is queued on context.stream, and the gradients lie there; sink logits are a
+/// DeviceError.
+RETICLE_API AttentionGradients attention_backward(const AttentionInputs& inputs, const Pattern& pattern,
                                                   const TensorView& output, const TensorView& lse,
                                                   const TensorView& d_output, const AttentionOptions& options = {},
                                                   const Context& context = {});
+
+/// The same on a GPU, into memory of the caller's: contiguous F32 of the extents of queries, keys and values.
+RETICLE_API void attention_backward_into(const AttentionInputs& inputs, const Pattern& pattern,
+                                         const TensorView& output, const TensorView& lse, const TensorView& d_output,
+                                         float* d_queries, float* d_keys, float* d_values,
+                                         const AttentionOptions& options = {}, const Context& context = {});
+
+/// ShapeError or DeviceError unless output, lse and d_output are of attention over these inputs, where they lie.
+RETICLE_API void require_gradient_inputs(const AttentionInputs& inputs, const TensorView& output, const TensorView& lse,
+                                         const TensorView& d_output);
 
 }  // namespace reticle

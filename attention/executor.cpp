@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/executor.hpp>
 #include <reticle/attention/row_kernel.hpp>
 #include <reticle/attention/state.hpp>
@@ -362,16 +363,48 @@ void AttentionOptions::validate(const AttentionInputs& inputs) const {
     throw ValueError("soft_cap is " + std::to_string(*soft_cap) + "; expected a finite number > 0");
 }
 
-AttentionResult attention(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
+namespace {
+
+/// Attention on the GPU into tensors that are made for it.
+template <class How>
+AttentionResult on_gpu(const AttentionInputs& inputs, const How& how, const AttentionOptions& options,
+                       const Context& context) {
+  inputs.validate();
+  options.validate(inputs);
+  AttentionResult result = cuda::empty_result(inputs, context.stream);
+  attention_into(inputs, how, result.output.data(), static_cast<float*>(result.lse.data()), options, context);
+  return result;
+}
+
+bool lie_on_gpu(const AttentionInputs& inputs) { return inputs.queries.device.kind == Device::Kind::cuda; }
+
+}  // namespace
+
+AttentionResult attention(const AttentionInputs& inputs, const Pattern& pattern, const AttentionOptions& options,
                           const Context& context) {
-  inputs.validate_on(Device::Kind::cpu);
+  if (lie_on_gpu(inputs)) return on_gpu(inputs, pattern, options, context);
+  inputs.validate();
+  const Mask mask = mask_of(pattern, inputs, context);
   require_mask_fits(inputs, mask);
   return run(inputs, mask, {}, options, context);
 }
 
+void attention_into(const AttentionInputs& inputs, const Pattern& pattern, void* output, float* lse,
+                    const AttentionOptions& options, const Context& context) {
+  inputs.validate_on(Device::Kind::cuda);
+  cuda::attend(inputs, pattern, options, context, output, lse);
+}
+
+void attention_into(const AttentionInputs& inputs, const AttentionPlan& plan, void* output, float* lse,
+                    const AttentionOptions& options, const Context& context) {
+  inputs.validate_on(Device::Kind::cuda);
+  cuda::attend(inputs, plan.on_gpu(), options, context, output, lse);
+}
+
 AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& plan, const AttentionOptions& options,
                           const Context& context) {
-  inputs.validate_on(Device::Kind::cpu);
+  if (lie_on_gpu(inputs)) return on_gpu(inputs, plan, options, context);
+  inputs.validate();
   plan.require_fits(inputs);
   // Weights come out row by row, in the order of the mask's entries: not what tiles are planned for.
   return run(inputs, plan.mask(), options.weights ? std::span<const TilePlan>() : plan.tiles(), options, context);

@@ -1,9 +1,10 @@
-// Sparse attention: runs over just the entries of a mask.
+// Sparse attention: runs over just the entries of a mask, where the tensors lie.
 #pragma once
 
 #include <optional>
 #include <span>
 
+#include <reticle/attention/pattern.hpp>
 #include <reticle/attention/plan.hpp>
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
@@ -45,8 +46,17 @@ struct AttentionResult {
 /// -infinity. Head sizes up to 1024. Sums are float32; the result does not depend on the number of threads. ShapeError
 /// when inputs and mask do not fit; ValueError naming the row when a result is not finite. Time O(nnz * (d + dv)),
 /// memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
-RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Mask& mask,
+///
+/// Of tensors on the current GPU it is queued on context.stream, and the result lies there: head sizes up to 256, one
+/// dtype, no weights, and what is not finite comes out so (docs/cuda.md). DeviceError for what a GPU does not have.
+RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Pattern& pattern,
                                       const AttentionOptions& options = {}, const Context& context = {});
+/// The same on a GPU, into memory of the caller's: output (b, hq, sq, dv) of the queries' dtype and lse (b, hq, sq)
+/// F32, contiguous. Nothing of the call's own is left in use when the stream has done it.
+RETICLE_API void attention_into(const AttentionInputs& inputs, const Pattern& pattern, void* output, float* lse,
+                                const AttentionOptions& options = {}, const Context& context = {});
+RETICLE_API void attention_into(const AttentionInputs& inputs, const AttentionPlan& plan, void* output, float* lse,
+                                const AttentionOptions& options = {}, const Context& context = {});
 
 /// The same by a plan made before, for a mask that serves several calls. ShapeError when the plan is for other extents.
 RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& plan,

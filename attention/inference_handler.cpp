@@ -34,18 +34,38 @@ Mask InferenceHandler::mask(const AttentionInputs& inputs, InferenceState& state
   AttentionInputs causal = inputs;
   causal.causal = true;
   Mask mask = sparse_.mask(causal, state.maskers, context);
-  StageRecord& record = state.record(inputs.stage);
-  const Index visible = causal_nnz(Mask::full(mask.shape()), context);
-  record.add(static_cast<double>(mask.nnz()), static_cast<double>(visible));  // the mask's entries are causal
-  if (keep_masks_) record.masks.push_back({inputs.layer, mask});
+  record(causal, mask.nnz(context), mask, state, context);  // the mask's entries are causal
   return mask;
+}
+
+void InferenceHandler::record(const AttentionInputs& inputs, Index entries, const std::optional<Mask>& mask,
+                              InferenceState& state, const Context& context) const {
+  StageRecord& record = state.record(inputs.stage);
+  const Index visible = causal_nnz(Mask::full(inputs.shape()), context);
+  record.add(static_cast<double>(entries), static_cast<double>(visible));
+  if (keep_masks_ && mask) record.masks.push_back({inputs.layer, *mask});
+}
+
+Attended InferenceHandler::attended(const AttentionInputs& inputs, InferenceState& state,
+                                    const AttentionOptions& options, Wanted wanted, const Context& context) const {
+  AttentionInputs causal = inputs;
+  causal.causal = true;
+  wanted.mask = keep_masks_;
+  wanted.entries = true;
+  Attended found = sparse_.attend(causal, state.maskers, options, wanted, context);
+  record(causal, *found.entries, found.mask, state, context);
+  return found;
 }
 
 AttentionResult InferenceHandler::attend(const AttentionInputs& inputs, InferenceState& state,
                                          const AttentionOptions& options, const Context& context) const {
-  AttentionInputs causal = inputs;
-  causal.causal = true;
-  return attention(causal, mask(causal, state, context), options, context);
+  return attended(inputs, state, options, {}, context).attention;
+}
+
+void InferenceHandler::attend_into(const AttentionInputs& inputs, InferenceState& state, void* output, float* lse,
+                                   const AttentionOptions& options, const Context& context) const {
+  inputs.validate_on(Device::Kind::cuda);
+  attended(inputs, state, options, {.output = output, .lse = lse}, context);
 }
 
 namespace {

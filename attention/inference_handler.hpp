@@ -2,6 +2,7 @@
 // nano-sparse-attention's InferenceHandler, with its state per sequence instead of per process.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -67,6 +68,9 @@ class RETICLE_API InferenceHandler {
   /// Causal attention of inputs.stage and inputs.layer over the keys that the stage's pipeline chooses.
   AttentionResult attend(const AttentionInputs& inputs, InferenceState& state, const AttentionOptions& options = {},
                          const Context& context = {}) const;
+  /// The same on a GPU, into memory of the caller's (see attention_into).
+  void attend_into(const AttentionInputs& inputs, InferenceState& state, void* output, float* lse,
+                   const AttentionOptions& options = {}, const Context& context = {}) const;
   /// SparseAttention::lasting of the generation's maskers.
   Mask lasting(const AttentionInputs& inputs, Index first, InferenceState& state, const Context& context = {}) const {
     return sparse_.lasting(inputs, first, state.maskers, context);
@@ -80,6 +84,12 @@ class RETICLE_API InferenceHandler {
                           const AttentionOptions& options = {}, const Context& context = {}) const;
 
  private:
+  Attended attended(const AttentionInputs& inputs, InferenceState& state, const AttentionOptions& options,
+                    Wanted wanted, const Context& context) const;
+  /// One call, in the stage's record.
+  void record(const AttentionInputs& inputs, Index entries, const std::optional<Mask>& mask, InferenceState& state,
+              const Context& context) const;
+
   SparseAttention sparse_;
   bool keep_masks_ = false;
 };

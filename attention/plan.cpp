@@ -6,6 +6,7 @@
 #include <utility>
 #include <variant>
 
+#include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/plan.hpp>
 #include <reticle/core/mask/row_kernels.hpp>
 
@@ -426,8 +427,14 @@ void TilePlanner::place_weighted(const RowEntries& row, Index r, Index rows) {
 
 // --- AttentionPlan ---
 
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, const Context& context)
-    : mask_(mask), kv_heads_(inputs.kv_heads()), causal_(inputs.causal) {
+AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Pattern& pattern, const Context& context)
+    : kv_heads_(inputs.kv_heads()), causal_(inputs.causal) {
+  if (inputs.queries.device.kind == Device::Kind::cuda) {
+    on_gpu_ = std::make_shared<cuda::DevicePlan>(cuda::plan_for(inputs, pattern, context));
+    return;
+  }
+  mask_ = mask_of(pattern, inputs, context);
+  const Mask& mask = mask_;
   require_mask_fits(inputs, mask);
   const Tiling tiling(inputs, mask);
   tiles_.resize(static_cast<std::size_t>(tiling.count()));
@@ -438,7 +445,19 @@ AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, co
   });
 }
 
+Device AttentionPlan::device() const {
+  return on_gpu_ == nullptr ? Device() : Device{Device::Kind::cuda, on_gpu().device()};
+}
+
+const cuda::DevicePlan& AttentionPlan::on_gpu() const {
+  if (on_gpu_ == nullptr) throw DeviceError("attention: the plan is for tensors on the CPU; these lie on a GPU");
+  return *on_gpu_;
+}
+
 void AttentionPlan::require_fits(const AttentionInputs& inputs) const {
+  if (on_gpu_ != nullptr)
+    throw DeviceError("attention: the plan is for tensors on " + device().describe() + "; these lie on " +
+                      inputs.queries.device.describe());
   require_mask_fits(inputs, mask_);
   if (inputs.kv_heads() != kv_heads_ || inputs.causal != causal_)
     throw ShapeError("attention: the plan is for " + std::to_string(kv_heads_) + " KV heads, causal " +
@@ -447,6 +466,9 @@ void AttentionPlan::require_fits(const AttentionInputs& inputs) const {
 }
 
 std::string AttentionPlan::describe() const {
+  if (on_gpu_ != nullptr)
+    return std::string(on_gpu_->uses_tiles() ? "tiles" : "lists") + " on " + device().describe() + "; " +
+           std::to_string(on_gpu_->bytes()) + " bytes";
   Index computed = 0, attended = 0, gathered = 0, bytes = 0;
   for (const TilePlan& tile : tiles_) {
     const Index rows = static_cast<Index>(tile.rest_ptr.size()) - 1;

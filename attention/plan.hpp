@@ -4,15 +4,21 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include <reticle/attention/pattern.hpp>
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
+
+namespace cuda {
+class DevicePlan;
+}
 
 /// Rows that are taken together at most: what a kernel keeps in the second-level cache, and a word of bits.
 inline constexpr Index kTileRows = 64;
@@ -124,15 +130,20 @@ class RETICLE_API TilePlanner {
   TilePlan plan_;
 };
 
-/// A plan for every tile, for masks that serve many calls: a decode step's mask over layers, a fixed pattern. A value
-/// that holds no data of the inputs.
+/// How attention over a mask is computed, for masks that serve many calls: a decode step's mask over layers, a fixed
+/// pattern. A value that holds no data of the inputs.
 class RETICLE_API AttentionPlan {
  public:
-  /// Of `inputs`, only the extents, causality and alignment are read.
-  AttentionPlan(const AttentionInputs& inputs, const Mask& mask, const Context& context = {});
+  /// Of `inputs`, only the extents, causality, alignment and where they lie are read. On a GPU the plan is made for
+  /// calls that have an attention mask if these do; there it holds nothing of the pattern either.
+  AttentionPlan(const AttentionInputs& inputs, const Pattern& pattern, const Context& context = {});
 
+  Device device() const;
+  // On the CPU.
   const Mask& mask() const { return mask_; }
   std::span<const TilePlan> tiles() const { return tiles_; }
+  /// On a GPU; DeviceError elsewhere.
+  const cuda::DevicePlan& on_gpu() const;
   /// "64 tiles; 97.0 % of 42000 entries shared by rows (tiles filled to 93.1 %), 3.0 % gathered; 12.1 kB", for
   /// messages.
   std::string describe() const;
@@ -144,6 +155,7 @@ class RETICLE_API AttentionPlan {
   Index kv_heads_;
   bool causal_;
   std::vector<TilePlan> tiles_;
+  std::shared_ptr<const cuda::DevicePlan> on_gpu_;  // in place of all that
 };
 
 }  // namespace reticle

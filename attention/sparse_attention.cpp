@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <reticle/attention/cuda/sequence.hpp>
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/stopwatch.hpp>
@@ -357,23 +358,33 @@ std::vector<std::string> SparseAttention::maskers(Stage stage) const {
   return types;
 }
 
-std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, const Context& context) const {
+SparseAttention::Ruled SparseAttention::ruled(Stage stage, int layer, Index keys, const Context& context) const {
   const std::vector<MaskerEntry>& entries = config_->stages[static_cast<std::size_t>(stage)];
-  const std::uint64_t seed = configured(context).seed;
-  std::vector<Rule> rules;
+  Ruled found;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     if (!entries[i].layers.contains(layer)) continue;
-    const auto name = [&] { return "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"'; };
-    if (!entries[i].heads.all()) throw DeviceError(name() + ", serves some heads only: it chooses on the CPU");
+    const std::string name = "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"';
+    if (!entries[i].heads.all()) return {{}, name + ", serves some heads only: it chooses on the CPU"};
     const std::vector<Rule> of_masker = entries[i].masker->rules(keys, layer);
-    if (of_masker.empty()) throw DeviceError(name() + ", has no rule for a GPU: it chooses on the CPU");
+    if (of_masker.empty()) return {{}, name + ", has no rule for a GPU: it chooses on the CPU"};
     for (Rule rule : of_masker) {
-      rule.seed = derive_seed(seed, i);
-      rules.push_back(rule);
+      rule.seed = derive_seed(context.seed, i);
+      found.rules.push_back(rule);
     }
   }
-  if (rules.empty()) throw DeviceError("no masker serves layer " + std::to_string(layer) + ": it is dense");
-  return rules;
+  if (found.rules.empty()) found.why = "no masker serves layer " + std::to_string(layer) + ": it is dense";
+  return found;
+}
+
+std::vector<Rule> SparseAttention::rules(Stage stage, int layer, Index keys, const Context& context) const {
+  Ruled found = ruled(stage, layer, keys, configured(context));
+  if (found.rules.empty()) throw DeviceError(found.why);
+  return std::move(found.rules);
+}
+
+bool SparseAttention::serves(Stage stage, int layer) const {
+  return std::ranges::any_of(config_->stages[static_cast<std::size_t>(stage)],
+                             [&](const MaskerEntry& entry) { return entry.layers.contains(layer); });
 }
 
 Index SparseAttention::observed_queries() const {
@@ -400,15 +411,22 @@ SequenceState::Lease::Lease(const SequenceState& state) : leased_(state.leased_.
 
 SequenceState::Lease::~Lease() { leased_ = false; }
 
+cuda::DeviceSequence& SequenceState::on_gpu() {
+  if (on_gpu_ == nullptr) on_gpu_ = std::make_shared<cuda::DeviceSequence>();
+  return *on_gpu_;
+}
+
 void SequenceState::reset() {
   const Lease lease(*this);
   layers_.clear();
+  if (on_gpu_ != nullptr) on_gpu_->reset();
 }
 
 void SequenceState::truncate(Index keys) {
   const Lease lease(*this);
   if (keys < 0) throw ValueError("truncate: " + std::to_string(keys) + " keys; expected 0 or more");
   for (auto& [index, layer] : layers_) layer.truncate(keys);
+  if (on_gpu_ != nullptr) on_gpu_->truncate(keys);
 }
 
 void SequenceState::select(std::span<const Index> rows) {
@@ -417,6 +435,7 @@ void SequenceState::select(std::span<const Index> rows) {
     if (row < 0) throw ValueError("select: row " + std::to_string(row) + "; expected rows of the batch, from 0");
   }
   for (auto& [index, layer] : layers_) layer.select(rows);
+  if (on_gpu_ != nullptr) on_gpu_->select();
 }
 
 SequenceState SequenceState::fork() const {
@@ -429,7 +448,7 @@ SequenceState SequenceState::fork() const {
 AttentionInputs SparseAttention::configured(const AttentionInputs& inputs) const {
   AttentionInputs own = inputs;
   own.causal |= config_->options.causal;
-  own.validate_on(Device::Kind::cpu);
+  own.validate();
   return own;
 }
 
@@ -457,6 +476,7 @@ Mask SparseAttention::lasting(const AttentionInputs& given, Index first, Sequenc
   require_forgetful();
   inputs.stage = Stage::generation;
   inputs = configured(inputs);
+  require_on(inputs.queries, Device::Kind::cpu, "lasting keys: queries");
   if (inputs.queries_length() == 0 || first < 0 || first > inputs.keys_length())
     throw ShapeError("lasting keys: queries from position " + std::to_string(first) + " of " +
                      std::to_string(inputs.keys_length()) + " keys, " + std::to_string(inputs.queries_length()) +
@@ -522,14 +542,32 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
 
 Mask SparseAttention::mask(const AttentionInputs& inputs, SequenceState& state, const Context& context,
                            const std::optional<Mask>& previous) const {
+  const AttentionInputs own = configured(inputs);
+  if (own.queries.device.kind == Device::Kind::cuda) {
+    if (previous) throw DeviceError("a mask to start from: expected tensors on the CPU; the queries lie on a GPU");
+    return mask_on_gpu(own, state, configured(context));
+  }
   Metrics metrics;
-  return build(configured(inputs), previous, state, configured(context), metrics);
+  return build(own, previous, state, configured(context), metrics);
+}
+
+Attended SparseAttention::attend(const AttentionInputs& given, SequenceState& state, const AttentionOptions& options,
+                                 Wanted wanted, const Context& context) const {
+  const AttentionInputs inputs = configured(given);
+  if (inputs.queries.device.kind == Device::Kind::cuda)
+    return attend_on_gpu(inputs, state, options, wanted, configured(context));
+  Metrics metrics;
+  Mask mask = build(inputs, std::nullopt, state, configured(context), metrics);
+  AttentionResult result = attention(inputs, mask, options, context);
+  const Index entries = mask.nnz();
+  return {std::move(result), std::move(mask), entries};
 }
 
 std::vector<Contribution> SparseAttention::contributions(const AttentionInputs& inputs, SequenceState& state,
                                                          const Context& context) const {
   Metrics metrics;
   std::vector<Contribution> found;
+  require_on(inputs.queries, Device::Kind::cpu, "contributions: queries");
   build(configured(inputs), std::nullopt, state, configured(context), metrics, &found);
   return found;
 }
@@ -537,6 +575,7 @@ std::vector<Contribution> SparseAttention::contributions(const AttentionInputs& 
 SparseAttentionResult SparseAttention::run(const AttentionInputs& given, SequenceState& state, bool compare,
                                            const AttentionOptions& options, const Context& context) const {
   const AttentionInputs inputs = configured(given);
+  require_on(inputs.queries, Device::Kind::cpu, "figures of a pipeline: queries");
   SparseAttentionResult result;
   Metrics& metrics = result.metrics;
   result.mask = build(inputs, std::nullopt, state, configured(context), metrics);

@@ -18,6 +18,10 @@
 
 namespace reticle {
 
+namespace cuda {
+class DeviceSequence;
+}
+
 /// What the maskers of every layer keep for one sequence. One call at a time works on it: another one that comes
 /// meanwhile, from a second thread or from a masker's own code, gets a ValueError.
 class RETICLE_API SequenceState {
@@ -42,6 +46,8 @@ class RETICLE_API SequenceState {
   ~SequenceState() = default;
 
   LayerState& layer(int index) { return layers_[index]; }
+  /// What is kept where the tensors lie on a GPU; made at first use.
+  cuda::DeviceSequence& on_gpu();
   void reset();
 
   /// As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker,
@@ -66,6 +72,7 @@ class RETICLE_API SequenceState {
     ~Flag() = default;
   };
   std::map<int, LayerState> layers_;
+  std::shared_ptr<cuda::DeviceSequence> on_gpu_;
   mutable Flag leased_;
 };
 
@@ -108,6 +115,20 @@ struct SparseAttentionResult {
   Metrics metrics;
 };
 
+/// What SparseAttention::attend gives beside the result, and on a GPU where that goes (see attention_into): new tensors
+/// without.
+struct Wanted {
+  bool mask = false, entries = false;
+  void* output = nullptr;
+  float* lse = nullptr;
+};
+
+struct Attended {
+  AttentionResult attention;     // empty where it went to the caller's memory
+  std::optional<Mask> mask;      // if wanted, or made on the way
+  std::optional<Index> entries;  // if wanted: positions that the rows attend to
+};
+
 /// Whether a config's "plugins" are loaded: their code then runs with the rights of the process. Refused, a config that
 /// names some is a ConfigError.
 enum class Plugins : std::uint8_t { load, refuse };
@@ -120,6 +141,10 @@ enum class Plugins : std::uint8_t { load, refuse };
 ///
 /// Every masker may say which layers and query heads it serves: "layers": [0, "16-"], "heads": [0, 3]. Heads that none
 /// serves run dense attention, so an empty list of maskers does. Immutable and cheap to copy; maskers are shared.
+///
+/// Of tensors on a GPU attention runs there, queued on context.stream. So does the choice of keys for one query, if
+/// every masker of the layer says what it chooses as rules; else maskers choose on the host, and warn() says which one
+/// and why: keys and values are copied to it once, when a sequence begins, and then token by token.
 class RETICLE_API SparseAttention {
  public:
   /// Relative paths in the text are relative to `directory`. ConfigError and PluginError say where and what.
@@ -157,14 +182,19 @@ class RETICLE_API SparseAttention {
   Mask lasting(const AttentionInputs& inputs, Index first, SequenceState& state, const Context& context = {}) const;
 
   /// The mask that the maskers of inputs.stage build, each adding to what those before it chose; the first starts from
-  /// `previous`, if given.
+  /// `previous`, if given. It lies on the GPU where it was chosen there.
   Mask mask(const AttentionInputs& inputs, SequenceState& state, const Context& context = {},
             const std::optional<Mask>& previous = std::nullopt) const;
   /// Who chose which key: disjoint masks, one per masker of inputs.stage in order, whose union is what mask() gives. As
   /// one step of `state`, in place of mask().
   std::vector<Contribution> contributions(const AttentionInputs& inputs, SequenceState& state,
                                           const Context& context = {}) const;
-  /// The mask, attention over it and metrics; with `compare`, dense attention too.
+  /// Attention over what the maskers of inputs.stage choose. On a GPU a step whose keys are chosen there waits for
+  /// nothing, unless entries are wanted that depend on the scores.
+  Attended attend(const AttentionInputs& inputs, SequenceState& state, const AttentionOptions& options = {},
+                  Wanted wanted = {}, const Context& context = {}) const;
+  /// The mask, attention over it and metrics; with `compare`, dense attention too. DeviceError on a GPU, whose times
+  /// are not measured here.
   SparseAttentionResult run(const AttentionInputs& inputs, SequenceState& state, bool compare = false,
                             const AttentionOptions& options = {}, const Context& context = {}) const;
 
@@ -174,6 +204,20 @@ class RETICLE_API SparseAttention {
   /// The inputs and context as this config has them: causal, seeded, checked.
   AttentionInputs configured(const AttentionInputs& inputs) const;
   Context configured(const Context& context) const;
+  /// A stage's rules at a layer, or why there are none.
+  struct Ruled {
+    std::vector<Rule> rules;
+    std::string why;
+  };
+  Ruled ruled(Stage stage, int layer, Index keys, const Context& context) const;
+  /// Whether a masker of the stage serves a layer.
+  bool serves(Stage stage, int layer) const;
+  // attention/cuda/pipeline.cpp
+  struct OnGpu;
+  OnGpu chosen_on_gpu(const AttentionInputs& inputs, SequenceState& state, const Context& context) const;
+  Attended attend_on_gpu(const AttentionInputs& inputs, SequenceState& state, const AttentionOptions& options,
+                         Wanted wanted, const Context& context) const;
+  Mask mask_on_gpu(const AttentionInputs& inputs, SequenceState& state, const Context& context) const;
   Mask build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
              const Context& context, Metrics& metrics, std::vector<Contribution>* contributions = nullptr) const;
 

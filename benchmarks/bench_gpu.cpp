@@ -264,7 +264,7 @@ Mask random_blocks(Index length, double density) {
 
 std::pair<double, double> attend(Index queries, Index keys, const Mask& mask, double amount) {
   const Problem problem(queries, keys, queries > 1);
-  const cuda::AttentionPlan plan(problem.device(), mask, nullptr);
+  const cuda::DevicePlan plan(problem.device(), mask, nullptr);
   const auto run = [&](int launch) {
     plan.run(problem.device(launch), problem.output.as<void>(), problem.lse.as<float>(), nullptr);
   };
@@ -286,7 +286,7 @@ std::pair<double, double> differentiate(Index length) {
     const cuda::Buffer d_queries = floats(kHeads, checked), d_keys = floats(kKvHeads, checked),
                        d_values = floats(kKvHeads, checked);
     const AttentionInputs& inputs = problem.device();
-    cuda::AttentionPlan(inputs, mask, nullptr).run(inputs, problem.output.as<void>(), problem.lse.as<float>(), nullptr);
+    cuda::DevicePlan(inputs, mask, nullptr).run(inputs, problem.output.as<void>(), problem.lse.as<float>(), nullptr);
     const cuda::BackwardPlan plan(inputs, mask, nullptr);
     const TensorView output = on_gpu(problem.host.queries, problem.output.as<void>()),
                      given = on_gpu(d_output.view(), upstream.as<void>());
@@ -340,7 +340,7 @@ std::pair<double, double> choose_and_attend(Index keys, Index heavy) {
 }
 
 std::pair<double, double> unite(Index keys) {
-  std::vector<cuda::DeviceMask> masks;
+  std::vector<Mask> there;
   std::vector<Mask> host;
   for (const unsigned seed : {1u, 2u}) {
     host.push_back(Mask::from_selections({1, kHeads, 1024, keys}, [&](RowId row, Selection& selection) {
@@ -349,11 +349,11 @@ std::pair<double, double> unite(Index keys) {
            key += 1 + static_cast<std::int32_t>(random() % 99))
         selection.indices.push_back(key);
     }));
-    masks.emplace_back(host.back(), nullptr);
+    there.push_back(host.back().to({Device::Kind::cuda, 0}));
   }
-  const auto run = [&](int) { return merge(masks[0], masks[1], MergeRule::add, nullptr); };
+  const auto run = [&](int) { return merge(there[0], there[1]); };
   const Mask expected = merge(host[0], host[1]);
-  if (run(0).to_host(nullptr) != expected) throw Error("wrong: the union is not the CPU's");
+  if (run(0).to(Device()) != expected) throw Error("wrong: the union is not the CPU's");
   return {seconds(run, 5), 4.0 * static_cast<double>(host[0].nnz() + host[1].nnz() + expected.nnz())};
 }
 

@@ -97,7 +97,8 @@ def decode(copy: float, keys: int, tokens: int, run: int) -> None:
     chosen = (starts[..., None] + np.arange(run)).reshape(1, HEADS, 1, tokens)
     mask = reticle.Mask.from_row_indices((1, HEADS, 1, keys), chosen.reshape(-1, tokens))
     q, k, v = random_tensors(1, keys)
-    plan = reticle.torch.AttentionPlan(q, k, v, mask)
+    made = reticle.plan(q, k, mask)
+    plan = lambda *tensors: reticle.attention(*tensors, made)
     attended = torch.zeros(1, HEADS, 1, keys, dtype=torch.bool, device="cuda").scatter_(
         -1, torch.from_numpy(chosen).cuda(), True
     )
@@ -120,7 +121,8 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
     mask = reticle.Mask.runs((1, 1, length, length), np.concatenate([[0], np.cumsum(sizes)]), ends)
     mask = mask.broadcast_to((1, HEADS, length, length))
     q, k, v = random_tensors(length, length)
-    plan = reticle.torch.AttentionPlan(q, k, v, mask, causal=True)
+    made = reticle.plan(q, k, mask, causal=True)
+    plan = lambda *tensors: reticle.attention(*tensors, made, causal=True)
     name = f"prefill {length // 1024}k, blocks of {block}, {100 * density:.0f} %"
     last = slice(-256, None)
     positions = torch.arange(length, device="cuda")
@@ -152,7 +154,8 @@ def sampled(rate: float, length: int, share: float) -> None:
     p = torch.where((apart >= 0) & (apart < 256), 1.0, share * ((apart >= 256) & (torch.rand(length, length) < share)))
     mask = reticle.Mask.dense(p[None, None].numpy()).broadcast_to((1, HEADS, length, length))
     q, k, v = random_tensors(length, length)
-    plan = reticle.torch.AttentionPlan(q, k, v, mask)
+    made = reticle.plan(q, k, mask)
+    plan = lambda *tensors: reticle.attention(*tensors, made)
     name, last = f"prefill {length // 1024}k, window and {100 * share:.0f} % sampled", slice(-256, None)
     p = p.cuda()
     check(name, plan(q, k, v)[0][:, :, last], q[:, :, last], k, v, p[last].expand(1, HEADS, 256, length))
@@ -256,7 +259,8 @@ def build_and_attend(copy: float, keys: int, heavy: int) -> None:
     q, k, v = random_tensors(1, keys)
     fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
     config = {"maskers": [*fixed, {"type": "oracle_top_k", "heavy_size": heavy}]}
-    attend = reticle.torch.SparseDecoder(reticle.SparseAttention.from_json(json.dumps(config)), HEADS, keys)
+    sparse, state = reticle.SparseAttention.from_json(json.dumps(config)), reticle.SequenceState()
+    attend = lambda *tensors: sparse.attend(*tensors, state, stage="generation", causal=True)
     group = HEADS // KV_HEADS
 
     def by_torch() -> torch.Tensor:
@@ -280,11 +284,11 @@ def plan(copy: float, length: int, density: float) -> None:
     """From blocks of 64 that are attended to, by head, to what the tensor cores' kernel reads."""
     q, k, v = random_tensors(length, length)
     blocks = torch.rand(1, HEADS, length // 64, length // 64, device="cuda") < density
-    make = lambda: reticle.torch.AttentionPlan(q, k, v, blocks, block_size=(64, 64))
+    make = lambda: reticle.plan(q, k, reticle.torch.blocks(blocks, (64, 64)))
     name = f"plan of {HEADS} x {length // 64} x {length // 64} blocks, {100 * density:.0f} %"
     last = slice(-256, None)
     attended = blocks[:, :, -4:].repeat_interleave(64, 2).repeat_interleave(64, 3)
-    check(name, make()(q, k, v)[0][:, :, last], q[:, :, last], k, v, attended)
+    check(name, reticle.attention(q, k, v, make())[0][:, :, last], q[:, :, last], k, v, attended)
     ours = seconds(make)
     record(name, ours, (blocks.nbytes + 8 * int(blocks.sum())) / ours / copy, "copy bandwidth")
 
@@ -292,11 +296,11 @@ def plan(copy: float, length: int, density: float) -> None:
 def unite(copy: float, queries: int, keys: int, density: float) -> None:
     """Two masks of random tokens in device memory, against a logical or of dense ones."""
     dense = [torch.rand(1, HEADS, queries, keys, device="cuda") < density for _ in range(2)]
-    a, b = (reticle.torch.DeviceMask(reticle.Mask.dense(each.cpu().numpy())) for each in dense)
+    a, b = (reticle.Mask.dense(each.cpu().numpy()).to("cuda") for each in dense)
     name = f"union, {HEADS} x {queries} rows of {keys}, {100 * density:g} %, as {a.kind}"
-    if (a | b).to_host() != reticle.Mask.dense((dense[0] | dense[1]).cpu().numpy()):
+    if (a | b) != reticle.Mask.dense((dense[0] | dense[1]).cpu().numpy()):
         raise WrongResult("differs from torch's")
-    entries = 4 * sum(mask.to_host().nnz for mask in (a, b, a | b)) if a.kind == "lists" else 3 * a.nbytes
+    entries = 4 * sum(mask.nnz for mask in (a, b, a | b)) if a.kind == "csr" else 3 * a.nbytes
     ours = seconds(lambda: a | b)
     record(name, ours, entries / ours / copy, "copy bandwidth", "torch, dense", seconds(lambda: dense[0] | dense[1]))
 

@@ -1,5 +1,8 @@
 #include <algorithm>
+#include <array>
 #include <filesystem>
+#include <initializer_list>
+#include <memory>
 #include <optional>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
@@ -7,6 +10,8 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include <reticle/attention/backward.hpp>
@@ -20,6 +25,7 @@
 
 #include "call.hpp"
 #include "module.hpp"
+#include "pattern.hpp"
 
 namespace reticle::bindings {
 namespace {
@@ -63,19 +69,44 @@ AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& s
   return options;
 }
 
+/// A result that has no gradients, beside torch tensors that may ask for some: then it says so, when it is asked.
+py::object without_gradients(py::object output, const char* what, std::initializer_list<py::object> inputs) {
+  const auto asks = [](const py::object& tensor) {
+    return py::hasattr(tensor, "detach") && tensor.attr("requires_grad").cast<bool>();
+  };
+  if (!py::hasattr(output, "detach") || std::none_of(inputs.begin(), inputs.end(), asks)) return output;
+  const std::string why = std::string(what) + " has no gradients; take the mask, and reticle.attention's";
+  py::list asking;
+  for (const py::object& tensor : inputs) asking.append(tensor);
+  return py::module_::import("reticle.torch").attr("without_gradients")(std::move(output), why, *asking);
+}
+
 template <bool with_weights>
-py::tuple attend(const py::object& queries, const py::object& keys, const py::object& values, std::optional<Mask> mask,
+py::tuple attend(const py::object& queries, const py::object& keys, const py::object& values, const GivenMask& mask,
                  std::optional<float> scaling, bool causal, const py::object& attention_mask,
                  std::optional<float> soft_cap, const SinkLogits& sink_logits) {
   Call call(queries, keys, values, attention_mask, scaling, causal);
   AttentionOptions options = options_from(soft_cap, sink_logits);
   options.weights = with_weights;
+  call.inputs.validate();
+  if (call.on_gpu()) {
+    const Result result(call);
+    run_released([&](const Context& context) {
+      with_mask(mask, call.inputs.shape(), [&](const auto& how) {
+        attention_into(call.inputs, how, result.output(), result.lse(), options, call.on_stream(context));
+      });
+      return 0;
+    });
+    return result.take();
+  }
   AttentionResult result = run_released([&](const Context& context) {
-    call.inputs.validate();
-    return attention(call.inputs, mask ? *mask : Mask::full(call.inputs.shape()), options, context);
+    return with_mask(mask, call.inputs.shape(),
+                     [&](const auto& how) { return attention(call.inputs, how, options, context); });
   });
   py::object output = call.queries.hand_over(std::move(result.output));
   py::object lse = call.queries.hand_over(std::move(result.lse));
+  if constexpr (with_weights)
+    output = without_gradients(std::move(output), "attention_weights", {queries, keys, values, attention_mask});
   if constexpr (!with_weights) return py::make_tuple(std::move(output), std::move(lse));
   AttentionWeights& weights = *result.weights;
   const auto entries = static_cast<py::ssize_t>(weights.values.size());
@@ -95,16 +126,46 @@ Tensor summed_over_batch(const Tensor& gradient) {
   return sum;
 }
 
-py::tuple attend_backward(const py::object& queries, const py::object& keys, const py::object& values, const Mask& mask,
-                          const py::object& output, const py::object& lse, const py::object& d_output,
-                          std::optional<float> scaling, bool causal, const py::object& attention_mask,
-                          std::optional<float> soft_cap) {
+/// Gradients on a GPU, of torch.
+py::tuple attend_backward_there(const Call& call, const Pattern& pattern, const Borrowed& output, const Borrowed& lse,
+                                const Borrowed& d_output, const AttentionOptions& options) {
+  const AttentionInputs& inputs = call.inputs;
+  py::object gradients[3];
+  float* to[3];
+  std::size_t i = 0;
+  for (const TensorView* const view : {&inputs.queries, &inputs.keys, &inputs.values}) {
+    gradients[i] = call.queries.empty_like({view->size(0), view->size(1), view->size(2), view->size(3)}, DType::f32);
+    to[i] = static_cast<float*>(const_cast<void*>(Borrowed(gradients[i], "gradient", Device::Kind::cuda).view().data));
+    ++i;
+  }
+  run_released([&](const Context& context) {
+    attention_backward_into(inputs, pattern, output.view(), lse.view(), d_output.view(), to[0], to[1], to[2], options,
+                            call.on_stream(context));
+    return 0;
+  });
+  i = 0;
+  for (const Borrowed* const given : {&call.queries, &call.keys, &call.values}) {
+    if (given->view().size(0) == 1 && inputs.batch() != 1) gradients[i] = gradients[i].attr("sum")(0, true);
+    ++i;
+  }
+  return py::make_tuple(gradients[0], gradients[1], gradients[2]);
+}
+
+py::tuple attend_backward(const py::object& queries, const py::object& keys, const py::object& values,
+                          const std::variant<Mask, HeldPattern>& mask, const py::object& output, const py::object& lse,
+                          const py::object& d_output, std::optional<float> scaling, bool causal,
+                          const py::object& attention_mask, std::optional<float> soft_cap) {
   Call call(queries, keys, values, attention_mask, scaling, causal);
-  const Borrowed result(output, "output"), logs(lse, "lse"), upstream(d_output, "d_output");
+  call.inputs.validate();
+  const Device::Kind where = call.inputs.queries.device.kind;
+  const Borrowed result(output, "output", where), logs(lse, "lse", where), upstream(d_output, "d_output", where);
   AttentionOptions options;
   options.soft_cap = soft_cap;
+  const auto* const held = std::get_if<HeldPattern>(&mask);
+  const Pattern pattern = held != nullptr ? held->pattern : Pattern(std::get<Mask>(mask));
+  if (call.on_gpu()) return attend_backward_there(call, pattern, result, logs, upstream, options);
   AttentionGradients gradients = run_released([&](const Context& context) {
-    return attention_backward(call.inputs, mask, result.view(), logs.view(), upstream.view(), options, context);
+    return attention_backward(call.inputs, pattern, result.view(), logs.view(), upstream.view(), options, context);
   });
   const auto of_given = [&](const Borrowed& given, Tensor gradient) {
     const bool summed = given.view().size(0) == 1 && gradient.view().size(0) != 1;
@@ -113,35 +174,6 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
   return py::make_tuple(call.queries.hand_over(std::move(gradients.queries)),
                         of_given(call.keys, std::move(gradients.keys)),
                         of_given(call.values, std::move(gradients.values)));
-}
-
-/// Whether a caller's tensor lies on a GPU: torch's say so.
-bool on_gpu(const py::object& tensor) { return py::hasattr(tensor, "is_cuda") && tensor.attr("is_cuda").cast<bool>(); }
-
-/// What a pipeline does with tensors on a GPU is Python's: maskers on the host, attention over there.
-py::object on_gpu(const char* function, const py::object& pipeline, const py::object& queries, const py::object& keys,
-                  const py::object& values, const py::object& state, const py::dict& call) {
-  return py::module_::import("reticle.gpu").attr(function)(pipeline, queries, keys, values, state, **call);
-}
-
-/// Forgets everything that is kept for a sequence, what reticle.gpu keeps included.
-template <class State>
-void reset(const py::object& state) {
-  state.cast<State&>().reset();
-  state.attr("__dict__").attr("clear")();
-}
-
-/// What reticle.gpu keeps is made again from the keys.
-template <class State>
-void truncate(const py::object& state, Index keys) {
-  state.cast<State&>().truncate(keys);
-  state.attr("__dict__").attr("clear")();
-}
-
-template <class State>
-void select_rows_of(const py::object& state, const std::vector<Index>& rows) {
-  state.cast<State&>().select(rows);
-  state.attr("__dict__").attr("clear")();
 }
 
 /// A value that nothing changes is its own copy.
@@ -163,6 +195,11 @@ void copies_are_forks(py::class_<State>& type) {
   });
 }
 
+template <class State>
+void select_rows_of(State& state, const std::vector<Index>& rows) {
+  state.select(rows);
+}
+
 constexpr const char* kTruncate =
     "As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker, "
     "where "
@@ -177,20 +214,13 @@ Stage stage_from(const std::string& stage) {
   throw py::value_error("stage is \"" + stage + "\"; expected \"prefill\" or \"generation\"");
 }
 
-py::object build_mask(const py::object& pipeline, const py::object& queries, const py::object& keys,
-                      const py::object& values, const py::object& of_sequence, std::optional<float> scaling,
-                      bool causal, const py::object& attention_mask, int layer, const std::string& stage,
-                      const py::object& extras) {
-  if (on_gpu(queries))
-    return on_gpu("mask", pipeline, queries, keys, values, of_sequence,
-                  py::dict("scaling"_a = scaling, "causal"_a = causal, "attention_mask"_a = attention_mask,
-                           "layer"_a = layer, "stage"_a = stage, "extras"_a = extras));
-  const auto& sparse = pipeline.cast<const SparseAttention&>();
-  auto& state = of_sequence.cast<SequenceState&>();
+Mask build_mask(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+                const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+                const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  return py::cast(run_released([&](const Context& context) { return sparse.mask(call.inputs, state, context); }));
+  return run_released([&](const Context& context) { return sparse.mask(call.inputs, state, call.on_stream(context)); });
 }
 
 std::vector<std::pair<std::string, Mask>> contributions(const SparseAttention& sparse, const py::object& queries,
@@ -237,12 +267,38 @@ py::dict dict_of(const Metrics& metrics) {
   return dict;
 }
 
-/// (output, mask), or (output, mask, metrics).
-py::tuple run_pipeline(bool measured, bool compare, const SparseAttention& sparse, const py::object& queries,
-                       const py::object& keys, const py::object& values, SequenceState& state,
-                       std::optional<float> scaling, bool causal, const py::object& attention_mask, int layer,
-                       const std::string& stage, const py::object& extras, std::optional<float> soft_cap,
-                       const SinkLogits& sink_logits) {
+/// (output, mask), or (output, lse).
+template <bool with_mask>
+py::tuple attend_by_masker(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+                           const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+                           const py::object& attention_mask, int layer, const std::string& stage,
+                           const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
+  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
+  call.inputs.stage = stage_from(stage);
+  call.inputs.layer = layer;
+  call.inputs.validate();
+  const AttentionOptions options = options_from(soft_cap, sink_logits);
+  std::optional<Result> there;
+  Wanted wanted{.mask = with_mask};
+  if (call.on_gpu()) {
+    there.emplace(call);
+    wanted.output = there->output();
+    wanted.lse = there->lse();
+  }
+  Attended attended = run_released([&](const Context& context) {
+    return sparse.attend(call.inputs, state, options, wanted, call.on_stream(context));
+  });
+  py::object output = there ? there->output_object() : call.queries.hand_over(std::move(attended.attention.output));
+  output = without_gradients(std::move(output), "SparseAttention.run", {queries, keys, values, attention_mask});
+  if constexpr (with_mask) return py::make_tuple(std::move(output), std::move(*attended.mask));
+  if (there) return py::make_tuple(std::move(output), there->lse_object());
+  return py::make_tuple(std::move(output), call.queries.hand_over(std::move(attended.attention.lse)));
+}
+
+py::tuple measure(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
+                  const py::object& values, SequenceState& state, bool compare, std::optional<float> scaling,
+                  bool causal, const py::object& attention_mask, int layer, const std::string& stage,
+                  const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
@@ -250,30 +306,8 @@ py::tuple run_pipeline(bool measured, bool compare, const SparseAttention& spars
     return sparse.run(call.inputs, state, compare, options_from(soft_cap, sink_logits), context);
   });
   py::object output = call.queries.hand_over(std::move(result.attention.output));
-  if (!measured) return py::make_tuple(std::move(output), std::move(result.mask));
+  output = without_gradients(std::move(output), "SparseAttention.measure", {queries, keys, values, attention_mask});
   return py::make_tuple(std::move(output), std::move(result.mask), dict_of(result.metrics));
-}
-
-py::tuple run(const py::object& sparse, const py::object& queries, const py::object& keys, const py::object& values,
-              const py::object& state, std::optional<float> scaling, bool causal, const py::object& attention_mask,
-              int layer, const std::string& stage, const py::object& extras, std::optional<float> soft_cap,
-              const SinkLogits& sink_logits) {
-  if (on_gpu(queries))
-    return on_gpu(
-        "run", sparse, queries, keys, values, state,
-        py::dict("scaling"_a = scaling, "causal"_a = causal, "attention_mask"_a = attention_mask, "layer"_a = layer,
-                 "stage"_a = stage, "extras"_a = extras, "soft_cap"_a = soft_cap, "sink_logits"_a = sink_logits));
-  return run_pipeline(false, false, sparse.cast<const SparseAttention&>(), queries, keys, values,
-                      state.cast<SequenceState&>(), scaling, causal, attention_mask, layer, stage, extras, soft_cap,
-                      sink_logits);
-}
-
-py::tuple measure(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                  const py::object& values, SequenceState& state, bool compare, std::optional<float> scaling,
-                  bool causal, const py::object& attention_mask, int layer, const std::string& stage,
-                  const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
-  return run_pipeline(true, compare, sparse, queries, keys, values, state, scaling, causal, attention_mask, layer,
-                      stage, extras, soft_cap, sink_logits);
 }
 
 /// Keys of a cache that evicted others, as Python gives them: (positions, begin, end, length).
@@ -291,28 +325,32 @@ void set_stored(AttentionInputs& inputs, const std::optional<StoredLists>& store
   inputs.stored = StoredKeys{span_of(positions), span_of(begin), span_of(end), length};
 }
 
-py::tuple handle(const py::object& handler, const py::object& queries, const py::object& keys, const py::object& values,
-                 const py::object& state, std::optional<float> scaling, const py::object& attention_mask, int layer,
-                 const std::string& stage, std::optional<float> soft_cap, const SinkLogits& sink_logits,
-                 const py::object& extras, const std::optional<StoredLists>& stored) {
-  if (stored && on_gpu(queries))
-    throw DeviceError("stored keys: caches that evict are supported on the CPU; the queries are on a GPU");
-  if (on_gpu(queries))
-    return on_gpu(
-        "attend", handler, queries, keys, values, state,
-        py::dict("scaling"_a = scaling, "attention_mask"_a = attention_mask, "layer"_a = layer, "stage"_a = stage,
-                 "soft_cap"_a = soft_cap, "sink_logits"_a = sink_logits, "extras"_a = extras));
+constexpr const char* kHandler = "InferenceHandler.attend";
+
+py::tuple handle(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
+                 const py::object& values, InferenceState& state, std::optional<float> scaling,
+                 const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap,
+                 const SinkLogits& sink_logits, const py::object& extras, const std::optional<StoredLists>& stored) {
   Call call(queries, keys, values, attention_mask, scaling, true, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
   set_stored(call.inputs, stored);
-  auto& own = state.cast<InferenceState&>();
+  call.inputs.validate();
+  const AttentionOptions options = options_from(soft_cap, sink_logits);
+  if (call.on_gpu()) {
+    const Result result(call);
+    run_released([&](const Context& context) {
+      handler.attend_into(call.inputs, state, result.output(), result.lse(), options, call.on_stream(context));
+      return 0;
+    });
+    return py::make_tuple(without_gradients(result.output_object(), kHandler, {queries, keys, values, attention_mask}),
+                          result.lse_object());
+  }
   AttentionResult result =
-      run_released([&, &handler = handler.cast<const InferenceHandler&>()](const Context& context) {
-        return handler.attend(call.inputs, own, options_from(soft_cap, sink_logits), context);
-      });
-  return py::make_tuple(call.queries.hand_over(std::move(result.output)),
-                        call.queries.hand_over(std::move(result.lse)));
+      run_released([&](const Context& context) { return handler.attend(call.inputs, state, options, context); });
+  py::object output = call.queries.hand_over(std::move(result.output));
+  output = without_gradients(std::move(output), kHandler, {queries, keys, values, attention_mask});
+  return py::make_tuple(std::move(output), call.queries.hand_over(std::move(result.lse)));
 }
 
 Mask choose(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
@@ -321,7 +359,8 @@ Mask choose(const InferenceHandler& handler, const py::object& queries, const py
   Call call(queries, keys, values, attention_mask, scaling, true, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  return run_released([&](const Context& context) { return handler.mask(call.inputs, state, context); });
+  return run_released(
+      [&](const Context& context) { return handler.mask(call.inputs, state, call.on_stream(context)); });
 }
 
 Mask lasting(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
@@ -355,14 +394,13 @@ void add_handler(py::module_& module) {
           },
           "(layer, mask) of each call, where the handler keeps them.");
   py::class_<InferenceState> state(module, "InferenceState",
-                                   "One sequence's (or batch's) way through a handler, over all layers.",
-                                   py::dynamic_attr());
+                                   "One sequence's (or batch's) way through a handler, over all layers.");
   copies_are_forks(state);
   state.def(py::init<>())
       .def_readonly("prefill", &InferenceState::prefill, "What prompts attended to.")
       .def_readonly("generation", &InferenceState::generation, "What was generated after them attended to.")
-      .def("reset", &reset<InferenceState>, "Forgets everything: the next call starts a new sequence.")
-      .def("truncate", &truncate<InferenceState>, py::arg("keys"), kTruncate)
+      .def("reset", &InferenceState::reset, "Forgets everything: the next call starts a new sequence.")
+      .def("truncate", &InferenceState::truncate, py::arg("keys"), kTruncate)
       .def("select", &select_rows_of<InferenceState>, py::arg("rows"), kSelect)
       .def("fork", &InferenceState::fork, kFork);
   py::class_<InferenceHandler> handler(
@@ -447,23 +485,70 @@ void add_attention(py::module_& module) {
              py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
              py::arg("soft_cap") = py::none(),
              "Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given.");
+  py::class_<HeldPattern>(module, "Pattern", "What attention takes for a mask beside a Mask, planned where it lies.")
+      .def_static(
+          "of_bytes",
+          [](const py::object& attended, std::pair<Index, Index> block_size) {
+            auto tensor = std::make_shared<const Borrowed>(attended, "mask", Borrowed::device_of(attended));
+            return HeldPattern{tensor, AttendedBytes{tensor->view(), block_size.first, block_size.second}};
+          },
+          py::arg("attended"), py::arg("block_size") = std::pair<Index, Index>(1, 1),
+          "Of booleans (batch, heads, queries, keys), or of blocks of positions; a dimension of 1 is shared.")
+      .def_static(
+          "of_numbers",
+          [](const py::object& numbers, Index block_size) {
+            auto tensor = std::make_shared<const Borrowed>(numbers, "numbers", Borrowed::device_of(numbers));
+            return HeldPattern{tensor, NumberedKeyBlocks{tensor->view(), block_size}};
+          },
+          py::arg("numbers"), py::arg("block_size"),
+          "Of the int32 numbers of key blocks, (batch, kv_heads, queries, n), ascending, -1 behind them; causal.")
+      .def_static(
+          "of_band",
+          [](Index first_query, Index kernel, Index stride, Index width) {
+            return HeldPattern{nullptr, Band{first_query, kernel, stride, width}};
+          },
+          py::arg("first_query"), py::arg("kernel"), py::arg("stride"), py::arg("width"),
+          "Of keys that end where a query does.")
+      .def(
+          "mask",
+          [](const HeldPattern& held, const std::array<Index, 4>& shape, Index kv_heads) {
+            AttentionInputs inputs;
+            inputs.queries = TensorView(nullptr, DType::f32, {shape[0], shape[1], shape[2], 1});
+            inputs.keys = inputs.values = TensorView(nullptr, DType::f32, {shape[0], kv_heads, shape[3], 1});
+            inputs.validate();
+            Context context;
+            context.stream = held.tensor ? held.tensor->stream() : nullptr;
+            const py::gil_scoped_release released;
+            return mask_of(held.pattern, inputs, context);
+          },
+          py::arg("shape"), py::arg("kv_heads") = 1, "The same as a Mask. Waits for what lies on a GPU.");
   py::class_<AttentionPlan>(module, "AttentionPlan",
                             "How attention over a mask is computed, kept for several calls with equal shapes.")
       .def("__repr__", &AttentionPlan::describe);
   module.def(
       "plan",
-      [](const py::object& queries, const py::object& keys, const Mask& mask, bool causal) {
-        const Call call(queries, keys, keys, py::none(), std::nullopt, causal);
-        const py::gil_scoped_release released;
-        return AttentionPlan(call.inputs, mask);
+      [](const py::object& queries, const py::object& keys, const std::variant<Mask, HeldPattern>& mask,
+         const py::object& values, bool causal, const py::object& attention_mask) {
+        const Call call(queries, keys, values.is_none() ? keys : values, attention_mask, std::nullopt, causal);
+        call.inputs.validate();
+        const auto* const held = std::get_if<HeldPattern>(&mask);
+        return run_released([&](const Context& context) {
+          return AttentionPlan(call.inputs, held != nullptr ? held->pattern : Pattern(std::get<Mask>(mask)),
+                               call.on_stream(context));
+        });
       },
-      py::arg("queries"), py::arg("keys"), py::arg("mask"), py::kw_only(), py::arg("causal") = false);
-  py::class_<SequenceState> state(module, "SequenceState", "What the maskers of every layer keep for one sequence.",
-                                  py::dynamic_attr());
+      py::arg("queries"), py::arg("keys"), py::arg("mask"), py::kw_only(), py::arg("values") = py::none(),
+      py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+      "A plan for attention over a mask, where the tensors lie, which `reticle.attention` takes for one; of the "
+      "tensors "
+      "only the extents count. On a GPU it is for calls with an attention_mask if one is given here, and values of "
+      "other "
+      "extents than the keys' are given.");
+  py::class_<SequenceState> state(module, "SequenceState", "What the maskers of every layer keep for one sequence.");
   copies_are_forks(state);
   state.def(py::init<>())
-      .def("reset", &reset<SequenceState>, "Forgets everything: the next call starts a new sequence.")
-      .def("truncate", &truncate<SequenceState>, py::arg("keys"), kTruncate)
+      .def("reset", &SequenceState::reset, "Forgets everything: the next call starts a new sequence.")
+      .def("truncate", &SequenceState::truncate, py::arg("keys"), kTruncate)
       .def("select", &select_rows_of<SequenceState>, py::arg("rows"), kSelect)
       .def("fork", &SequenceState::fork, kFork);
   py::class_<Rule>(module, "Rule", "What a masker chooses, said as data.")
@@ -538,10 +623,17 @@ void add_attention(py::module_& module) {
            "the "
            "first to choose (\"dense\": of heads that no masker serves); their union is what `mask` gives. One step of "
            "`state`, in place of `mask`. `reticle.plot_contributions` draws them.")
-      .def("run", &run, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-           py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-           py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(),
-           py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(), "(output, mask)")
+      .def("run", &attend_by_masker<true>, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"),
+           py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
+           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
+           "(output, mask). On a GPU the mask lies there if the keys were chosen there.")
+      .def("attend", &attend_by_masker<false>, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"),
+           py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
+           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
+           "(output, lse) of attention over what the maskers choose. On a GPU nothing waits where the keys are chosen "
+           "there.")
       .def(
           "measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
           py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,

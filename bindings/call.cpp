@@ -8,6 +8,8 @@
 #include <stop_token>
 #include <vector>
 
+#include <reticle/core/cuda/tensor.hpp>
+
 namespace reticle::bindings {
 namespace {
 
@@ -82,7 +84,11 @@ bool contains(const TensorView& outer, const TensorView& inner) {
 
 Call::Call(const py::object& q, const py::object& k, const py::object& v, const py::object& attention_mask,
            std::optional<float> scaling, bool causal, const py::object& extras)
-    : queries(q, "queries"), keys(k, "keys"), values(v, "values"), outer_(innermost) {
+    : queries(q, "queries", Borrowed::device_of(q)),
+      keys(k, "keys", queries.view().device.kind),
+      values(v, "values", queries.view().device.kind),
+      stream_(queries.stream()),
+      outer_(innermost) {
   inputs.queries = queries.view();
   inputs.keys = keys.view();
   inputs.values = values.view();
@@ -97,9 +103,14 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
     inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));
   inputs.causal = causal;
   if (!extras.is_none()) {
-    for (const auto& [key, tensor] : extras.cast<py::dict>()) {
+    if (!py::isinstance<py::dict>(extras))
+      throw py::type_error("extras: a " + std::string(py::str(py::type::of(extras).attr("__name__"))) +
+                           "; expected a dict of names and tensors");
+    for (const auto& [key, tensor] : py::reinterpret_borrow<py::dict>(extras)) {
+      if (!py::isinstance<py::str>(key))
+        throw py::type_error("extras: a key is " + std::string(py::repr(key)) + "; expected the name of a tensor");
       const auto name = key.cast<std::string>();
-      named_.push_back({name, extras_.emplace_back(tensor, name).view()});
+      named_.push_back({name, extras_.emplace_back(tensor, name, queries.view().device.kind).view()});
     }
     inputs.extras = named_;
   }
@@ -108,14 +119,29 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
 
 Call::~Call() { innermost = outer_; }
 
+Context Call::on_stream(const Context& context) const {
+  Context own = context;
+  own.stream = stream_;
+  return own;
+}
+
 /// Broadcastable as numpy's: dimensions that are missing come first. A boolean one says what may be attended to, as
 /// scaled_dot_product_attention reads it.
 void Call::take_attention_mask(const py::object& given) {
-  TensorView view = attention_mask_.emplace(given, "attention_mask").view();
+  TensorView view = attention_mask_.emplace(given, "attention_mask", queries.view().device.kind).view();
   if (view.rank > 4)
     throw ShapeError("attention_mask: has " + std::to_string(view.rank) + " dimensions, " + view.describe() +
                      "; expected at most 4, broadcastable to (batch, heads, queries, keys)");
-  if (view.dtype == DType::boolean || view.dtype == DType::f64) {
+  const bool is_read = view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16;
+  const bool is_converted = view.dtype == DType::boolean || view.dtype == DType::f64;
+  if (!is_read && !is_converted)
+    throw ShapeError(
+        "attention_mask: " + view.describe() +
+        "; expected floats, which are added to the scores, or booleans, true where a key may be attended to");
+  if (is_converted && on_gpu()) {
+    bias_ = cuda::as_bias(view, stream_);
+    view = bias_.view();
+  } else if (is_converted) {
     bias_ = Tensor(DType::f32, std::vector<Index>(view.shape.begin(), view.shape.begin() + view.rank));
     const Tensor packed = Tensor::copy(view, view.dtype);
     const std::span<float> to = bias_.span<float>();
@@ -128,10 +154,6 @@ void Call::take_attention_mask(const py::object& given) {
       }
     }
     view = bias_.view();
-  } else if (view.dtype != DType::f32 && view.dtype != DType::f16 && view.dtype != DType::bf16) {
-    throw ShapeError(
-        "attention_mask: " + view.describe() +
-        "; expected floats, which are added to the scores, or booleans, true where a key may be attended to");
   }
   TensorView whole = view;
   whole.rank = 4;
@@ -155,5 +177,14 @@ py::object Call::owner_of(const TensorView& view) {
   }
   return py::none();
 }
+
+Result::Result(const Call& call)
+    : given_{call.queries.empty_like(
+                 {call.inputs.batch(), call.inputs.heads(), call.inputs.queries_length(), call.inputs.values.size(3)},
+                 call.inputs.queries.dtype),
+             call.queries.empty_like({call.inputs.batch(), call.inputs.heads(), call.inputs.queries_length()},
+                                     DType::f32)},
+      output_(given_[0], "output", Device::Kind::cuda),
+      lse_(given_[1], "lse", Device::Kind::cuda) {}
 
 }  // namespace reticle::bindings

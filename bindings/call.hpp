@@ -55,6 +55,10 @@ class Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
+  bool on_gpu() const { return inputs.queries.device.kind == Device::Kind::cuda; }
+  /// With the stream of the caller's tensors.
+  Context on_stream(const Context& context) const;
+
   /// The caller's object that holds the memory of a view, on this thread's innermost call; none when there is none, as
   /// for tensors that the library made.
   static py::object owner_of(const TensorView& view);
@@ -67,9 +71,27 @@ class Call {
 
   std::optional<Borrowed> attention_mask_;
   Tensor bias_;  // what it says, where its dtype is another
+  void* stream_ = nullptr;
   std::vector<Borrowed> extras_;
   std::vector<NamedTensor> named_;
   const Call* outer_;
+};
+
+/// Where a result on a GPU goes: tensors of torch's beside the queries.
+class Result {
+ public:
+  /// Inputs that are valid.
+  explicit Result(const Call& call);
+  void* output() const { return const_cast<void*>(output_.view().data); }
+  float* lse() const { return static_cast<float*>(const_cast<void*>(lse_.view().data)); }
+  /// (output, lse)
+  py::tuple take() const { return py::make_tuple(given_[0], given_[1]); }
+  const py::object& output_object() const { return given_[0]; }
+  const py::object& lse_object() const { return given_[1]; }
+
+ private:
+  py::object given_[2];
+  Borrowed output_, lse_;
 };
 
 }  // namespace reticle::bindings

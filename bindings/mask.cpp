@@ -12,9 +12,11 @@
 #include <variant>
 #include <vector>
 
+#include <reticle/core/cuda/runtime.hpp>
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
+#include <reticle/core/mask/device_storage.hpp>
 #include <reticle/core/mask/io.hpp>
 #include <reticle/core/mask/picture.hpp>
 #include <reticle/core/mask/reshape.hpp>
@@ -151,10 +153,15 @@ Mask sliced(Mask mask, const py::object& index) {
       begin = start;
       end = start + length;
     } else {
-      if (PyIndex_Check(item.ptr()) == 0 || py::isinstance<py::bool_>(item))
+      const bool is_index = PyIndex_Check(item.ptr()) != 0 && !py::isinstance<py::bool_>(item);
+      const auto number = py::reinterpret_steal<py::object>(is_index ? PyNumber_Index(item.ptr()) : nullptr);
+      PyErr_Clear();
+      if (!number)
         throw py::index_error("a mask is indexed by integers, slices and an ellipsis; got " +
                               std::string(py::repr(item)));
-      begin = item.cast<Index>();
+      int overflow = 0;
+      begin = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+      if (overflow != 0) throw py::index_error("index " + std::string(py::repr(item)) + " is out of range for a mask");
       if (begin < -extents[dim] || begin >= extents[dim])
         throw py::index_error("index " + std::to_string(begin) + " is out of range for dimension " +
                               std::to_string(dim) + " of size " + std::to_string(extents[dim]));
@@ -219,6 +226,49 @@ py::array_t<std::uint8_t> overlaid(const std::vector<std::pair<std::string, Mask
     *to++ = cell.blue;
   }
   return pixels;
+}
+
+/// With torch's stream, where one of them lies on a GPU.
+Context context_of(const Mask& a, const Mask& b = {}) {
+  Context context;
+  if (a.on_device() != nullptr || b.on_device() != nullptr) context.stream = current_stream();
+  return context;
+}
+
+Mask combined(const Mask& a, const Mask& b, SetOp op) {
+  const Context context = context_of(a, b);
+  const py::gil_scoped_release released;
+  switch (op) {
+    case SetOp::add:
+      return merge(a, b, MergeRule::add, context);
+    case SetOp::max:
+      return merge(a, b, MergeRule::max, context);
+    case SetOp::independent:
+      return merge(a, b, MergeRule::independent, context);
+    case SetOp::intersect:
+      return intersect(a, b, context);
+    case SetOp::subtract:
+      break;
+  }
+  return subtract(a, b, context);
+}
+
+/// "cpu", "cuda", "cuda:1", or torch's device of such a name.
+Mask moved(const Mask& mask, const py::object& device) {
+  const std::string name = py::str(device);
+  Device to;
+  if (name != "cpu") {
+    const bool numbered = name.size() > 5 && name.size() < 9 && name.starts_with("cuda:") &&
+                          name.find_first_not_of("0123456789", 5) == std::string::npos;
+    if (name != "cuda" && !numbered)
+      throw py::value_error("device is " + std::string(py::repr(device)) +
+                            R"(; expected "cpu", "cuda" or "cuda:<number>")");
+    to = {Device::Kind::cuda, numbered ? std::stoi(name.substr(5)) : cuda::current_device()};
+  }
+  Context context;
+  context.stream = to.kind == Device::Kind::cuda || mask.on_device() != nullptr ? current_stream() : nullptr;
+  const py::gil_scoped_release released;
+  return mask.to(to, context);
 }
 
 /// What a mask is made of again: extents and sharing, kind, and the stored arrays.
@@ -324,13 +374,17 @@ void add_mask(py::module_& module) {
           "From runs over batch * heads * queries rows: an array (n, 2) of [begin, end), ascending and disjoint "
           "in each row, and optionally p of each.")
       .def(
-          "__or__", [](const Mask& a, const Mask& b) { return a | b; }, py::is_operator(), Released())
+          "__or__", [](const Mask& a, const Mask& b) { return combined(a, b, SetOp::add); }, py::is_operator())
       .def(
-          "__and__", [](const Mask& a, const Mask& b) { return a & b; }, py::is_operator(), Released())
+          "__and__", [](const Mask& a, const Mask& b) { return combined(a, b, SetOp::intersect); }, py::is_operator())
       .def(
-          "__sub__", [](const Mask& a, const Mask& b) { return a - b; }, py::is_operator(), Released())
-      .def(
-          "__invert__", [](const Mask& mask) { return ~mask; }, Released())
+          "__sub__", [](const Mask& a, const Mask& b) { return combined(a, b, SetOp::subtract); }, py::is_operator())
+      .def("__invert__",
+           [](const Mask& mask) {
+             const Context context = context_of(mask);
+             const py::gil_scoped_release released;
+             return complement(mask, context);
+           })
       .def(
           "__eq__", [](const Mask& a, const Mask& b) { return a == b; }, py::is_operator(), Released())
       .def(
@@ -341,8 +395,33 @@ void add_mask(py::module_& module) {
       .def_property_readonly(
           "kind", [](const Mask& mask) { return name_of(mask.kind()); },
           "How it is stored: empty, full, bits, dense, csr or runs.")
-      .def_property_readonly("nnz", &Mask::nnz, "Attended positions.")
-      .def_property_readonly("density", &Mask::density, "nnz over all positions.")
+      .def_property_readonly(
+          "device",
+          [](const Mask& mask) {
+            const Device device = mask.device();
+            return device.kind == Device::Kind::cpu ? std::string("cpu") : "cuda:" + std::to_string(device.index);
+          },
+          "Where the entries lie: \"cpu\" or \"cuda:<number>\".")
+      .def("to", &moved, py::arg("device"),
+           "The same mask on \"cpu\" or on \"cuda\" (the current GPU, or \"cuda:<number>\"): a copy on torch's stream. "
+           "To the "
+           "CPU it waits. On a GPU there are |, &, -, ~, merge and attention; == brings masks to the CPU.")
+      .def_property_readonly(
+          "nnz",
+          [](const Mask& mask) {
+            const Context context = context_of(mask);
+            const py::gil_scoped_release released;
+            return mask.nnz(context);
+          },
+          "Attended positions. On a GPU it waits.")
+      .def_property_readonly(
+          "density",
+          [](const Mask& mask) {
+            const Context context = context_of(mask);
+            const py::gil_scoped_release released;
+            return mask.density(context);
+          },
+          "nnz over all positions. On a GPU it waits.")
       .def_property_readonly("weighted", &Mask::weighted, "Whether some p is below 1.")
       .def_property_readonly("nbytes", &Mask::bytes, "Bytes of the storage, which copies share.")
       .def("to_dense", &as_dense, "p of every position as a float32 array (batch, heads, queries, keys).")
@@ -360,7 +439,14 @@ void add_mask(py::module_& module) {
            "entry, and whether every position of each is attended with p = 1.")
       .def("__getitem__", &sliced, py::arg("index"))
       .def(
-          "merge", [](const Mask& a, const Mask& b, const std::string& rule) { return merge(a, b, rule_from(rule)); },
+          "merge",
+          [](const Mask& a, const Mask& b, const std::string& rule) {
+            const MergeRule how = rule_from(rule);
+            return combined(a, b,
+                            how == MergeRule::add   ? SetOp::add
+                            : how == MergeRule::max ? SetOp::max
+                                                    : SetOp::independent);
+          },
           py::arg("other"), py::arg("rule") = "add",
           "The union; p of positions in both is min(1, a + b), max(a, b) or 1 - (1-a)(1-b): add, max, independent.")
       .def(

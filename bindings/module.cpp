@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <reticle/core/base/error.hpp>
+#include <reticle/core/base/warning.hpp>
 #include <reticle/version.hpp>
 
 namespace reticle::bindings {
@@ -50,6 +51,30 @@ void refuse_objects_without_values(const pybind11::module_& module) {
   }
 }
 
+/// The library's warnings as Python's, which may be errors.
+void raise_warnings() {
+  namespace py = pybind11;
+  set_warning_handler([](const std::string& message) {
+    const py::gil_scoped_acquire held;
+    if (PyErr_WarnEx(PyExc_RuntimeWarning, message.c_str(), 1) != 0) throw py::error_already_set();
+  });
+}
+
+/// pybind11's base of all objects, called by itself, ends the process: type(mask).__mro__[1](), or old ways of copying.
+void refuse_bare_objects() {
+  static newfunc make = nullptr;
+  auto* const base = reinterpret_cast<PyTypeObject*>(pybind11::detail::get_internals().instance_base);
+  if (base->tp_new == nullptr || make != nullptr) return;
+  make = base->tp_new;
+  base->tp_new = [](PyTypeObject* type, PyObject* arguments, PyObject* words) -> PyObject* {
+    if (reinterpret_cast<PyObject*>(type) != pybind11::detail::get_internals().instance_base)
+      return make(type, arguments, words);
+    PyErr_SetString(PyExc_TypeError, "pybind11_object: cannot be made by itself");
+    return nullptr;
+  };
+  PyType_Modified(base);
+}
+
 }  // namespace reticle::bindings
 
 PYBIND11_MODULE(_core, module) {
@@ -63,4 +88,6 @@ PYBIND11_MODULE(_core, module) {
   reticle::bindings::add_cuda(module);
   reticle::bindings::pickle_by_protocol_2(module);
   reticle::bindings::refuse_objects_without_values(module);
+  reticle::bindings::refuse_bare_objects();
+  reticle::bindings::raise_warnings();
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -51,29 +52,54 @@ NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index
   return config;
 }
 
+/// Of a Hugging Face config's rope_scaling: what it does not say is not guessed, and what is not known is refused.
+RopeScaling scaling_from(const py::dict& given, const std::string& type) {
+  const bool llama3 = type == "llama3";
+  RopeScaling scaling;
+  scaling.type = llama3 ? RopeScaling::Type::llama3 : RopeScaling::Type::linear;
+  const auto number = [&](const char* key) {
+    if (!given.contains(key))
+      throw py::value_error("rope_scaling of type \"" + type + "\" has no \"" + key + "\"; expected a number");
+    const py::object value = given[key];
+    if (!(py::isinstance<py::float_>(value) || py::isinstance<py::int_>(value)) || py::isinstance<py::bool_>(value))
+      throw py::value_error("rope_scaling: " + std::string(key) + " is " + std::string(py::repr(value)) +
+                            "; expected a number");
+    return value.cast<double>();
+  };
+  scaling.factor = number("factor");
+  if (!llama3) return scaling;
+  scaling.low_freq_factor = number("low_freq_factor");
+  scaling.high_freq_factor = number("high_freq_factor");
+  const double length = number("original_max_position_embeddings");
+  if (!(length >= 1 && length <= 1e15 && length == std::floor(length)))
+    throw py::value_error("rope_scaling: original_max_position_embeddings is " +
+                          std::string(py::repr(given["original_max_position_embeddings"])) +
+                          "; expected a whole number of positions");
+  scaling.original_max_position_embeddings = static_cast<Index>(length);
+  return scaling;
+}
+
 Rope rope_from(Index head_dim, double theta, const py::object& scaling) {
-  std::optional<RopeScaling> own;
-  if (!scaling.is_none()) {
-    if (!py::isinstance<py::dict>(scaling) || !(scaling.contains("rope_type") || scaling.contains("type")))
-      throw py::value_error("rope_scaling is " + std::string(py::repr(scaling)) +
-                            "; expected a dict with \"rope_type\", or None");
-    const auto get = [&](const char* key, double fallback) {
-      return scaling.contains(key) ? scaling[key].cast<double>() : fallback;
-    };
-    const auto type = scaling[scaling.contains("rope_type") ? "rope_type" : "type"].cast<std::string>();
-    if (type != "llama3" && type != "linear" && type != "default")
-      throw py::value_error("rope_scaling has type \"" + type + "\"; known are llama3, linear and default");
-    if (type != "default") {
-      own.emplace();
-      own->type = type == "llama3" ? RopeScaling::Type::llama3 : RopeScaling::Type::linear;
-      own->factor = get("factor", own->factor);
-      own->low_freq_factor = get("low_freq_factor", own->low_freq_factor);
-      own->high_freq_factor = get("high_freq_factor", own->high_freq_factor);
-      own->original_max_position_embeddings = static_cast<Index>(
-          get("original_max_position_embeddings", static_cast<double>(own->original_max_position_embeddings)));
-    }
+  if (scaling.is_none()) return {head_dim, theta, std::nullopt};
+  if (!py::isinstance<py::dict>(scaling) || !(scaling.contains("rope_type") || scaling.contains("type")))
+    throw py::value_error("rope_scaling is " + std::string(py::repr(scaling)) +
+                          "; expected a dict with \"rope_type\", or None");
+  const auto given = py::reinterpret_borrow<py::dict>(scaling);
+  const py::str type = given[given.contains("rope_type") ? "rope_type" : "type"];
+  const std::string name = type;
+  if (name != "llama3" && name != "linear" && name != "default")
+    throw py::value_error("rope_scaling has type \"" + name + "\"; known are llama3, linear and default");
+  constexpr const char* kKnown[] = {
+      "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"};
+  for (const auto& [key, value] : given) {
+    const std::string word = py::str(key);
+    if (std::find(std::begin(kKnown), std::end(kKnown), word) == std::end(kKnown))
+      throw py::value_error("rope_scaling has \"" + word +
+                            "\", which is not understood; expected rope_type, factor, low_freq_factor, "
+                            "high_freq_factor and original_max_position_embeddings");
   }
-  return {head_dim, theta, own};
+  if (name == "default") return {head_dim, theta, std::nullopt};
+  return {head_dim, theta, scaling_from(given, name)};
 }
 
 /// Keys, values and compressed keys of a batch of sequences.

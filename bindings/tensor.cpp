@@ -221,6 +221,46 @@ Borrowed::Borrowed(const py::handle& object, std::string_view name, Device::Kind
   require_memory(name);
 }
 
+Device::Kind Borrowed::device_of(const py::handle& object) {
+  if (py::hasattr(object, "is_cuda"))
+    return object.attr("is_cuda").cast<bool>() ? Device::Kind::cuda : Device::Kind::cpu;
+  if (!py::hasattr(object, "__dlpack_device__")) return Device::Kind::cpu;
+  const auto where = object.attr("__dlpack_device__")().cast<py::tuple>();
+  return where[0].cast<int>() == kDLCUDA ? Device::Kind::cuda : Device::Kind::cpu;
+}
+
+namespace {
+
+/// Of torch's current GPU, or of the device that is given.
+void* stream_of_torch(const py::object& device) {
+  const py::object cuda = py::module_::import("torch").attr("cuda");
+  if (!cuda.attr("is_initialized")().cast<bool>()) return nullptr;
+  const auto stream = cuda.attr("current_stream")(device).attr("cuda_stream").cast<std::uintptr_t>();
+  return reinterpret_cast<void*>(stream);
+}
+
+}  // namespace
+
+void* current_stream() {
+  const bool has_torch = py::module_::import("sys").attr("modules").contains("torch");
+  return has_torch ? stream_of_torch(py::none()) : nullptr;
+}
+
+void* Borrowed::stream() const {
+  const bool there = is_torch_ && view_.device.kind == Device::Kind::cuda;
+  return there ? stream_of_torch(object_.attr("device")) : nullptr;
+}
+
+py::object Borrowed::empty_like(std::initializer_list<Index> shape, DType dtype) const {
+  py::tuple extents(shape.size());
+  std::size_t dim = 0;
+  for (const Index extent : shape) extents[dim++] = extent;
+  const py::object of_torch = py::module_::import("torch").attr(dtype == DType::f32   ? "float32"
+                                                                : dtype == DType::f16 ? "float16"
+                                                                                      : "bfloat16");
+  return object_.attr("new_empty")(extents, py::arg("dtype") = of_torch);
+}
+
 /// torch has tensors of zeros that lie nowhere.
 void Borrowed::require_memory(std::string_view name) const {
   if (view_.data == nullptr && view_.elements() > 0)

@@ -25,6 +25,12 @@ class Borrowed {
   const TensorView& view() const { return view_; }
   /// What holds the memory that is viewed.
   const py::object& object() const { return object_; }
+  /// Of what lies on a GPU: torch's tensors, and what else says so by DLPack.
+  static Device::Kind device_of(const py::handle& object);
+  /// The stream that torch works on where this tensor lies; the default one elsewhere.
+  void* stream() const;
+  /// A new tensor beside this one, where it lies: of torch.
+  py::object empty_like(std::initializer_list<Index> shape, DType dtype) const;
   /// A result as what this argument is: a torch tensor, an array of whatever follows the array API standard (jax), or
   /// else of numpy.
   py::object hand_over(Tensor&& result) const;
@@ -38,6 +44,9 @@ class Borrowed {
   bool is_torch_ = false;
   TensorView view_;
 };
+
+/// The stream that torch works on, on its current GPU; the default one where it has none.
+void* current_stream();
 
 /// A tensor as torch's or numpy's, which then owns it.
 py::object to_python(Tensor&& tensor, bool as_torch);

@@ -2,7 +2,7 @@
 # device code and say so when it is asked for. What kernels compute is tested on the CPU either way (tests/cuda).
 set(found_cuda OFF)
 set(cuda_sources core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu
-  core/cuda/runtime.cu core/cuda/scores.cu core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu
+  core/cuda/runtime.cu core/cuda/scores.cu core/cuda/tensor.cu core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu
   attention/cuda/device_plan.cu attention/nsa/cuda/block_scores.cu)
 if(RETICLE_CUDA STREQUAL "EMULATED")
   # The same sources as host code: memory, streams and launches are those of core/cuda/emulated.

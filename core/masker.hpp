@@ -96,17 +96,18 @@ class RETICLE_API Masker {
   virtual ~Masker();
 
   /// The keys that this masker adds, as a mask of the inputs' shape. `previous` is what the maskers before it chose:
-  /// the pipeline merges the result into it, so a masker cannot lose what came before.
+  /// the pipeline merges the result into it, so a masker cannot lose what came before. By default what its rules say
+  /// (core/ops/select_by_rules.hpp); Error where it has none.
   virtual Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
-                      const Context& context) const = 0;
+                      const Context& context) const;
 
   /// Shown every prefill before anything is selected, the maskers of the generation stage too: what rules that compress
   /// the prompt's keys decide by. Keeps nothing by default.
   virtual void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const;
 
-  /// What select chooses from `keys` keys at a layer, if rules can say it, one after another: then it can also be
-  /// chosen where the tensors lie, on a GPU. Without an attention mask; the seed is the pipeline's to fill in. None by
-  /// default.
+  /// What it chooses from `keys` keys at a layer, if rules can say it, one after another: then it is chosen where the
+  /// tensors lie, on the CPU or on a GPU. Without an attention mask; the seed is the pipeline's to fill in. None by
+  /// default: select is then its own, and chooses on the CPU.
   virtual std::vector<Rule> rules(Index keys, int layer) const;
 
   /// How many of a prompt's last queries observe() decides by; 0: it decides nothing. A prompt that comes in parts is
@@ -183,7 +184,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 13;
+inline constexpr std::uint64_t kInterface = 14;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

@@ -4,6 +4,8 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include <reticle/attention/cuda/attention.hpp>
@@ -11,6 +13,7 @@
 #include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/attention/cuda/wide_tile_block.hpp>
 #include <reticle/core/cuda/launch.cuh>
+#include <reticle/core/cuda/tensor.hpp>
 
 namespace reticle::cuda {
 namespace {
@@ -95,25 +98,40 @@ int parts_for(Index lists, Index entries_of_list, int multiprocessors) {
   return static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, entries_of_list / 64)));
 }
 
+/// Sink logits in device memory, of every layer that has come by.
+class SinkLogits {
+ public:
+  const float* of(std::span<const float> logits, Stream stream) {
+    if (logits.empty()) return nullptr;
+    std::vector<float> key(logits.begin(), logits.end());
+    auto kept = kept_.find(key);
+    if (kept == kept_.end()) kept = kept_.emplace(std::move(key), Buffer::copy_of(logits, stream)).first;
+    return kept->second.as<float>();
+  }
+
+ private:
+  std::map<std::vector<float>, Buffer> kept_;
+};
+
+/// Every key that causality leaves, by position.
+Band everything(const PlannedInputs& inputs) {
+  return {.first_query = inputs.causal ? inputs.keys - inputs.queries : inputs.keys};
+}
+
 }  // namespace
 
-struct AttentionPlan::State {
+struct DevicePlan::State {
   PlannedInputs made_for;
-  float soft_cap;
-  Buffer sink_logits;
+  int device = current_device();
   DeviceTiles tiles;
   // Or lists, of the host or of the device, or intervals.
   Buffer row_ptr;
   DeviceLists lists;
   int parts = 1;
   Buffer workspace, arrived;
+  mutable SinkLogits sink_logits;
 
-  /// Without the mask.
-  static std::shared_ptr<State> started(const AttentionInputs& inputs, const AttentionOptions& options, Stream stream) {
-    auto state = std::make_shared<State>(State{PlannedInputs::of(inputs, options), options.soft_cap.value_or(0)});
-    state->sink_logits = Buffer::copy_of(options.sink_logits, stream);
-    return state;
-  }
+  explicit State(const AttentionInputs& inputs) : made_for(PlannedInputs::of(inputs)) {}
 
   /// Splits lists of so many entries over blocks.
   void split(Index entries_of_list, Stream stream) {
@@ -123,52 +141,60 @@ struct AttentionPlan::State {
     workspace = Buffer(static_cast<std::size_t>(rows * parts * (made_for.head_dim + 2)) * sizeof(float), stream);
     arrived = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
   }
+
+  /// On the device, of a pattern that is read there.
+  void plan_there(const Pattern& pattern, Stream stream) {
+    if (tiles_serve(made_for, pattern)) {
+      tiles = DeviceTiles(pattern, made_for, tile_rows_for(made_for), stream);
+    } else {
+      lists = DeviceLists(pattern, made_for, stream);
+      split(lists.list_size, stream);
+    }
+  }
+
+  void plan_here(const Mask& mask, Stream stream, const Context& context) {
+    std::optional<BlockPlan> plan;
+    if (tiles_serve(made_for))
+      plan = plan_blocks(mask, made_for.kv_heads, made_for.causal, tile_rows_for(made_for), context);
+    if (plan) {
+      tiles = DeviceTiles(*plan, Tiling::of(mask.shape(), made_for.kv_heads, tile_rows_for(made_for)), stream);
+      return;
+    }
+    const auto [sharing, planned] = plan_lists(mask, made_for.heads_with_lists(), made_for.causal, context);
+    lists.sharing = sharing;
+    row_ptr = Buffer::copy_of(planned.row_ptr.span(), stream);
+    lists.indices = Buffer::copy_of(planned.indices.span(), stream);
+    lists.p = Buffer::copy_of(planned.p.span(), stream);
+    split(planned.indices.size() / std::max<Index>(1, made_for.rows() / sharing), stream);
+  }
 };
 
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream,
-                             const AttentionOptions& options, const Context& context) {
-  auto state = State::started(inputs, options, stream);
-  require_mask_fits(inputs, mask);
+DevicePlan::DevicePlan(const AttentionInputs& inputs, const Pattern& pattern, Stream stream, const Context& context) {
+  auto state = std::make_shared<State>(inputs);
   const PlannedInputs& own = state->made_for;
-  std::optional<BlockPlan> plan;
-  if (tiles_serve(own)) plan = plan_blocks(mask, own.kv_heads, own.causal, tile_rows_for(own), context);
-  if (plan) {
-    state->tiles = DeviceTiles(*plan, Tiling::of(mask.shape(), own.kv_heads, tile_rows_for(own)), stream);
-  } else if (mask.kind() == MaskKind::full && (!own.causal || own.queries <= own.keys)) {
-    // Dense attention, without a list: a query sees what is not behind it, or everything.
-    state->lists = DeviceLists(Band{.first_query = own.causal ? own.keys - own.queries : own.keys}, own, stream);
-    state->split(own.keys, stream);
+  const Mask* const mask = std::get_if<Mask>(&pattern);
+  if (mask != nullptr) require_mask_fits(inputs, *mask);
+  if (mask == nullptr || mask->on_device() != nullptr) {
+    state->plan_there(pattern, stream);
+  } else if (mask->kind() == MaskKind::full && (!own.causal || own.queries <= own.keys)) {
+    state->plan_there(everything(own), stream);
   } else {
-    const auto [sharing, lists] = plan_lists(mask, own.heads_with_lists(), own.causal, context);
-    state->lists.sharing = sharing;
-    state->row_ptr = Buffer::copy_of(lists.row_ptr.span(), stream);
-    state->lists.indices = Buffer::copy_of(lists.indices.span(), stream);
-    state->lists.p = Buffer::copy_of(lists.p.span(), stream);
-    state->split(lists.indices.size() / std::max<Index>(1, own.rows() / sharing), stream);
+    state->plan_here(*mask, stream, context);
   }
   state_ = std::move(state);
 }
 
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DevicePattern& pattern, Stream stream,
-                             const AttentionOptions& options) {
-  auto state = State::started(inputs, options, stream);
-  const PlannedInputs& own = state->made_for;
-  if (tiles_serve(own, pattern)) {
-    state->tiles = DeviceTiles(pattern, own, tile_rows_for(own), stream);
-  } else {
-    state->lists = DeviceLists(pattern, own, stream);
-    state->split(state->lists.list_size, stream);
-  }
-  state_ = std::move(state);
-}
-
-void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream) const {
+void DevicePlan::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
+                     const AttentionOptions& options) const {
   const State& own = *state_;
   const PlannedInputs& made_for = own.made_for;
   made_for.require(inputs);
+  PlannedInputs::require_options(inputs, options);
   if (made_for.rows() == 0) return;
+  const float soft_cap = options.soft_cap.value_or(0);
+  const float* const sink_logits = own.sink_logits.of(options.sink_logits, stream);
   if (uses_tiles()) {
-    auto problem = problem_of<TileProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
+    auto problem = problem_of<TileProblem>(inputs, output, lse, soft_cap, sink_logits);
     problem.key_count = static_cast<int>(made_for.keys);
     problem.plan = own.tiles.lists();
     problem.bias = BiasView::of(inputs.attention_mask);
@@ -183,7 +209,7 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
                                  : launch_by_bias.template operator()<BFloat16>();
     return;
   }
-  auto problem = problem_of<DecodeProblem>(inputs, output, lse, own.soft_cap, own.sink_logits.as<float>());
+  auto problem = problem_of<DecodeProblem>(inputs, output, lse, soft_cap, sink_logits);
   problem.batch = static_cast<int>(made_for.batch);
   problem.sharing = own.lists.sharing;
   problem.bias = BiasView::of(inputs.attention_mask);
@@ -200,12 +226,13 @@ void AttentionPlan::run(const AttentionInputs& inputs, void* output, float* lse,
                     [&]<class T, int head_dim>() { attend_lists<T, head_dim>(problem, stream); });
 }
 
-bool AttentionPlan::uses_tiles() const { return state_->tiles.count() > 0; }
+int DevicePlan::device() const { return state_->device; }
+bool DevicePlan::uses_tiles() const { return state_->tiles.count() > 0; }
 
-Index AttentionPlan::bytes() const {
+Index DevicePlan::bytes() const {
   std::size_t bytes = state_->tiles.bytes();
-  for (const Buffer* buffer : {&state_->sink_logits, &state_->row_ptr, &state_->lists.counts, &state_->lists.begins,
-                               &state_->lists.indices, &state_->lists.p, &state_->workspace, &state_->arrived})
+  for (const Buffer* buffer : {&state_->row_ptr, &state_->lists.counts, &state_->lists.begins, &state_->lists.indices,
+                               &state_->lists.p, &state_->workspace, &state_->arrived})
     bytes += buffer->bytes();
   return static_cast<Index>(bytes);
 }
@@ -214,7 +241,7 @@ struct KeyListAttention::State {
   Index rows;
   int multiprocessors;
   Buffer workspace, arrived;
-  mutable std::map<std::vector<float>, Buffer> sink_logits{};  // of every layer that has come by
+  mutable SinkLogits sink_logits{};
 };
 
 KeyListAttention::KeyListAttention(Index rows, Stream stream) {
@@ -230,7 +257,7 @@ KeyListAttention::KeyListAttention(Index rows, Stream stream) {
 void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists, void* output, float* lse,
                            Stream stream, const AttentionOptions& options) const {
   validate_on_current_gpu(inputs);
-  options.validate(inputs);
+  PlannedInputs::require_options(inputs, options);
   PlannedInputs::require_readable(inputs);
   const State& own = *state_;
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length();
@@ -238,16 +265,8 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
     throw ShapeError("attention over lists: queries " + inputs.queries.describe() + " and values " +
                      inputs.values.describe() + "; expected at most " + std::to_string(own.rows) +
                      " rows, and values of the queries' head_dim");
-  if (options.weights) throw DeviceError("attention over lists: weights are not supported on a GPU");
   if (rows == 0) return;
-  const float* sink_logits = nullptr;
-  if (!options.sink_logits.empty()) {
-    const std::vector<float> logits(options.sink_logits.begin(), options.sink_logits.end());
-    auto kept = own.sink_logits.find(logits);
-    if (kept == own.sink_logits.end())
-      kept = own.sink_logits.emplace(logits, Buffer::copy_of(options.sink_logits, stream)).first;
-    sink_logits = kept->second.as<float>();
-  }
+  const float* const sink_logits = own.sink_logits.of(options.sink_logits, stream);
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), sink_logits);
   problem.batch = static_cast<int>(inputs.batch());
   problem.bias = BiasView::of(inputs.attention_mask);
@@ -265,9 +284,55 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
 SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)
     : chooser_(rows, most_keys, stream), attention_(rows, stream) {}
 
-void SparseDecoder::run(const AttentionInputs& inputs, std::span<const Rule> rules, void* output, float* lse,
-                        Stream stream, const AttentionOptions& options, std::int32_t* counts) const {
-  attention_.run(inputs, chooser_.choose(inputs, rules, stream, counts), output, lse, stream, options);
+namespace {
+
+/// Codes are made of keys as they are, without zeros behind.
+KeyLists choose_by(const KeyChooser& chooser, const AttentionInputs& inputs, const FittedInputs& fitted,
+                   std::span<const Rule> rules, Stream stream, std::int32_t* counts = nullptr) {
+  AttentionInputs unpadded = inputs;
+  unpadded.attention_mask = fitted.inputs().attention_mask;
+  return chooser.choose(unpadded, rules, stream, counts, &fitted.inputs());
+}
+
+}  // namespace
+
+KeyLists SparseDecoder::choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream) const {
+  return choose_by(chooser_, inputs, FittedInputs(inputs, stream), rules, stream);
+}
+
+KeyLists SparseDecoder::run(const AttentionInputs& inputs, std::span<const Rule> rules, void* output, float* lse,
+                            Stream stream, const AttentionOptions& options, std::int32_t* counts) const {
+  const FittedInputs fitted(inputs, stream);
+  const KeyLists lists = choose_by(chooser_, inputs, fitted, rules, stream, counts);
+  FittedResult result = output_of(inputs, fitted, output, stream);
+  attention_.run(fitted.inputs(), lists, result.data(), lse, stream, options);
+  result.finish();
+  return lists;
+}
+
+AttentionResult empty_result(const AttentionInputs& inputs, Stream stream) {
+  const MaskShape shape = inputs.shape();
+  const Index output[] = {shape.batch, shape.heads, shape.queries, inputs.values.size(3)};
+  return {empty_tensor(inputs.queries.dtype, output, stream), empty_tensor(DType::f32, std::span(output, 3), stream),
+          std::nullopt};
+}
+
+DevicePlan plan_for(const AttentionInputs& inputs, const Pattern& pattern, const Context& context) {
+  return {FittedInputs::extents(inputs), pattern, context.stream, context};
+}
+
+void attend(const AttentionInputs& inputs, const DevicePlan& plan, const AttentionOptions& options,
+            const Context& context, void* output, float* lse) {
+  const FittedInputs fitted(inputs, context.stream);
+  FittedResult result = output_of(inputs, fitted, output, context.stream);
+  plan.run(fitted.inputs(), result.data(), lse, context.stream, options);
+  result.finish();
+}
+
+void attend(const AttentionInputs& inputs, const Pattern& pattern, const AttentionOptions& options,
+            const Context& context, void* output, float* lse) {
+  PlannedInputs::require_options(inputs, options);
+  attend(inputs, plan_for(inputs, pattern, context), options, context, output, lse);
 }
 
 }  // namespace reticle::cuda

@@ -1,10 +1,15 @@
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
+#include <variant>
 
+#include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
 #include <reticle/attention/cuda/backward_tile_block.hpp>
 #include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/core/cuda/launch.cuh>
+#include <reticle/core/cuda/tensor.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
@@ -73,40 +78,44 @@ struct BackwardPlan::State {
   WalkedLists by_row, by_key;
 
   static std::shared_ptr<State> started(const AttentionInputs& inputs, const AttentionOptions& options, Stream stream) {
-    const PlannedInputs made_for = PlannedInputs::of(inputs, options);
+    const PlannedInputs made_for = PlannedInputs::of(inputs);
+    PlannedInputs::require_options(inputs, options);
     return std::make_shared<State>(State{made_for, options.soft_cap.value_or(0),
                                          Buffer(static_cast<std::size_t>(made_for.rows()) * sizeof(float), stream)});
   }
 };
 
-BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Mask& mask, Stream stream,
+bool BackwardPlan::serves(const AttentionInputs& inputs, const Pattern& pattern) {
+  const Mask* const mask = std::get_if<Mask>(&pattern);
+  return (mask != nullptr && mask->on_device() == nullptr) || tiles_serve(PlannedInputs::of(inputs), pattern);
+}
+
+BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Pattern& pattern, Stream stream,
                            const AttentionOptions& options, const Context& context) {
   auto state = State::started(inputs, options, stream);
-  require_mask_fits(inputs, mask);
   const PlannedInputs& own = state->made_for;
+  const Mask* const mask = std::get_if<Mask>(&pattern);
+  if (mask != nullptr) require_mask_fits(inputs, *mask);
+  if (!serves(inputs, pattern))
+    throw DeviceError(
+        "attention_backward: over a mask that is on the GPU, gradients need F16 or BF16, head_dim 64 or "
+        "128, 16 rows to a KV head and no p; give a Mask of the host");
+  if (mask == nullptr || mask->on_device() != nullptr) {
+    state->uses_tiles = true;
+    state->tiles = DeviceTilesBothWays(pattern, own, stream);
+    state_ = std::move(state);
+    return;
+  }
   std::optional<BlockPlan> plan;
-  if (tiles_serve(own)) plan = plan_blocks(mask, own.kv_heads, own.causal, kTileRowCount, context);
+  if (tiles_serve(own)) plan = plan_blocks(*mask, own.kv_heads, own.causal, kTileRowCount, context);
   state->uses_tiles = plan.has_value();
   if (plan) {
-    state->tiles = DeviceTilesBothWays(*plan, mask.shape(), own, stream);
+    state->tiles = DeviceTilesBothWays(*plan, mask->shape(), own, stream);
   } else {
-    const Mask attended = own.causal ? restrict_causal(mask, context) : mask;
+    const Mask attended = own.causal ? restrict_causal(*mask, context) : *mask;
     state->by_row = WalkedLists(attended, stream, context);
     state->by_key = WalkedLists(transpose(attended, context), stream, context);
   }
-  state_ = std::move(state);
-}
-
-BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const DevicePattern& pattern, Stream stream,
-                           const AttentionOptions& options) {
-  auto state = State::started(inputs, options, stream);
-  const PlannedInputs& own = state->made_for;
-  if (!tiles_serve(own, pattern))
-    throw DeviceError(
-        "attention_backward: over a mask that is on the GPU, gradients need F16 or BF16, head_dim 64 or "
-        "128, 16 rows to a KV head and no p; give a Mask");
-  state->uses_tiles = true;
-  state->tiles = DeviceTilesBothWays(pattern, own, stream);
   state_ = std::move(state);
 }
 
@@ -160,10 +169,32 @@ void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, 
   });
 }
 
-bool BackwardPlan::serves_patterns(const AttentionInputs& inputs) {
-  return tiles_serve(PlannedInputs::of(inputs, AttentionOptions()));
-}
-
 bool BackwardPlan::uses_tiles() const { return state_->uses_tiles; }
+
+void differentiate(const AttentionInputs& inputs, const Pattern& pattern, const TensorView& output,
+                   const TensorView& lse, const TensorView& d_output, const GradientMemory& to,
+                   const AttentionOptions& options, const Context& context) {
+  if (!options.sink_logits.empty())
+    throw DeviceError("attention_backward: sink logits are not supported on a GPU; compute these gradients on the CPU");
+  require_gradient_inputs(inputs, output, lse, d_output);
+  const Stream stream = context.stream;
+  const FittedInputs fitted(inputs, stream);
+  Tensor own_output, own_upstream, own_lse;
+  const TensorView result = fitted.fit(output, own_output), upstream = fitted.fit(d_output, own_upstream);
+  if (!lse.contiguous()) own_lse = copy_to(lse, lse.device, context);
+  const auto* const logs = static_cast<const float*>(lse.contiguous() ? lse.data : own_lse.view().data);
+  const AttentionInputs& own = fitted.inputs();
+  const BackwardPlan plan(own,
+                          BackwardPlan::serves(own, pattern) ? pattern : Pattern(mask_of(pattern, inputs, context)),
+                          stream, options, context);
+  FittedResult d_queries(DType::f32, own.queries, inputs.queries.size(3), to.queries, stream),
+      d_keys(DType::f32, own.keys, inputs.keys.size(3), to.keys, stream),
+      d_values(DType::f32, own.values, inputs.values.size(3), to.values, stream);
+  const auto data = [](FittedResult& gradient) { return static_cast<float*>(gradient.data()); };
+  plan.run(own, result, logs, upstream, data(d_queries), data(d_keys), data(d_values), stream);
+  d_queries.finish();
+  d_keys.finish();
+  d_values.finish();
+}
 
 }  // namespace reticle::cuda

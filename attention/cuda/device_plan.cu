@@ -5,6 +5,8 @@
 
 #include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/core/cuda/launch.cuh>
+#include <reticle/core/cuda/mask.hpp>
+#include <reticle/core/cuda/mask_block.hpp>
 #include <reticle/core/cuda/reductions.cuh>
 
 namespace reticle::cuda {
@@ -117,9 +119,9 @@ int within(Index number, const char* name, Index most = std::numeric_limits<std:
   return static_cast<int>(number);
 }
 
-/// Calls f with the view of a pattern that kernels read; of a DeviceMask, one of bits.
+/// Calls f with the view of a pattern that kernels read; of a Mask, one of bits.
 template <class F>
-void with_view(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream, F&& f) {
+void with_view(const Pattern& pattern, const PlannedInputs& inputs, Stream stream, F&& f) {
   const int queries = within(inputs.queries, "queries"), keys = within(inputs.keys, "keys", kMaxColumns, 0);
   if (const auto* bytes = std::get_if<AttendedBytes>(&pattern)) {
     const int block_queries = within(bytes->block_queries, "block_queries"),
@@ -146,12 +148,12 @@ void with_view(const DevicePattern& pattern, const PlannedInputs& inputs, Stream
     return f(BandMask{within(band->first_query, "first_query", kMaxColumns / 2, 0), within(band->kernel, "kernel"),
                       within(band->stride, "stride"), within(band->width, "width", kMaxColumns), queries, keys});
   }
-  const auto& mask = std::get<DeviceMask>(pattern);
+  const StoredMask& mask = StoredMask::of(std::get<Mask>(pattern));
   shape_of(inputs).require_same_logical(mask.shape(), "attention");
-  const DeviceMask bits = mask.as_bits(stream);
+  const auto bits = mask.as_bits(stream);
   const RowMap stored = RowMap::between(shape_of(inputs).unshared(), mask.shape());
   const Index width = BitDense::words_per_row(inputs.keys);
-  return f(WordMask{bits.words(),
+  return f(WordMask{bits->words(),
                     {stored.batch_stride * width, stored.head_stride * width, stored.query_stride * width},
                     queries,
                     keys,
@@ -169,8 +171,8 @@ std::size_t room_of(const Tiling& tiling, int room, const PlannedInputs& inputs)
 
 }  // namespace
 
-bool tiles_serve(const PlannedInputs& inputs, const DevicePattern& pattern) {
-  const auto* const mask = std::get_if<DeviceMask>(&pattern);
+bool tiles_serve(const PlannedInputs& inputs, const Pattern& pattern) {
+  const auto* const mask = std::get_if<Mask>(&pattern);
   return tiles_serve(inputs) && (mask == nullptr || !mask->weighted());
 }
 
@@ -184,7 +186,7 @@ DeviceTiles::DeviceTiles(const BlockPlan& plan, const Tiling& tiling, Stream str
       bits_(Buffer::copy_of(std::span<const std::uint64_t>(plan.bits), stream)),
       weights_(Buffer::copy_of(std::span<const RowWeights>(plan.weights), stream)) {}
 
-DeviceTiles::DeviceTiles(const DevicePattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream)
+DeviceTiles::DeviceTiles(const Pattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream)
     : tiling_(Tiling::of(shape_of(inputs), inputs.kv_heads, tile_rows)), count_(tiling_.tiles()) {
   with_view(pattern, inputs, stream, [&](const auto& view) {
     using View = std::remove_cvref_t<decltype(view)>;
@@ -212,7 +214,7 @@ DeviceTilesBothWays::DeviceTilesBothWays(const BlockPlan& plan, const MaskShape&
   tiles_of_keys = Buffer::copy_of(std::span<const TileOfKeys>(transposed.tiles), stream);
 }
 
-DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream)
+DeviceTilesBothWays::DeviceTilesBothWays(const Pattern& pattern, const PlannedInputs& inputs, Stream stream)
     : by_row(pattern, inputs, kTileRowCount, stream) {
   const Index key_blocks = (inputs.keys + kKeyBlock - 1) / kKeyBlock;
   const int items = within(inputs.batch * inputs.kv_heads * key_blocks, "blocks of keys", kMaxColumns, 0);
@@ -230,7 +232,7 @@ DeviceTilesBothWays::DeviceTilesBothWays(const DevicePattern& pattern, const Pla
   walk(starts.as<Index>());
 }
 
-DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream) {
+DeviceLists::DeviceLists(const Pattern& pattern, const PlannedInputs& inputs, Stream stream) {
   const Index group = inputs.heads / inputs.heads_with_lists();
   // Whether heads agree that do not say so is not known without waiting.
   const auto reserve = [&](bool heads_share, Index size, bool weighted) {
@@ -244,12 +246,13 @@ DeviceLists::DeviceLists(const DevicePattern& pattern, const PlannedInputs& inpu
     return ColumnLists{indices.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), size};
   };
   if (inputs.rows() == 0) return;
-  if (const auto* const mask = std::get_if<DeviceMask>(&pattern); mask != nullptr && !mask->is_bits()) {
-    shape_of(inputs).require_same_logical(mask->shape(), "attention");
-    const ColumnLists to = reserve(mask->shape().shared_heads, mask->list_size(), mask->weighted());
-    RowMap stored = RowMap::between(shape_of(inputs).unshared(), mask->shape());
+  if (const auto* const mask = std::get_if<Mask>(&pattern); mask != nullptr && mask->kind() == MaskKind::csr) {
+    const StoredMask& listed = StoredMask::of(*mask);
+    shape_of(inputs).require_same_logical(listed.shape(), "attention");
+    const ColumnLists to = reserve(listed.shape().shared_heads, listed.list_size(), listed.weighted());
+    RowMap stored = RowMap::between(shape_of(inputs).unshared(), listed.shape());
     stored.heads = inputs.heads / sharing;
-    launch(ListVisible{mask->lists(), stored, static_cast<int>(inputs.queries), static_cast<int>(inputs.keys),
+    launch(ListVisible{listed.lists(), stored, static_cast<int>(inputs.queries), static_cast<int>(inputs.keys),
                        inputs.causal, to},
            inputs.rows() / sharing, stream, kWhat);
     return;

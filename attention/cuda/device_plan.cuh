@@ -2,9 +2,9 @@
 #pragma once
 
 #include <reticle/attention/cuda/block_plan.hpp>
-#include <reticle/attention/cuda/pattern.hpp>
 #include <reticle/attention/cuda/plan_block.hpp>
 #include <reticle/attention/cuda/planned_inputs.cuh>
+#include <reticle/attention/pattern.hpp>
 #include <reticle/core/base/context.hpp>
 
 namespace reticle::cuda {
@@ -17,7 +17,7 @@ inline bool tiles_serve(const PlannedInputs& inputs) {
          inputs.queries * (inputs.heads / inputs.kv_heads) >= kFewRows;
 }
 /// The same of a mask that is on the device already.
-bool tiles_serve(const PlannedInputs& inputs, const DevicePattern& pattern);
+bool tiles_serve(const PlannedInputs& inputs, const Pattern& pattern);
 
 /// Tiles and their blocks of keys.
 class DeviceTiles {
@@ -27,7 +27,7 @@ class DeviceTiles {
   DeviceTiles(const BlockPlan& plan, const Tiling& tiling, Stream stream);
   /// Made on the device: one launch (a second one to turn lists into bits), no waiting. ShapeError unless the pattern
   /// fits the inputs; DeviceError when the plan is too large.
-  DeviceTiles(const DevicePattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream);
+  DeviceTiles(const Pattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream);
 
   int count() const { return count_; }
   int rows() const { return tiling_.tile_rows; }
@@ -56,7 +56,7 @@ struct DeviceTilesBothWays {
   /// As DeviceTiles; of a plan of tiles of kTileRowCount rows, for a mask of this shape.
   DeviceTilesBothWays(const BlockPlan& plan, const MaskShape& shape, const PlannedInputs& inputs, Stream stream);
   /// Likewise; two launches and a scan more.
-  DeviceTilesBothWays(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream);
+  DeviceTilesBothWays(const Pattern& pattern, const PlannedInputs& inputs, Stream stream);
 };
 
 /// Lists of keys, with as much room in every row, or only where they begin, if keys follow each other.
@@ -67,7 +67,7 @@ struct DeviceLists {
 
   DeviceLists() = default;
   /// Made on the device: one launch, no waiting. ShapeError unless the pattern fits the inputs.
-  DeviceLists(const DevicePattern& pattern, const PlannedInputs& inputs, Stream stream);
+  DeviceLists(const Pattern& pattern, const PlannedInputs& inputs, Stream stream);
 };
 
 }  // namespace reticle::cuda

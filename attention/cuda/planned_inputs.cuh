@@ -14,12 +14,10 @@ struct PlannedInputs {
   DType dtype;
   bool causal, biased;  // biased: by an attention mask
 
-  /// Inputs may hold null pointers. DeviceError for head sizes without kernels, or weights.
-  static PlannedInputs of(const AttentionInputs& inputs, const AttentionOptions& options) {
+  /// Inputs may hold null pointers. DeviceError for head sizes without kernels.
+  static PlannedInputs of(const AttentionInputs& inputs) {
     validate_on_current_gpu(inputs);
-    options.validate(inputs);
     const Index head_dim = inputs.head_dim();
-    if (options.weights) throw DeviceError("attention: weights are not supported on a GPU");
     if ((head_dim != 64 && head_dim != 128 && head_dim != 256) || inputs.values.size(3) != head_dim)
       throw DeviceError("attention: head_dim is " + std::to_string(head_dim) + ", value_dim " +
                         std::to_string(inputs.values.size(3)) + "; on a GPU both are 64, 128 or 256, and equal");
@@ -43,6 +41,12 @@ struct PlannedInputs {
                        " and values " + inputs.values.describe() +
                        " are not those that the plan was made for, or there is an attention mask here or there only");
     require_readable(inputs);
+  }
+
+  /// Options that a GPU has. DeviceError for others.
+  static void require_options(const AttentionInputs& inputs, const AttentionOptions& options) {
+    options.validate(inputs);
+    if (options.weights) throw DeviceError("attention: weights are not supported on a GPU");
   }
 
   /// DeviceError for what no kernel reads.

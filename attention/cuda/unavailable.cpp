@@ -19,16 +19,13 @@ namespace {
 
 }  // namespace
 
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const Mask&, Stream, const AttentionOptions&,
-                             const Context&) {
+DevicePlan::DevicePlan(const AttentionInputs& inputs, const Pattern&, Stream, const Context&) { refuse(inputs); }
+void DevicePlan::run(const AttentionInputs& inputs, void*, float*, Stream, const AttentionOptions&) const {
   refuse(inputs);
 }
-AttentionPlan::AttentionPlan(const AttentionInputs& inputs, const DevicePattern&, Stream, const AttentionOptions&) {
-  refuse(inputs);
-}
-void AttentionPlan::run(const AttentionInputs& inputs, void*, float*, Stream) const { refuse(inputs); }
-bool AttentionPlan::uses_tiles() const { refuse(); }
-Index AttentionPlan::bytes() const { refuse(); }
+bool DevicePlan::uses_tiles() const { refuse(); }
+Index DevicePlan::bytes() const { refuse(); }
+int DevicePlan::device() const { refuse(); }
 KeyListAttention::KeyListAttention(Index, Stream) { refuse(); }
 void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists&, void*, float*, Stream,
                            const AttentionOptions&) const {
@@ -36,18 +33,28 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists&, void*
 }
 SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)
     : chooser_(rows, most_keys, stream), attention_(rows, stream) {}
-void SparseDecoder::run(const AttentionInputs& inputs, std::span<const Rule>, void*, float*, Stream,
-                        const AttentionOptions&, std::int32_t*) const {
+KeyLists SparseDecoder::run(const AttentionInputs& inputs, std::span<const Rule>, void*, float*, Stream,
+                            const AttentionOptions&, std::int32_t*) const {
   refuse(inputs);
 }
-BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Mask&, Stream, const AttentionOptions&,
+KeyLists SparseDecoder::choose(const AttentionInputs& inputs, std::span<const Rule>, Stream) const { refuse(inputs); }
+void attend(const AttentionInputs& inputs, const Pattern&, const AttentionOptions&, const Context&, void*, float*) {
+  refuse(inputs);
+}
+void attend(const AttentionInputs& inputs, const DevicePlan&, const AttentionOptions&, const Context&, void*, float*) {
+  refuse(inputs);
+}
+DevicePlan plan_for(const AttentionInputs& inputs, const Pattern&, const Context&) { refuse(inputs); }
+AttentionResult empty_result(const AttentionInputs& inputs, Stream) { refuse(inputs); }
+void differentiate(const AttentionInputs& inputs, const Pattern&, const TensorView&, const TensorView&,
+                   const TensorView&, const GradientMemory&, const AttentionOptions&, const Context&) {
+  refuse(inputs);
+}
+BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Pattern&, Stream, const AttentionOptions&,
                            const Context&) {
   refuse(inputs);
 }
-BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const DevicePattern&, Stream, const AttentionOptions&) {
-  refuse(inputs);
-}
-bool BackwardPlan::serves_patterns(const AttentionInputs& inputs) { refuse(inputs); }
+bool BackwardPlan::serves(const AttentionInputs& inputs, const Pattern&) { refuse(inputs); }
 bool BackwardPlan::uses_tiles() const { refuse(); }
 void BackwardPlan::run(const AttentionInputs& inputs, const TensorView&, const float*, const TensorView&, float*,
                        float*, float*, Stream) const {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 import reticle._core as _core
 from reticle._core import (
@@ -90,9 +93,9 @@ def attention(
         queries: (batch, heads, queries, head_dim) float32, float16 or bfloat16, any strides.
         keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads.
         values: (batch, kv_heads, keys, value_dim).
-        mask: which keys each query attends to, a Mask; None: all. With torch tensors also a `reticle.torch.DeviceMask`,
-            `SelectedBlocks` or `Band`, or a bool tensor (or one of 0 and 1) that is broadcastable to (batch, heads, queries,
-            keys).
+        mask: which keys each query attends to, a Mask, on the tensors' device or the CPU, or a plan (`reticle.plan`); None:
+            all. With torch tensors also `reticle.torch.SelectedBlocks` or `Band`, or a bool tensor (or one of 0 and 1) that is
+            broadcastable to (batch, heads, queries, keys).
         scaling: of queries . keys; default 1 / sqrt(head_dim).
         causal: forbid keys after each query's own position; the last query is aligned with the last key.
         attention_mask: broadcastable to (batch, heads, queries, keys), dimensions that are missing coming first. Floats
@@ -109,52 +112,84 @@ def attention(
     Raises:
         ShapeError: when tensors and mask do not fit together; ValueError: when a result would not be finite.
     """
+    _require_plain(scaling=scaling, soft_cap=soft_cap)
+    if not isinstance(causal, (bool, np.bool_)):
+        raise TypeError(f"causal: is {causal!r}; expected True or False")
     options: Any = {
         "scaling": scaling,
-        "causal": causal,
+        "causal": bool(causal),
         "attention_mask": attention_mask,
         "soft_cap": soft_cap,
     }
     torch: Any = sys.modules.get("torch")
-    if torch is not None and isinstance(queries, torch.Tensor):
+    of_torch = torch is not None and isinstance(queries, torch.Tensor)
+    given: Any = mask
+    if torch is not None:
+        _require_supported(torch, queries, keys, values, attention_mask, sink_logits)
+    if of_torch:
         inputs: tuple[Any, ...] = (queries, keys, values)
-        if not (mask is None or isinstance(mask, Mask) or queries.is_cuda):
-            import reticle.torch
-
-            to_mask: Any = reticle.torch.as_mask
-            mask = to_mask(mask, queries, keys)
         compiling = torch.compiler.is_compiling()
-        if not compiling and any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in inputs):
-            raise NotImplementedError(
-                "torch.func's transforms (vmap, grad, ...) are not supported; call attention on the batch, and use autograd"
-            )
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        for name, given in (("attention_mask", attention_mask), ("sink_logits", sink_logits)):
-            if torch.is_grad_enabled() and getattr(given, "requires_grad", False):
-                raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
-        special = wanted or compiling
+        special = compiling or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs))
         if special and len(sink_logits):
             raise NotImplementedError(
                 "sink_logits with gradients or torch.compile are not supported; call it under torch.no_grad(), uncompiled"
             )
-        if special or queries.is_cuda:
+        if special:
             import reticle.torch
 
-            if len(sink_logits):
-                everything = _core.Mask.full((*queries.shape[:3], inputs[1].shape[2])) if mask is None else mask
-                on_gpu: Any = reticle.torch.on_gpu
-                answer: tuple[Array, Array] = on_gpu(*inputs, everything, sink_logits=sink_logits, **options)
-                return answer
             differentiable: Any = reticle.torch.attention
             result: tuple[Array, Array] = differentiable(queries, keys, values, mask, **options)
             return result
+        if not (mask is None or isinstance(mask, Mask)):
+            import reticle.torch
+
+            as_given: Any = reticle.torch.as_given
+            given = as_given(mask, queries, keys)
     elif _lies_on_gpu(queries):
         import reticle.torch
 
         with_package: Any = reticle.torch.of_other_package
         return with_package(queries, keys, values, mask, sink_logits=sink_logits, **options)  # type: ignore[no-any-return]
-    attended: Any = mask  # a Mask by now, or refused by name
-    return _core.attention(queries, keys, values, attended, sink_logits=sink_logits, **options)
+    if not (given is None or isinstance(given, (Mask, _core.Pattern, AttentionPlan))):
+        raise TypeError(
+            f"mask: a {type(given).__name__}; expected a reticle.Mask (Mask.dense makes one of an array), None, or, beside torch "
+            "tensors, a bool tensor"
+        )
+    return _core.attention(queries, keys, values, given, sink_logits=sink_logits, **options)
+
+
+def _require_plain(**numbers: Any) -> None:
+    """Numbers, or None; tensors that ask for gradients would get none."""
+    for name, given in numbers.items():
+        if getattr(given, "requires_grad", False):
+            raise NotImplementedError(f"{name}: requires gradients, which it gets none of; give a number")
+        if given is not None and not isinstance(given, Real) and getattr(given, "ndim", 1) != 0:
+            raise TypeError(f"{name}: is {given!r}; expected a number or None")
+
+
+def _require_supported(torch: Any, queries: Any, keys: Any, values: Any, attention_mask: Any, sink_logits: Any) -> None:
+    """Tensors of one package, without transforms, and none that would silently get no gradient."""
+    inputs = {"queries": queries, "keys": keys, "values": values}
+    of_torch = isinstance(queries, torch.Tensor)
+    for name, given in inputs.items():
+        if of_torch and not isinstance(given, torch.Tensor):
+            raise TypeError(f"{name}: a {type(given).__name__} beside queries of torch; expected a torch tensor")
+    compiling = torch.compiler.is_compiling()
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor
+    if of_torch and not compiling and any(transformed(tensor) for tensor in inputs.values()):
+        raise NotImplementedError(
+            "torch.func's transforms (vmap, grad, ...) are not supported; call attention on the batch, and use autograd"
+        )
+    if not compiling and torch.autograd.forward_ad._current_level >= 0:
+        tangents = (torch.autograd.forward_ad.unpack_dual(each).tangent for each in inputs.values() if of_torch)
+        if any(tangent is not None for tangent in tangents):
+            raise NotImplementedError("forward-mode derivatives are not supported; use backward()")
+    if not torch.is_grad_enabled():
+        return
+    without = {"attention_mask": attention_mask, "sink_logits": sink_logits, **({} if of_torch else inputs)}
+    for name, given in without.items():
+        if getattr(given, "requires_grad", False):
+            raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
 
 
 def _lies_on_gpu(tensor: Any) -> bool:

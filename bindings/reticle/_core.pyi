@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import EllipsisType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +60,9 @@ class Mask:
     def shape(self) -> tuple[int, int, int, int]: ...
     @property
     def kind(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    def to(self, device: Any) -> Mask: ...
     @property
     def nnz(self) -> int: ...
     @property
@@ -170,6 +173,22 @@ class SparseAttention:
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
     ) -> tuple[_Array, Mask]: ...
+    def attend(
+        self,
+        queries: _Array,
+        keys: _Array,
+        values: _Array,
+        state: SequenceState,
+        *,
+        scaling: float | None = None,
+        causal: bool = False,
+        attention_mask: _Array | None = None,
+        layer: int = 0,
+        stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
+        soft_cap: float | None = None,
+        sink_logits: Sequence[float] = ...,
+    ) -> tuple[_Array, _Array]: ...
     def measure(
         self,
         queries: _Array,
@@ -299,7 +318,7 @@ def attention(
     queries: _Array,
     keys: _Array,
     values: _Array,
-    mask: Mask | None = None,
+    mask: Mask | Pattern | AttentionPlan | None = None,
     *,
     scaling: float | None = None,
     causal: bool = False,
@@ -311,7 +330,7 @@ def attention_weights(
     queries: _Array,
     keys: _Array,
     values: _Array,
-    mask: Mask | None = None,
+    mask: Mask | Pattern | AttentionPlan | None = None,
     *,
     scaling: float | None = None,
     causal: bool = False,
@@ -323,7 +342,7 @@ def attention_backward(
     queries: _Array,
     keys: _Array,
     values: _Array,
-    mask: Mask,
+    mask: Mask | Pattern,
     output: _Array,
     lse: _Array,
     d_output: _Array,
@@ -334,174 +353,29 @@ def attention_backward(
     soft_cap: float | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 
-class CudaMask:
-    def __init__(self, mask: Mask, *, stream: int = 0) -> None: ...
-    @property
-    def shape(self) -> tuple[int, int, int, int]: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def weighted(self) -> bool: ...
-    @property
-    def nbytes(self) -> int: ...
-    def nnz(self, *, stream: int = 0) -> int: ...
-    def merge(
-        self, other: CudaMask, rule: Literal["add", "max", "independent"] = "add", *, stream: int = 0
-    ) -> CudaMask: ...
-    def intersect(self, other: CudaMask, *, stream: int = 0) -> CudaMask: ...
-    def subtract(self, other: CudaMask, *, stream: int = 0) -> CudaMask: ...
-    def to_host(self, *, stream: int = 0) -> Mask: ...
+class Pattern:
+    @staticmethod
+    def of_bytes(attended: Any, block_size: tuple[int, int] = (1, 1)) -> Pattern: ...
+    @staticmethod
+    def of_numbers(numbers: Any, block_size: int) -> Pattern: ...
+    @staticmethod
+    def of_band(first_query: int, kernel: int, stride: int, width: int) -> Pattern: ...
+    def mask(self, shape: _Shape, kv_heads: int = 1) -> Mask: ...
 
-class CudaPattern:
-    @staticmethod
-    def of_bytes(attended: Any, block_size: tuple[int, int] = (1, 1)) -> CudaPattern: ...
-    @staticmethod
-    def of_numbers(numbers: Any, block_size: int) -> CudaPattern: ...
-    @staticmethod
-    def of_band(first_query: int, kernel: int, stride: int, width: int) -> CudaPattern: ...
-    @staticmethod
-    def of_mask(mask: CudaMask) -> CudaPattern: ...
-
-class CudaAttentionPlan:
-    @overload
-    def __init__(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        mask: Mask,
-        *,
-        scaling: float,
-        causal: bool = False,
-        attention_mask: Any = None,
-        soft_cap: float | None = None,
-        sink_logits: Sequence[float] = ...,
-        stream: int = 0,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        mask: CudaPattern,
-        *,
-        scaling: float,
-        causal: bool = False,
-        attention_mask: Any = None,
-        soft_cap: float | None = None,
-        sink_logits: Sequence[float] = ...,
-        stream: int = 0,
-    ) -> None: ...
-    def run(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        output: Any,
-        lse: Any,
-        *,
-        scaling: float,
-        causal: bool = False,
-        attention_mask: Any = None,
-        stream: int = 0,
-    ) -> None: ...
-    @property
-    def uses_tiles(self) -> bool: ...
-    @property
-    def nbytes(self) -> int: ...
-
-class CudaBackwardPlan:
-    @overload
-    def __init__(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        mask: Mask,
-        *,
-        scaling: float,
-        causal: bool = False,
-        attention_mask: Any = None,
-        soft_cap: float | None = None,
-        sink_logits: Sequence[float] = ...,
-        stream: int = 0,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        mask: CudaPattern,
-        *,
-        scaling: float,
-        causal: bool = False,
-        attention_mask: Any = None,
-        soft_cap: float | None = None,
-        sink_logits: Sequence[float] = ...,
-        stream: int = 0,
-    ) -> None: ...
-    @staticmethod
-    def serves_patterns(queries: Any, keys: Any, values: Any) -> bool: ...
-    @property
-    def uses_tiles(self) -> bool: ...
-    def run(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        output: Any,
-        lse: Any,
-        d_output: Any,
-        d_queries: Any,
-        d_keys: Any,
-        d_values: Any,
-        *,
-        scaling: float,
-        causal: bool = False,
-        attention_mask: Any = None,
-        stream: int = 0,
-    ) -> None: ...
-
-class CudaKeyListAttention:
-    def __init__(self, rows: int, *, stream: int = 0) -> None: ...
-    def run(
+class KeyListAttention:
+    def __init__(self, rows: int) -> None: ...
+    def attend(
         self,
         queries: Any,
         keys: Any,
         values: Any,
         indices: Any,
         counts: Any,
-        p: Any,
-        output: Any,
-        lse: Any,
+        p: Any = None,
         *,
-        scaling: float,
+        scaling: float | None = None,
         soft_cap: float | None = None,
-        stream: int = 0,
-    ) -> None: ...
-
-class CudaSparseDecoder:
-    def __init__(self, rows: int, most_keys: int, *, stream: int = 0) -> None: ...
-    def run(
-        self,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        output: Any,
-        lse: Any,
-        *,
-        rules: Sequence[Rule],
-        counts: Any = None,
-        scaling: float,
-        soft_cap: float | None = None,
-        attention_mask: Any = None,
-        sink_logits: Sequence[float] = ...,
-        layer: int = 0,
-        stream: int = 0,
-    ) -> None: ...
-    def reset(self) -> None: ...
+    ) -> tuple[Any, Any]: ...
 
 def cuda_block_scores_serve(queries: Any, compressed_keys: Any, config: NsaConfig) -> bool: ...
 def cuda_block_scores(
@@ -513,9 +387,8 @@ def cuda_block_scores(
     first_query: int,
     scaling: float,
     config: NsaConfig,
-    stream: int = 0,
 ) -> None: ...
-def cuda_top_k(scores: Any, k: int, indices: Any, counts: Any, *, stream: int = 0) -> None: ...
+def cuda_top_k(scores: Any, k: int, indices: Any, counts: Any) -> None: ...
 def cuda_device_count() -> int: ...
 def why_cuda_is_unavailable() -> str: ...
 
@@ -580,7 +453,15 @@ def nsa_compressed_attention(
     queries: Any, keys: Any, values: Any, first_query: int, scaling: float | None, config: NsaConfig
 ) -> tuple[Any, Any, NDArray[np.int32]]: ...
 def merge_states(output_a: _Array, lse_a: _Array, output_b: _Array, lse_b: _Array) -> tuple[_Array, _Array]: ...
-def plan(queries: Any, keys: Any, mask: Mask, *, causal: bool = False) -> AttentionPlan: ...
+def plan(
+    queries: Any,
+    keys: Any,
+    mask: Mask | Pattern,
+    *,
+    values: Any = None,
+    causal: bool = False,
+    attention_mask: Any = None,
+) -> AttentionPlan: ...
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]: ...
 def load_tensors(path: str | PathLike[str]) -> dict[str, NDArray[Any]]: ...
 def objective_at_density(error: float, density: float, percent: float) -> float: ...

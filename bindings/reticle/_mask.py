@@ -25,7 +25,10 @@ def from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, shape: Sequ
     if not hasattr(matrix, "tocsr"):
         raise TypeError(f"from_scipy: a {type(matrix).__name__}; expected a sparse matrix of scipy")
     _require_rows_and_keys(matrix.shape, shape)
+    if np.issubdtype(matrix.dtype, np.complexfloating) or matrix.dtype == object:
+        raise TypeError(f"from_scipy: dtype is {matrix.dtype}; expected numbers p in [0, 1]")
     csr: Any = matrix.tocsr(copy=True)
+    csr.data = csr.data.astype(np.float64)  # sums of narrow integers would wrap
     csr.sum_duplicates()
     csr.eliminate_zeros()
     p = None if (csr.data == 1).all() else csr.data
@@ -39,6 +42,8 @@ def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
     """
     import torch
 
+    if not isinstance(matrix, torch.Tensor):
+        raise TypeError(f"from_torch_sparse: a {type(matrix).__name__}; expected a tensor of torch")
     if matrix.is_complex():
         raise TypeError(f"from_torch_sparse: dtype is {matrix.dtype}; expected numbers p in [0, 1]")
     _require_rows_and_keys(matrix.shape, shape)
@@ -58,6 +63,8 @@ def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
 def _require_rows_and_keys(given: Sequence[int], shape: Sequence[int]) -> None:
     from reticle import ShapeError
 
+    if len(shape) != 4:
+        raise ShapeError(f"shape is {tuple(shape)}; expected (batch, heads, queries, keys)")
     batch, heads, queries, keys = shape
     if tuple(given) != (batch * heads * queries, keys):
         raise ShapeError(
@@ -205,6 +212,8 @@ def to_block_mask(self: Mask, block_size: int = 128) -> BlockMask:
 
     from reticle import ShapeError
 
+    if block_size < 1:
+        raise ShapeError(f"to_block_mask: block_size is {block_size}; expected at least 1")
     if self.weighted:
         raise ShapeError("to_block_mask: the mask is weighted; FlexAttention's masks are 0 or 1")
     dense = torch.from_numpy(self.to_dense()) > 0

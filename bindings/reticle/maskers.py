@@ -11,6 +11,7 @@ get theirs when asked for.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import functools
 import json
@@ -20,7 +21,7 @@ import reticle._core as _core
 from reticle._masker import MaskerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from reticle import SparseAttention
 
@@ -97,10 +98,10 @@ def from_dict(config: Mapping[str, Any]) -> MaskerConfig:
 
 
 def pipeline(
-    maskers: Sequence[MaskerConfig] | None = None,
+    maskers: Iterable[MaskerConfig] | None = None,
     *,
-    prefill: Sequence[MaskerConfig] = (),
-    generation: Sequence[MaskerConfig] = (),
+    prefill: Iterable[MaskerConfig] = (),
+    generation: Iterable[MaskerConfig] = (),
     causal: bool = False,
     seed: int = 0,
     merge: str = "add",
@@ -112,7 +113,7 @@ def pipeline(
     """
     options: dict[str, Any] = {"causal": causal, "seed": seed, "merge": merge}
     if maskers is not None:
-        if len(prefill) or len(generation):
+        if any(not hasattr(stage, "__len__") or len(stage) for stage in (prefill, generation)):  # type: ignore[arg-type]
             raise _core.ConfigError(
                 "pipeline: maskers beside prefill or generation; expected one list, or one for each stage"
             )
@@ -121,7 +122,12 @@ def pipeline(
     return _core.SparseAttention.from_json(to_json({**options, **stages}))
 
 
-def _listed(configs: Sequence[MaskerConfig]) -> list[dict[str, Any]]:
+def _listed(given: Iterable[MaskerConfig]) -> list[dict[str, Any]]:
+    if given is None or isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise TypeError(
+            f"pipeline: the maskers are {given!r}; expected a list of configs, as [SinkConfig(sink_size=4)]"
+        )
+    configs = list(given)
     for config in configs:
         if not hasattr(config, "to_dict"):
             raise TypeError(f"pipeline: a masker is {config!r}; expected a config, as SinkConfig(sink_size=4)")
@@ -136,7 +142,10 @@ def to_json(config: Mapping[str, Any]) -> str:
             return value.item()
         raise _core.ConfigError(f"a config holds {value!r}, a {type(value).__name__}; expected what JSON has")
 
-    return json.dumps(config, default=plain)
+    try:
+        return json.dumps(config, default=plain, allow_nan=False)
+    except builtins.ValueError:
+        raise _core.ConfigError(f"a config holds NaN or infinity, which JSON does not have: {config!r}") from None
 
 
 def stub() -> str:
@@ -144,7 +153,7 @@ def stub() -> str:
     lines = [
         '"""Written by tools/update_docs from the maskers\' own fields."""',
         "",
-        "from collections.abc import Mapping, Sequence",
+        "from collections.abc import Iterable, Mapping, Sequence",
         "from dataclasses import dataclass",
         "from typing import Any, Literal",
         "",
@@ -155,10 +164,10 @@ def stub() -> str:
         "def config_class(masker: str) -> type[MaskerConfig]: ...",
         "def from_dict(config: Mapping[str, Any]) -> MaskerConfig: ...",
         "def pipeline(",
-        "    maskers: Sequence[MaskerConfig] | None = None,",
+        "    maskers: Iterable[MaskerConfig] | None = None,",
         "    *,",
-        "    prefill: Sequence[MaskerConfig] = (),",
-        "    generation: Sequence[MaskerConfig] = (),",
+        "    prefill: Iterable[MaskerConfig] = (),",
+        "    generation: Iterable[MaskerConfig] = (),",
         "    causal: bool = False,",
         "    seed: int = 0,",
         '    merge: str = "add",',

@@ -1,6 +1,6 @@
 """Written by tools/update_docs from the maskers' own fields."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +11,10 @@ def class_name(masker: str) -> str: ...
 def config_class(masker: str) -> type[MaskerConfig]: ...
 def from_dict(config: Mapping[str, Any]) -> MaskerConfig: ...
 def pipeline(
-    maskers: Sequence[MaskerConfig] | None = None,
+    maskers: Iterable[MaskerConfig] | None = None,
     *,
-    prefill: Sequence[MaskerConfig] = (),
-    generation: Sequence[MaskerConfig] = (),
+    prefill: Iterable[MaskerConfig] = (),
+    generation: Iterable[MaskerConfig] = (),
     causal: bool = False,
     seed: int = 0,
     merge: str = "add",

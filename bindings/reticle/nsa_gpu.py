@@ -88,7 +88,6 @@ def choose_blocks(
                 first_query=first_query + begin,
                 scaling=factor,
                 config=config,
-                stream=torch.cuda.current_stream(device).cuda_stream,
             )
             scores = held[0]
         else:

@@ -1,4 +1,4 @@
-// What every operation that does work is handed: threads, seed, a way to stop. A cheap value.
+// What every operation that does work is handed: threads, seed, a way to stop, a GPU's stream. A cheap value.
 #pragma once
 
 #include <memory>
@@ -20,6 +20,8 @@ struct RETICLE_API Context {
   std::shared_ptr<ThreadPool> pool;
   std::uint64_t seed = 0;
   std::stop_token stop;
+  /// The cudaStream_t that work on a GPU is queued on; null: the default stream.
+  void* stream = nullptr;
 
   void for_each_chunk(Index count, Index chunk_size, FunctionRef<void(Index, Index, Index)> body) const {
     pool->for_each_chunk(count, chunk_size, body, stop);

@@ -168,8 +168,9 @@ KeyChooser::KeyChooser(Index rows, Index most_keys, Stream stream) {
 }
 
 KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule> rules, Stream stream,
-                            std::int32_t* counts) const {
+                            std::int32_t* counts, const AttentionInputs* fitted) const {
   validate_on_current_gpu(inputs);
+  const AttentionInputs& scored = fitted == nullptr ? inputs : *fitted;
   State& own = *state_;
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length(), keys = inputs.keys_length();
   if (rows > own.rows || keys > own.most_keys)
@@ -187,7 +188,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   if (rows == 0 || keys == 0) return lists;
   ChooseProblem problem;
   if (std::ranges::any_of(rules, &Rule::scores)) {
-    dot_scores(inputs, own.scores.as<float>(), stream);
+    dot_scores(scored, own.scores.as<float>(), stream);
     problem.scores = own.scores.as<float>();
   }
   const bool summarises = std::ranges::any_of(rules, &Rule::summarises);
@@ -208,7 +209,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; expected at most one");
     rule.page_size = std::clamp<Index>(rule.page_size, 1, own.most_keys);
-    problem.page_count = static_cast<int>(own.score_pages(inputs, rule.page_size, of_keys, stream));
+    problem.page_count = static_cast<int>(own.score_pages(scored, rule.page_size, of_keys, stream));
     problem.page_scores = own.page_scores.as<float>();
   }
   problem.heads = static_cast<int>(inputs.heads());

@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <string>
 #include <vector>
 
+#include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/mask_block.hpp>
@@ -85,10 +87,11 @@ std::size_t bytes_for(Index elements) {
 
 }  // namespace
 
-struct DeviceMask::State {
+struct StoredMask::State {
   MaskShape shape;
   bool bits, weighted;
   Index list_size = 0;
+  int device = current_device();
   Buffer words{}, columns{}, p{}, counts{};
 
   int width() const { return static_cast<int>(BitDense::words_per_row(shape.keys)); }
@@ -111,7 +114,10 @@ struct DeviceMask::State {
   }
 };
 
-DeviceMask::DeviceMask(const Mask& mask, Stream stream) {
+StoredMask::StoredMask(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+StoredMask::~StoredMask() = default;
+
+StoredMask::StoredMask(const Mask& mask, Stream stream) {
   if (!mask.weighted() && mask.density() > 1.0 / 32) {
     const Mask bits = convert(mask, MaskKind::bits);
     auto state = State::of_bits(bits.shape(), stream);
@@ -128,99 +134,130 @@ DeviceMask::DeviceMask(const Mask& mask, Stream stream) {
   state_ = std::move(state);
 }
 
-const MaskShape& DeviceMask::shape() const { return state_->shape; }
-bool DeviceMask::is_bits() const { return state_->bits; }
-bool DeviceMask::weighted() const { return state_->weighted; }
-Index DeviceMask::list_size() const { return state_->list_size; }
-const std::uint64_t* DeviceMask::words() const { return state_->words.as<std::uint64_t>(); }
-ColumnLists DeviceMask::lists() const { return state_->lists(); }
+StoredMask::StoredMask(const MaskShape& shape, const KeyLists& lists, Stream stream) {
+  auto state = State::of_lists(shape.unshared(), lists.p != nullptr, lists.list_size, stream);
+  state->columns.copy_on_device(lists.indices, stream);
+  state->p.copy_on_device(lists.p, stream);
+  state->counts.copy_on_device(lists.counts, stream);
+  state_ = std::move(state);
+}
 
-Index DeviceMask::bytes() const {
+const StoredMask& StoredMask::of(const Mask& mask) {
+  const auto* const stored = dynamic_cast<const StoredMask*>(mask.on_device());
+  if (stored == nullptr)
+    throw DeviceError("mask " + mask.shape().describe() + ": on " + mask.device().describe() +
+                      "; expected a mask on a GPU (Mask::to)");
+  return *stored;
+}
+
+Device StoredMask::device() const { return {Device::Kind::cuda, state_->device}; }
+const MaskShape& StoredMask::shape() const { return state_->shape; }
+bool StoredMask::is_bits() const { return state_->bits; }
+bool StoredMask::weighted() const { return state_->weighted; }
+Index StoredMask::list_size() const { return state_->list_size; }
+const std::uint64_t* StoredMask::words() const { return state_->words.as<std::uint64_t>(); }
+ColumnLists StoredMask::lists() const { return state_->lists(); }
+
+Index StoredMask::bytes() const {
   const State& own = *state_;
   return static_cast<Index>(own.words.bytes() + own.columns.bytes() + own.p.bytes() + own.counts.bytes());
 }
 
-Index DeviceMask::nnz(Stream stream) const {
+Index StoredMask::nnz(const Context& context) const {
   const State& own = *state_;
   const Index rows = own.shape.stored_rows();
-  const Index stored =
-      own.bits ? bits_set(words(), rows * own.width(), stream) : sum_of(own.counts.as<std::int32_t>(), rows, stream);
+  const Index stored = own.bits ? bits_set(words(), rows * own.width(), context.stream)
+                                : sum_of(own.counts.as<std::int32_t>(), rows, context.stream);
   return stored * own.shape.rows_per_stored_row();
 }
 
-Mask DeviceMask::to_host(Stream stream) const {
+Mask StoredMask::to_host(const Context& context) const {
   const State& own = *state_;
   const Index rows = own.shape.stored_rows();
   if (own.bits) {
     Array<std::uint64_t> words(static_cast<std::size_t>(rows * own.width()));
-    own.words.copy_to(words.data(), stream);
+    own.words.copy_to(words.data(), context.stream);
     return Mask::bits(own.shape, std::move(words));
   }
   const auto entries = static_cast<std::size_t>(rows * own.list_size);
   PaddedLists padded{own.list_size, Array<std::int32_t>(entries), Array<float>(own.weighted ? entries : 0),
                      std::vector<std::int32_t>(static_cast<std::size_t>(rows))};
-  own.columns.copy_to(padded.columns.data(), stream);
-  own.p.copy_to(padded.p.data(), stream);
-  own.counts.copy_to(padded.counts.data(), stream);
+  own.columns.copy_to(padded.columns.data(), context.stream);
+  own.p.copy_to(padded.p.data(), context.stream);
+  own.counts.copy_to(padded.counts.data(), context.stream);
   Csr csr = csr_of(padded);
   return Mask::csr(own.shape, std::move(csr.row_ptr), std::move(csr.indices), std::move(csr.p));
 }
 
-DeviceMask DeviceMask::as_bits(Stream stream) const {
-  if (state_->bits) return *this;
+std::shared_ptr<const StoredMask> StoredMask::as_bits(Stream stream) const {
+  if (state_->bits) return std::shared_ptr<const StoredMask>(new StoredMask(state_));
   if (state_->weighted) throw ValueError("bits of a mask on the device: it is weighted; bits hold no p");
   auto state = State::of_bits(state_->shape, stream);
   launch(BitsOfLists{state_->lists(), state->words.as<std::uint64_t>(), state->width()}, state->shape.stored_rows(),
          stream, "bits of a mask");
-  return DeviceMask(std::move(state));
+  return std::shared_ptr<const StoredMask>(new StoredMask(std::move(state)));
 }
 
-DeviceMask DeviceMask::as_lists(Stream stream) const {
-  if (!state_->bits) return *this;
+std::shared_ptr<const StoredMask> StoredMask::as_lists(Stream stream) const {
+  if (!state_->bits) return std::shared_ptr<const StoredMask>(new StoredMask(state_));
   auto state = State::of_lists(state_->shape, false, state_->shape.keys, stream);
   launch(ListsOfBits{words(), state->width(), state->lists()}, state->shape.stored_rows(), stream, "lists of a mask");
-  return DeviceMask(std::move(state));
+  return std::shared_ptr<const StoredMask>(new StoredMask(std::move(state)));
 }
 
 template <class Op>
-DeviceMask DeviceMask::combined(const DeviceMask& a, const DeviceMask& b, const char* operation, Stream stream) {
+std::shared_ptr<const StoredMask> StoredMask::combined(const StoredMask& a, const StoredMask& b, const char* operation,
+                                                       Stream stream) {
   a.shape().require_same_logical(b.shape(), operation);
   const MaskShape shape = a.shape().sharing_both(b.shape());
   const RowMap of_a = RowMap::between(shape, a.shape()), of_b = RowMap::between(shape, b.shape());
   const bool weighted = a.weighted() || b.weighted();
   std::shared_ptr<State> state;
   if (!weighted && (a.is_bits() || b.is_bits())) {
-    const DeviceMask left = a.as_bits(stream), right = b.as_bits(stream);
+    const auto left = a.as_bits(stream), right = b.as_bits(stream);
     state = State::of_bits(shape, stream);
-    launch(CombineWords<Op>{left.words(), of_a, right.words(), of_b, state->words.as<std::uint64_t>(), state->width()},
-           shape.stored_rows(), stream, operation);
+    launch(
+        CombineWords<Op>{left->words(), of_a, right->words(), of_b, state->words.as<std::uint64_t>(), state->width()},
+        shape.stored_rows(), stream, operation);
   } else {
-    const DeviceMask left = a.as_lists(stream), right = b.as_lists(stream);
-    state = State::of_lists(shape, weighted, room_for<Op>(left.list_size(), right.list_size(), shape.keys), stream);
-    launch(CombineLists<Op>{left.lists(), of_a, right.lists(), of_b, state->lists()}, shape.stored_rows(), stream,
+    const auto left = a.as_lists(stream), right = b.as_lists(stream);
+    state = State::of_lists(shape, weighted, room_for<Op>(left->list_size(), right->list_size(), shape.keys), stream);
+    launch(CombineLists<Op>{left->lists(), of_a, right->lists(), of_b, state->lists()}, shape.stored_rows(), stream,
            operation);
   }
-  return DeviceMask(std::move(state));
+  return std::shared_ptr<const StoredMask>(new StoredMask(std::move(state)));
 }
 
-DeviceMask merge(const DeviceMask& a, const DeviceMask& b, MergeRule rule, Stream stream) {
-  switch (rule) {
-    case MergeRule::add:
-      return DeviceMask::combined<row_op::Add>(a, b, "merge", stream);
-    case MergeRule::max:
-      return DeviceMask::combined<row_op::Max>(a, b, "merge", stream);
-    case MergeRule::independent:
+std::shared_ptr<const DeviceStorage> StoredMask::combine(const DeviceStorage& other, SetOp op,
+                                                         const Context& context) const {
+  const auto& b = dynamic_cast<const StoredMask&>(other);
+  switch (op) {
+    case SetOp::add:
+      return combined<row_op::Add>(*this, b, "merge", context.stream);
+    case SetOp::max:
+      return combined<row_op::Max>(*this, b, "merge", context.stream);
+    case SetOp::independent:
+      return combined<row_op::Independent>(*this, b, "merge", context.stream);
+    case SetOp::intersect:
+      return combined<row_op::Intersect>(*this, b, "intersect", context.stream);
+    case SetOp::subtract:
       break;
   }
-  return DeviceMask::combined<row_op::Independent>(a, b, "merge", stream);
+  return combined<row_op::Subtract>(*this, b, "subtract", context.stream);
 }
 
-DeviceMask intersect(const DeviceMask& a, const DeviceMask& b, Stream stream) {
-  return DeviceMask::combined<row_op::Intersect>(a, b, "intersect", stream);
+Mask mask_of_lists(const MaskShape& shape, const KeyLists& lists, Stream stream) {
+  return Mask::stored(std::make_shared<StoredMask>(shape, lists, stream));
 }
 
-DeviceMask subtract(const DeviceMask& a, const DeviceMask& b, Stream stream) {
-  return DeviceMask::combined<row_op::Subtract>(a, b, "subtract", stream);
-}
+Index entries_of_lists(const KeyLists& lists, Index rows, Stream stream) { return sum_of(lists.counts, rows, stream); }
 
 }  // namespace reticle::cuda
+
+namespace reticle {
+
+std::shared_ptr<const DeviceStorage> store_on_gpu(const Mask& mask, const Context& context) {
+  return std::make_shared<cuda::StoredMask>(mask, context.stream);
+}
+
+}  // namespace reticle

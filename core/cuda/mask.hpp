@@ -1,63 +1,61 @@
-// Masks in device memory, and their algebra there.
+// Masks in device memory as kernels read them: what a Mask on a GPU is stored as.
 #pragma once
 
 #include <memory>
 
 #include <reticle/core/cuda/runtime.hpp>
-#include <reticle/core/mask/combine.hpp>
-#include <reticle/core/mask/mask.hpp>
+#include <reticle/core/mask/device_storage.hpp>
 
 namespace reticle::cuda {
 
 struct ColumnLists;
+struct KeyLists;
 
 /// A mask on the device: bits, or for each stored row a list of columns and, if it is weighted, their p. Lists have as
 /// much room in every row, 4 bytes a column, 8 with p: the longest row's, and for a union that of both operands' lists,
-/// so that nothing has to be counted beforehand and nothing waits. A value; copies share memory.
-class RETICLE_API DeviceMask {
+/// so that nothing has to be counted beforehand and nothing waits. Combining is one launch: bits with bits are bits;
+/// bits beside lists are, where neither is weighted, and are listed where one is.
+class RETICLE_API StoredMask final : public DeviceStorage {
  public:
   /// A copy: dense and 0/1 masks by more than a 32nd as bits, others as lists. Waits for what the stream has before.
-  DeviceMask(const Mask& mask, Stream stream);
+  StoredMask(const Mask& mask, Stream stream);
+  /// A copy of lists of all rows of a shape, which are in device memory.
+  StoredMask(const MaskShape& shape, const KeyLists& lists, Stream stream);
+  ~StoredMask() override;
+  /// Of a Mask that lies on a GPU. DeviceError for others.
+  static const StoredMask& of(const Mask& mask);
 
-  const MaskShape& shape() const;
-  bool is_bits() const;
+  Device device() const override;
+  const MaskShape& shape() const override;
+  MaskKind kind() const override { return is_bits() ? MaskKind::bits : MaskKind::csr; }
   /// Whether entries carry a p; all of them may be 1.
-  bool weighted() const;
+  bool weighted() const override;
+  Index bytes() const override;
+  Index nnz(const Context& context) const override;
+  Mask to_host(const Context& context) const override;
+  std::shared_ptr<const DeviceStorage> combine(const DeviceStorage& other, SetOp op,
+                                               const Context& context) const override;
+
+  bool is_bits() const;
   /// Columns that a list has room for; 0 for bits.
   Index list_size() const;
-  /// Of device memory.
-  Index bytes() const;
-  /// As Mask::nnz; waits for the stream.
-  Index nnz(Stream stream) const;
-
-  /// Waits for the stream.
-  Mask to_host(Stream stream) const;
-
   // For kernels: bits of stored rows, BitDense::words_per_row(keys) to a row, or lists.
   const std::uint64_t* words() const;
   ColumnLists lists() const;
 
-  /// The same mask as bits. ValueError for a weighted one.
-  DeviceMask as_bits(Stream stream) const;
+  /// The same mask as bits, with its own memory if it is lists. ValueError for a weighted one.
+  std::shared_ptr<const StoredMask> as_bits(Stream stream) const;
   /// ... as lists; of bits, with room for every key.
-  DeviceMask as_lists(Stream stream) const;
+  std::shared_ptr<const StoredMask> as_lists(Stream stream) const;
 
  private:
   struct State;
-  explicit DeviceMask(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+  explicit StoredMask(std::shared_ptr<const State> state);
   template <class Op>
-  static DeviceMask combined(const DeviceMask& a, const DeviceMask& b, const char* operation, Stream stream);
-  friend DeviceMask merge(const DeviceMask&, const DeviceMask&, MergeRule, Stream);
-  friend DeviceMask intersect(const DeviceMask&, const DeviceMask&, Stream);
-  friend DeviceMask subtract(const DeviceMask&, const DeviceMask&, Stream);
+  static std::shared_ptr<const StoredMask> combined(const StoredMask& a, const StoredMask& b, const char* operation,
+                                                    Stream stream);
 
   std::shared_ptr<const State> state_;
 };
-
-/// reticle::merge, intersect and subtract of masks of one logical shape (ShapeError otherwise): one launch, no waiting.
-/// Bits with bits are bits; bits beside lists are, where neither is weighted, and are listed where one is.
-RETICLE_API DeviceMask merge(const DeviceMask& a, const DeviceMask& b, MergeRule rule, Stream stream);
-RETICLE_API DeviceMask intersect(const DeviceMask& a, const DeviceMask& b, Stream stream);
-RETICLE_API DeviceMask subtract(const DeviceMask& a, const DeviceMask& b, Stream stream);
 
 }  // namespace reticle::cuda

@@ -10,9 +10,8 @@ namespace {
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
 int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  check(cudaDeviceGetAttribute(&value, which, device), "asking what the device has");
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, current_device()), "asking what the device has");
   return value;
 }
 
@@ -66,15 +65,26 @@ Buffer Buffer::zeros(std::size_t bytes, Stream stream) {
   return buffer;
 }
 
-void Buffer::copy_from(const void* host, Stream stream) {
-  if (bytes_ > 0)
-    check(cudaMemcpyAsync(data_, host, bytes_, cudaMemcpyHostToDevice, native(stream)), "copying to the device");
+void copy_to_device(void* device, const void* host, std::size_t bytes, Stream stream) {
+  if (bytes > 0)
+    check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, native(stream)), "copying to the device");
 }
 
-void Buffer::copy_to(void* host, Stream stream) const {
-  if (bytes_ > 0)
-    check(cudaMemcpyAsync(host, data_, bytes_, cudaMemcpyDeviceToHost, native(stream)), "copying from the device");
+void copy_to_host(void* host, const void* device, std::size_t bytes, Stream stream) {
+  if (bytes > 0)
+    check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, native(stream)), "copying from the device");
   check(cudaStreamSynchronize(native(stream)), "waiting for the device");
+}
+
+void copy_on_device(void* to, const void* from, std::size_t bytes, Stream stream) {
+  if (bytes > 0)
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(stream)), "copying on the device");
+}
+
+int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  return device;
 }
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }

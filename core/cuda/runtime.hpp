@@ -19,6 +19,12 @@ RETICLE_API int device_count();
 /// Why device_count() is 0, for messages.
 RETICLE_API const char* why_unavailable();
 
+/// Copies of bytes, queued on the stream. Of host memory, which may be changed as soon as this returns; to host memory,
+/// waiting for the stream; within the device's.
+RETICLE_API void copy_to_device(void* device, const void* host, std::size_t bytes, Stream stream);
+RETICLE_API void copy_to_host(void* host, const void* device, std::size_t bytes, Stream stream);
+RETICLE_API void copy_on_device(void* to, const void* from, std::size_t bytes, Stream stream);
+
 /// Device memory, from the stream's pool and back to it in its order. Moves; a moved-from buffer is empty.
 class RETICLE_API Buffer {
  public:
@@ -48,9 +54,10 @@ class RETICLE_API Buffer {
     return static_cast<T*>(data_);
   }
   std::size_t bytes() const { return bytes_; }
-  /// From and to host memory of as many bytes; both wait for the stream.
-  void copy_from(const void* host, Stream stream);
-  void copy_to(void* host, Stream stream) const;
+  /// As copy_to_device, copy_to_host and copy_on_device, of as many bytes.
+  void copy_from(const void* host, Stream stream) { copy_to_device(data_, host, bytes_, stream); }
+  void copy_to(void* host, Stream stream) const { copy_to_host(host, data_, bytes_, stream); }
+  void copy_on_device(const void* from, Stream stream) { cuda::copy_on_device(data_, from, bytes_, stream); }
 
  private:
   void swap(Buffer& other) noexcept {
@@ -64,6 +71,8 @@ class RETICLE_API Buffer {
   Stream stream_ = nullptr;
 };
 
+/// The current device's number.
+RETICLE_API int current_device();
 /// Of the current device.
 RETICLE_API int multiprocessors();
 /// Likewise, 90 for 9.0.

@@ -7,20 +7,11 @@
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/check.cuh>
 #include <reticle/core/cuda/row_block.hpp>
+#include <reticle/core/cuda/runtime.hpp>
+#include <reticle/core/cuda/tensor.hpp>
 #include <reticle/core/tensor/tensor_view.hpp>
 
 namespace reticle::cuda {
-
-/// inputs.validate_on a GPU, and DeviceError unless it is the current one: kernels are launched and memory is allocated
-/// there.
-inline void validate_on_current_gpu(const AttentionInputs& inputs) {
-  inputs.validate_on(Device::Kind::cuda);
-  int current = 0;
-  check(cudaGetDevice(&current), "asking for the device");
-  if (inputs.queries.device.index != current)
-    throw DeviceError("queries: on " + inputs.queries.device.describe() + ", and the current device is GPU " +
-                      std::to_string(current) + "; make theirs current (cudaSetDevice, torch.cuda.device)");
-}
 
 /// DeviceError, naming the tensor, unless its rows are contiguous and can be read 16 bytes at a time.
 inline void require_aligned(const TensorView& view, const char* name) {

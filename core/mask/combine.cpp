@@ -1,13 +1,16 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <memory>
 #include <optional>
+#include <string>
 #include <variant>
 #include <vector>
 
 #include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/mask/builder.hpp>
 #include <reticle/core/mask/combine.hpp>
+#include <reticle/core/mask/device_storage.hpp>
 #include <reticle/core/mask/row_kernels.hpp>
 
 namespace reticle {
@@ -408,12 +411,43 @@ Mask combine(const Mask& a, const Mask& b, const Context& context, std::optional
       context);
 }
 
+/// Two masks of which one at least lies on a GPU, combined there; a full one goes there for it.
+Mask combine_on_device(SetOp op, const char* name, const Mask& a, const Mask& b, const Context& context) {
+  std::shared_ptr<const DeviceStorage> moved;
+  const auto there = [&](const Mask& mask) -> const DeviceStorage& {
+    if (mask.on_device() != nullptr) return *mask.on_device();
+    if (mask.kind() != MaskKind::full)
+      throw DeviceError(std::string(name) + ": one mask lies on " + a.device().describe() + ", the other on " +
+                        b.device().describe() + "; expected one device (to() brings a mask to another)");
+    moved = store_on_gpu(mask, context);
+    return *moved;
+  };
+  const DeviceStorage& left = there(a);
+  const DeviceStorage& right = there(b);
+  return Mask::stored(left.combine(right, op, context));
+}
+
+bool lie_on_device(const Mask& a, const Mask& b) { return a.on_device() != nullptr || b.on_device() != nullptr; }
+
+constexpr SetOp set_op_of(MergeRule rule) {
+  switch (rule) {
+    case MergeRule::add:
+      return SetOp::add;
+    case MergeRule::max:
+      return SetOp::max;
+    case MergeRule::independent:
+      break;
+  }
+  return SetOp::independent;
+}
+
 }  // namespace
 
 Mask merge(const Mask& a, const Mask& b, MergeRule rule, const Context& context) {
   a.shape().require_same_logical(b.shape(), "merge");
   if (a.kind() == MaskKind::empty || b.kind() == MaskKind::full) return b;
   if (b.kind() == MaskKind::empty || a.kind() == MaskKind::full) return a;
+  if (lie_on_device(a, b)) return combine_on_device(set_op_of(rule), "merge", a, b, context);
   switch (rule) {
     case MergeRule::add:
       return combine<row_op::Add>(a, b, context, rule);
@@ -429,6 +463,7 @@ Mask intersect(const Mask& a, const Mask& b, const Context& context) {
   a.shape().require_same_logical(b.shape(), "intersect");
   if (a.kind() == MaskKind::empty || b.kind() == MaskKind::full) return a;
   if (b.kind() == MaskKind::empty || a.kind() == MaskKind::full) return b;
+  if (lie_on_device(a, b)) return combine_on_device(SetOp::intersect, "intersect", a, b, context);
   return combine<row_op::Intersect>(a, b, context);
 }
 
@@ -436,6 +471,7 @@ Mask subtract(const Mask& a, const Mask& b, const Context& context) {
   a.shape().require_same_logical(b.shape(), "subtract");
   if (a.kind() == MaskKind::empty || b.kind() == MaskKind::empty) return a;
   if (b.kind() == MaskKind::full) return Mask::empty(a.shape());
+  if (lie_on_device(a, b)) return combine_on_device(SetOp::subtract, "subtract", a, b, context);
   return combine<row_op::Subtract>(a, b, context);
 }
 

@@ -4,6 +4,7 @@
 #include <variant>
 
 #include <reticle/core/mask/builder.hpp>
+#include <reticle/core/mask/device_storage.hpp>
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
@@ -13,7 +14,10 @@ struct Mask::Storage {
   Representation representation;
   Index stored_nnz = 0;
   bool weighted = false;
+  std::shared_ptr<const DeviceStorage> device = nullptr;  // in place of the representation
 };
+
+DeviceStorage::~DeviceStorage() = default;
 
 namespace {
 
@@ -195,20 +199,52 @@ Mask Mask::from_row_indices(const MaskShape& shape, Index width, std::span<const
 }
 
 const MaskShape& Mask::shape() const { return storage_->shape; }
-const Representation& Mask::representation() const { return storage_->representation; }
 
-MaskKind Mask::kind() const { return static_cast<MaskKind>(storage_->representation.index()); }
+Mask Mask::stored(std::shared_ptr<const DeviceStorage> storage) {
+  const MaskShape shape = storage->shape();
+  return Mask(std::make_shared<const Storage>(Storage{shape, Empty{}, 0, storage->weighted(), std::move(storage)}));
+}
+
+const DeviceStorage* Mask::on_device() const { return storage_->device.get(); }
+Device Mask::device() const { return on_device() == nullptr ? Device() : on_device()->device(); }
+
+Mask Mask::to(Device device, const Context& context) const {
+  if (device == this->device()) return *this;
+  if (on_device() != nullptr) {
+    const Mask host = on_device()->to_host(context);
+    return device.kind == Device::Kind::cpu ? host : host.to(device, context);
+  }
+  if (kind() == MaskKind::empty || kind() == MaskKind::full) return *this;
+  Mask moved = stored(store_on_gpu(*this, context));
+  if (moved.device() != device)
+    throw DeviceError("mask: to " + device.describe() + ", and the current device is " + moved.device().describe());
+  return moved;
+}
+
+const Representation& Mask::representation() const {
+  if (on_device() != nullptr)
+    throw DeviceError("mask " + shape().describe() + ": its entries lie on " + device().describe() +
+                      ", where there are merge, intersect, subtract and attention; to() brings it to the host");
+  return storage_->representation;
+}
+
+MaskKind Mask::kind() const {
+  return on_device() != nullptr ? on_device()->kind() : static_cast<MaskKind>(storage_->representation.index());
+}
 
 std::string_view name_of(MaskKind kind) {
   constexpr std::string_view kNames[] = {"empty", "full", "bits", "dense", "csr", "runs"};
   return kNames[static_cast<std::size_t>(kind)];
 }
 
-Index Mask::nnz() const { return storage_->stored_nnz * storage_->shape.rows_per_stored_row(); }
+Index Mask::nnz(const Context& context) const {
+  if (on_device() != nullptr) return on_device()->nnz(context);
+  return storage_->stored_nnz * storage_->shape.rows_per_stored_row();
+}
 
-double Mask::density() const {
+double Mask::density(const Context& context) const {
   const Index positions = shape().positions();
-  return positions == 0 ? 0.0 : static_cast<double>(nnz()) / static_cast<double>(positions);
+  return positions == 0 ? 0.0 : static_cast<double>(nnz(context)) / static_cast<double>(positions);
 }
 
 bool Mask::weighted() const { return storage_->weighted; }
@@ -232,7 +268,9 @@ void stored_row_runs(const Mask& mask, Index stored_row, std::vector<Run>& runs)
 
 }  // namespace
 
-Index Mask::bytes() const { return std::visit(Bytes{}, representation()); }
+Index Mask::bytes() const {
+  return on_device() != nullptr ? on_device()->bytes() : std::visit(Bytes{}, representation());
+}
 
 void Mask::row(RowId row, std::vector<Run>& runs) const {
   const MaskShape& s = shape();
@@ -254,6 +292,7 @@ float Mask::at(Index batch, Index head, Index query, Index key) const {
 }
 
 bool operator==(const Mask& a, const Mask& b) {
+  if (a.on_device() != nullptr || b.on_device() != nullptr) return a.to(Device()) == b.to(Device());
   if (!a.shape().same_logical(b.shape()) || a.nnz() != b.nnz() || a.weighted() != b.weighted()) return false;
   const MaskShape shape = a.shape().sharing_both(b.shape());
   std::vector<Run> left, right;
@@ -270,6 +309,7 @@ bool operator==(const Mask& a, const Mask& b) {
 }
 
 std::uint64_t hash(const Mask& mask) {
+  if (mask.on_device() != nullptr) return hash(mask.to(Device()));
   const MaskShape& shape = mask.shape();
   const auto mix = [](std::uint64_t state, std::uint64_t value) { return derive_seed(state ^ value, 1); };
   std::uint64_t state = 0;
@@ -293,6 +333,12 @@ std::uint64_t hash(const Mask& mask) {
 
 std::string describe(const Mask& mask) {
   char tail[96];
+  if (mask.on_device() != nullptr) {  // without its density, which would be waited for
+    std::snprintf(tail, sizeof tail, ", %.1f kB%s", static_cast<double>(mask.bytes()) / 1000,
+                  mask.weighted() ? ", weighted" : "");
+    return "Mask " + mask.shape().describe() + ", " + std::string(name_of(mask.kind())) + " on " +
+           mask.device().describe() + tail;
+  }
   std::snprintf(tail, sizeof tail, ", density %.4g %%, %.1f kB%s", 100 * mask.density(),
                 static_cast<double>(mask.bytes()) / 1000, mask.weighted() ? ", weighted" : "");
   return "Mask " + mask.shape().describe() + ", " + std::string(name_of(mask.kind())) + tail;

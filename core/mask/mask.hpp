@@ -26,7 +26,11 @@ struct Selection {
   }
 };
 
-/// A value over shared immutable storage: copying is O(1), nothing changes a Mask, operations return new ones.
+class DeviceStorage;
+
+/// A value over shared immutable storage, in the host's memory or a GPU's: copying is O(1), nothing changes a Mask,
+/// operations return new ones. On a GPU there are merge, intersect, subtract and attention; whatever else looks at
+/// entries is a DeviceError there.
 /// p = 0 means "not attended" and is never stored. Sources: design section 2; the probabilities are those of
 /// Horvitz and Thompson (1952).
 class RETICLE_API Mask {
@@ -69,12 +73,24 @@ class RETICLE_API Mask {
                               const Context& context = {});
 
   const MaskShape& shape() const;
+  /// Where the entries lie. Empty and full masks have none, and lie on the CPU.
+  Device device() const;
+  /// The same mask there: a copy that is queued on context.stream, or itself where it is. To the host it waits for the
+  /// stream. DeviceError where there is no such device, or it is not the current one.
+  Mask to(Device device, const Context& context = {}) const;
+  /// Of a mask on a GPU; null for one of the host.
+  const DeviceStorage* on_device() const;
+  /// A mask whose entries a device holds.
+  static Mask stored(std::shared_ptr<const DeviceStorage> storage);
+
+  /// DeviceError for a mask on a GPU.
   const Representation& representation() const;
+  /// On a GPU bits, or csr: lists of columns.
   MaskKind kind() const;
-  /// Attended positions over the logical shape.
-  Index nnz() const;
+  /// Attended positions over the logical shape. On a GPU it waits for context.stream.
+  Index nnz(const Context& context = {}) const;
   /// nnz over all positions; 0 for a mask without positions.
-  double density() const;
+  double density(const Context& context = {}) const;
   /// Whether some p is below 1.
   bool weighted() const;
   /// Bytes of the storage that copies share.
@@ -94,7 +110,8 @@ class RETICLE_API Mask {
   std::shared_ptr<const Storage> storage_;
 };
 
-/// Same logical shape, same positions, same p; whatever the representation and sharing.
+/// Same logical shape, same positions, same p; whatever the representation and sharing. Masks on a GPU come to the host
+/// for it.
 RETICLE_API bool operator==(const Mask& a, const Mask& b);
 /// "empty", "full", "bits", "dense", "csr" or "runs".
 RETICLE_API std::string_view name_of(MaskKind kind);

@@ -155,6 +155,7 @@ Tensor Tensor::copy(const TensorView& view, DType dtype) {
 }
 
 void Tensor::check(DType wanted) const {
+  require_on(view_, Device::Kind::cpu, "elements of a tensor");
   if (view_.dtype != wanted)
     throw ShapeError("tensor is " + view_.describe() + "; its elements were asked for as " +
                      std::string(name_of(wanted)));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <memory>
 #include <span>
 
 #include <reticle/core/tensor/buffer.hpp>
@@ -9,7 +10,8 @@
 
 namespace reticle {
 
-/// C-contiguous and 64-byte aligned. Moves; copying is spelled `copy`, so that its cost shows.
+/// C-contiguous and 64-byte aligned, in the host's memory, or in a GPU's (core/cuda/tensor.hpp makes those). Moves;
+/// copying is spelled `copy`, so that its cost shows.
 class RETICLE_API Tensor {
  public:
   Tensor() = default;
@@ -17,6 +19,8 @@ class RETICLE_API Tensor {
   Tensor(DType dtype, std::span<const Index> shape);
   Tensor(DType dtype, std::initializer_list<Index> shape)
       : Tensor(dtype, std::span<const Index>(shape.begin(), shape.size())) {}
+  /// Of memory that another allocator gave; `memory` keeps it.
+  Tensor(const TensorView& view, std::shared_ptr<void> memory) : memory_(std::move(memory)), view_(view) {}
   /// The view's elements, converted to `dtype` (floating dtypes only when it differs from the view's) and packed.
   static Tensor copy(const TensorView& view, DType dtype);
 
@@ -30,23 +34,24 @@ class RETICLE_API Tensor {
   const TensorView& view() && = delete;
   operator const TensorView&() const& { return view_; }  // NOLINT(google-explicit-constructor): a tensor is viewable
 
-  void* data() { return storage_.data(); }
-  /// The elements; T must be what the dtype stores.
+  void* data() { return memory_ ? const_cast<void*>(view_.data) : storage_.data(); }
+  /// The elements; T must be what the dtype stores. DeviceError where they lie in a GPU's memory.
   template <class T>
   std::span<T> span() {
     check(dtype_of<T>);
-    return {reinterpret_cast<T*>(storage_.data()), static_cast<std::size_t>(view_.elements())};
+    return {static_cast<T*>(data()), static_cast<std::size_t>(view_.elements())};
   }
   template <class T>
   std::span<const T> span() const {
     check(dtype_of<T>);
-    return {reinterpret_cast<const T*>(storage_.data()), static_cast<std::size_t>(view_.elements())};
+    return {static_cast<const T*>(memory_ ? view_.data : storage_.data()), static_cast<std::size_t>(view_.elements())};
   }
 
  private:
   void check(DType wanted) const;
 
   Array<std::byte> storage_;
+  std::shared_ptr<void> memory_;  // in place of storage_
   TensorView view_;
 };
 

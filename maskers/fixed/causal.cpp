@@ -2,7 +2,6 @@
 // choose, set "causal": true on the pipeline instead.
 #include <vector>
 
-#include <reticle/core/mask/combine.hpp>
 #include <reticle/core/masker.hpp>
 
 namespace reticle::maskers {
@@ -12,10 +11,6 @@ struct CausalConfig {};
 class Causal final : public Masker {
  public:
   explicit Causal(const CausalConfig&) {}
-
-  Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
-    return restrict_causal(Mask::full(inputs.shape()), context);
-  }
 
   bool selects_by_query() const override { return true; }
 

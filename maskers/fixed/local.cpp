@@ -23,21 +23,6 @@ class Local final : public Masker {
  public:
   explicit Local(const LocalConfig& config) : config_(config) {}
 
-  Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
-    const Index window = std::min(config_.window_size.resolve(inputs.keys_length()), inputs.keys_length());
-    return Mask::from_runs(
-        inputs.shape().one_head(),
-        [&](RowId row, FunctionRef<void(Run)> emit) {
-          const auto end = static_cast<std::int32_t>(std::max<Index>(0, inputs.position(row.query) + 1));
-          if (config_.dilation == 1) return emit({static_cast<std::int32_t>(std::max<Index>(0, end - window)), end, 1});
-          for (Index i = std::min(window, (end + config_.dilation - 1) / config_.dilation); i-- > 0;) {
-            const auto key = static_cast<std::int32_t>(end - 1 - i * config_.dilation);
-            emit({key, key + 1, 1});
-          }
-        },
-        context);
-  }
-
   bool selects_by_query() const override { return !config_.window_size.is_fraction(); }
 
   /// With gaps that widen as the sequence grows, a query may come back to a key that the one before it left.

@@ -17,16 +17,6 @@ class Sink final : public Masker {
  public:
   explicit Sink(const SinkConfig& config) : size_(config.sink_size) {}
 
-  Mask select(const AttentionInputs& inputs, const Mask&, LayerState&, const Context& context) const override {
-    const auto end = static_cast<std::int32_t>(std::min(size_.resolve(inputs.keys_length()), inputs.keys_length()));
-    return Mask::intervals(
-        inputs.shape().one_row(),
-        [&](RowId) {
-          return Interval{0, end};
-        },
-        context);
-  }
-
   bool selects_by_query() const override { return !size_.is_fraction(); }
 
   /// A fraction takes in more keys as the sequence grows.

@@ -23,17 +23,12 @@ class RandomSampling final : public Masker {
  public:
   explicit RandomSampling(const RandomSamplingConfig& config) : config_(config) {}
 
-  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
+              const Context& context) const override {
+    if (!config_.replacement) return Masker::select(inputs, previous, state, context);  // as the rule says
     return Mask::from_selections(
         inputs.shape(),
-        [&](RowId row, Selection& selection) {
-          if (config_.replacement) {
-            draw_with_replacement(inputs, row, context, selection);
-          } else {
-            sample_candidates(inputs, previous, row, context, selection);
-          }
-        },
-        context);
+        [&](RowId row, Selection& selection) { draw_with_replacement(inputs, row, context, selection); }, context);
   }
 
   bool samples() const override { return true; }
@@ -43,23 +38,6 @@ class RandomSampling final : public Masker {
   }
 
  private:
-  /// m of the n candidates, each included with probability m / n exactly.
-  void sample_candidates(const AttentionInputs& inputs, const Mask& previous, RowId row, const Context& context,
-                         Selection& selection) const {
-    std::vector<Run> chosen, taken;
-    previous.row(row, chosen);
-    const std::vector<Run> forbidden = forbidden_keys(inputs, row);
-    combine_rows<row_op::Max>(chosen, forbidden, [&](Run run) { taken.push_back(run); });
-    const Gaps candidates(taken, inputs.visible_keys(row.query));
-    const Index n = candidates.size();
-    if (n == 0) return;
-    const Index m = sample_size(config_.sampling_rate, n);
-    Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
-    sample_without_replacement(n, m, random, selection.indices);
-    candidates.to_positions(selection.indices);
-    selection.p.assign(selection.indices.size(), static_cast<float>(static_cast<double>(m) / static_cast<double>(n)));
-  }
-
   /// The reference's rule. Draws that were recorded, an extra tensor "sample_indices" (b, hq, sq, n) I64, replace ours.
   void draw_with_replacement(const AttentionInputs& inputs, RowId row, const Context& context,
                              Selection& selection) const {

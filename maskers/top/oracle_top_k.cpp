@@ -1,10 +1,8 @@
 // Keeps the keys of the highest attention scores, computed exactly: the upper bound that approximate top-k methods
 // chase. sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
-#include <span>
 #include <vector>
 
 #include <reticle/core/masker.hpp>
-#include <reticle/core/ops/scores.hpp>
 
 namespace reticle::maskers {
 
@@ -18,13 +16,6 @@ struct OracleTopKConfig {
 class OracleTopK final : public Masker {
  public:
   explicit OracleTopK(const OracleTopKConfig& config) : heavy_size_(config.heavy_size) {}
-
-  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
-    const Index k = heavy_size_.resolve(inputs.keys_length());
-    return select_by_score(
-        inputs, previous, ExactScorer(inputs),
-        [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
-  }
 
   bool selects_by_query() const override { return !heavy_size_.is_fraction(); }
 

@@ -1,10 +1,8 @@
 // Keeps the fewest keys whose attention mass exceeds a share of the whole, by exact scores: the upper bound of adaptive
 // budgets. sparse-attention-hub's OracleTopP; Twilight (Lin et al. 2025) names the rule top-p.
-#include <span>
 #include <vector>
 
 #include <reticle/core/masker.hpp>
-#include <reticle/core/ops/scores.hpp>
 
 namespace reticle::maskers {
 
@@ -18,13 +16,6 @@ struct OracleTopPConfig {
 class OracleTopP final : public Masker {
  public:
   explicit OracleTopP(const OracleTopPConfig& config) : top_p_(config.top_p) {}
-
-  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
-    return select_by_score(
-        inputs, previous, ExactScorer(inputs),
-        [&](std::span<const float> scores, Selection& selection) { top_p(scores, top_p_, selection.indices); },
-        context);
-  }
 
   std::vector<Rule> rules(Index, int) const override { return {Rule{.kind = Rule::Kind::top_p, .share = top_p_}}; }
 

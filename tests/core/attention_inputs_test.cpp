@@ -65,18 +65,27 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
             "queries: on the CPU; expected a tensor on a GPU");
   move(kGpu);
   inputs_.validate_on(Device::Kind::cuda);
-  const std::string wanted = "queries: on GPU 1; expected a tensor on the CPU";
   const Mask full = Mask::full(inputs_.shape());
-  EXPECT_EQ(refusal([&] { attention(inputs_, full); }), wanted);
-  EXPECT_EQ(refusal([&] {
-              attention_backward(inputs_, full, tensor_.view(), tensor_.view().slice(3, 0, 1), tensor_.view());
-            }),
-            wanted);
-  const auto sparse = SparseAttention::from_json(R"({"maskers": [{"type": "sink"}]})");
-  SequenceState state;
-  EXPECT_EQ(refusal([&] { sparse.mask(inputs_, state); }), wanted);
-  InferenceState sequence;
-  EXPECT_EQ(refusal([&] { InferenceHandler(sparse, sparse).attend(inputs_, sequence); }), wanted);
+  const auto sparse = SparseAttention::from_json(R"({"maskers": [{"type": "tova"}]})");
+  // There, by whatever is missing: CUDA, a GPU, or that it is the current one.
+  const auto on_gpu = [&](auto&& call) { EXPECT_THROW(call(), DeviceError); };
+  ::testing::internal::CaptureStderr();
+  on_gpu([&] { attention(inputs_, full); });
+  on_gpu([&] { attention_backward(inputs_, full, tensor_.view(), tensor_.view().slice(3, 0, 1), tensor_.view()); });
+  on_gpu([&] { AttentionPlan(inputs_, full); });
+  on_gpu([&] {
+    SequenceState state;
+    sparse.mask(inputs_, state);
+  });
+  on_gpu([&] {
+    SequenceState state;
+    sparse.attend(inputs_, state);
+  });
+  on_gpu([&] {
+    InferenceState sequence;
+    InferenceHandler(sparse, sparse).attend(inputs_, sequence);
+  });
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");  // nobody is warned of copies that were not made
   EXPECT_EQ(refusal([&] { Tensor::copy(inputs_.queries, DType::f32); }),
             "copy: on GPU 1; expected a tensor on the CPU");
 }

@@ -3,6 +3,8 @@
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -10,9 +12,13 @@
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
+#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/base/warning.hpp>
 #include <reticle/core/cuda/choose.hpp>
+#include <reticle/core/cuda/tensor.hpp>
 #include <reticle/core/cuda/top_k.hpp>
+#include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/ops/select.hpp>
@@ -31,10 +37,12 @@ class CudaDevice : public ::testing::Test {
   }
 };
 
+constexpr Device kGpu{Device::Kind::cuda, 0};
+
 /// A view of device memory, laid out as `view` is.
 TensorView on_gpu(TensorView view, const void* data) {
   view.data = data;
-  view.device = {Device::Kind::cuda, 0};
+  view.device = kGpu;
   return view;
 }
 
@@ -68,12 +76,12 @@ void compare_with_cpu(const Case& c, Index head_dim, const Mask& mask, bool tile
   const AttentionInputs& inputs = on_device.inputs;
   std::vector<T> output(drawn.output_size(), from_float<T>(std::nanf("")));
   std::vector<float> lse(drawn.lse_size(), std::nanf(""));
-  const AttentionPlan plan(inputs, mask, nullptr, drawn.options());
+  const DevicePlan plan(inputs, mask, nullptr);
   EXPECT_EQ(plan.uses_tiles(), tiles);
   for (int repeat = 0; repeat < 3; ++repeat) {  // a plan serves again
     Buffer out = Buffer::copy_of(std::span<const T>(output), nullptr),
            logs = Buffer::copy_of(std::span<const float>(lse), nullptr);
-    plan.run(inputs, out.template as<T>(), logs.template as<float>(), nullptr);
+    plan.run(inputs, out.template as<T>(), logs.template as<float>(), nullptr, drawn.options());
     std::vector<T> found(output.size());
     std::vector<float> found_lse(lse.size());
     out.copy_to(found.data(), nullptr);
@@ -107,7 +115,7 @@ void compare_gradients(const Case& c, Index head_dim, const Mask& mask, bool til
                        AttendedBytes{on_gpu(TensorView(nullptr, DType::u8, {c.batch, c.heads, c.rows, c.keys}),
                                             attended.as<std::uint8_t>())},
                        nullptr, drawn.options());
-    plans.emplace_back(on_device.inputs, DeviceMask(mask, nullptr), nullptr, drawn.options());
+    plans.emplace_back(on_device.inputs, mask.to(kGpu), nullptr, drawn.options());
   }
   for (const BackwardPlan& plan : plans) {
     EXPECT_EQ(plan.uses_tiles(), tiles);
@@ -193,9 +201,9 @@ TEST_F(CudaDevice, HeadsThatAttendAlikeShareListsHoweverTheMaskComes) {
     const Problem<float> drawn(c, 64);
     const AttentionResult expected = attention(drawn.inputs, mask, drawn.options());
     const OnDevice<float> on_device(drawn);
-    for (const AttentionPlan& plan : {AttentionPlan(on_device.inputs, mask, nullptr),
-                                      AttentionPlan(on_device.inputs, DeviceMask(mask, nullptr), nullptr),
-                                      AttentionPlan(on_device.inputs, AttendedBytes{attended}, nullptr)}) {
+    for (const DevicePlan& plan :
+         {DevicePlan(on_device.inputs, mask, nullptr), DevicePlan(on_device.inputs, mask.to(kGpu), nullptr),
+          DevicePlan(on_device.inputs, AttendedBytes{attended}, nullptr)}) {
       const Buffer out(drawn.output_size() * sizeof(float), nullptr), logs(drawn.lse_size() * sizeof(float), nullptr);
       plan.run(on_device.inputs, out.as<float>(), logs.as<float>(), nullptr);
       std::vector<float> found(drawn.output_size()), found_lse(drawn.lse_size());
@@ -271,26 +279,30 @@ TEST_F(CudaDevice, MasksCombineAsOnTheCpuAndArePlanned) {
         const auto end = static_cast<std::int32_t>(2961 + row.query);
         return Interval{end - 100, end};
       });
-      const DeviceMask on_a(a, nullptr), on_b(b, nullptr), on_window(window, nullptr);
-      EXPECT_EQ(merge(on_a, on_b, MergeRule::add, nullptr).to_host(nullptr), merge(a, b));
-      EXPECT_EQ(merge(on_a, on_b, MergeRule::independent, nullptr).to_host(nullptr),
-                merge(a, b, MergeRule::independent));
-      EXPECT_EQ(intersect(on_a, on_b, nullptr).to_host(nullptr), intersect(a, b));
-      EXPECT_EQ(subtract(on_a, on_b, nullptr).to_host(nullptr), subtract(a, b));
-      for (const DeviceMask& on_device : {on_a, on_b, on_window})
-        EXPECT_EQ(on_device.nnz(nullptr), on_device.to_host(nullptr).nnz());
-      const DeviceMask both = merge(on_a, on_window, MergeRule::max, nullptr);
+      const Mask on_a = a.to(kGpu), on_b = b.to(kGpu), on_window = window.to(kGpu);
+      for (const Mask& result :
+           {merge(on_a, on_b), merge(on_a, on_b, MergeRule::independent), intersect(on_a, on_b), subtract(on_a, on_b)})
+        EXPECT_EQ(result.device(), kGpu);
+      EXPECT_EQ(merge(on_a, on_b), merge(a, b)) << "masks are compared on the host";
+      EXPECT_EQ(merge(on_a, on_b, MergeRule::independent), merge(a, b, MergeRule::independent));
+      EXPECT_EQ(intersect(on_a, on_b), intersect(a, b));
+      EXPECT_EQ(subtract(on_a, on_b), subtract(a, b));
+      if (!weighted) {
+        EXPECT_EQ(complement(on_a), complement(a));
+      }
+      for (const Mask& on_device : {on_a, on_b, on_window}) EXPECT_EQ(on_device.nnz(), on_device.to({}).nnz());
+      const Mask both = merge(on_a, on_window, MergeRule::max);
       const Mask expected_mask = merge(a, window, MergeRule::max);
-      EXPECT_EQ(both.to_host(nullptr), expected_mask);
+      EXPECT_EQ(both, expected_mask);
 
       const Problem<BFloat16> drawn(c, 128);
       const AttentionResult expected = attention(drawn.inputs, expected_mask, drawn.options());
       const OnDevice<BFloat16> on_device(drawn);
-      const AttentionPlan plan(on_device.inputs, both, nullptr, drawn.options());
+      const DevicePlan plan(on_device.inputs, both, nullptr);
       EXPECT_EQ(plan.uses_tiles(), !weighted);
       const Buffer out(drawn.output_size() * sizeof(BFloat16), nullptr),
           logs(drawn.lse_size() * sizeof(float), nullptr);
-      plan.run(on_device.inputs, out.as<BFloat16>(), logs.as<float>(), nullptr);
+      plan.run(on_device.inputs, out.as<BFloat16>(), logs.as<float>(), nullptr, drawn.options());
       std::vector<BFloat16> found(drawn.output_size());
       std::vector<float> found_lse(drawn.lse_size());
       out.copy_to(found.data(), nullptr);
@@ -298,6 +310,169 @@ TEST_F(CudaDevice, MasksCombineAsOnTheCpuAndArePlanned) {
       expect_equal(expected, found, found_lse, 0.03, 1e-3);
     }
   }
+}
+
+/// A tensor of the GPU as the host has it.
+template <class T>
+std::vector<T> on_host(const Tensor& tensor) {
+  const Tensor copy = copy_to(tensor.view(), {});
+  const auto values = copy.span<T>();
+  return {values.begin(), values.end()};
+}
+
+/// One call, wherever the tensors lie: any head size, any alignment, attention masks of any dtype, any pattern.
+TEST_F(CudaDevice, AttentionIsOneCallOnBothDevices) {
+  for (const Index head_dim : {64, 40, 96, 200}) {
+    Case c;
+    c.rows = 20;
+    c.keys = 300;
+    c.causal = true;
+    c.biased = head_dim == 96;
+    const Problem<float> drawn(c, head_dim);
+    const OnDevice<float> on_device(drawn);
+    const Mask mask = random_mask(c, 0.3, 1);
+    const Band band{.first_query = 280, .width = 50};
+    for (const Pattern& pattern : {Pattern(mask), Pattern(mask.to(kGpu)), Pattern(band)}) {
+      const Pattern host = std::holds_alternative<Mask>(pattern) ? Pattern(mask) : pattern;
+      const AttentionResult expected = attention(drawn.inputs, host, drawn.options());
+      const AttentionResult found = attention(on_device.inputs, pattern, drawn.options());
+      EXPECT_EQ(found.output.view().device, kGpu);
+      expect_equal(expected, on_host<float>(found.output), on_host<float>(found.lse), 1e-4, 1e-3);
+      const AttentionResult planned =
+          attention(on_device.inputs, AttentionPlan(on_device.inputs, pattern), drawn.options());
+      expect_equal(expected, on_host<float>(planned.output), on_host<float>(planned.lse), 1e-4, 1e-3);
+      AttentionOptions plain;
+      const AttentionResult result = attention(drawn.inputs, host, plain);
+      const Tensor there_output = copy_to(result.output.view(), kGpu), there_lse = copy_to(result.lse.view(), kGpu);
+      const AttentionGradients wanted =
+          attention_backward(drawn.inputs, host, result.output.view(), result.lse.view(), result.output.view(), plain);
+      const AttentionGradients gradients = attention_backward(on_device.inputs, pattern, there_output.view(),
+                                                              there_lse.view(), there_output.view(), plain);
+      for (const auto& [a, b] : {std::pair{&wanted.queries, &gradients.queries},
+                                 {&wanted.keys, &gradients.keys},
+                                 {&wanted.values, &gradients.values}}) {
+        const auto values = a->span<float>();
+        const std::vector<float> there = on_host<float>(*b);
+        ASSERT_EQ(values.size(), there.size());
+        for (std::size_t i = 0; i < there.size(); ++i)
+          ASSERT_NEAR(there[i], values[i], 5e-4 * (1 + std::abs(values[i]))) << head_dim << ", " << i;
+      }
+    }
+  }
+}
+
+TEST_F(CudaDevice, PlansAreForOneDevice) {
+  Case c;
+  c.rows = 20;
+  const Problem<float> drawn(c, 64);
+  const OnDevice<float> on_device(drawn);
+  const Mask mask = random_mask(c, 0.3, 1);
+  const AttentionPlan here(drawn.inputs, mask), there(on_device.inputs, mask);
+  EXPECT_EQ(there.device(), kGpu);
+  EXPECT_THROW(attention(on_device.inputs, here), DeviceError);
+  EXPECT_THROW(attention(drawn.inputs, there), DeviceError);
+  EXPECT_THROW(restrict_causal(mask.to(kGpu)), DeviceError) << "said by name, not read from device memory";
+  EXPECT_THROW(merge(mask, mask.to(kGpu)), DeviceError);
+}
+
+/// Prompts and steps of a sequence, through the same calls as on the CPU.
+void expect_a_pipeline_decodes_alike(const std::string& config, Index head_dim, bool warns) {
+  std::vector<std::string> warned;
+  set_warning_handler([&](const std::string& message) { warned.push_back(message); });
+  const InferenceHandler handler(SparseAttention::from_json(config));
+  InferenceState here, there;
+  Case c;
+  c.rows = c.keys = 70;
+  const Problem<float> drawn(c, head_dim);
+  const OnDevice<float> on_device(drawn);
+  // A prompt of 60, steps, three of which are taken back (negative: truncate), and come again.
+  for (const Index length : {60, 61, 62, 63, 64, 65, -62, 63, 64, 65, 66, 67}) {
+    if (length < 0) {
+      here.truncate(-length);
+      there.truncate(-length);
+      continue;
+    }
+    for (const int layer : {0, 1}) {
+      const auto part = [&](const AttentionInputs& whole) {
+        AttentionInputs inputs = whole.rows(length == 60 ? 0 : length - 1, length);
+        inputs.layer = layer;
+        inputs.stage = length == 60 ? Stage::prefill : Stage::generation;
+        return inputs;
+      };
+      const AttentionResult expected = handler.attend(part(drawn.inputs), here);
+      const AttentionResult found = handler.attend(part(on_device.inputs), there);
+      expect_equal(expected, on_host<float>(found.output), on_host<float>(found.lse), 1e-4, 1e-3);
+    }
+  }
+  EXPECT_EQ(here.prefill.sparsity, there.prefill.sparsity) << config;
+  EXPECT_EQ(here.generation.sparsity, there.generation.sparsity) << config;
+  EXPECT_EQ(!warned.empty(), warns) << config;
+  set_warning_handler({});
+}
+
+TEST_F(CudaDevice, PipelinesDecodeThroughTheCallsOfTheCpu) {
+  const std::string fixed = R"({"type": "sink", "sink_size": 3}, {"type": "local", "window_size": 5}, )";
+  for (const char* last : {R"({"type": "oracle_top_k", "heavy_size": 9})", R"({"type": "oracle_top_p", "top_p": 0.4})",
+                           R"({"type": "quest_top_k", "heavy_size": 16, "page_size": 4})",
+                           R"({"type": "random_sampling", "sampling_rate": 0.3})"}) {
+    const std::string maskers = R"({"maskers": [)" + fixed + last + "]}";
+    for (const Index head_dim : {64, 40}) {
+      expect_a_pipeline_decodes_alike(R"({"prefill": {"maskers": []}, "generation": )" + maskers + "}", head_dim,
+                                      false);
+      expect_a_pipeline_decodes_alike(maskers, head_dim, true);  // the prompt's keys are chosen on the host
+    }
+  }
+  expect_a_pipeline_decodes_alike(R"({"maskers": []})", 64, false);
+  expect_a_pipeline_decodes_alike(R"({"prefill": {"maskers": []}, "generation": {"maskers": [{"type": "moba"}]}})", 64,
+                                  true);
+  expect_a_pipeline_decodes_alike(R"({"prefill": {"maskers": []}, "generation": {"maskers": [{"type": "snap_kv"}]}})",
+                                  64, true);
+}
+
+/// Maskers that choose by rules, one of each kind. Hashes have weights for 4 heads of 64 in `folder`.
+std::vector<std::string> maskers_by_rules(const reticle::testing::TemporaryFolder& folder) {
+  return {R"({"type": "oracle_top_k", "heavy_size": 100})",
+          R"({"type": "oracle_top_p", "top_p": 0.5})",
+          R"({"type": "quest_top_k", "heavy_size": 200})",
+          R"({"type": "adaptive_sampling", "epsilon": 0.2})",
+          R"({"type": "random_sampling", "sampling_rate": 0.2})",
+          hashing(folder / "w", 0, 4, 100, 64, "relu"),
+          R"({"type": "pq_cache", "heavy_size": 100})",
+          R"({"type": "magic_pig", "lsh_l": 40})",
+          R"({"type": "test_rules_only"})"};
+}
+
+TEST_F(CudaDevice, MasksOfStepsLieThereAndAreTheCpusBitForBitWhereScoresAgree) {
+  std::mt19937 random(8);
+  std::uniform_int_distribution<int> draw(-3, 3);  // products are exact in any order, and many tie
+  Tensor queries(DType::f32, {2, 4, 1, 64}), keys(DType::f32, {2, 2, 700, 64});
+  for (Tensor* tensor : {&queries, &keys}) {
+    for (float& x : tensor->span<float>()) x = static_cast<float>(draw(random));
+  }
+  AttentionInputs here;
+  here.queries = queries.view();
+  here.keys = here.values = keys.view();
+  here.scaling = 0.0625f;
+  here.causal = true;
+  here.stage = Stage::generation;
+  const Tensor queries_there = copy_to(here.queries, kGpu), keys_there = copy_to(here.keys, kGpu);
+  AttentionInputs there = here;
+  there.queries = queries_there.view();
+  there.keys = there.values = keys_there.view();
+  const reticle::testing::TemporaryFolder folder;
+  for (const std::string& added : maskers_by_rules(folder)) {
+    for (const std::string before : {"", R"({"type": "sink", "sink_size": 5}, {"type": "local", "window_size": 9}, )",
+                                     R"({"type": "local", "window_size": 20, "dilation": 3}, )"}) {
+      const auto sparse = SparseAttention::from_json(R"({"seed": 4, "maskers": [)" + before + added + "]}");
+      SequenceState a, b;
+      const Mask expected = sparse.mask(here, a), found = sparse.mask(there, b);
+      EXPECT_EQ(found.device(), kGpu);
+      EXPECT_EQ(found, expected) << before << added;
+    }
+  }
+  SequenceState state;
+  EXPECT_THROW(SparseAttention::from_json(R"({"maskers": [{"type": "sink"}]})").run(there, state), DeviceError)
+      << "figures are of the CPU";
 }
 
 TEST_F(CudaDevice, TopKSelectsWhatTheCpuSelects) {
@@ -337,15 +512,10 @@ void expect_rules_choose_as_the_pipeline(bool biased, Index keys = 4000) {
   const OnDevice<float> on_device(drawn);
   const auto rows = static_cast<std::size_t>(c.batch * c.heads);
   const reticle::testing::TemporaryFolder folder;
-  const std::string hashes = hashing(folder / "w", 0, c.heads, 100, 64, "relu");
-  for (const char* added :
-       {R"({"type": "oracle_top_k", "heavy_size": 100})", R"({"type": "oracle_top_p", "top_p": 0.5})",
-        R"({"type": "quest_top_k", "heavy_size": 200})", R"({"type": "adaptive_sampling", "epsilon": 0.2})",
-        R"({"type": "random_sampling", "sampling_rate": 0.2})", hashes.c_str(),
-        R"({"type": "pq_cache", "heavy_size": 100})", R"({"type": "magic_pig", "lsh_l": 40})"}) {
+  for (const std::string& added : maskers_by_rules(folder)) {
     const auto sparse = SparseAttention::from_json(
-        R"({"seed": 4, "maskers": [{"type": "sink", "sink_size": 5}, {"type": "local", "window_size": 9}, )" +
-        std::string(added) + "]}");
+        R"({"seed": 4, "maskers": [{"type": "sink", "sink_size": 5}, {"type": "local", "window_size": 9}, )" + added +
+        "]}");
     SequenceState state;
     const Mask expected = sparse.mask(drawn.inputs, state);
     const KeyChooser chooser(c.batch * c.heads, c.keys, nullptr);
@@ -415,16 +585,16 @@ TEST_F(CudaSmall, GradientsByLists) {
 TEST_F(CudaSmall, MasksAndPlans) {
   Case c = small(40);
   const Mask a = random_mask(c, 0.3, 1), b = random_mask(c, 0.02, 2);
-  const DeviceMask on_a(a, nullptr), on_b(b, nullptr);
-  EXPECT_EQ(merge(on_a, on_b, MergeRule::add, nullptr).to_host(nullptr), merge(a, b));
-  EXPECT_EQ(intersect(on_b, on_b, nullptr).to_host(nullptr), b);
-  EXPECT_EQ(on_b.nnz(nullptr), b.nnz());
+  const Mask on_a = a.to(kGpu), on_b = b.to(kGpu);
+  EXPECT_EQ(merge(on_a, on_b), merge(a, b));
+  EXPECT_EQ(intersect(on_b, on_b), b);
+  EXPECT_EQ(on_b.nnz(), b.nnz());
   const Problem<BFloat16> drawn(c, 64);
   const AttentionResult expected = attention(drawn.inputs, a, drawn.options());
   const OnDevice<BFloat16> on_device(drawn);
-  const AttentionPlan plan(on_device.inputs, on_a, nullptr, drawn.options());
+  const DevicePlan plan(on_device.inputs, on_a, nullptr);
   const Buffer out(drawn.output_size() * sizeof(BFloat16), nullptr), logs(drawn.lse_size() * sizeof(float), nullptr);
-  plan.run(on_device.inputs, out.as<BFloat16>(), logs.as<float>(), nullptr);
+  plan.run(on_device.inputs, out.as<BFloat16>(), logs.as<float>(), nullptr, drawn.options());
   std::vector<BFloat16> found(drawn.output_size());
   std::vector<float> found_lse(drawn.lse_size());
   out.copy_to(found.data(), nullptr);
@@ -450,9 +620,9 @@ TEST(CudaUnavailable, IsSaidWhenADeviceIsAskedFor) {
     return "";
   };
   const Mask mask = random_mask(c, 1, 1);
-  EXPECT_TRUE(message_of([&] { AttentionPlan(inputs, mask, nullptr); }).starts_with("CUDA: "));
+  EXPECT_TRUE(message_of([&] { DevicePlan(inputs, mask, nullptr); }).starts_with("CUDA: "));
   EXPECT_TRUE(message_of([&] { BackwardPlan(inputs, mask, nullptr); }).starts_with("CUDA: "));
-  EXPECT_EQ(message_of([&] { AttentionPlan(drawn.inputs, mask, nullptr); }),
+  EXPECT_EQ(message_of([&] { DevicePlan(drawn.inputs, mask, nullptr); }),
             "queries: on the CPU; expected a tensor on a GPU");
   EXPECT_THROW(KeyChooser(1, 10, nullptr), DeviceError);
   EXPECT_THROW(Buffer(16, nullptr), DeviceError);

@@ -109,7 +109,7 @@ def masks(queries, keys):
     yield reticle.torch.Band(first_query=keys - queries, width=50)
     yield reticle.torch.SelectedBlocks(numbers_of_blocks(queries), 64)
     if STAND_IN is not None or EMULATED:
-        yield reticle.torch.DeviceMask(reticle.Mask.dense(attended.numpy()))
+        yield reticle.Mask.dense(attended.numpy()).to("cuda")
 
 
 @pytest.mark.parametrize("rows", [1, 100])
@@ -118,13 +118,20 @@ def test_attention_over_any_kind_of_mask(rows, dtype):
     q, k, v = tensors(rows, 300, dtype)
     kernel = "DecodePart" if rows == 1 or dtype == torch.float32 else ATTEND_TILE
     for mask in masks(rows, 300):
-        host = reticle.torch.as_mask(mask, *on_cpu(q, k)) if isinstance(mask, torch.Tensor) else mask
-        computed = host is None or isinstance(host, reticle.Mask)
         launches(
             lambda mask=mask: reticle.attention(q, k, v, mask, causal=True),
             kernel,
-            like=(lambda host=host: reticle.attention(*on_cpu(q, k, v), host, causal=True)) if computed else None,
+            like=lambda mask=mask: reticle.attention(*on_cpu(q, k, v), as_on_cpu(mask), causal=True),
         )
+
+
+def as_on_cpu(mask):
+    """The same mask of tensors on the CPU."""
+    if isinstance(mask, torch.Tensor):
+        return mask.cpu()
+    if isinstance(mask, reticle.torch.SelectedBlocks):
+        return reticle.torch.SelectedBlocks(mask.numbers.cpu(), mask.block_size)
+    return mask.to("cpu") if isinstance(mask, reticle.Mask) else mask
 
 
 def test_attention_with_everything_that_it_takes():
@@ -145,6 +152,18 @@ def test_attention_of_other_head_sizes(width):
     launches(lambda: reticle.attention(*given), "DecodePart", like=lambda: reticle.attention(*on_cpu(*given)))
 
 
+def test_choosing_on_the_host_warns_and_says_why():
+    sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": [{"type": "moba"}]}))
+    q, k, v = tensors(1, 300)
+
+    def run():
+        with pytest.warns(RuntimeWarning, match='masker 0, "moba", has no rule for a GPU'):
+            return sparse.run(q, k, v, reticle.SequenceState(), stage="generation")[0]
+
+    if STAND_IN is not None or EMULATED:
+        launches(run, "DecodePart")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients(dtype):
     q, k, v = tensors(100, 300, dtype)
@@ -160,10 +179,17 @@ def test_gradients(dtype):
 def test_plans_and_lists_of_keys():
     q, k, v = tensors(1, 300)
     mask = reticle.Mask.full((2, 8, 1, 300))
-    launches(lambda: reticle.torch.AttentionPlan(q, k, v, mask)(q, k, v), "DecodePart")
-    blocks = torch.ones(1, 1, 2, 5, dtype=torch.bool).cuda()
+    launches(lambda: reticle.attention(q, k, v, reticle.plan(q, k, mask)), "DecodePart")
+    blocks = torch.ones(1, 1, 2, 5, dtype=torch.bool)
     many = tensors(128, 300)
-    launches(lambda: reticle.torch.AttentionPlan(*many, blocks, block_size=(64, 64))(*many), "PlanTile", ATTEND_TILE)
+    launches(
+        lambda: reticle.attention(
+            *many, reticle.plan(*many[:2], reticle.torch.blocks(blocks.cuda(), block_size=(64, 64)))
+        ),
+        "PlanTile",
+        ATTEND_TILE,
+        like=lambda: reticle.attention(*on_cpu(*many)),
+    )
     indices = torch.arange(40).expand(2, 8, 1, 40).cuda()
     launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices), "DecodePart")
     launches(lambda: reticle.torch.KeyListAttention(16)(q, k, v, indices, p=torch.ones_like(indices) / 2), "DecodePart")
@@ -198,7 +224,7 @@ def test_decoding_over_keys_that_are_chosen_there(masker, kernel):
     q, k, v = one_sequence(1)
     prompt = one_sequence(300)
     launches(
-        lambda: reticle.torch.SparseDecoder(sparse, 8, 400)(q, k, v)[0],
+        lambda: sparse.attend(q, k, v, reticle.SequenceState(), stage="generation")[0],
         kernel,
         "ChooseRow",
         "DecodePart",
@@ -217,7 +243,9 @@ def test_decoding_over_keys_that_are_chosen_there(masker, kernel):
 def test_pipelines_that_choose_on_the_host():
     sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": [{"type": "sink"}], "causal": True}))
     q, k, v = tensors(100, 300)
-    assert sparse.mask(q, k, v, reticle.SequenceState()).shape == (2, 8, 100, 300)
+    launches(
+        lambda: sparse.mask(q, k, v, reticle.SequenceState()),
+    )
     launches(
         lambda: sparse.run(q, k, v, reticle.SequenceState())[0],
         ATTEND_TILE,
@@ -230,12 +258,13 @@ def test_masks_in_device_memory():
     one = reticle.Mask.from_row_indices((2, 8, 3, 300), [[1, 2]] * 48)
 
     def combine():
-        a, b = reticle.torch.DeviceMask(mask), reticle.torch.DeviceMask(one)
+        a, b = mask.to("cuda"), one.to("cuda")
+        assert a.device == "cuda:0"
         on_host = (mask | one, mask & one, mask - one, one | one, mask.merge(one, "independent"))
         for result, expected in zip((a | b, a & b, a - b, b | b, a.merge(b, "independent")), on_host, strict=True):
             assert result.shape == (2, 8, 3, 300)
-            assert not EMULATED or result.to_host() == expected
-            result.to_host()
+            assert not EMULATED or result == expected
+            result.to("cpu")
         return a.nnz
 
     launches(combine, "Combine")
@@ -263,7 +292,7 @@ def test_native_sparse_attention(dtype):
 def test_what_is_wrong_with_arguments_is_said_before_anything_of_the_gpu():
     q, k, v = tensors(1, 300)
     with pytest.raises(reticle.ShapeError, match="keys need the head_dim of the queries"):
-        reticle.torch.AttentionPlan(q, k[..., :64], v, reticle.Mask.full((2, 8, 1, 300)))
+        reticle.plan(q, k[..., :64], reticle.Mask.full((2, 8, 1, 300)))
     with pytest.raises(reticle.DeviceError, match="keys: on the CPU; expected a tensor on a GPU"):
         reticle.attention(q, k.cpu(), v)
     with pytest.raises(reticle.DeviceError, match="keys: on GPU 0; expected a tensor on the CPU"):

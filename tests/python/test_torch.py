@@ -159,7 +159,7 @@ def test_a_gpu_mask_is_planned_there(rows, dtype, heads_of_mask):
     attended = torch.rand(1, heads_of_mask, rows, 700, device="cuda") < 0.2
     mask = reticle.Mask.dense(attended.expand(2, 8, -1, -1).cpu().numpy())
     expected, expected_lse = reticle.attention(*(x.cpu() for x in (q, k, v)), mask, causal=True)
-    output, lse = reticle.torch.AttentionPlan(q, k, v, attended, causal=True)(q, k, v)
+    output, lse = reticle.attention(q, k, v, attended, causal=True)
     torch.testing.assert_close(output.cpu(), expected, atol=0.02, rtol=0.02)
     torch.testing.assert_close(lse.cpu(), expected_lse, atol=3e-3, rtol=1e-3)
 
@@ -252,7 +252,8 @@ def test_a_gpu_mask_of_blocks_is_planned_there(rows):
     attended = blocks.repeat_interleave(32, 2)[:, :, :rows].repeat_interleave(48, 3)[..., :700]
     mask = reticle.Mask.dense(attended.expand(2, 8, -1, -1).cpu().numpy())
     expected, expected_lse = reticle.attention(*(x.cpu() for x in (q, k, v)), mask, causal=True)
-    output, lse = reticle.torch.AttentionPlan(q, k, v, blocks, causal=True, block_size=(32, 48))(q, k, v)
+    plan = reticle.plan(q, k, reticle.torch.blocks(blocks, (32, 48)), causal=True)
+    output, lse = reticle.attention(q, k, v, plan, causal=True)
     torch.testing.assert_close(output.cpu(), expected, atol=0.02, rtol=0.02)
     torch.testing.assert_close(lse.cpu(), expected_lse, atol=3e-3, rtol=1e-3)
 
@@ -262,12 +263,12 @@ def test_a_gpu_mask_of_blocks_is_planned_there(rows):
 def test_masks_combine_on_the_gpu_and_are_planned_there(rows):
     q, k, v = (on_gpu(2, h, n, 128) for h, n in ((8, rows), (2, 700), (2, 700)))
     a, b, c = (reticle.Mask.dense((torch.rand(2, 8, rows, 700) < density).numpy()) for density in (0.01, 0.2, 0.3))
-    x, y, z = (reticle.torch.DeviceMask(mask) for mask in (a, b, c))
+    x, y, z = (mask.to("cuda") for mask in (a, b, c))
     mask = (a | b) - (b & c)
     on_device = (x | y) - (y & z)
-    assert on_device.to_host() == mask and on_device.shape == mask.shape
+    assert on_device.device == "cuda:0" and on_device == mask and on_device.shape == mask.shape
     assert on_device.nnz == mask.nnz and on_device.density == pytest.approx(mask.density)
-    output, lse = reticle.torch.AttentionPlan(q, k, v, on_device)(q, k, v)
+    output, lse = reticle.attention(q, k, v, on_device)
     expected, expected_lse = reticle.attention(q.cpu().float(), k.cpu().float(), v.cpu().float(), mask)
     torch.testing.assert_close(output.cpu().float(), expected, atol=0.03, rtol=0.03)
     torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-2, rtol=1e-3)
@@ -277,21 +278,21 @@ def test_masks_on_the_gpu_say_where_there_is_none():
     if reticle._core.cuda_device_count() > 0:
         pytest.skip("there is a GPU")
     with pytest.raises(reticle.DeviceError, match="CUDA"):
-        reticle.torch.DeviceMask(reticle.Mask.full((1, 1, 4, 8)))
+        reticle.Mask.from_row_indices((1, 1, 1, 8), [[[[1]]]]).to("cuda")
 
 
 @needs_gpu
 def test_a_gpu_plan_runs_in_a_graph():
     q, k, v = on_gpu(1, 8, 1, 64), on_gpu(1, 2, 4096, 64), on_gpu(1, 2, 4096, 64)
     mask = reticle.Mask.dense((torch.rand(1, 8, 1, 4096) < 0.3).numpy())
-    plan = reticle.torch.AttentionPlan(q, k, v, mask)
-    eager, _ = plan(q, k, v)
+    plan = reticle.plan(q, k, mask)
+    eager, _ = reticle.attention(q, k, v, plan)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured, _ = plan(q, k, v)
+        captured, _ = reticle.attention(q, k, v, plan)
     q.copy_(torch.randn_like(q))
     graph.replay()
-    torch.testing.assert_close(captured, plan(q, k, v)[0])
+    torch.testing.assert_close(captured, reticle.attention(q, k, v, plan)[0])
     assert not torch.equal(captured, eager)
 
 
@@ -305,8 +306,8 @@ def test_gpu_decoding_over_the_best_keys_is_the_pipelines():
     ]
     sparse = reticle.SparseAttention.from_json(json.dumps({"maskers": config, "causal": True}))
     expected, _ = sparse.run(*(x.cpu() for x in (q, k, v)), reticle.SequenceState(), stage="generation")
-    decode = reticle.torch.SparseDecoder(sparse, 16, 4096)
-    torch.testing.assert_close(decode(q, k, v)[0].cpu(), expected, atol=0.03, rtol=0.03)
+    output, _ = sparse.attend(q, k, v, reticle.SequenceState(), stage="generation")
+    torch.testing.assert_close(output.cpu(), expected, atol=0.03, rtol=0.03)
 
 
 @needs_gpu
@@ -321,12 +322,7 @@ def test_gpu_selection_is_the_cpus():
 def test_gpu_plans_say_when_there_is_no_gpu():
     if reticle._core.cuda_device_count() > 0:
         pytest.skip("there is a GPU")
-    q = torch.zeros(1, 1, 1, 64)
-    with pytest.raises(reticle.DeviceError, match="queries: on the CPU; expected a tensor on a GPU"):
-        reticle.torch.AttentionPlan(q, q, q, reticle.Mask.full((1, 1, 1, 1)))
     with pytest.raises(reticle.DeviceError, match="CUDA"):
         reticle.torch.KeyListAttention(1)
-    with pytest.raises(reticle.DeviceError, match="CUDA"):
-        reticle.torch.SparseDecoder(reticle.SparseAttention.from_json('{"maskers": [{"type": "sink"}]}'), 1, 10)
     with pytest.raises(reticle.DeviceError, match="scores: on the CPU; expected a tensor on a GPU"):
         reticle.torch.top_k(torch.zeros(1, 4), 2)
