@@ -386,7 +386,7 @@ def never_slower(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
             dense, *sparse = interleaved([lambda q=q, k=k, v=v: reticle.attention(q, k, v), *works], repeats=9)
             for percent, taken in zip(percents, sparse, strict=True):
                 yield Row(
-                    "Never slower than dense",
+                    "Random tokens against dense",
                     f"{queries} queries, {keys} keys, {percent} % tokens",
                     "our dense",
                     taken,

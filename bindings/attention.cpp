@@ -214,26 +214,40 @@ Stage stage_from(const std::string& stage) {
   throw py::value_error("stage is \"" + stage + "\"; expected \"prefill\" or \"generation\"");
 }
 
+/// The caller's state, or one of the call's own.
+class StateOfCall {
+ public:
+  explicit StateOfCall(SequenceState* given) : state_(given == nullptr ? &own_.emplace() : given) {}
+  SequenceState& get() const { return *state_; }
+
+ private:
+  std::optional<SequenceState> own_;
+  SequenceState* state_;
+};
+
 Mask build_mask(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+                const py::object& values, SequenceState* given, std::optional<float> scaling, bool causal,
                 const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
+  const StateOfCall state(given);
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
-  return run_released([&](const Context& context) { return sparse.mask(call.inputs, state, call.on_stream(context)); });
+  return run_released(
+      [&](const Context& context) { return sparse.mask(call.inputs, state.get(), call.on_stream(context)); });
 }
 
 std::vector<std::pair<std::string, Mask>> contributions(const SparseAttention& sparse, const py::object& queries,
                                                         const py::object& keys, const py::object& values,
-                                                        SequenceState& state, std::optional<float> scaling, bool causal,
+                                                        SequenceState* given, std::optional<float> scaling, bool causal,
                                                         const py::object& attention_mask, int layer,
                                                         const std::string& stage, const py::object& extras) {
+  const StateOfCall state(given);
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
   std::vector<std::pair<std::string, Mask>> found;
   for (Contribution& each :
-       run_released([&](const Context& context) { return sparse.contributions(call.inputs, state, context); }))
+       run_released([&](const Context& context) { return sparse.contributions(call.inputs, state.get(), context); }))
     found.emplace_back(std::move(each.type), std::move(each.mask));
   return found;
 }
@@ -270,9 +284,10 @@ py::dict dict_of(const Metrics& metrics) {
 /// (output, mask), or (output, lse).
 template <bool with_mask>
 py::tuple attend_by_masker(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                           const py::object& values, SequenceState& state, std::optional<float> scaling, bool causal,
+                           const py::object& values, SequenceState* given, std::optional<float> scaling, bool causal,
                            const py::object& attention_mask, int layer, const std::string& stage,
                            const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
+  const StateOfCall state(given);
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
@@ -286,7 +301,7 @@ py::tuple attend_by_masker(const SparseAttention& sparse, const py::object& quer
     wanted.lse = there->lse();
   }
   Attended attended = run_released([&](const Context& context) {
-    return sparse.attend(call.inputs, state, options, wanted, call.on_stream(context));
+    return sparse.attend(call.inputs, state.get(), options, wanted, call.on_stream(context));
   });
   py::object output = there ? there->output_object() : call.queries.hand_over(std::move(attended.attention.output));
   output = without_gradients(std::move(output), "SparseAttention.run", {queries, keys, values, attention_mask});
@@ -296,14 +311,15 @@ py::tuple attend_by_masker(const SparseAttention& sparse, const py::object& quer
 }
 
 py::tuple measure(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                  const py::object& values, SequenceState& state, bool compare, std::optional<float> scaling,
+                  const py::object& values, SequenceState* given, bool compare, std::optional<float> scaling,
                   bool causal, const py::object& attention_mask, int layer, const std::string& stage,
                   const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
+  const StateOfCall state(given);
   Call call(queries, keys, values, attention_mask, scaling, causal, extras);
   call.inputs.stage = stage_from(stage);
   call.inputs.layer = layer;
   SparseAttentionResult result = run_released([&](const Context& context) {
-    return sparse.run(call.inputs, state, compare, options_from(soft_cap, sink_logits), context);
+    return sparse.run(call.inputs, state.get(), compare, options_from(soft_cap, sink_logits), context);
   });
   py::object output = call.queries.hand_over(std::move(result.attention.output));
   output = without_gradients(std::move(output), "SparseAttention.measure", {queries, keys, values, attention_mask});
@@ -612,31 +628,32 @@ void add_attention(py::module_& module) {
           py::arg("keys"), py::kw_only(), py::arg("stage") = "generation", py::arg("layer") = 0,
           "What the stage's maskers choose at one layer from so many keys, as rules that a GPU can follow. DeviceError "
           "names the masker for which there is none.")
-      .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-           py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-           py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), "The mask alone.")
-      .def("contributions", &contributions, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"),
+      .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state") = py::none(),
            py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
+           py::arg("extras") = py::none(), "The mask alone.")
+      .def("contributions", &contributions, py::arg("queries"), py::arg("keys"), py::arg("values"),
+           py::arg("state") = py::none(), py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
            py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
            py::arg("extras") = py::none(),
            "[(type, mask)]: who chose which key. Disjoint masks, one per masker in order, of the entries that it was "
            "the "
            "first to choose (\"dense\": of heads that no masker serves); their union is what `mask` gives. One step of "
            "`state`, in place of `mask`. `reticle.plot_contributions` draws them.")
-      .def("run", &attend_by_masker<true>, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"),
-           py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+      .def("run", &attend_by_masker<true>, py::arg("queries"), py::arg("keys"), py::arg("values"),
+           py::arg("state") = py::none(), py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
            py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
            py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
            "(output, mask). On a GPU the mask lies there if the keys were chosen there.")
-      .def("attend", &attend_by_masker<false>, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"),
-           py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+      .def("attend", &attend_by_masker<false>, py::arg("queries"), py::arg("keys"), py::arg("values"),
+           py::arg("state") = py::none(), py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
            py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
            py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
            "(output, lse) of attention over what the maskers choose. On a GPU nothing waits where the keys are chosen "
            "there.")
       .def(
-          "measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-          py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,
+          "measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state") = py::none(),
+          py::kw_only(), py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,
           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
           "(output, mask, metrics): what was kept and what it cost, and with compare, how far the output is from dense "

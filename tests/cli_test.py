@@ -133,15 +133,19 @@ class Errors(unittest.TestCase):
         self.refuse("run", CONFIGS[0], "--stage", "decode")
         self.assertEqual(
             self.refuse("run", CONFIGS[0], "--layers", "9"),
-            'reticle: --layers 9: expected "all" or numbers and ranges as 0,2,5-7, of 0, 1, 2, 3',
+            'reticle: --layers 9: expected "all" or numbers and ranges such as 0,2,5-7, of 0, 1, 2, 3',
         )
         for layers in ("", ",", "a", "1-", "3-1", "1,,2", "99999999999999999999"):
             self.refuse("run", CONFIGS[0], "--layers", layers)
         for queries in ("0", "513", "-1", "some"):
             self.assertIn("expected", self.refuse("run", CONFIGS[0], "--queries", queries))
         self.refuse("describe", "sinc")
+        self.assertEqual(self.refuse("shw"), 'reticle: there is no command "shw"; did you mean "show"? (see --help)')
         self.refuse("show", CONFIGS[0], "--queries", "0")
-        self.refuse("show", CONFIGS[0], "--head", "5")
+        self.assertEqual(self.refuse("show", CONFIGS[0], "--head", "5"), "reticle: --head 5: expected 0 to 0")
+        self.assertIn("expected one of 0, 1, 2, 3", self.refuse("show", CONFIGS[0], "--input", "bundled", "--layer", 9))
+        self.assertIn("ends in .png", self.refuse("show", CONFIGS[0], "--png", "mask.jpg"))
+        self.assertIn("pip install", self.refuse("evaluate", CONFIGS[0], "--plot", "pictures"))
         self.refuse("verify", "/nonexistent")
         self.refuse("run", CONFIGS[0], "--output-length", "0")
         self.assertIn("so that some are left", self.refuse("run", CONFIGS[0], "--output-length", "512"))
@@ -243,11 +247,13 @@ class Errors(unittest.TestCase):
             shutil.copy(CONFIGS[0], config)
             text = Path(folder) / "text"
             text.write_text("In the beginning. " * 8)
+            drawn = Path(folder) / "config.png"
+            shutil.copy(config, drawn)
             before = config.read_bytes(), text.read_bytes()
             for arguments in (
                 ("run", config, "--output", config),
                 ("run", config, "--output", f"{folder}/./config.json"),
-                ("show", config, "--png", config),
+                ("show", drawn, "--png", drawn),
                 ("evaluate", config, "--csv", config),
                 ("evaluate", "--text", text, "--output", text),
                 ("generate", "--prompt-file", text, "--masks", text),
@@ -255,6 +261,7 @@ class Errors(unittest.TestCase):
             ):
                 self.assertIn("would be replaced", self.refuse(*arguments))
             self.assertEqual((config.read_bytes(), text.read_bytes()), before)
+            self.assertEqual(drawn.read_bytes(), config.read_bytes())
             table = Path(folder) / "table"
             self.assertIn("two files", self.refuse("evaluate", "--output", table, "--csv", f"{folder}/./table"))
 
@@ -303,7 +310,17 @@ class Look(unittest.TestCase):
                 self.assertEqual(png.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
                 self.assertIn("% of it chosen first by", result.stdout)
 
+    def test_patterns_that_leave_nothing_out_are_noted(self) -> None:
+        note = "note: every key is kept"
+        self.assertIn(note, reticle("show", ROOT / "configs/tova.json").stderr)
+        self.assertNotIn(note, reticle("show", ROOT / "configs/sink_local.json", "--keys", 4096).stderr)
+        evaluated = reticle("evaluate", ROOT / "configs/tova.json", "--window", 64, "--max-tokens", 65)
+        self.assertIn("tova left nothing out", evaluated.stderr)
+        generated = reticle("generate", "--prompt", "In", "--generation", ROOT / "configs/tova.json", "--stats")
+        self.assertIn("nothing was left out", generated.stderr)
+
     def test_version_and_help_exit_with_success(self) -> None:
+        self.assertEqual(reticle("help").stdout, reticle("--help").stdout)
         self.assertRegex(reticle("--version").stdout, r"^reticle \d+\.\d+\.\d+\n$")
         for command in ("run", "list", "describe", "schema", "check", "show", "verify", "generate", "evaluate"):
             self.assertEqual(reticle(command, "--help").returncode, 0)

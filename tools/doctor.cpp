@@ -34,6 +34,12 @@ std::string library() {
   return dladdr(function, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "unknown";
 }
 
+#if defined(__clang__)
+constexpr const char* kCompiler = __VERSION__;  // says "Clang"
+#else
+constexpr const char* kCompiler = "GCC " __VERSION__;
+#endif
+
 std::string gpu() {
   if (const char* reason = cuda::why_unavailable()) return std::string("none: ") + reason;
   const int capability = cuda::compute_capability();
@@ -60,7 +66,7 @@ int doctor(const std::vector<std::string>& refused_plugins, bool json) {
   if (json) {
     const nlohmann::ordered_json report{{"version", RETICLE_VERSION},
                                         {"library", library()},
-                                        {"compiler", __VERSION__},
+                                        {"compiler", kCompiler},
                                         {"processor", processor()},
                                         {"kernels", instruction_set()},
                                         {"threads", threads},
@@ -73,13 +79,14 @@ int doctor(const std::vector<std::string>& refused_plugins, bool json) {
   }
   fmt::print("version       {}\n", RETICLE_VERSION);
   fmt::print("library       {}\n", library());
-  fmt::print("compiler      {}\n", __VERSION__);
+  fmt::print("compiler      {}\n", kCompiler);
   fmt::print("processor     {}; kernels for {}\n", processor(), instruction_set());
   fmt::print("threads       {}{}\n", threads, asked == nullptr ? "" : std::string(", RETICLE_NUM_THREADS=") + asked);
   fmt::print("GPU           {}\n", gpu());
   fmt::print("maskers       {}\n", Registry::global().list().size());
-  fmt::print("plugins       {}\n", plugins.empty() ? "none (RETICLE_PLUGIN_PATH names folders of them)" : "");
-  for (const std::string& plugin : plugins) fmt::print("              {}\n", plugin);
+  if (plugins.empty()) plugins.emplace_back("none (RETICLE_PLUGIN_PATH names folders of them)");
+  for (const std::string& plugin : plugins)
+    fmt::print("{:<14}{}\n", &plugin == &plugins.front() ? "plugins" : "", plugin);
   fmt::print("bundled data  {}\n", data);
   return refused_plugins.empty() ? 0 : 1;
 }

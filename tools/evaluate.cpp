@@ -233,6 +233,20 @@ void print_losses(const Json& results) {
       tasks.text());
 }
 
+/// Patterns that keep more than there was look as good as dense attention, and are.
+void note_what_leaves_nothing_out(const Json& results) {
+  for (const Json& result : results) {
+    const auto whole = [&](const char* stage) {
+      return result.at(stage).is_null() || result.at(stage).at("density").get<double>() == 1;
+    };
+    if (!result.at("config").is_null() && whole("prefill") && whole("generation"))
+      fmt::print(stderr,
+                 "reticle: note: {} left nothing out: it keeps more keys than there were, or serves the other stage "
+                 "(--window, --output-length)\n",
+                 result.at("label").get<std::string>());
+  }
+}
+
 std::string csv_of(const Json& results) {
   std::string csv = "config,prefill_density,generation_density,loss,perplexity,seconds\n";
   const auto number = [](const Json& stage) {
@@ -251,6 +265,9 @@ std::string csv_of(const Json& results) {
 }  // namespace
 
 int evaluate(const EvaluateCommand& command) {
+  if (!command.plot.empty())
+    throw Error("--plot " + command.plot +
+                ": pictures are drawn by the command of the Python package (pip install '.[evaluate]')");
   const std::vector<Candidate> candidates = candidates_of(command);
   std::vector<RetrievalTask> tasks;
   tasks.reserve(command.tasks.size());
@@ -329,6 +346,7 @@ int evaluate(const EvaluateCommand& command) {
     fmt::print("{}\n", results.document().dump(2));
   } else {
     print_losses(results.all());
+    note_what_leaves_nothing_out(results.all());
   }
   if (!command.csv.empty()) write_file(command.csv, csv_of(results.all()));
   return 0;

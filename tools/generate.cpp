@@ -152,6 +152,9 @@ int generate(const GenerateCommand& command) {
         "KV cache {}\n",
         milliseconds(result.prefill_seconds), 1000 * per_token, percent(prefilled.density()),
         percent(generated.density()), bytes(cache_bytes));
+  const bool sparse = !(command.config.empty() && command.prefill.empty() && command.generation.empty());
+  if (command.stats && !command.json && sparse && prefilled.density() == 1 && generated.density() == 1)
+    fmt::print(stderr, "note: nothing was left out: the pattern keeps more keys than there were (--max-new-tokens)\n");
   if (!command.masks.empty() && !result.states.empty()) save_masks(command.masks, result.states[0].attention);
   return 0;
 }

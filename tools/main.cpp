@@ -6,11 +6,13 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
 
+#include <reticle/core/base/nearest.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/version.hpp>
 
@@ -61,13 +63,28 @@ void refuse_empty_values(const CLI::App& app) {
 void add_input_options(CLI::App& command, InputOptions& input) {
   command.add_option("--input", input.file,
                      "safetensors file with layers.<i>.queries|keys|values (b, h, n, d); default: the bundled tensors");
-  command.add_option("--layers", input.layers, "layers: all, or numbers and ranges as 0,2,5-7")->capture_default_str();
+  command.add_option("--layers", input.layers, "layers: all, or numbers and ranges such as 0,2,5-7")
+      ->capture_default_str();
   command.add_option("--queries", input.queries, "queries: all, last, or a number of last ones")->capture_default_str();
   command.add_option("--scaling", input.scaling, "softmax scale; default: 1 / sqrt(head_dim)");
   command
-      .add_option("--stage", input.stage, "stage of a config by stages; auto: generation for one query, else prefill")
+      .add_option("--stage", input.stage,
+                  "stage to run, where the config has stages; auto: generation for one query, else prefill")
       ->check(CLI::IsMember({"auto", "prefill", "generation"}))
       ->capture_default_str();
+}
+
+/// What was typed in place of a command.
+int refuse_command(const CLI::App& app, const std::string& word) {
+  if (word == "help") {
+    fmt::print("{}", app.help());
+    return 0;
+  }
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  const std::vector<std::string_view> known(names.begin(), names.end());
+  fmt::print(stderr, "reticle: there is no command \"{}\"{} (see --help)\n", word, did_you_mean(word, known));
+  return kUsageError;
 }
 
 int dispatch(int argc, char** argv) {
@@ -84,10 +101,10 @@ int dispatch(int argc, char** argv) {
   run_command.add_option("--output", run_options.output, "safetensors file to write layers.<i>.output and .lse to");
   run_command
       .add_option("--output-length", run_options.output_length,
-                  "number of last queries to decode one by one, after a prefill of the others")
+                  "number of last queries to generate, in one call, after a prefill of the others")
       ->check(CLI::Range(Index{1}, Index{1} << 30));
   run_command.add_flag("--json", run_options.json, "JSON instead of tables");
-  run_command.add_flag("-v,--verbose", run_options.verbose, "a line for each head, too");
+  run_command.add_flag("-v,--verbose", run_options.verbose, "also print a line for each head");
   run_command.add_option("--threads", run_options.threads, "number of threads; default: all cores")
       ->check(CLI::Range(0, 1024));
   run_command.add_option("--seed", run_options.seed, "number that varies the config's seed")->capture_default_str();
@@ -95,7 +112,7 @@ int dispatch(int argc, char** argv) {
   bool no_plugins = false;
   const auto add_plugins_option = [&](CLI::App& command) {
     command.add_flag("--no-plugins", no_plugins,
-                     "no code of others: configs that name plugins are refused, RETICLE_PLUGIN_PATH is not read");
+                     "load no plugins: configs that name some are refused, RETICLE_PLUGIN_PATH is not read");
   };
   add_plugins_option(run_command);
 
@@ -126,11 +143,12 @@ int dispatch(int argc, char** argv) {
       ->check(CLI::Range(Index{1}, Index{1} << 30));
   show_command.add_option("--keys", show_options.keys, "number of keys of the random tensors; default: 64")
       ->check(CLI::Range(Index{1}, Index{1} << 30));
-  show_command.add_option("--input", show_options.input,
-                          "safetensors file to use instead of random tensors; bundled: the bundled one");
+  show_command.add_option(
+      "--input", show_options.input,
+      "safetensors file to use instead of random tensors; bundled: the tensors that come with Reticle");
   show_command.add_option("--layer", show_options.layer, "layer of --input")->capture_default_str();
   show_command.add_option("--head", show_options.head, "head to draw")->capture_default_str();
-  show_command.add_option("--png", show_options.png, "file to write a picture to, each masker in its color");
+  show_command.add_option("--png", show_options.png, ".png file to write a picture to, each masker in its color");
   show_command.add_flag("--dark", show_options.dark, "picture on a dark ground");
   add_plugins_option(show_command);
 
@@ -146,7 +164,8 @@ int dispatch(int argc, char** argv) {
   generate_command.add_option("--prompt", generate_options.prompts, "text to continue; several make a batch");
   generate_command.add_option("--prompt-file", generate_options.prompt_file, "file with a prompt");
   generate_command
-      .add_option("--tokens", generate_options.tokens, "token ids of a prompt, comma-separated, for any vocabulary")
+      .add_option("--tokens", generate_options.tokens,
+                  "token ids of a prompt, comma-separated, for any vocabulary; ids are printed, too")
       ->delimiter(',');
   generate_command.add_option("--config", generate_options.config, "JSON config for both stages; default: dense");
   generate_command.add_option("--prefill", generate_options.prefill, "JSON config for the prompt");
@@ -204,6 +223,8 @@ int dispatch(int argc, char** argv) {
   evaluate_command.add_option("--output", evaluate_options.output,
                               "JSON file to write results to; a later run continues it");
   evaluate_command.add_option("--csv", evaluate_options.csv, "CSV file to write losses to");
+  evaluate_command.add_option("--plot", evaluate_options.plot,
+                              "folder to write pictures to (the command of the Python package with [evaluate])");
   evaluate_command.add_flag("--json", evaluate_options.json, "JSON instead of tables");
 
   BenchModelCommand bench_options;
@@ -265,6 +286,7 @@ int dispatch(int argc, char** argv) {
     refuse_empty_values(app);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    if (app.get_subcommands().empty() && argc > 1 && argv[1][0] != '-') return refuse_command(app, argv[1]);
     fmt::print(stderr, "reticle: {} (see --help)\n", error.what());
     return kUsageError;
   }
@@ -284,9 +306,10 @@ int dispatch(int argc, char** argv) {
     generate_options.model.plugins = evaluate_options.model.plugins = bench_options.model.plugins = Plugins::refuse;
   } else {
     refused_plugins = load_plugins_from_environment();
+    if (doctor_command.parsed()) return doctor(refused_plugins, doctor_json);  // which lists them
     for (const std::string& refused : refused_plugins) fmt::print(stderr, "reticle: warning: {}\n", refused);
   }
-  if (doctor_command.parsed()) return doctor(refused_plugins, doctor_json);
+  if (doctor_command.parsed()) return doctor({}, doctor_json);
 
   if (run_command.parsed()) return run(run_options);
   if (list_command.parsed()) return list();

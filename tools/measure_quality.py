@@ -197,11 +197,19 @@ def retrieval_table(results: Results) -> str:
 
 PAGE = """# What sparsity costs in quality
 
-Measured on the bundled byte-level Llama (3 M parameters, trained on the King James Bible) over held-out text, and
-written by `./bootstrap quality`, which runs the commands below. A small model of one book: curves show how patterns
-compare on it, not what they cost a large one. Give `--model` and `--text` for yours.
+You want to know what a pattern costs a model in loss, and which pattern costs least:
 
-Dense loss over the first 32768 held-out bytes, which tests hold to the model's own figures: {dense}.
+    $ ./bootstrap quality                      # runs the commands below and writes this page
+    $ reticle evaluate CONFIG --text FILE      # yours, also with --model FOLDER
+
+Measured on the bundled byte-level Llama (3 M parameters, trained on the King James Bible) over held-out text. A small model of one
+book: curves show how patterns compare on it, not what they cost a large one.
+
+Dense loss over the first 32768 held-out bytes, which tests hold to the model's own figures:
+
+| window | loss |
+|---|---|
+{dense}
 
 ## The prompt attended to sparsely
 
@@ -261,14 +269,14 @@ def main() -> None:
     dense = []
     for window in (512, 1024, 2048, 4096):
         loss = json.loads(command("evaluate", "--window", window, "--json"))["results"][0]["loss"]
-        dense.append(f"{loss:.5f} in windows of {window}")
+        dense.append(f"| {window} | {loss:.5f} |")
     sweeps = {name: command.results(name, arguments) for name, arguments in SWEEPS.items()}
     for name, results in sweeps.items():
         draw_losses(name, results, name, IMAGES / f"quality_{name}.png")
     draw_masks(command)
     times = command(*TIMES)
     page = PAGE.format(
-        dense=", ".join(dense),
+        dense="\n".join(dense),
         prefill_command=shown(SWEEPS["prefill"]),
         prefill_table=loss_table(sweeps["prefill"], "prefill"),
         generation_command=shown(SWEEPS["generation"]),

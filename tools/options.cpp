@@ -47,7 +47,8 @@ std::vector<int> parse_layers(std::string_view text, const std::vector<int>& kno
   const auto reject = [&]() -> std::vector<int> {
     std::string have;
     for (const int layer : known) have += (have.empty() ? "" : ", ") + std::to_string(layer);
-    throw Error("--layers " + std::string(text) + ": expected \"all\" or numbers and ranges as 0,2,5-7, of " + have);
+    throw Error("--layers " + std::string(text) + ": expected \"all\" or numbers and ranges such as 0,2,5-7, of " +
+                have);
   };
   std::vector<int> layers;
   for (std::string_view rest = text; !rest.empty();) {

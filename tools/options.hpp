@@ -142,7 +142,7 @@ int generate(const GenerateCommand& options);
 struct EvaluateCommand {
   ModelOptions model;
   std::vector<std::string> configs, tasks;
-  std::string grid, text, output, csv;
+  std::string grid, text, output, csv, plot;
   std::vector<Index> lengths{512, 1024, 2048};
   Index window = 1024, output_length = 0, tokens = 32768, samples = 16;
   std::uint64_t seed = 0;

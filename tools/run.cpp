@@ -132,8 +132,9 @@ int run(const RunOptions& options) {
       const AttentionInputs inputs = file.inputs(layer);
       const Index queries = inputs.queries_length(), split = queries - options.output_length;
       if (options.output_length != 0 && split < 1)
-        throw Error("--output-length " + std::to_string(options.output_length) + ": expected less than the " +
-                    std::to_string(queries) + " queries, so that some are left to prefill");
+        throw Error("--output-length " + std::to_string(options.output_length) +
+                    ": expected less than the number of queries, " + std::to_string(queries) +
+                    ", so that some are left to prefill");
       const auto run_stage = [&](AttentionInputs stage_inputs, std::optional<Stage> stage) {
         if (stage) stage_inputs.stage = *stage;
         SparseAttentionResult result = sparse.run(stage_inputs, state, options.compare, {}, context);

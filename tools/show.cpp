@@ -22,12 +22,22 @@ Tensor random_tensor(Index rows, Index head_dim, std::uint32_t which) {
   return tensor;
 }
 
+/// A full triangle is what patterns look like over fewer keys than they keep.
+void note_what_is_kept(const Mask& mask, const ShowOptions& options) {
+  if (options.input.empty() && mask.nnz() > 0 && mask.nnz() >= causal_nnz(Mask::full(mask.shape())))
+    fmt::print(stderr,
+               "reticle: note: every key is kept: the pattern keeps more than {}; try --keys 4096 or --input bundled\n",
+               mask.shape().keys);
+}
+
 }  // namespace
 
 int show(const ShowOptions& options) {
   constexpr Index kHeadDim = 16;
   constexpr Index kColumns = 96, kLines = 40, kPixels = 1024;
   const SparseAttention sparse = SparseAttention::from_file(options.config, options.plugins);
+  if (!options.png.empty() && !options.png.ends_with(".png"))
+    throw Error("--png " + options.png + ": expected a name that ends in .png");
   if (!options.png.empty()) require_writable(options.png, {options.config, options.input});
   if (!options.input.empty() && (options.queries || options.keys))
     throw Error("--queries and --keys: are of random tensors, and --input has its own; leave them out");
@@ -50,14 +60,23 @@ int show(const ShowOptions& options) {
   } else {
     InputOptions input;
     input.file = options.input == "bundled" ? "" : options.input;
-    input.layers = std::to_string(options.layer);
-    contributions = sparse.contributions(InputFile(input).inputs(options.layer), state);
+    const InputFile file(input);
+    if (std::ranges::find(file.layers(), options.layer) == file.layers().end()) {
+      std::string have;
+      for (const int layer : file.layers()) have += (have.empty() ? "" : ", ") + std::to_string(layer);
+      throw Error("--layer " + std::to_string(options.layer) + ": expected one of " + have);
+    }
+    contributions = sparse.contributions(file.inputs(options.layer), state);
   }
+  const MaskShape& shape = contributions.at(0).mask.shape();
+  if (options.head < 0 || options.head >= shape.heads)
+    throw Error("--head " + std::to_string(options.head) + ": expected 0 to " + std::to_string(shape.heads - 1));
   Mask mask = contributions.at(0).mask;
   for (const Contribution& each : contributions) mask = merge(mask, each.mask);
   if (options.png.empty()) {
     fmt::print("{}", to_text(picture(mask, 0, options.head, kColumns, kLines)));
     fmt::print("{}; queries downwards, keys to the right\n", describe(mask));
+    note_what_is_kept(mask, options);
     return 0;
   }
   std::vector<std::string> types;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from numbers import Real
@@ -196,3 +198,12 @@ def _lies_on_gpu(tensor: Any) -> bool:
     """Whether DLPack says that a tensor of any package lies in CUDA memory (kDLCUDA)."""
     where = getattr(tensor, "__dlpack_device__", None)
     return where is not None and int(where()[0]) == 2
+
+
+if not TYPE_CHECKING:  # checkers see what is imported
+
+    def __getattr__(name: str) -> Any:
+        """`reticle.hf` and its like without a further import: they import torch or transformers, and so come when asked for."""
+        if name.startswith("_") or importlib.util.find_spec(f"reticle.{name}") is None:
+            raise AttributeError(f"module 'reticle' has no attribute {name!r}")
+        return importlib.import_module(f"reticle.{name}")

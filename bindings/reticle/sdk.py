@@ -15,7 +15,18 @@ import re
 import sys
 from pathlib import Path
 
+import reticle._core as _core
+
 _HERE = Path(__file__).resolve().parent
+#: Words of C++ that a file and a namespace of it cannot be called.
+_CPP_WORDS = """
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char class co_await co_return co_yield compl
+concept const const_cast consteval constexpr constinit continue decltype default delete do double dynamic_cast else
+enum explicit export extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq
+nullptr operator or or_eq private protected public register reinterpret_cast requires return short signed sizeof
+static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
+unsigned using virtual void volatile wchar_t while xor xor_eq std reticle
+""".split()  # noqa: SIM905 - a list of words, one to a line, would be a page
 
 
 def include_dirs() -> list[Path]:
@@ -55,17 +66,21 @@ def new_plugin(name: str, folder: str | Path = ".") -> Path:
         The folder.
 
     Raises:
-        ValueError: when the name is not one that a masker may have.
+        ValueError: when the name is not one that a masker may have, or is taken.
         FileExistsError: when the folder is there.
         FileNotFoundError: when this package holds no template.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f'"{name}" is not the name of a masker; expected snake_case, as "my_masker"')
+    if name in _core.masker_types() or name in _CPP_WORDS:
+        raise ValueError(f'"{name}" is taken, by a built-in masker or by C++; expected another name')
     templates = (_HERE / "share/reticle/template", _HERE.resolve().parents[1] / "plugins/template")
     template = next((path for path in templates if path.is_dir()), None)
     if template is None:
         raise FileNotFoundError(f"{templates[0]}: the plugin template is not in this package")
     target = Path(folder) / name
+    if target.exists():
+        raise FileExistsError(f"{target}: is there already; expected a name without a folder")
     target.mkdir(parents=True)
     camel = "".join(word.capitalize() for word in name.split("_"))
     for source in sorted(template.iterdir()):

@@ -167,7 +167,9 @@ Mask Mask::from_row_indices(const MaskShape& shape, Index width, std::span<const
   const Index size = checked_product({shape.stored_rows(), width}, "row indices");
   if (static_cast<Index>(columns.size()) != size || (!p.empty() && p.size() != columns.size()))
     reject(shape, "has " + std::to_string(columns.size()) + " columns and " + std::to_string(p.size()) +
-                      " p; expected stored rows x width = " + std::to_string(size) + " of both, or no p");
+                      " p; expected " + std::to_string(size) + " columns, " + std::to_string(width) + " for each of " +
+                      std::to_string(shape.stored_rows()) +
+                      " rows (of every batch, head and query), and as many p or none");
   for (const Index column : columns) {
     if (column < -1 || column >= shape.keys)
       reject(shape, "column " + std::to_string(column) + " is out of range; expected 0 to " +

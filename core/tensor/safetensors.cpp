@@ -203,8 +203,8 @@ SafeTensors::SafeTensors(const std::filesystem::path& path) : path_(path) {
   std::uint64_t header_size = 0;
   std::memcpy(&header_size, mapping->data(), kPrefix);
   if (header_size > kLargestHeader || header_size > size - kPrefix)
-    Mapping::fail(path, "announces a header of " + std::to_string(header_size) + " bytes; the file has " +
-                            std::to_string(size) + " (not a safetensors file, or truncated)");
+    Mapping::fail(path, "is not a safetensors file, or is truncated: it announces a header of " +
+                            std::to_string(header_size) + " bytes and has " + std::to_string(size));
   const std::byte* data = mapping->data() + kPrefix + header_size;
   const auto data_size = static_cast<Index>(size - kPrefix - header_size);
   const auto* text = reinterpret_cast<const char*>(mapping->data() + kPrefix);

@@ -22,7 +22,7 @@ struct PyramidKvConfig {
       "keys of the prompt that are kept per head, on average over the layers",
       "last queries of the prompt whose attention decides, and last keys that are always kept",
       "keys, an odd number, that importance is pooled over",
-      "mean, divided by kernel_size at the edges, too, or largest",
+      "mean (divided by kernel_size at the edges, too) or largest of the window",
       "the last layer keeps (token_capacity - approximation_window) / beta keys besides the window"};
   static constexpr std::string_view required[] = {"num_layers"};
   void validate() const {

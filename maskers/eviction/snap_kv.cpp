@@ -23,9 +23,9 @@ struct SnapKvConfig {
       "keys of the prompt that are kept per head",
       "last queries of the prompt whose attention decides; all when there are fewer",
       "keys, an odd number, that importance is pooled over",
-      "mean, divided by kernel_size at the edges, too, or largest",
-      "last keys of the prompt that come before all others; they count; absent: approximation_window",
-      "first keys of the prompt that come before all others; they count",
+      "mean (divided by kernel_size at the edges, too) or largest of the window",
+      "last keys of the prompt that are always kept, as part of the budget; absent: approximation_window",
+      "first keys of the prompt that are always kept, as part of the budget",
       "whether importance of the approximation window's own keys leaks into their neighbours; MInference: false",
       "sum importance over the query heads of a KV head and keep the same keys for all of them; sparse-frontier: true"};
   void validate() const {

@@ -63,7 +63,7 @@ RETICLE_REGISTER_MASKER("a_shape", AShape, AShapeConfig,
                         {.summary = "Keeps the first keys and a sliding window (StreamingLLM as a prefill).",
                          .source = "MInference (Jiang et al. 2024), a_shape and stream_llm; StreamingLLM "
                                    "(Xiao et al. 2023)",
-                         .rule = "keys [0, n_init) and (position - n_local, position], none after the position",
+                         .rule = "keys [0, n_init) and (position - n_local, position], no key after the query",
                          .cost = "O(queries) time and memory"});
 
 }  // namespace reticle::maskers

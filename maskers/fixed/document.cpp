@@ -96,7 +96,7 @@ class Document final : public Masker {
 RETICLE_REGISTER_MASKER("document", Document, DocumentConfig,
                         {.summary = "Keeps attention within documents packed into one sequence (block-diagonal).",
                          .source = "packed training; FlexAttention's document masks",
-                         .rule = "keys of the document that the query's own position is of",
+                         .rule = "keys of the query's own document",
                          .cost = "O(queries + keys) time and memory",
                          .extras = "document_ids (1 or b, sk) I64 or I32, unless lengths is given"});
 

@@ -20,8 +20,8 @@ struct AdaptiveVerticalSlashConfig {
       "share, in [0, 1], of the last queries' attention that the keys, and that the distances, are to cover",
       "last queries whose attention decides; all when there are fewer",
       "least number of keys and of distances",
-      "first keys that come before all others; they count",
-      "nearest distances that come before all others; they count",
+      "first keys that are always kept, as part of the budget",
+      "nearest distances that are always kept, as part of the budget",
       "1: just the verticals and slashes; above: slashes widened to blocks, as by the original's kernel with 64"};
   void validate() const {
     require(alpha >= 0 && alpha <= 1, "alpha", "must be in [0, 1]");

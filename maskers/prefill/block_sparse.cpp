@@ -19,8 +19,8 @@ struct BlockSparseConfig {
 
   static constexpr const char* docs[] = {
       "queries and keys per chunk", "chunks of keys kept per chunk of queries",
-      "first chunks that come before all others; they count",
-      "chunks up to and including the queries' own that come before all others; they count"};
+      "first chunks that are always kept, as part of the budget",
+      "chunks up to and including the queries' own that are always kept, as part of the budget"};
   void validate() const {
     require_count(chunk_size, "chunk_size");
     require_count(sink_chunks, "sink_chunks", 0);
@@ -66,8 +66,8 @@ RETICLE_REGISTER_MASKER(
     {.summary = "Keeps, per chunk of queries, the chunks of keys of the largest mean-by-mean products.",
      .source = "nano-sparse-attention (add local for its window), sparse-frontier (recent_chunks 2), MInference "
                "(sink_chunks 0)",
-     .rule = "the top_chunks chunks c <= own of largest mean(q) . mean(k), the last chunk's sum divided by chunk_size, "
-             "too; none after the position",
+     .rule = "the top_chunks chunks c <= own of largest mean(q) . mean(k), a short last chunk is divided by chunk_size, "
+             "too; no key after the query",
      .cost = "O((queries + keys) * head_dim + (queries * keys / chunk_size^2) * head_dim) time per head"});
 
 }  // namespace reticle::maskers

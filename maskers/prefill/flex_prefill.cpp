@@ -27,7 +27,7 @@ struct FlexPrefillConfig {
 
   static constexpr const char* docs[] = {
       "share, in [0, 1], of attention that the pattern is to cover",
-      "Jensen-Shannon distance of block means to the last queries' attention below which queries choose",
+      "Jensen-Shannon distance of block means to the last queries' attention; below it each block of queries chooses",
       "queries and keys per block",
       "least number of keys for the vertical, and for the slash blocks",
       "greatest number of keys for each; absent: all",

@@ -17,8 +17,8 @@ struct VerticalSlashConfig {
       "keys that every query sees",
       "distances query - key that every query looks back",
       "last queries whose attention decides; all when there are fewer",
-      "first keys that come before all others; they count in vertical_size",
-      "nearest distances that come before all others; they count in slash_size",
+      "first keys that are always kept, as part of vertical_size",
+      "nearest distances that are always kept, as part of slash_size",
       "1: just the verticals and slashes; above: slashes widened to blocks, as by MInference's kernel with 64"};
   void validate() const {
     require(vertical_size.positive() || slash_size.positive(), "vertical_size", "or slash_size must be > 0");

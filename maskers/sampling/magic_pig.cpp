@@ -37,7 +37,7 @@ struct MagicPigConfig {
   Index mean_skips_last = 0;
 
   static constexpr const char* docs[] = {
-      "tables",
+      "number of hash tables",
       "sign bits per table, at most 64",
       "subtract the mean key, as the first keys of a sequence have it",
       "how sparse-attention-hub holds signs; bits are packed either way",

@@ -13,9 +13,9 @@ struct RandomSamplingConfig {
   double sampling_rate = 0.1;
   bool replacement = false;
 
-  static constexpr const char* docs[] = {
-      "share, in (0, 1], of the keys not chosen yet",
-      "false: without, unbiased; true: int(sampling_rate * keys) draws from all keys with, as sparse-attention-hub"};
+  static constexpr const char* docs[] = {"share, in (0, 1], of the keys not chosen yet",
+                                         "false: without replacement, unbiased; true: int(sampling_rate * keys) draws "
+                                         "with replacement from all keys, as sparse-attention-hub"};
   void validate() const { require(sampling_rate > 0 && sampling_rate <= 1, "sampling_rate", "must be in (0, 1]"); }
 };
 

@@ -27,7 +27,7 @@ struct HashAttentionTopKConfig {
       "bits of a code, as the weights have them",
       "linear maps of an MLP, as the weights have them",
       "width between them, as the weights have it",
-      "between the linear maps",
+      "activation between the linear maps",
       "safetensors with hat.<layer>.{query,key}_{matrix,bias}.<i>: (hq, in, out) and (hq, out), F32"};
   static constexpr std::string_view required[] = {"hat_weight_file"};
   void validate() const {

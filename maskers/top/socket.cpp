@@ -28,8 +28,8 @@ struct SocketConfig {
   double tau = 0.3;
   std::uint64_t seed = 0;
 
-  static constexpr const char* docs[] = {"keys kept per query", "hyperplanes per table, 1 to 16", "tables",
-                                         "temperature of the query's spread over the buckets",
+  static constexpr const char* docs[] = {"keys kept per query", "hyperplanes per table, 1 to 16",
+                                         "number of hash tables", "temperature of the query's spread over the buckets",
                                          "random seed of the hyperplanes"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");

@@ -71,7 +71,8 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
   const auto on_gpu = [&](auto&& call) { EXPECT_THROW(call(), DeviceError); };
   ::testing::internal::CaptureStderr();
   on_gpu([&] { attention(inputs_, full); });
-  on_gpu([&] { attention_backward(inputs_, full, tensor_.view(), tensor_.view().slice(3, 0, 1), tensor_.view()); });
+  const Tensor lse(DType::f32, {tensor_.view().size(0), tensor_.view().size(1), tensor_.view().size(2)});
+  on_gpu([&] { attention_backward(inputs_, full, tensor_.view(), lse.view(), tensor_.view()); });
   on_gpu([&] { AttentionPlan(inputs_, full); });
   on_gpu([&] {
     SequenceState state;

@@ -61,3 +61,6 @@ def test_the_template_of_a_plugin_is_copied_under_its_own_name(tmp_path):
     for name in ("Best", "best-blocks", "", "../up", "9lives"):
         with pytest.raises(ValueError, match="is not the name of a masker"):
             sdk.new_plugin(name, tmp_path)
+    for name in ("sink", "class", "reticle"):
+        with pytest.raises(ValueError, match="is taken"):
+            sdk.new_plugin(name, tmp_path)

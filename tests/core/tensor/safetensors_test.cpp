@@ -76,7 +76,7 @@ TEST(SafeTensors, MalformedFilesAreRefusedWithTheReason) {
     return std::string("accepted");
   };
   EXPECT_EQ(refusal("abc"), "has 3 bytes; a safetensors file has 8 or more");
-  EXPECT_EQ(refusal(std::string(20, '\xff')).substr(0, 25), "announces a header of 184");
+  EXPECT_TRUE(refusal(std::string(20, '\xff')).starts_with("is not a safetensors file, or is truncated: it announces"));
   EXPECT_EQ(refusal(with_header("[]", 0)), "its header is not a JSON object");
   EXPECT_EQ(refusal(with_header("{", 0)), "its header is not a JSON object");
   EXPECT_EQ(refusal(with_header(R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 7)),
