@@ -62,17 +62,26 @@ void raise_warnings() {
 
 /// pybind11's base of all objects, called by itself, ends the process: type(mask).__mro__[1](), or old ways of copying.
 void refuse_bare_objects() {
+  namespace py = pybind11;
   static newfunc make = nullptr;
   auto* const base = reinterpret_cast<PyTypeObject*>(pybind11::detail::get_internals().instance_base);
   if (base->tp_new == nullptr || make != nullptr) return;
   make = base->tp_new;
-  base->tp_new = [](PyTypeObject* type, PyObject* arguments, PyObject* words) -> PyObject* {
+  const newfunc refuse = [](PyTypeObject* type, PyObject* arguments, PyObject* words) -> PyObject* {
     if (reinterpret_cast<PyObject*>(type) != pybind11::detail::get_internals().instance_base)
       return make(type, arguments, words);
     PyErr_SetString(PyExc_TypeError, "pybind11_object: cannot be made by itself");
     return nullptr;
   };
-  PyType_Modified(base);
+  // Python wants the same of a type and of those that it took it over from, other modules' types included.
+  const auto replace = [&](const auto& self, PyTypeObject* type) -> void {
+    if (type->tp_new != make) return;
+    type->tp_new = refuse;
+    PyType_Modified(type);
+    for (const py::handle each : py::handle(reinterpret_cast<PyObject*>(type)).attr("__subclasses__")())
+      self(self, reinterpret_cast<PyTypeObject*>(each.ptr()));
+  };
+  replace(replace, base);
 }
 
 }  // namespace reticle::bindings

@@ -51,13 +51,13 @@ def test_commands_on_the_page_print_what_the_page_shows(tmp_path):
 def test_the_template_of_a_plugin_is_copied_under_its_own_name(tmp_path):
     from reticle import sdk
 
-    folder = sdk.new_plugin("best_blocks", tmp_path)
+    folder = sdk.new_plugin("own_blocks", tmp_path)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["CMakeLists.txt", "README.md", "best_blocks.cpp", "best_blocks.json"]
+    assert names == ["CMakeLists.txt", "README.md", "own_blocks.cpp", "own_blocks.json"]
     text = "".join(path.read_text() for path in folder.iterdir())
-    assert "every_nth" not in text and "EveryNth" not in text and "class BestBlocks" in text
+    assert "every_nth" not in text and "EveryNth" not in text and "class OwnBlocks" in text
     with pytest.raises(FileExistsError):
-        sdk.new_plugin("best_blocks", tmp_path)
+        sdk.new_plugin("own_blocks", tmp_path)
     for name in ("Best", "best-blocks", "", "../up", "9lives"):
         with pytest.raises(ValueError, match="is not the name of a masker"):
             sdk.new_plugin(name, tmp_path)

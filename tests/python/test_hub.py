@@ -121,7 +121,7 @@ def test_mistakes_are_named_as_they_are_there():
 BAD_CONFIGS = [
     (lambda: hub.OracleTopKConfig(heavy_size=None), "OracleTopKConfig: heavy_size cannot be None; expected a value"),
     (lambda: hub.OracleTopKConfig(0), "heavy_size must be > 0, got 0"),
-    (lambda: hub.OracleTopKConfig("all"), "heavy_size must be > 0, got all"),
+    (lambda: hub.OracleTopKConfig("all"), "heavy_size must be > 0, got 'all', a str"),
     (lambda: hub.OracleTopPMaskerConfig(1.5), "top_p must be in range [0, 1], got 1.5"),
     (lambda: hub.LocalMaskerConfig(-1), "window_size must be > 0, got -1"),
     (lambda: hub.QuestTopKMaskerConfig(0.1, 0), "page_size must be greater than 0, got 0"),
