@@ -81,7 +81,7 @@ def gallery(target: Path) -> None:
         source = re.search(r"^- Source: (.*)$", described, re.MULTILINE)
         summary = described.split("\n\n")[1]
         name, sparse, stage = _pipeline_with(kind, configs)
-        of_config = "" if sparse is None else f"`{name}`"
+        config = "" if sparse is None else f"```json\n{_maskers_of(sparse, kind)}\n```\n\nOf `{name}`.\n"
         rows = (q, k, v) if stage == "prefill" else (q[:, :, -64:], k, v)
         try:
             if sparse is None:
@@ -100,10 +100,11 @@ def gallery(target: Path) -> None:
             legend = " ".join(f'<span style="color: {color}">■</span> {each}' for each, color in colors.items())
             picture = f"![what {kind} keeps](images/maskers/{kind}.png)\n\n{legend}\n\n"
         except reticle.Error as error:
-            picture = f"<p><em>No picture: {html.escape(str(error))}</em></p>\n\n"
+            why = "it needs a file or tensors of yours" if sparse is None else html.escape(str(error))
+            picture = f"<p><em>No picture: {why}.</em></p>\n\n"
         cards.append(
             f"<div markdown>\n### [{kind}](maskers.md#{kind})\n\n{picture}{summary}\n\n"
-            f"{source.group(1) if source else ''}. {of_config}\n</div>\n"
+            f"{source.group(1) if source else ''}.\n\n{config}</div>\n"
         )
     text = (
         "# Every masker\n\nWho chose which key: 512 queries, or the last 64 "
@@ -111,6 +112,14 @@ def gallery(target: Path) -> None:
         '<div class="gallery" markdown>\n' + "\n".join(cards) + "</div>\n"
     )
     (target / "gallery.md").write_text(text, encoding="utf-8")
+
+
+def _maskers_of(sparse: Any, kind: str) -> str:
+    """The stage of a pipeline's config that has a masker, one masker to a line."""
+    config = json.loads(sparse.to_json())
+    stages = [config, *(config[stage] for stage in ("prefill", "generation") if stage in config)]
+    found = next(stage["maskers"] for stage in stages if any(each["type"] == kind for each in stage.get("maskers", [])))
+    return "[" + ",\n ".join(json.dumps(each) for each in found) + "]"
 
 
 def _pipeline_with(kind: str, configs: list[tuple[str, Any]]) -> tuple[str, Any, Any]:

@@ -295,3 +295,22 @@ def test_an_event_that_cannot_be_written_is_refused_and_the_others_are_there(tmp
     events = [json.loads(line) for line in (tmp_path / "micro_metrics.jsonl").read_text().splitlines()]
     assert [event["value"] for event in events] == [0.5, 2.0]
     assert events[0]["metadata"] == {"layer": 3, "head": 2}
+
+
+def test_parts_of_the_package_come_when_they_are_asked_for():
+    code = "import reticle\nprint(reticle.maskers.SinkConfig().sink_size, reticle.hf.attach.__name__)\nreticle.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "128 attach\n"
+    assert done.stderr.endswith("AttributeError: module 'reticle' has no attribute 'nothing'\n")
+
+
+def test_a_call_without_a_state_is_a_sequence_of_its_own():
+    q, k, v = (np.random.default_rng(i).normal(size=(1, 2, 9, 8)).astype(np.float32) for i in range(3))
+    sparse = pipeline([SinkConfig(sink_size=2)], causal=True)
+    alone, with_state = sparse.run(q, k, v), sparse.run(q, k, v, reticle.SequenceState())
+    assert alone[1] == with_state[1] and (alone[0] == with_state[0]).all()
+    compressing = reticle.SparseAttention.from_json(
+        '{"prefill": {"maskers": []}, "generation": {"maskers": [{"type": "tova"}]}}'
+    )
+    with pytest.raises(reticle.Error, match="prefill"):
+        compressing.mask(q[:, :, -1:], k, v, stage="generation")
