@@ -66,8 +66,9 @@ RETICLE_REGISTER_MASKER(
     {.summary = "Keeps, per chunk of queries, the chunks of keys of the largest mean-by-mean products.",
      .source = "nano-sparse-attention (add local for its window), sparse-frontier (recent_chunks 2), MInference "
                "(sink_chunks 0)",
-     .rule = "the top_chunks chunks c <= own of largest mean(q) . mean(k), a short last chunk is divided by chunk_size, "
-             "too; no key after the query",
+     .rule =
+         "the top_chunks chunks c <= own of largest mean(q) . mean(k), a short last chunk is divided by chunk_size, "
+         "too; no key after the query",
      .cost = "O((queries + keys) * head_dim + (queries * keys / chunk_size^2) * head_dim) time per head"});
 
 }  // namespace reticle::maskers
