@@ -53,8 +53,8 @@ class RETICLE_API FittedInputs {
   TensorView fit(const TensorView& tensor, Tensor& copy) const;
 
  private:
-  Index width_ = 0;
-  Stream stream_;
+  [[maybe_unused]] Index width_ = 0;  // in builds without CUDA
+  [[maybe_unused]] Stream stream_;
   Tensor queries_, keys_, values_, attention_mask_;
   AttentionInputs inputs_;
 };
@@ -69,9 +69,9 @@ class RETICLE_API FittedResult {
   void finish() const;
 
  private:
-  Index width_;
+  [[maybe_unused]] Index width_;  // in builds without CUDA
   void* to_;
-  Stream stream_;
+  [[maybe_unused]] Stream stream_;
   std::optional<Tensor> beside_;
 };
 
