@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <span>
 
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/types.hpp>
@@ -53,8 +51,5 @@ struct Rule {
   }
   RETICLE_HD bool weighs() const { return kind == Kind::sample || kind == Kind::adaptive || kind == Kind::colliding; }
 };
-
-/// How many of `keys` keys a row gets from rules; none where that depends on the scores, or on what meets.
-RETICLE_API std::optional<Index> entries_of(std::span<const Rule> rules, Index keys);
 
 }  // namespace reticle

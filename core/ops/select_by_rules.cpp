@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include <reticle/core/base/error.hpp>
@@ -94,6 +96,37 @@ Mask select_by_rules(std::span<const Rule> rules, const AttentionInputs& inputs,
     known = merge(known, more, MergeRule::max, context);
   }
   return added;
+}
+
+std::optional<Index> entries_of(std::span<const Rule> rules, Index keys) {
+  Index chosen = 0;
+  bool sinks = false, window = false, others = false;
+  for (const Rule& rule : rules) {
+    Index added = 0;
+    switch (rule.kind) {
+      case Rule::Kind::sinks:
+      case Rule::Kind::window: {
+        bool& met = rule.kind == Rule::Kind::sinks ? sinks : window;
+        if (met || others || rule.dilation > 1) return std::nullopt;
+        met = true;
+        added = rule.count;
+        break;
+      }
+      case Rule::Kind::top_k:
+      case Rule::Kind::hashed:
+        added = rule.count;
+        others = true;
+        break;
+      case Rule::Kind::sample:
+        added = sample_size(rule.share, keys - chosen);
+        others = true;
+        break;
+      default:
+        return std::nullopt;
+    }
+    chosen = std::min(keys, chosen + added);
+  }
+  return chosen;
 }
 
 // It is defined here because the door for maskers stands below the operations that it opens to.

@@ -1,6 +1,7 @@
 // Rules on the CPU: what core/cuda/choose.hpp does with them where the tensors lie on a GPU.
 #pragma once
 
+#include <optional>
 #include <span>
 
 #include <reticle/core/attention_inputs.hpp>
@@ -14,5 +15,8 @@ namespace reticle {
 /// top-k, top-p and uniform samples, which keep nothing between calls; Error for others, which are their maskers' own.
 RETICLE_API Mask select_by_rules(std::span<const Rule> rules, const AttentionInputs& inputs, const Mask& previous,
                                  const Context& context);
+
+/// How many of `keys` keys a row gets from rules; none where that depends on the scores, or on what meets.
+RETICLE_API std::optional<Index> entries_of(std::span<const Rule> rules, Index keys);
 
 }  // namespace reticle
