@@ -100,13 +100,13 @@ Mask select_by_rules(std::span<const Rule> rules, const AttentionInputs& inputs,
 
 std::optional<Index> entries_of(std::span<const Rule> rules, Index keys) {
   Index chosen = 0;
-  bool sinks = false, window = false, others = false;
+  bool met_sinks = false, met_window = false, others = false;
   for (const Rule& rule : rules) {
     Index added = 0;
     switch (rule.kind) {
       case Rule::Kind::sinks:
       case Rule::Kind::window: {
-        bool& met = rule.kind == Rule::Kind::sinks ? sinks : window;
+        bool& met = rule.kind == Rule::Kind::sinks ? met_sinks : met_window;
         if (met || others || rule.dilation > 1) return std::nullopt;
         met = true;
         added = rule.count;
