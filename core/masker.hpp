@@ -244,8 +244,15 @@ struct MaskerFactory {
   std::function<std::unique_ptr<Masker>(const void* config)> make;
 };
 
+/// Whether a masker has a select or rules of its own: it says what it keeps.
+template <class M>
+concept SaysWhatItKeeps = !requires {
+  requires std::same_as<decltype(&M::select), decltype(&Masker::select)>;
+  requires std::same_as<decltype(&M::rules), decltype(&Masker::rules)>;
+};
+
 template <class M, class Config>
-  requires std::derived_from<M, Masker> && std::constructible_from<M, const Config&>
+  requires std::derived_from<M, Masker> && SaysWhatItKeeps<M> && std::constructible_from<M, const Config&>
 MaskerFactory masker_factory() {
   return {type_of<Config>(), []() -> std::shared_ptr<void> { return std::make_shared<Config>(); },
           [](const void* config) -> std::unique_ptr<Masker> {

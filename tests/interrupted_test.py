@@ -103,7 +103,9 @@ class Interrupted(unittest.TestCase):
         cls.folder.cleanup()
 
     def settings_of(self, folder: Path, settings: dict[str, str]) -> dict[str, str]:
-        return {"FAIL_UNDER": str(folder), **settings} if settings else {}
+        # The shim comes before a sanitizer's runtime, which would refuse that.
+        asan = {"ASAN_OPTIONS": "verify_asan_link_order=0:" + os.environ.get("ASAN_OPTIONS", "")}
+        return {"FAIL_UNDER": str(folder), **asan, **settings} if settings else {}
 
     def expect_nothing_lost(self, name: str, run: Run, content: Callable[[Path], list[Any]]) -> None:
         """The run, stopped at each change in turn and taken up again, gives what it gives unstopped; what it had kept when

@@ -18,7 +18,7 @@ class Selecting final : public Masker {
   }
 };
 
-#if defined(A_MASKER_WITHOUT_SELECT)
+#if defined(A_MASKER_WITHOUT_SELECT_OR_RULES)
 // expected: constraint
 class Idle final : public Masker {
  public:
