@@ -110,7 +110,7 @@ class Shared(unittest.TestCase):
         self.assertIn("`n`", described)
         again = subprocess.run(["python3", sdk, "new", "my_masker", base], capture_output=True, text=True, check=False)
         self.assertEqual((again.returncode, again.stdout), (2, ""))
-        self.assertIn("File exists", again.stderr)
+        self.assertIn("is there already", again.stderr)
 
     def test_plugin_is_loaded_by_a_config_listed_described_and_run(self) -> None:
         command = self.prefix / "bin/reticle"

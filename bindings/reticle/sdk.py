@@ -15,8 +15,6 @@ import re
 import sys
 from pathlib import Path
 
-import reticle._core as _core
-
 _HERE = Path(__file__).resolve().parent
 #: Words of C++ that a file and a namespace of it cannot be called.
 _CPP_WORDS = """
@@ -55,6 +53,15 @@ def library() -> Path:
     return found[0]
 
 
+def _built_in() -> list[str]:
+    """Names of maskers; none where this file runs by itself."""
+    try:
+        import reticle._core as _core
+    except ImportError:
+        return []
+    return _core.masker_types()
+
+
 def new_plugin(name: str, folder: str | Path = ".") -> Path:
     """A plugin's folder, ready to build: the template `plugins/template`, renamed.
 
@@ -72,7 +79,7 @@ def new_plugin(name: str, folder: str | Path = ".") -> Path:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f'"{name}" is not the name of a masker; expected snake_case, as "my_masker"')
-    if name in _core.masker_types() or name in _CPP_WORDS:
+    if name in _built_in() or name in _CPP_WORDS:
         raise ValueError(f'"{name}" is taken, by a built-in masker or by C++; expected another name')
     templates = (_HERE / "share/reticle/template", _HERE.resolve().parents[1] / "plugins/template")
     template = next((path for path in templates if path.is_dir()), None)
