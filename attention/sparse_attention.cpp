@@ -556,6 +556,8 @@ Attended SparseAttention::attend(const AttentionInputs& given, SequenceState& st
   const AttentionInputs inputs = configured(given);
   if (inputs.queries.device.kind == Device::Kind::cuda)
     return attend_on_gpu(inputs, state, options, wanted, configured(context));
+  if (wanted.output != nullptr || wanted.lse != nullptr)
+    throw DeviceError("attend into memory of the caller's: expected tensors on a GPU; the queries lie on the CPU");
   Metrics metrics;
   Mask mask = build(inputs, std::nullopt, state, configured(context), metrics);
   AttentionResult result = attention(inputs, mask, options, context);

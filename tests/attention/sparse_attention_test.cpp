@@ -244,5 +244,14 @@ TEST(SparseAttention, OneMillionQueriesAndKeysNeedMegabytes) {
   EXPECT_LT(mask.bytes(), Index{26} << 20);
 }
 
+TEST(SparseAttention, MemoryOfTheCallersIsNotPassedOverOnTheCpu) {
+  const OwnedInputs owned({1, 2, 1, 3, 9, 8, 8}, 1);
+  const auto sparse = SparseAttention::from_json(R"({"maskers": [{"type": "sink"}]})");
+  SequenceState state;
+  float lse[6];
+  EXPECT_THROW(sparse.attend(owned.inputs, state, {}, {.lse = lse}), DeviceError);
+  EXPECT_NO_THROW(sparse.attend(owned.inputs, state));
+}
+
 }  // namespace
 }  // namespace reticle::testing
