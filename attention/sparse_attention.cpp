@@ -278,6 +278,7 @@ SparseAttention SparseAttention::from_json(std::string_view text, const std::fil
   const FieldType& options_type = *type_of<attention_config::PipelineOptions>();
   std::vector<std::string_view> known{"maskers", kStages[0], kStages[1], "$schema"};
   for (const Field& field : options_type.fields()) known.push_back(field.name);
+  if (document.is_array()) place.fail(R"(is a list; expected an object, with the maskers as {"maskers": [...]})");
   require_keys(document, place, known);
 
   auto config = std::make_shared<Config>();
@@ -303,6 +304,8 @@ SparseAttention SparseAttention::from_json(std::string_view text, const std::fil
     config->by_stage = true;
     for (std::size_t stage = 0; stage < 2; ++stage) {
       const std::string name(kStages[stage]);
+      if (const std::string other(kStages[1 - stage]); !document.contains(name) && document.contains(other))
+        place.fail("\"" + name + "\" is missing beside \"" + other + R"("; dense attention is {"maskers": []})");
       if (!document.contains(name))
         place.fail(R"("maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
       const std::string_view only[] = {"maskers"};
@@ -366,7 +369,8 @@ SparseAttention::Ruled SparseAttention::ruled(Stage stage, int layer, Index keys
     const std::string name = "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"';
     if (!entries[i].heads.all()) return {{}, name + ", serves some heads only: it chooses on the CPU"};
     const std::vector<Rule> of_masker = entries[i].masker->rules(keys, layer);
-    if (of_masker.empty()) return {{}, name + ", has no rule for a GPU: it chooses on the CPU"};
+    if (of_masker.empty() || !std::ranges::all_of(of_masker, &Rule::has_kernel))
+      return {{}, name + ", has no rule for a GPU: it chooses on the CPU"};
     for (Rule rule : of_masker) {
       rule.seed = derive_seed(context.seed, i);
       found.rules.push_back(rule);

@@ -468,7 +468,7 @@ void add_attention(py::module_& module) {
   module.def(
       "read_file",
       [](const std::filesystem::path& path) {
-        const auto bytes = read_file<FormatError>(path);
+        const auto bytes = read_file<FormatError>(existing(path));
         return py::bytes(bytes);
       },
       py::arg("path"),
@@ -605,7 +605,7 @@ void add_attention(py::module_& module) {
       .def_static(
           "from_file",
           [](const std::filesystem::path& path, bool plugins) {
-            return SparseAttention::from_file(path, plugins ? Plugins::load : Plugins::refuse);
+            return SparseAttention::from_file(existing(path), plugins ? Plugins::load : Plugins::refuse);
           },
           py::arg("path"), py::kw_only(), py::arg("plugins") = true,
           "From a file with a JSON config; `plugins` as in from_json.")
@@ -677,7 +677,7 @@ void add_attention(py::module_& module) {
   module.def(
       "load_tensors",
       [](const std::filesystem::path& path) {
-        const SafeTensors file{path};
+        const SafeTensors file{existing(path)};
         py::dict tensors;
         for (const auto& [name, view] : file.tensors()) {
           const bool narrow = view.dtype == DType::f16 || view.dtype == DType::bf16;

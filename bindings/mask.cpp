@@ -477,8 +477,8 @@ void add_mask(py::module_& module) {
           "save", [](const Mask& mask, const std::filesystem::path& path) { save(mask, path); }, py::arg("path"),
           Released(), "Writes a safetensors file.")
       .def_static(
-          "load", [](const std::filesystem::path& path) { return load_mask(path); }, py::arg("path"), Released(),
-          "Reads a file that save wrote.")
+          "load", [](const std::filesystem::path& path) { return load_mask(existing(path)); }, py::arg("path"),
+          Released(), "Reads a file that save wrote.")
       .def(py::pickle(&pickled, &unpickled))
       .def("to_csr", &as_csr, "(row_ptr, indices, p) over batch * heads * queries rows; p is None when all are 1.");
   module.def("masker_colors", &hex_colors, py::arg("types"),

@@ -1,12 +1,19 @@
 #include "module.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
 
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/base/warning.hpp>
 #include <reticle/version.hpp>
 
 namespace reticle::bindings {
+
+namespace {
+PyObject* missing_file = nullptr;  // the class, made with the module
+}
 
 /// Every error of the library under its name; the base is reticle.Error, and each is also what Python programs would
 /// catch: a ValueError, or for devices and plugins a RuntimeError.
@@ -20,6 +27,20 @@ void add_errors(pybind11::module_& module) {
   py::register_exception<ValueError>(module, "ValueError", bases(PyExc_ValueError));
   py::register_exception<PluginError>(module, "PluginError", bases(PyExc_RuntimeError));
   py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
+  // Python's own comes first, for its __init__ fills errno and filename in.
+  const py::tuple kinds =
+      py::make_tuple(py::handle(PyExc_FileNotFoundError), module.attr("ConfigError"), module.attr("FormatError"));
+  missing_file = PyErr_NewException("reticle._core.MissingFileError", kinds.ptr(), nullptr);
+  module.attr("MissingFileError") = py::handle(missing_file);
+}
+
+std::filesystem::path existing(const std::filesystem::path& path) {
+  namespace py = pybind11;
+  if (std::error_code failed; std::filesystem::exists(path, failed) || failed) return path;
+  const py::gil_scoped_acquire held;
+  errno = ENOENT;
+  PyErr_SetFromErrnoWithFilenameObject(missing_file, py::cast(path.string()).ptr());
+  throw py::error_already_set();
 }
 
 /// Protocols 0 and 1 of pickle make objects from a base class that pybind11 cannot make, and end the process there.

@@ -1,6 +1,7 @@
 // What the extension module is put together from.
 #pragma once
 
+#include <filesystem>
 #include <pybind11/pybind11.h>
 #include <string>
 
@@ -17,6 +18,8 @@ void add_cuda(pybind11::module_& module);
 
 /// "add", "max" or "independent"; ValueError for another.
 MergeRule rule_from(const std::string& rule);
+/// The path, if something stands there; else MissingFileError, which is Python's FileNotFoundError, too.
+std::filesystem::path existing(const std::filesystem::path& path);
 /// (batch, heads, queries, keys).
 pybind11::tuple extents_of(const MaskShape& shape);
 

@@ -106,8 +106,8 @@ class RETICLE_API Masker {
   virtual void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const;
 
   /// What it chooses from `keys` keys at a layer, if rules can say it, one after another: then it is chosen where the
-  /// tensors lie, on the CPU or on a GPU. Without an attention mask; the seed is the pipeline's to fill in. None by
-  /// default: select is then its own, and chooses on the CPU.
+  /// tensors lie, on the CPU or on a GPU; the seed is the pipeline's to fill in. None by default: select is then its
+  /// own, and chooses on the CPU.
   virtual std::vector<Rule> rules(Index keys, int layer) const;
 
   /// How many of a prompt's last queries observe() decides by; 0: it decides nothing. A prompt that comes in parts is
@@ -184,7 +184,7 @@ struct AbiStamp {
 namespace abi_detail {
 
 /// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 14;
+inline constexpr std::uint64_t kInterface = 15;
 
 consteval std::uint64_t layout_hash() {
   std::uint64_t hash = kInterface;

@@ -1,4 +1,5 @@
-// What a masker chooses, said as data: for executors that choose where the tensors lie, such as a GPU's.
+// What a masker chooses, said as data: core/ops/select_by_rules.hpp chooses by it on the CPU, core/cuda/choose.hpp
+// where the tensors lie on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,8 @@ struct Rule {
   Index count = 0, dilation = 1;
   double share = 0;
   Index page_size = 0;
+  Index label_bits = 16;                    // of the bounds of `pages`; 16 keeps them exact
+  bool by_group = false, own_page = false;  // `pages` for a KV head's queries alike; and always the query's own page
   Size base = 0;
   double epsilon = 0, quantile = 0;
   Index first = 0, last = 0;
@@ -43,6 +46,10 @@ struct Rule {
   const PqRecipe* quantiser = nullptr;
   const LshRecipe* lsh = nullptr;
 
+  /// Whether a GPU has a kernel for it; else it is followed on the CPU.
+  bool has_kernel() const { return label_bits == 16 && !by_group && !own_page; }
+  /// Whether something is kept of the keys between calls (KeptByRules).
+  bool keeps() const { return kind == Kind::pages || codes(); }
   RETICLE_HD bool scores() const { return kind == Kind::top_k || kind == Kind::top_p || kind == Kind::adaptive; }
   RETICLE_HD bool codes() const { return kind == Kind::hashed || kind == Kind::quantised || kind == Kind::colliding; }
   /// Whether it goes by what is made of many keys: those that nobody may attend to are left out of it.

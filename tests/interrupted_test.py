@@ -185,7 +185,9 @@ class Interrupted(unittest.TestCase):
         def content(folder: Path) -> list[Any]:
             path = folder / "trials.jsonl"
             text = path.read_text() if path.exists() else ""
-            whole = [json.loads(row) for row in text.splitlines(keepends=True) if row.endswith("\n")]  # a cut line is not kept
+            whole = [
+                json.loads(row) for row in text.splitlines(keepends=True) if row.endswith("\n")
+            ]  # a cut line is not kept
             for row in whole:
                 row["result"].pop("seconds", None)
             return sorted(json.dumps(row) for row in whole)

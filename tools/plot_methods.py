@@ -211,7 +211,8 @@ def main() -> None:
         for i, (name, method) in enumerate(methods.items()):
             axis.plot(
                 *zip(*line(panel, name, method), strict=True),
-                marker="osD^vP*XH"[i % 9],
+                marker="osD^vP*X"[i % 8],
+                linestyle="--" if i >= 8 else "-",  # colors and marks come again
                 label=name,
             )
         axis.set(

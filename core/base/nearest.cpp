@@ -22,6 +22,13 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
+/// Edits, of which names that go on where the given one ends need hardly any.
+std::size_t distance_of(std::string_view given, std::string_view name) {
+  constexpr std::size_t kShortestBeginning = 3;
+  const bool beginning = given.size() >= kShortestBeginning && name.starts_with(given);
+  return beginning ? 1 : edit_distance(given, name);
+}
+
 }  // namespace
 
 std::string did_you_mean(std::string_view given, std::span<const std::string_view> known) {
@@ -30,7 +37,7 @@ std::string did_you_mean(std::string_view given, std::span<const std::string_vie
   std::string_view best;
   std::size_t least = given.size() / 2 + 1;
   for (const std::string_view name : known) {
-    const std::size_t distance = edit_distance(given, name);
+    const std::size_t distance = distance_of(given, name);
     if (distance < least) {
       least = distance;
       best = name;

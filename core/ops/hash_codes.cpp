@@ -72,6 +72,9 @@ void HashCodes::set_weights(HashMlp query, HashMlp key) {
 
 void HashCodes::update(const AttentionInputs& inputs, const Context& context) {
   const Index heads = inputs.batch() * inputs.heads(), count = inputs.keys_length();
+  if (query_.heads() != inputs.heads() || query_.head_dim() != inputs.head_dim())
+    throw ShapeError("hash weights: are of " + std::to_string(query_.heads()) + " query heads of " +
+                     std::to_string(query_.head_dim()) + "; queries are " + inputs.queries.describe());
   seen_.continue_with(inputs);
   if (codes_.empty()) codes_.resize(static_cast<std::size_t>(heads));
   context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {

@@ -2,14 +2,18 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/masker.hpp>
+#include <reticle/core/ops/adaptive_sample.hpp>
+#include <reticle/core/ops/candidates.hpp>
 #include <reticle/core/ops/scores.hpp>
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/ops/select_by_rules.hpp>
+#include <reticle/core/ops/select_pages.hpp>
 
 namespace reticle {
 namespace {
@@ -44,11 +48,9 @@ Mask sample(const Rule& rule, const AttentionInputs& inputs, const Mask& previou
   return Mask::from_selections(
       inputs.shape(),
       [&](RowId row, Selection& selection) {
-        std::vector<Run> chosen, taken;
+        std::vector<Run> chosen;
         previous.row(row, chosen);
-        const std::vector<Run> forbidden = forbidden_keys(inputs, row);
-        combine_rows<row_op::Max>(chosen, forbidden, [&](Run run) { taken.push_back(run); });
-        const Gaps candidates(taken, inputs.visible_keys(row.query));
+        const Gaps candidates = candidates_of(inputs, row, chosen);
         const Index n = candidates.size();
         if (n == 0) return;
         const Index m = sample_size(rule.share, n);
@@ -61,37 +63,123 @@ Mask sample(const Rule& rule, const AttentionInputs& inputs, const Mask& previou
       context);
 }
 
-Mask selected(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, const Context& context) {
+Mask adaptive(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, const Context& context) {
+  return select_scored(
+      inputs, ExactScorer(inputs),
+      [&](RowId row, std::span<const float> scores, Selection& selection) {
+        Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
+        adaptive_sample(rule, inputs, RowWeights(scores, previous, row), row, random, selection);
+      },
+      context);
+}
+
+Mask best(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, Scorer scorer,
+          const Context& context) {
+  return select_by_score(
+      inputs, previous, scorer,
+      [&](std::span<const float> scores, Selection& selection) { top_k(scores, rule.count, selection.indices); },
+      context);
+}
+
+/// The best by what is kept of the keys: score(inputs, row, scores) of one row at a time.
+template <class Kept>
+Mask best_by_codes(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, const Kept& kept,
+                   const Context& context) {
+  return best(
+      rule, inputs, previous,
+      [&](std::span<const RowId> rows, float* scores) {
+        for (const RowId row : rows) {
+          kept.score(inputs, row, scores);
+          scores += inputs.keys_length();
+        }
+      },
+      context);
+}
+
+/// The one there is, or the first.
+template <class T>
+T& made(std::optional<T>& kept) {
+  return kept ? *kept : kept.emplace();
+}
+
+Mask selected(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, KeptByRules& kept,
+              const Context& context) {
   switch (rule.kind) {
     case Rule::Kind::sinks:
       return sinks(rule, inputs, context);
     case Rule::Kind::window:
       return window(rule, inputs, context);
     case Rule::Kind::top_k:
-      return select_by_score(
-          inputs, previous, ExactScorer(inputs),
-          [&](std::span<const float> scores, Selection& selection) { top_k(scores, rule.count, selection.indices); },
-          context);
+      return best(rule, inputs, previous, ExactScorer(inputs), context);
     case Rule::Kind::top_p:
       return select_by_score(
           inputs, previous, ExactScorer(inputs),
           [&](std::span<const float> scores, Selection& selection) { top_p(scores, rule.share, selection.indices); },
           context);
+    case Rule::Kind::hashed: {
+      HashCodes& codes = made(kept.hashed);
+      if (codes.empty()) codes.set_weights(rule.hash->query, rule.hash->key);
+      codes.update(inputs, context);
+      return best_by_codes(rule, inputs, previous, codes, context);
+    }
+    case Rule::Kind::quantised: {
+      QuantisedKeys& keys = made(kept.quantised);
+      keys.update(inputs, *rule.quantiser, context);
+      return keys.empty() ? Mask::empty(inputs.shape()) : best_by_codes(rule, inputs, previous, keys, context);
+    }
+    case Rule::Kind::pages:
+      return select_pages(rule, inputs, made(kept.pages), context);
     case Rule::Kind::sample:
       return sample(rule, inputs, previous, context);
-    default:
-      throw Error("rules: pages, codes and adaptive samples are selected by their own maskers; override select");
+    case Rule::Kind::adaptive:
+      return adaptive(rule, inputs, previous, context);
+    case Rule::Kind::colliding: {
+      LshCodes& codes = made(kept.colliding);
+      codes.update(inputs, *rule.lsh, context);
+      return Mask::from_selections(
+          inputs.shape(), [&](RowId row, Selection& selection) { codes.sample(inputs, previous, row, selection); },
+          context);
+    }
+  }
+  throw Error("rules: of an unknown kind");
+}
+
+void check(std::span<const Rule> rules) {
+  for (std::size_t i = 0; i < rules.size(); ++i) {
+    const Rule& rule = rules[i];
+    const auto refuse = [&](const std::string& what) { throw ValueError("rule " + std::to_string(i) + ": " + what); };
+    if (rule.kind == Rule::Kind::pages && (rule.page_size < 1 || rule.label_bits < 1 || rule.label_bits > 16))
+      refuse("pages of " + std::to_string(rule.page_size) + " keys, bounds of " + std::to_string(rule.label_bits) +
+             " bits; expected at least 1, and 1 to 16");
+    if (rule.kind == Rule::Kind::window && rule.dilation < 1)
+      refuse("a window of keys " + std::to_string(rule.dilation) + " apart; expected at least 1");
+    const bool without = (rule.kind == Rule::Kind::hashed && rule.hash == nullptr) ||
+                         (rule.kind == Rule::Kind::quantised && rule.quantiser == nullptr) ||
+                         (rule.kind == Rule::Kind::colliding && rule.lsh == nullptr);
+    if (without) refuse("goes by codes; expected its hash, quantiser or lsh");
+    const auto alike = [&](const Rule& other) { return other.kind == rule.kind; };
+    if (rule.keeps() && std::ranges::any_of(rules.first(i), alike))
+      refuse("is the second that keeps the same of the keys; expected at most one");
   }
 }
 
 }  // namespace
 
+void KeptByRules::truncate(Index keys) {
+  each([&](auto& kept) { kept.truncate(keys); });
+}
+
+void KeptByRules::select(std::span<const Index> rows) {
+  each([&](auto& kept) { kept.select(rows); });
+}
+
 Mask select_by_rules(std::span<const Rule> rules, const AttentionInputs& inputs, const Mask& previous,
-                     const Context& context) {
-  if (rules.size() == 1) return selected(rules.front(), inputs, previous, context);
+                     KeptByRules& kept, const Context& context) {
+  check(rules);
+  if (rules.size() == 1) return selected(rules.front(), inputs, previous, kept, context);
   Mask added = Mask::empty(inputs.shape()), known = previous;
   for (const Rule& rule : rules) {
-    const Mask more = selected(rule, inputs, known, context);
+    const Mask more = selected(rule, inputs, known, kept, context);
     added = merge(added, more, MergeRule::max, context);
     known = merge(known, more, MergeRule::max, context);
   }
@@ -130,10 +218,13 @@ std::optional<Index> entries_of(std::span<const Rule> rules, Index keys) {
 }
 
 // It is defined here because the door for maskers stands below the operations that it opens to.
-Mask Masker::select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const {
+Mask Masker::select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
+                    const Context& context) const {
   const std::vector<Rule> own = rules(inputs.keys_length(), inputs.layer);
   if (own.empty()) throw Error("masker \"" + type() + "\": has neither rules nor a select of its own");
-  return select_by_rules(own, inputs, previous, context);
+  KeptByRules none;  // stays empty where no rule keeps anything
+  KeptByRules& kept = std::ranges::any_of(own, &Rule::keeps) ? state.get<KeptByRules>(*this) : none;
+  return select_by_rules(own, inputs, previous, kept, context);
 }
 
 }  // namespace reticle

@@ -11,9 +11,8 @@
 #include <string>
 #include <vector>
 
-#include <reticle/core/base/thread_scratch.hpp>
 #include <reticle/core/masker.hpp>
-#include <reticle/core/ops/mass.hpp>
+#include <reticle/core/ops/adaptive_sample.hpp>
 #include <reticle/core/ops/scores.hpp>
 #include <reticle/core/ops/statistics.hpp>
 
@@ -47,19 +46,16 @@ class AdaptiveSampling final : public Masker {
   explicit AdaptiveSampling(const AdaptiveSamplingConfig& config)
       : config_(config), z_(normal_quantile(config.replacement ? 1 - config.delta : 1 - config.delta / 2)) {}
 
-  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState&, const Context& context) const override {
+  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
+              const Context& context) const override {
     if (!config_.base_rate_sampling.positive()) return Mask::empty(inputs.shape());
-    const Recorded recorded = config_.replacement ? recorded_draws(inputs, previous, context) : Recorded{};
+    if (!config_.replacement) return Masker::select(inputs, previous, state, context);
+    const Recorded recorded = recorded_draws(inputs, previous, context);
     return select_scored(
         inputs, ExactScorer(inputs),
         [&](RowId row, std::span<const float> scores, Selection& selection) {
-          const Weights weights = weights_of(scores, previous, row);
           Philox random = context.random(inputs.layer, row.batch, row.head, row.query);
-          if (config_.replacement) {
-            draw_with_replacement(inputs, weights, row, recorded, random, selection);
-          } else {
-            sample_candidates(inputs, weights, row, random, selection);
-          }
+          draw_with_replacement(inputs, RowWeights(scores, previous, row), row, recorded, random, selection);
         },
         context);
   }
@@ -76,21 +72,6 @@ class AdaptiveSampling final : public Masker {
   }
 
  private:
-  /// One row's scores, and what the keys chosen already sum to. Weights are computed for the keys that are asked for:
-  /// the chosen ones and a sample, a fraction of all.
-  struct Weights {
-    std::span<const float> scores;
-    std::optional<MassScale> scale;  // none: no key is allowed
-    std::vector<Run> chosen;
-    double chosen_sum = 0;
-
-    /// exp(score - highest score); 0 where forbidden.
-    double of(Index key) const {
-      const std::uint32_t order = order_key(scores[static_cast<std::size_t>(key)]);
-      return scale && order != 0 ? scale->weight(order) : 0;
-    }
-  };
-
   /// The reference's random choices, when they are given as extra tensors.
   struct Recorded {
     std::optional<TensorView> base;   // (b, hq, sq, base sample) I64
@@ -98,94 +79,14 @@ class AdaptiveSampling final : public Masker {
     std::vector<Index> first_draw;    // per row
   };
 
-  static Weights weights_of(std::span<const float> scores, const Mask& previous, RowId row) {
-    Weights weights;
-    weights.scores = scores;
-    if (const std::uint32_t largest = order_key(highest(scores)); largest != 0)
-      weights.scale.emplace(largest, static_cast<Index>(scores.size()));
-    previous.row(row, weights.chosen);
-    if (!weights.scale) return weights;
-    // Most were chosen for certain, and are weighed in vectors.
-    struct Scratch {
-      std::vector<float> certain;
-      std::vector<std::uint64_t> of_certain;
-    };
-    static thread_local constinit ThreadScratch<Scratch> scratch;
-    auto& [certain, of_certain] = scratch.get();
-    certain.clear();
-    for (const Run& run : weights.chosen) {
-      const auto of_run =
-          scores.subspan(static_cast<std::size_t>(run.begin), static_cast<std::size_t>(run.end - run.begin));
-      if (run.p == 1) {
-        certain.insert(certain.end(), of_run.begin(), of_run.end());
-      } else {
-        for (Index key = run.begin; key < run.end; ++key)
-          weights.chosen_sum += weights.of(key) / static_cast<double>(run.p);
-      }
-    }
-    of_certain.resize(certain.size());
-    masses(*weights.scale, certain, of_certain.data());
-    weights.chosen_sum +=
-        weights.scale->as_number(std::accumulate(of_certain.begin(), of_certain.end(), std::uint64_t{0}));
-    return weights;
-  }
-
   Index begin(const AttentionInputs& inputs) const { return config_.init_offset.resolve(inputs.keys_length()); }
   Index end(const AttentionInputs& inputs) const {
     return inputs.keys_length() - config_.local_offset.resolve(inputs.keys_length());
   }
-  Index base_size(Index range) const { return std::max<Index>(2, config_.base_rate_sampling.resolve(range)); }
-
-  // --- without replacement -----------------------------------------------------------------------------------------
-
-  void sample_candidates(const AttentionInputs& inputs, const Weights& weights, RowId row, Philox& random,
-                         Selection& selection) const {
-    const Gaps candidates = candidates_of(inputs, weights, row);
-    const Index n = candidates.size();
-    if (n == 0) return;
-    const Index budget = std::min(n, std::max(base_size(n), budget_of(candidates, weights, random)));
-    sample_without_replacement(n, budget, random, selection.indices);
-    candidates.to_positions(selection.indices);
-    selection.p.assign(selection.indices.size(),
-                       static_cast<float>(static_cast<double>(budget) / static_cast<double>(n)));
-  }
-
-  /// Keys in the range, visible, allowed and not chosen yet.
-  Gaps candidates_of(const AttentionInputs& inputs, const Weights& weights, RowId row) const {
-    std::vector<Run> outside, forbidden = forbidden_keys(inputs, row), unavailable, taken;
-    const Index last = std::min(end(inputs), inputs.visible_keys(row.query));
-    if (const Index first = begin(inputs); first > 0)
-      outside.push_back({0, static_cast<std::int32_t>(std::min(first, inputs.keys_length())), 1.0f});
-    combine_rows<row_op::Max>(outside, forbidden, [&](Run run) { unavailable.push_back(run); });
-    combine_rows<row_op::Max>(unavailable, weights.chosen, [&](Run run) { taken.push_back(run); });
-    return {taken, std::max<Index>(0, last)};
-  }
-
-  Index budget_of(const Gaps& candidates, const Weights& weights, Philox& random) const {
-    const Index n = candidates.size();
-    std::vector<std::int32_t> base;
-    sample_without_replacement(n, base_size(n), random, base);
-    candidates.to_positions(base);
-    const auto [mean, deviation] = moments(base, weights);
-    return adaptive_budget(n, mean, deviation, weights.chosen_sum, config_.epsilon, z_);
-  }
-
-  /// Mean and sample standard deviation of the weights of some keys.
-  static std::pair<double, double> moments(std::span<const std::int32_t> keys, const Weights& weights) {
-    std::vector<double> of_keys;
-    of_keys.reserve(keys.size());
-    double sum = 0, squares = 0;
-    for (const std::int32_t key : keys) sum += of_keys.emplace_back(weights.of(key));
-    const double mean = sum / static_cast<double>(keys.size());
-    for (const double weight : of_keys) squares += (weight - mean) * (weight - mean);
-    return {mean, keys.size() < 2 ? 0 : std::sqrt(squares / static_cast<double>(keys.size() - 1))};
-  }
-
-  // --- with replacement, as the reference ----------------------------------------------------------------------------
 
   /// Budget of a row whose base sample is given: floor((z s R / (epsilon D))^2), at least the base sample.
-  Index reference_budget(Index range, std::span<const std::int32_t> base, const Weights& weights) const {
-    const double deviation = std::max(moments(base, weights).second, 1e-8);
+  Index reference_budget(Index range, std::span<const std::int32_t> base, const RowWeights& weights) const {
+    const double deviation = std::max(weights.moments(base).second, 1e-8);
     std::vector<std::int32_t> distinct(base.begin(), base.end());
     std::sort(distinct.begin(), distinct.end());
     distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -208,13 +109,13 @@ class AdaptiveSampling final : public Masker {
       return base;
     }
     // As many draws as there are candidates are enough: no budget is larger.
-    for (Index i = std::min(base_size(range), range); i > 0; --i)
+    for (Index i = std::min(base_sample_size(config_.base_rate_sampling, range), range); i > 0; --i)
       base.push_back(static_cast<std::int32_t>(begin(inputs) + random.below(static_cast<std::uint32_t>(range))));
     return base;
   }
 
-  void draw_with_replacement(const AttentionInputs& inputs, const Weights& weights, RowId row, const Recorded& recorded,
-                             Philox& random, Selection& selection) const {
+  void draw_with_replacement(const AttentionInputs& inputs, const RowWeights& weights, RowId row,
+                             const Recorded& recorded, Philox& random, Selection& selection) const {
     const Index range = end(inputs) - begin(inputs);
     if (range < 2) return;
     const Index budget = reference_budget(range, base_sample(inputs, range, row, recorded, random), weights);
@@ -254,7 +155,7 @@ class AdaptiveSampling final : public Masker {
         Philox unused(0, 0, 0, 0, 0);
         ExactScorer{inputs}({&row, 1}, scores.data());
         recorded.first_draw[static_cast<std::size_t>(i) + 1] = reference_budget(
-            range, base_sample(inputs, range, row, recorded, unused), weights_of(scores, previous, row));
+            range, base_sample(inputs, range, row, recorded, unused), RowWeights(scores, previous, row));
       }
     });
     std::partial_sum(recorded.first_draw.begin(), recorded.first_draw.end(), recorded.first_draw.begin());

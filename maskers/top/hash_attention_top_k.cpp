@@ -4,13 +4,11 @@
 #include <map>
 #include <mutex>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/hash_codes.hpp>
-#include <reticle/core/ops/scores.hpp>
 
 namespace reticle::maskers {
 
@@ -44,41 +42,20 @@ class HashAttentionTopK final : public Masker {
   explicit HashAttentionTopK(const HashAttentionTopKConfig& config)
       : config_(config), weights_(config.hat_weight_file) {}
 
-  Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
-              const Context& context) const override {
-    HashCodes& codes = state.get<HashCodes>(*this);
-    if (codes.empty()) {
-      const LearnedHash& hash = of_layer(inputs.layer, inputs.heads(), inputs.head_dim());
-      codes.set_weights(hash.query, hash.key);
-    }
-    codes.update(inputs, context);
-    const Index k = config_.heavy_size.resolve(inputs.keys_length());
-    return select_by_score(
-        inputs, previous,
-        [&](std::span<const RowId> rows, float* scores) {
-          for (const RowId row : rows) {
-            codes.score(inputs, row, scores);
-            scores += inputs.keys_length();
-          }
-        },
-        [&](std::span<const float> scores, Selection& selection) { top_k(scores, k, selection.indices); }, context);
-  }
-
   std::vector<Rule> rules(Index keys, int layer) const override {
-    const std::optional<TensorView> first = weights_.find("hat." + std::to_string(layer) + ".query_matrix.0");
-    const bool there = first && first->rank == 3;
     Rule rule{Rule::Kind::hashed, config_.heavy_size.resolve(keys)};
-    rule.hash = &of_layer(layer, there ? first->size(0) : 1, there ? first->size(1) : 1);
+    rule.hash = &of_layer(layer);
     return {rule};
   }
 
  private:
   /// The weights of a layer, read when it first comes; they stay where they are.
-  const LearnedHash& of_layer(int layer, Index heads, Index head_dim) const {
+  const LearnedHash& of_layer(int layer) const {
     const std::lock_guard lock(reading_);
-    if (const auto known = layers_.find(layer);
-        known != layers_.end() && known->second.query.heads() == heads && known->second.query.head_dim() == head_dim)
-      return known->second;
+    if (const auto known = layers_.find(layer); known != layers_.end()) return known->second;
+    const std::optional<TensorView> first = weights_.find("hat." + std::to_string(layer) + ".query_matrix.0");
+    const bool there = first && first->rank == 3;
+    const Index heads = there ? first->size(0) : 1, head_dim = there ? first->size(1) : 1;
     LearnedHash hash{mlp(layer, "query", heads, head_dim), mlp(layer, "key", heads, head_dim)};
     return layers_.emplace(layer, std::move(hash)).first->second;
   }

@@ -134,10 +134,8 @@ TEST(HashAttentionTopK, WeightsThatDoNotFitAreRefusedByName) {
       refusal(with_weights(folder / "w", 4, 16, 24, 40, 32), owned.inputs),
       path +
           ": layer 0 has 2 linear maps of width 24 to 40 bits; the config says 2 linear maps of width 24 to 32 bits");
-  EXPECT_EQ(
-      refusal(with_weights(folder / "w", 4, 16, 24, 40, 40), narrow.inputs),
-      "hat.0.query_matrix.0 and hat.0.query_bias.0: F32 (4, 16, 24) and F32 (4, 24); expected (4 query heads, 8 in, "
-      "out) and (4, out)");
+  EXPECT_EQ(refusal(with_weights(folder / "w", 4, 16, 24, 40, 40), narrow.inputs),
+            "hash weights: are of 4 query heads of 16; queries are F32 (1, 4, 2, 8)");
   AttentionInputs other_layer = owned.inputs;
   other_layer.layer = 3;
   EXPECT_EQ(refusal(with_weights(folder / "w", 4, 16, 24, 40, 40), other_layer),

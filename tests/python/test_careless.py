@@ -143,6 +143,13 @@ def test_arguments_of_other_kinds_are_named():
             sparse.run(q, k, v, reticle.SequenceState(), extras=extras)
 
 
+@pytest.mark.parametrize("read", [reticle.Mask.load, reticle.load_tensors, reticle.SparseAttention.from_file])
+def test_a_file_that_is_not_there_is_pythons_error_and_ours(read, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent") as caught:
+        read(tmp_path / "absent")
+    assert isinstance(caught.value, reticle.Error) and caught.value.filename == str(tmp_path / "absent")
+
+
 def test_masks_are_indexed_by_integers():
     mask = reticle.Mask.full((1, 2, 3, 4))
     assert mask[np.int64(0), 1].shape == (1, 1, 3, 4)

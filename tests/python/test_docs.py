@@ -41,7 +41,7 @@ def test_commands_on_the_page_print_what_the_page_shows(tmp_path):
         pytest.skip("there is no reticle command beside this package")
     found = blocks("tutorial.md")
     (tmp_path / "pattern.json").write_text(next(text for language, text in found if language == "json"))
-    (console,) = (text for language, text in found if language == "console")
+    console = next(text for language, text in found if language == "console")
     line, _, shown = console.partition("\n")
     words = line.removeprefix("$ reticle ").split()
     done = subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True, check=True)

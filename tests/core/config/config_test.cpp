@@ -159,19 +159,24 @@ TEST(Messages, NameThePlaceTheValueAndWhatWasExpected) {
 TEST(Messages, OfPipelineConfigs) {
   EXPECT_EQ(refusal("{}"),
             R"(config: "maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
-  EXPECT_EQ(refusal("[]"), "config: [] is not an object");
+  EXPECT_EQ(refusal("[]"), R"(config: is a list; expected an object, with the maskers as {"maskers": [...]})");
+  EXPECT_EQ(refusal("1"), "config: 1 is not an object");
   EXPECT_EQ(refusal(R"({"maskers": {}})"), "/maskers: expected a list of maskers, got object");
   EXPECT_EQ(refusal(R"({"maskers": [1]})"), "/maskers/0: expected an object with a \"type\", got number");
   EXPECT_EQ(refusal(R"({"maskers": [{"sink_size": 1}]})"), "/maskers/0: expected a \"type\" that names a masker");
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "sinc"}]})"),
             "/maskers/0/type: no masker \"sinc\"; did you mean \"sink\"?");
+  EXPECT_EQ(refusal(R"({"maskers": [{"type": "quest"}]})"),
+            "/maskers/0/type: no masker \"quest\"; did you mean \"quest_top_k\"?");
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "entirely_unknown_name"}]})"),
             "/maskers/0/type: no masker \"entirely_unknown_name\"; `reticle list` shows those there are");
   EXPECT_EQ(refusal(R"({"maskers": [], "casual": true})"), "/casual: unknown key; did you mean \"causal\"?");
   EXPECT_EQ(refusal(R"({"maskers": [], "prefill": {"maskers": []}})"),
             "/prefill: a config has either \"maskers\" or stages, not both");
   EXPECT_EQ(refusal(R"({"prefill": {"maskers": []}})"),
-            R"(config: "maskers" is missing (or both "prefill" and "generation", each {"maskers": [...]}))");
+            R"(config: "generation" is missing beside "prefill"; dense attention is {"maskers": []})");
+  EXPECT_EQ(refusal(R"({"generation": {"maskers": []}})"),
+            R"(config: "prefill" is missing beside "generation"; dense attention is {"maskers": []})");
   EXPECT_EQ(refusal(R"({"prefill": {"maskers": []}, "generation": {}})"), "/generation: \"maskers\" is missing");
   EXPECT_EQ(refusal(R"({"maskers": [], "seed": -1})"), "/seed: -1 is not an integer in [0, 9223372036854775807]");
   EXPECT_EQ(refusal(R"({"maskers": [], "merge": "plus"})"),

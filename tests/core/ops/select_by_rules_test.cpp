@@ -58,16 +58,59 @@ TEST(Rules, OfOneMaskerChooseBeyondThoseBeforeThem) {
   const Rule best{Rule::Kind::top_k, 4};
   const std::vector<Rule> twice{best, best}, once{Rule{Rule::Kind::top_k, 8}};
   const Mask none = Mask::empty(owned.inputs.shape());
-  EXPECT_EQ(select_by_rules(twice, owned.inputs, none, {}), select_by_rules(once, owned.inputs, none, {}));
+  KeptByRules kept;
+  EXPECT_EQ(select_by_rules(twice, owned.inputs, none, kept, {}), select_by_rules(once, owned.inputs, none, kept, {}));
 }
 
-TEST(Rules, OfMaskersThatKeepSomethingAreTheirOwn) {
+TEST(Rules, ThatCannotBeFollowedAreRefusedByNumber) {
   const OwnedInputs owned({1, 2, 1, 4, 30, 8, 8}, 5);
-  for (const Rule::Kind kind :
-       {Rule::Kind::pages, Rule::Kind::hashed, Rule::Kind::quantised, Rule::Kind::adaptive, Rule::Kind::colliding}) {
-    const std::vector<Rule> rules{Rule{kind, 4}};
-    EXPECT_THROW(select_by_rules(rules, owned.inputs, Mask::empty(owned.inputs.shape()), {}), Error);
+  const auto refusal = [&](const std::vector<Rule>& rules) -> std::string {
+    KeptByRules kept;
+    try {
+      select_by_rules(rules, owned.inputs, Mask::empty(owned.inputs.shape()), kept, {});
+    } catch (const ValueError& error) {
+      return error.what();
+    }
+    return "followed";
+  };
+  const Rule sinks{Rule::Kind::sinks, 2}, pages{.kind = Rule::Kind::pages, .count = 2, .page_size = 4};
+  for (const Rule::Kind kind : {Rule::Kind::hashed, Rule::Kind::quantised, Rule::Kind::colliding})
+    EXPECT_EQ(refusal({sinks, Rule{kind, 4}}), "rule 1: goes by codes; expected its hash, quantiser or lsh");
+  EXPECT_EQ(refusal({Rule{Rule::Kind::pages, 4}}),
+            "rule 0: pages of 0 keys, bounds of 16 bits; expected at least 1, and 1 to 16");
+  EXPECT_EQ(refusal({pages, sinks, pages}),
+            "rule 2: is the second that keeps the same of the keys; expected at most one");
+  EXPECT_EQ(refusal({Rule{.kind = Rule::Kind::window, .count = 2, .dilation = 0}}),
+            "rule 0: a window of keys 0 apart; expected at least 1");
+  EXPECT_EQ(refusal({pages, sinks}), "followed");
+}
+
+/// Sinks, and pages among all keys: two rules of one masker, of which one keeps something.
+class SinksAndPages final : public Masker {
+ public:
+  std::vector<Rule> rules(Index, int) const override {
+    return {Rule{Rule::Kind::sinks, 3}, Rule{.kind = Rule::Kind::pages, .count = 2, .page_size = 4}};
   }
+};
+
+TEST(Rules, KeepWhatTheyHaveReadAndFollowTheSequence) {
+  const OwnedInputs owned({2, 2, 1, 8, 40, 8, 8}, 5);
+  const SinksAndPages masker;
+  LayerState state;
+  const auto step = [&](LayerState& of, Index query) {
+    AttentionInputs inputs = owned.inputs;
+    inputs.queries = inputs.queries.slice(2, query, query + 1);
+    inputs.keys = inputs.keys.slice(2, 0, 33 + query);
+    inputs.values = inputs.values.slice(2, 0, 33 + query);
+    return masker.select(inputs, Mask::empty(inputs.shape()), of, {});
+  };
+  for (Index query = 0; query < 8; ++query) {
+    LayerState fresh;
+    EXPECT_EQ(step(state, query), step(fresh, query)) << "step " << query;
+  }
+  LayerState fork = state.fork(), fresh;
+  fork.truncate(35);
+  EXPECT_EQ(step(fork, 3), step(fresh, 3)) << "cut back";
 }
 
 class Silent final : public Masker {};
