@@ -150,6 +150,14 @@ def test_a_file_that_is_not_there_is_pythons_error_and_ours(read, tmp_path):
     assert isinstance(caught.value, reticle.Error) and caught.value.filename == str(tmp_path / "absent")
 
 
+def test_the_name_of_a_pattern_is_told_from_a_path():
+    pytest.importorskip("transformers")
+    from reticle.hf._attach import pipeline_of
+
+    with pytest.raises(FileNotFoundError, match=r"expected the path of a JSON config.*'quest'"):
+        pipeline_of("quest")
+
+
 def test_masks_are_indexed_by_integers():
     mask = reticle.Mask.full((1, 2, 3, 4))
     assert mask[np.int64(0), 1].shape == (1, 1, 3, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import inspect
 import itertools
 import json
@@ -57,6 +58,9 @@ def pipeline_of(config: Config) -> SparseAttention:
     if isinstance(config, _core.SparseAttention):
         return config
     if isinstance(config, (str, Path)):
+        if not Path(config).exists():
+            hint = "no such file; expected the path of a JSON config (a clone has them in configs/), or masker configs"
+            raise _core.MissingFileError(errno.ENOENT, hint, str(config))
         return _core.SparseAttention.from_file(str(config))
     if isinstance(config, Mapping):
         return _core.SparseAttention.from_json(reticle.maskers.to_json(dict(config)))
