@@ -575,6 +575,7 @@ class PatternCase {
     const Index heads = p.at("num_heads"), kv_heads = p.at("num_kv_heads"), tables = p.at("L"), keys = p.at("seq_len");
     const std::vector<std::int32_t> key_codes = integers("key_codes"), query_codes = integers("query_codes");
     const auto expected = file_.values<std::uint8_t>("retrieved_mask");
+    const LshRecipe recipe{.tables = tables, .bits = 32, .min_collisions = 2};
     std::vector<std::int32_t> of_key(static_cast<std::size_t>(tables));
     for (Index head = 0; head < heads; ++head) {
       const Index kv_head = head / (heads / kv_heads);
@@ -582,10 +583,10 @@ class PatternCase {
         for (Index table = 0; table < tables; ++table)
           of_key[static_cast<std::size_t>(table)] =
               key_codes[static_cast<std::size_t>((kv_head * tables + table) * keys + key)];
-        const bool found =
-            collide(reinterpret_cast<const std::uint8_t*>(of_key.data()),
-                    reinterpret_cast<const std::uint8_t*>(query_codes.data() + head * tables), tables, 4, 2);
-        if (found != (expected[static_cast<std::size_t>(head * keys + key)] != 0))
+        std::vector<std::int32_t> found;
+        collisions(reinterpret_cast<const std::uint8_t*>(query_codes.data() + head * tables),
+                   reinterpret_cast<const std::uint8_t*>(of_key.data()), 1, recipe, found);
+        if (found.empty() == (expected[static_cast<std::size_t>(head * keys + key)] != 0))
           return report_.fail(fmt::format("head {}, key {} is retrieved by one only", head, key));
       }
     }

@@ -1,36 +1,74 @@
+// Codes are compared in vectors: a row of a mask compares a query's codes with every key's, bound by the bandwidth of
+// the codes.
 #include <algorithm>
 #include <cstring>
 
 #include <reticle/core/base/random.hpp>
 #include <reticle/core/ops/lsh.hpp>
 
-namespace reticle {
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/ops/lsh.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
 
-namespace {
+HWY_BEFORE_NAMESPACE();
+namespace reticle::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
 
-/// Codes of one machine word are compared without branches, so that compilers do many at once.
+/// Whether at least `least` of the codes, each a Code, are equal.
 template <class Code>
-Index equal_codes(const std::uint8_t* a, const std::uint8_t* b, Index tables) {
-  std::uint32_t found = 0;
-  for (Index table = 0; table < tables; ++table) {
-    Code left, right;
-    std::memcpy(&left, a + table * Index{sizeof(Code)}, sizeof(Code));
-    std::memcpy(&right, b + table * Index{sizeof(Code)}, sizeof(Code));
-    found += left == right ? 1u : 0u;
+bool ShareCodes(const std::uint8_t* HWY_RESTRICT a, const std::uint8_t* HWY_RESTRICT b, Index tables, Index least) {
+  Index found = 0, table = 0;
+  const auto compare = [&](auto tag) {
+    const auto lanes = static_cast<Index>(hn::Lanes(tag));
+    for (; table + lanes <= tables && found < least; table += lanes) {
+      const auto* left = reinterpret_cast<const Code*>(a) + table;
+      const auto* right = reinterpret_cast<const Code*>(b) + table;
+      found += static_cast<Index>(hn::CountTrue(tag, hn::Eq(hn::LoadU(tag, left), hn::LoadU(tag, right))));
+    }
+  };
+  compare(hn::ScalableTag<Code>());
+  compare(hn::CappedTag<Code, 16 / sizeof(Code)>());
+  for (; table < tables && found < least; ++table) {
+    constexpr Index kSize = sizeof(Code);
+    found += std::memcmp(a + table * kSize, b + table * kSize, kSize) == 0 ? 1 : 0;
   }
-  return found;
+  return found >= least;
 }
 
-}  // namespace
-
-bool collide(const std::uint8_t* a, const std::uint8_t* b, Index tables, Index code_bytes, Index least) {
-  if (code_bytes == 1) return equal_codes<std::uint8_t>(a, b, tables) >= least;
-  if (code_bytes == 2) return equal_codes<std::uint16_t>(a, b, tables) >= least;
+bool ShareWideCodes(const std::uint8_t* a, const std::uint8_t* b, Index tables, Index code_bytes, Index least) {
   Index found = 0;
-  for (Index table = 0; table < tables; ++table, a += code_bytes, b += code_bytes) {
-    if (std::equal(a, a + code_bytes, b) && ++found == least) return true;
-  }
-  return false;
+  for (; tables > 0 && found < least; --tables, a += code_bytes, b += code_bytes)
+    found += std::equal(a, a + code_bytes, b) ? 1 : 0;
+  return found >= least;
+}
+
+void Collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count, const LshRecipe& recipe,
+                std::vector<std::int32_t>& found) {
+  const Index tables = recipe.tables, bytes = recipe.code_bytes(), least = recipe.min_collisions;
+  const auto scan = [&](auto&& share) {
+    for (Index key = 0; key < count; ++key, codes += tables * bytes) {
+      if (share(codes)) found.push_back(static_cast<std::int32_t>(key));
+    }
+  };
+  if (bytes == 1)
+    return scan([&](const std::uint8_t* key) { return ShareCodes<std::uint8_t>(code, key, tables, least); });
+  if (bytes == 2)
+    return scan([&](const std::uint8_t* key) { return ShareCodes<std::uint16_t>(code, key, tables, least); });
+  scan([&](const std::uint8_t* key) { return ShareWideCodes(code, key, tables, bytes, least); });
+}
+
+}  // namespace reticle::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace reticle {
+
+HWY_EXPORT(Collisions);
+
+void collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count, const LshRecipe& recipe,
+                std::vector<std::int32_t>& found) {
+  HWY_DYNAMIC_DISPATCH(Collisions)(code, codes, count, recipe, found);
 }
 
 std::vector<float> LshRecipe::projections(Index head_dim, int layer) const {
@@ -41,3 +79,4 @@ std::vector<float> LshRecipe::projections(Index head_dim, int layer) const {
 }
 
 }  // namespace reticle
+#endif

@@ -13,9 +13,6 @@
 
 namespace reticle {
 
-/// Whether two vectors have the same code in at least `least` tables. Codes are (tables, code_bytes).
-RETICLE_API bool collide(const std::uint8_t* a, const std::uint8_t* b, Index tables, Index code_bytes, Index least);
-
 /// The probability that two vectors of this cosine share all `bits` of a table in at least `least` (1 or 2) of `tables`
 /// tables: p = (1 - angle / pi)^bits, then 1 - (1-p)^tables [- tables p (1-p)^(tables-1)].
 RETICLE_HD inline double collision_probability(double cosine, Index bits, Index tables, Index least) {
@@ -40,8 +37,15 @@ struct RETICLE_API LshRecipe {
   std::uint64_t seed = 0;
 
   Index width(Index head_dim) const { return head_dim + (lift ? 1 : 0); }
+  /// Of one table; a vector's codes are (tables, code_bytes).
+  Index code_bytes() const { return (bits + 7) / 8; }
   /// (tables * bits, width) normal vectors.
   std::vector<float> projections(Index head_dim, int layer) const;
 };
+
+/// Appends, ascending, which of `count` keys' codes (count, tables, code_bytes) share at least min_collisions tables
+/// with a query's.
+RETICLE_API void collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count, const LshRecipe& recipe,
+                            std::vector<std::int32_t>& found);
 
 }  // namespace reticle

@@ -181,7 +181,7 @@ void LshCodes::write_codes(Index kv_head, std::span<const float> extended, std::
   for (Index table = 0; table < recipe_.tables; ++table) {
     for (Index bit = 0; bit < recipe_.bits; ++bit) {
       if (sides[static_cast<std::size_t>(table * recipe_.bits + bit)] > 0)
-        codes[table * code_bytes() + bit / 8] |= static_cast<std::uint8_t>(1 << (bit % 8));
+        codes[table * recipe_.code_bytes() + bit / 8] |= static_cast<std::uint8_t>(1 << (bit % 8));
     }
   }
 }
@@ -198,19 +198,15 @@ void LshCodes::sample(const AttentionInputs& inputs, const Mask& previous, RowId
 
   std::vector<Run> chosen;
   previous.row(row, chosen);
-  const Gaps gaps = candidates_of(inputs, row, chosen);
-  std::vector<std::int32_t> candidates(static_cast<std::size_t>(gaps.size()));
-  for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i] = static_cast<std::int32_t>(i);
-  gaps.to_positions(candidates);
+  std::vector<std::int32_t> colliding;
+  collisions(code.data(), codes_[head].data(), inputs.visible_keys(row.query), recipe_, colliding);
+  candidates_of(inputs, row, chosen).keep_positions(colliding);
 
   const TensorView keys = head_matrix(inputs.keys, row.batch, kv_head);
   std::vector<float> key(static_cast<std::size_t>(d));
   const double query_norm = static_cast<double>(norm(own));
   const double largest = static_cast<double>(largest_norm_[static_cast<std::size_t>(row.batch)]);
-  for (const std::int32_t k : candidates) {
-    if (!collide(code.data(), codes_[head].data() + k * code_stride(), recipe_.tables, code_bytes(),
-                 recipe_.min_collisions))
-      continue;
+  for (const std::int32_t k : colliding) {
     load_row(keys, k, 1, key);
     center(means_[head], key);
     double product = 0;

@@ -35,8 +35,7 @@ class RETICLE_API LshCodes {
     bool single;  // the last update brought one key
   };
 
-  Index code_bytes() const { return (recipe_.bits + 7) / 8; }
-  Index code_stride() const { return recipe_.tables * code_bytes(); }
+  Index code_stride() const { return recipe_.tables * recipe_.code_bytes(); }
   void begin(const AttentionInputs& inputs);
   void set_means(const AttentionInputs& inputs);
   void write_codes(Index kv_head, std::span<const float> extended, std::uint8_t* codes) const;

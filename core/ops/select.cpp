@@ -180,4 +180,12 @@ void Gaps::to_positions(std::span<std::int32_t> ascending_ranks) const {
   }
 }
 
+void Gaps::keep_positions(std::vector<std::int32_t>& ascending) const {
+  auto gap = gaps_.begin();
+  std::erase_if(ascending, [&](std::int32_t position) {
+    while (gap != gaps_.end() && gap->end <= position) ++gap;
+    return gap == gaps_.end() || position < gap->begin;
+  });
+}
+
 }  // namespace reticle

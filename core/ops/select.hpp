@@ -51,6 +51,8 @@ class RETICLE_API Gaps {
   Index size() const { return size_; }
   /// Turns ascending ranks among the gaps into positions, in place.
   void to_positions(std::span<std::int32_t> ascending_ranks) const;
+  /// Leaves of ascending positions those among the gaps.
+  void keep_positions(std::vector<std::int32_t>& ascending) const;
 
  private:
   std::vector<Interval> gaps_;
