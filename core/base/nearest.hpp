@@ -1,4 +1,5 @@
-// "did you mean ...?": the nearest of some known names by edit distance; one that begins with what is given is near, too.
+// "did you mean ...?": the nearest of some known names by edit distance; one that begins with what is given is near,
+// too.
 #pragma once
 
 #include <span>
