@@ -282,8 +282,16 @@ def plot_contributions(
         types = [type_ for type_, _ in contributions]
         colors = dict(zip(types, _core.masker_colors(types), strict=True))
         patches = [matplotlib.patches.Patch(color=color, label=type_) for type_, color in colors.items()]
-        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}  # where it hides no key
-        axes.legend(handles=patches, ncols=len(patches), fontsize="small", **above)
+        # Above the picture, where it hides no key.
+        corner = (1, 1)
+        axes.legend(
+            handles=patches,
+            ncols=len(patches),
+            fontsize="small",
+            loc="lower right",
+            bbox_to_anchor=corner,
+            borderaxespad=0.2,
+        )
     return axes
 
 
