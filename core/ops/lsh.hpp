@@ -41,6 +41,7 @@ struct RETICLE_API LshRecipe {
   Index code_bytes() const { return (bits + 7) / 8; }
   /// (tables * bits, width) normal vectors.
   std::vector<float> projections(Index head_dim, int layer) const;
+  bool operator==(const LshRecipe&) const = default;
 };
 
 /// Appends, ascending, which of `count` keys' codes (count, tables, code_bytes) share at least min_collisions tables

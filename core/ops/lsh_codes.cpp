@@ -51,6 +51,8 @@ std::vector<float> projections_of(const AttentionInputs& inputs, const LshRecipe
 }  // namespace
 
 void LshCodes::update(const AttentionInputs& inputs, const LshRecipe& recipe, const Context& context) {
+  if (!projections_.empty() && !(recipe == recipe_))
+    throw ShapeError("hashed keys: the layer's state holds codes of another recipe; reset it");
   recipe_ = recipe;
   if (const Index resume = std::exchange(resume_, 0); resume > seen_.count() && resume < inputs.keys_length()) {
     AttentionInputs before = inputs;

@@ -14,6 +14,9 @@ void PageBounds::update(const AttentionInputs& inputs, Index page_size, Index la
   seen_.continue_with(inputs);
   const TensorView& keys = inputs.keys;
   const Index count = keys.size(2), d = keys.size(3), seen = seen_.count();
+  if (seen > 0 && page_size != page_size_)
+    throw ShapeError("pages of " + std::to_string(page_size) + " keys: the layer's state holds pages of " +
+                     std::to_string(page_size_) + "; reset it for another size");
   if (seen == 0) {
     kv_heads_ = keys.size(1);
     head_dim_ = d;

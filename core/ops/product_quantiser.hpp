@@ -61,6 +61,7 @@ struct RETICLE_API PqRecipe {
   /// The codebook of KV head number `head` of (batch, KV head) at a layer, from those of its keys (n, d), n >
   /// init_offset, that count.
   ProductQuantiser train(const TensorView& keys, int layer, Index head, FunctionRef<bool(Index key)> counts) const;
+  bool operator==(const PqRecipe&) const = default;
 };
 
 }  // namespace reticle

@@ -43,15 +43,17 @@ TensorView recorded_book(const TensorView& centroids, Index batch, Index kv_head
 void QuantisedKeys::update(const AttentionInputs& inputs, const PqRecipe& recipe, const Context& context) {
   const Index heads = inputs.batch() * inputs.kv_heads();
   const Index count = std::max<Index>(0, inputs.keys_length() - recipe.init_offset);
+  if (!books_.empty() && !(recipe == recipe_))
+    throw ShapeError("quantised keys: the layer's state holds codes of another recipe; reset it");
   seen_.continue_with(inputs);
-  init_offset_ = recipe.init_offset;
+  recipe_ = recipe;
   if (count == 0) return;
   const bool first = books_.empty();
   if (first) {
     books_.resize(static_cast<std::size_t>(heads));
     codes_.resize(static_cast<std::size_t>(heads));
   }
-  const Index trained = train_on_ > init_offset_ ? train_on_ : inputs.keys_length();
+  const Index trained = train_on_ > recipe_.init_offset ? train_on_ : inputs.keys_length();
   const std::optional<TensorView> centroids = inputs.extra("centroids"), codes = inputs.extra("codes");
   const bool recorded = centroids && codes;
   if (recorded) check_recorded(*centroids, *codes, inputs, count);
@@ -75,7 +77,7 @@ void QuantisedKeys::update(const AttentionInputs& inputs, const PqRecipe& recipe
             code[u] = static_cast<std::uint16_t>(*codes->at<Index>(batch, k, kv_head, u));
           continue;
         }
-        load_row(keys, init_offset_ + k, 1, key);
+        load_row(keys, recipe_.init_offset + k, 1, key);
         book.encode(key, {code, static_cast<std::size_t>(book.parts())});
       }
     }
@@ -112,8 +114,8 @@ void QuantisedKeys::score(const AttentionInputs& inputs, RowId row, float* score
   load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, query);
   const std::vector<float> table = book.table(query);
   const std::uint16_t* code = codes_[head].data();
-  std::fill(scores, scores + init_offset_, -std::numeric_limits<float>::infinity());
-  for (Index key = init_offset_; key < inputs.visible_keys(row.query); ++key) {
+  std::fill(scores, scores + recipe_.init_offset, -std::numeric_limits<float>::infinity());
+  for (Index key = recipe_.init_offset; key < inputs.visible_keys(row.query); ++key) {
     float sum = 0;
     for (Index u = 0; u < book.parts(); ++u) sum += table[static_cast<std::size_t>(u * book.centroids() + *code++)];
     scores[key] = sum;

@@ -32,7 +32,7 @@ class RETICLE_API QuantisedKeys {
   std::vector<ProductQuantiser> books_;            // per (batch, KV head)
   std::vector<std::vector<std::uint16_t>> codes_;  // (keys beyond init_offset, parts)
   SeenKeys seen_;
-  Index init_offset_ = 0;
+  PqRecipe recipe_;
   Index coded_ = 0;        // keys with a code
   Index trained_ = 0;      // keys that the codebooks were made of
   Index first_query_ = 0;  // of the call that they were made in: cut before it, there was none

@@ -157,6 +157,16 @@ void check(std::span<const Rule> rules) {
                          (rule.kind == Rule::Kind::quantised && rule.quantiser == nullptr) ||
                          (rule.kind == Rule::Kind::colliding && rule.lsh == nullptr);
     if (without) refuse("goes by codes; expected its hash, quantiser or lsh");
+    if (rule.count < 0) refuse(std::to_string(rule.count) + " keys; expected at least 0");
+    if (const PqRecipe* recipe = rule.quantiser;
+        rule.kind == Rule::Kind::quantised &&
+        (recipe->parts < 1 || recipe->centroids < 1 || recipe->centroids > UINT16_MAX + 1 || recipe->init_offset < 0))
+      refuse(std::to_string(recipe->parts) + " parts of " + std::to_string(recipe->centroids) + " centroids beyond " +
+             std::to_string(recipe->init_offset) + " keys; expected at least 1, 1 to 65536, and at least 0");
+    if (const LshRecipe* recipe = rule.lsh;
+        rule.kind == Rule::Kind::colliding && (recipe->tables < 1 || recipe->bits < 1))
+      refuse(std::to_string(recipe->tables) + " tables of " + std::to_string(recipe->bits) +
+             " bits; expected at least 1 of each");
     const auto alike = [&](const Rule& other) { return other.kind == rule.kind; };
     if (rule.keeps() && std::ranges::any_of(rules.first(i), alike))
       refuse("is the second that keeps the same of the keys; expected at most one");

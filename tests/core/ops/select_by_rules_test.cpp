@@ -82,6 +82,15 @@ TEST(Rules, ThatCannotBeFollowedAreRefusedByNumber) {
             "rule 2: is the second that keeps the same of the keys; expected at most one");
   EXPECT_EQ(refusal({Rule{.kind = Rule::Kind::window, .count = 2, .dilation = 0}}),
             "rule 0: a window of keys 0 apart; expected at least 1");
+  EXPECT_EQ(refusal({Rule{Rule::Kind::top_k, -1}}), "rule 0: -1 keys; expected at least 0");
+  const PqRecipe no_parts{.parts = 0};
+  const LshRecipe no_bits{.bits = 0};
+  Rule quantised{Rule::Kind::quantised, 1}, colliding{Rule::Kind::colliding};
+  quantised.quantiser = &no_parts;
+  colliding.lsh = &no_bits;
+  EXPECT_EQ(refusal({quantised}),
+            "rule 0: 0 parts of 1 centroids beyond 0 keys; expected at least 1, 1 to 65536, and at least 0");
+  EXPECT_EQ(refusal({colliding}), "rule 0: 1 tables of 0 bits; expected at least 1 of each");
   EXPECT_EQ(refusal({pages, sinks}), "followed");
 }
 
@@ -111,6 +120,25 @@ TEST(Rules, KeepWhatTheyHaveReadAndFollowTheSequence) {
   LayerState fork = state.fork(), fresh;
   fork.truncate(35);
   EXPECT_EQ(step(fork, 3), step(fresh, 3)) << "cut back";
+}
+
+TEST(Rules, ThatChangeWithinASequenceAreRefused) {
+  const OwnedInputs owned({1, 2, 1, 1, 30, 8, 8}, 5);
+  const Mask none = Mask::empty(owned.inputs.shape());
+  const PqRecipe books{.parts = 2, .centroids = 4}, others{.parts = 4, .centroids = 4};
+  const LshRecipe tables{.tables = 4, .bits = 3}, more{.tables = 8, .bits = 3};
+  Rule pages{.kind = Rule::Kind::pages, .count = 2, .page_size = 8}, quantised{Rule::Kind::quantised, 3},
+      colliding{Rule::Kind::colliding};
+  quantised.quantiser = &books;
+  colliding.lsh = &tables;
+  KeptByRules kept;
+  for (const Rule& rule : {pages, quantised, colliding})
+    EXPECT_EQ(select_by_rules({&rule, 1}, owned.inputs, none, kept, {}).shape().keys, 30);
+  pages.page_size = 16;
+  quantised.quantiser = &others;
+  colliding.lsh = &more;
+  for (const Rule& rule : {pages, quantised, colliding})
+    EXPECT_THROW(select_by_rules({&rule, 1}, owned.inputs, none, kept, {}), ShapeError);
 }
 
 class Silent final : public Masker {};
