@@ -1,7 +1,7 @@
 """What is kept of a run that is killed, or whose disk is full, between any two changes to its files: all that it had, once.
 
 The runs are those that can be taken up: `reticle evaluate --output`, and of the Python package `reticle.search.run` and
-`reticle.evaluate.answer` (left out where it, or torch, is not there).
+`reticle.evaluate.answer` (left out where it, pandas or torch is not there).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ for line in sys.stdin:
         print(json.dumps([os.waitstatus_to_exitcode(status), errors.read().decode(errors="replace")]), flush=True)
 """
 SEARCH_IMPORTS = """
+import pandas
 from reticle import search
 def measure(trial):
     return {"error": trial[0]["sink_size"] / 10, "density": 0.5}
