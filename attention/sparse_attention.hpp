@@ -2,105 +2,48 @@
 // what it cost and how far the result is from dense attention.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <reticle/attention/comparison.hpp>
 #include <reticle/attention/executor.hpp>
-#include <reticle/core/masker.hpp>
+#include <reticle/attention/pipeline_config.hpp>
+#include <reticle/attention/sequence_state.hpp>
 
 namespace reticle {
-
-namespace cuda {
-class DeviceSequence;
-}
-
-/// What the maskers of every layer keep for one sequence. One call at a time works on it: another one that comes
-/// meanwhile, from a second thread or from a masker's own code, gets a ValueError.
-class RETICLE_API SequenceState {
- public:
-  /// Held by a call for as long as it works on a state.
-  class RETICLE_API Lease {
-   public:
-    explicit Lease(const SequenceState& state);
-    Lease(const Lease&) = delete;
-    Lease& operator=(const Lease&) = delete;
-    ~Lease();
-
-   private:
-    std::atomic<bool>& leased_;
-  };
-
-  SequenceState() = default;
-  SequenceState(SequenceState&&) noexcept = default;
-  SequenceState& operator=(SequenceState&&) noexcept = default;
-  SequenceState(const SequenceState&) = delete;  // see fork
-  SequenceState& operator=(const SequenceState&) = delete;
-  ~SequenceState() = default;
-
-  LayerState& layer(int index) { return layers_[index]; }
-  /// What is kept where the tensors lie on a GPU; made at first use.
-  cuda::DeviceSequence& on_gpu();
-  void reset();
-
-  /// As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker,
-  /// where what it keeps cannot follow (it chose what to keep from a prompt that is longer); what was kept is then
-  /// unspecified.
-  void truncate(Index keys);
-  /// Sequence i of the batch becomes what sequence rows[i] was: beams were reordered, repeated or dropped. ValueError
-  /// for rows that are negative, or likewise.
-  void select(std::span<const Index> rows);
-  /// A copy: the sequences go on in two ways.
-  SequenceState fork() const;
-
- private:
-  /// A state that was moved is not leased.
-  struct Flag {
-    std::atomic<bool> value{false};
-    Flag() = default;
-    Flag(Flag&&) noexcept {}
-    Flag& operator=(Flag&&) noexcept { return *this; }
-    Flag(const Flag&) = delete;
-    Flag& operator=(const Flag&) = delete;
-    ~Flag() = default;
-  };
-  std::map<int, LayerState> layers_;
-  std::shared_ptr<cuda::DeviceSequence> on_gpu_;
-  mutable Flag leased_;
-};
 
 /// What one masker did.
 struct MaskerMetrics {
   std::string type;
-  Index added = 0;     // entries that were not in the mask before
-  double seconds = 0;  // selecting and merging
+  Index added = 0;
+  double seconds = 0;
+
+  static constexpr const char* docs[] = {"name of the masker", "entries that were not in the mask before",
+                                         "time of selecting and merging"};
 };
 
-/// Sparse against dense attention on the same inputs.
-struct Comparison {
-  double relative_error = 0;                // ||dense - sparse|| / ||dense||, Frobenius, over the whole output
-  std::vector<double> head_relative_error;  // (batch * heads)
-  double mean_mass = 0, least_mass = 0;     // share of a row's dense attention mass that the mask covers, over the rows
-  std::vector<double> head_mean_mass;       // (batch * heads)
-  double dense_seconds = 0;
-};
-
+/// What was kept, and what that cost.
 struct Metrics {
-  double density = 0;                // entries over all positions
-  double visible_density = 0;        // entries over the positions that causality leaves
-  std::vector<double> head_density;  // (batch * heads)
-  Index entries = 0;
-  Index mask_bytes = 0;
-  std::vector<MaskerMetrics> maskers;
+  double density = 0, visible_density = 0;
+  std::vector<double> head_density;
+  Index entries = 0, mask_bytes = 0;
   double mask_seconds = 0, attention_seconds = 0;
+  std::vector<MaskerMetrics> maskers;
   std::optional<Comparison> comparison;
+
+  static constexpr const char* docs[] = {"entries over all positions",
+                                         "entries over the positions that causality leaves",
+                                         "density of each (batch * heads)",
+                                         "positions attended to",
+                                         "memory of the mask",
+                                         "time of building the mask",
+                                         "time of attention over it",
+                                         "each masker's part, in order",
+                                         "how far the output is from dense attention, if asked for"};
 };
 
 /// The entries of a mask that one masker was the first to choose.
@@ -129,10 +72,6 @@ struct Attended {
   std::optional<Index> entries;  // if wanted: positions that the rows attend to
 };
 
-/// Whether a config's "plugins" are loaded: their code then runs with the rights of the process. Refused, a config that
-/// names some is a ConfigError.
-enum class Plugins : std::uint8_t { load, refuse };
-
 /// A pipeline of maskers for each stage, made from a config:
 ///
 ///   {"maskers": [{"type": "sink", "sink_size": 4}, ...], "causal": true, "seed": 0, "merge": "add",
@@ -151,8 +90,8 @@ class RETICLE_API SparseAttention {
   static SparseAttention from_json(std::string_view text, const std::filesystem::path& directory = ".",
                                    Plugins plugins = Plugins::load);
   static SparseAttention from_file(const std::filesystem::path& path, Plugins plugins = Plugins::load);
-  /// The prefill stage of one, the generation stage of another. ConfigError when they differ in seed or merge rule;
-  /// causal when either is.
+  /// The prefill stage of one, the generation stage of another (nano-sparse-attention's InferenceHandler). ConfigError
+  /// when they differ in seed or merge rule; causal when either is.
   static SparseAttention by_stage(const SparseAttention& prefill, const SparseAttention& generation);
 
   /// The config with every default filled in.
@@ -193,14 +132,20 @@ class RETICLE_API SparseAttention {
   /// nothing, unless entries are wanted that depend on the scores.
   Attended attend(const AttentionInputs& inputs, SequenceState& state, const AttentionOptions& options = {},
                   Wanted wanted = {}, const Context& context = {}) const;
+  /// One layer of a whole sequence whose last `output_length` tokens are taken as generated: the others are prefilled,
+  /// then these attend, in one call, to all keys up to their own as the generation stage chooses. Causal, whatever the
+  /// config says; on the CPU. Equals decoding them one by one with maskers that choose for a query from the keys up to
+  /// its own and draw nothing at random; page rules do not, for a page is bounded by all its keys, those after the
+  /// query included. ShapeError unless output_length is in [0, queries) and queries and keys are as many.
+  AttentionResult forward(const AttentionInputs& sequence, Index output_length, SequenceState& state,
+                          const AttentionOptions& options = {}, const Context& context = {}) const;
   /// The mask, attention over it and metrics; with `compare`, dense attention too. DeviceError on a GPU, whose times
   /// are not measured here.
   SparseAttentionResult run(const AttentionInputs& inputs, SequenceState& state, bool compare = false,
                             const AttentionOptions& options = {}, const Context& context = {}) const;
 
  private:
-  struct Config;
-  explicit SparseAttention(std::shared_ptr<const Config> config);
+  explicit SparseAttention(PipelineConfig config);
   /// The inputs and context as this config has them: causal, seeded, checked.
   AttentionInputs configured(const AttentionInputs& inputs) const;
   Context configured(const Context& context) const;
@@ -221,12 +166,7 @@ class RETICLE_API SparseAttention {
   Mask build(const AttentionInputs& inputs, const std::optional<Mask>& previous, SequenceState& state,
              const Context& context, Metrics& metrics, std::vector<Contribution>* contributions = nullptr) const;
 
-  std::shared_ptr<const Config> config_;
+  std::shared_ptr<const PipelineConfig> config_;
 };
-
-/// JSON Schema of a masker's config, or of a whole pipeline config (type empty).
-RETICLE_API std::string schema(std::string_view type = {});
-/// How a masker is documented: source, rule, parameters with defaults, cost. Markdown.
-RETICLE_API std::string describe_masker(std::string_view type);
 
 }  // namespace reticle

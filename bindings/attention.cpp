@@ -15,15 +15,17 @@
 #include <vector>
 
 #include <reticle/attention/backward.hpp>
-#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/objective.hpp>
+#include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/output_file.hpp>
+#include <reticle/core/masker_docs.hpp>
 #include <reticle/core/ops/select.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 
 #include "call.hpp"
+#include "fields.hpp"
 #include "module.hpp"
 #include "pattern.hpp"
 
@@ -195,24 +197,7 @@ void copies_are_forks(py::class_<State>& type) {
   });
 }
 
-template <class State>
-void select_rows_of(State& state, const std::vector<Index>& rows) {
-  state.select(rows);
-}
-
-constexpr const char* kTruncate =
-    "As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker, "
-    "where "
-    "what it keeps cannot follow.";
-constexpr const char* kSelect =
-    "Sequence i of the batch becomes what sequence rows[i] was: beams were reordered, repeated or dropped.";
-constexpr const char* kFork = "A copy: the sequences go on in two ways.";
-
-Stage stage_from(const std::string& stage) {
-  if (stage == "prefill") return Stage::prefill;
-  if (stage == "generation") return Stage::generation;
-  throw py::value_error("stage is \"" + stage + "\"; expected \"prefill\" or \"generation\"");
-}
+Stage stage_from(const std::string& stage) { return enum_from<Stage>(stage, "stage"); }
 
 /// The caller's state, or one of the call's own.
 class StateOfCall {
@@ -225,106 +210,14 @@ class StateOfCall {
   SequenceState* state_;
 };
 
-Mask build_mask(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                const py::object& values, SequenceState* given, std::optional<float> scaling, bool causal,
-                const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
-  const StateOfCall state(given);
-  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
-  call.inputs.stage = stage_from(stage);
-  call.inputs.layer = layer;
-  return run_released(
-      [&](const Context& context) { return sparse.mask(call.inputs, state.get(), call.on_stream(context)); });
-}
+/// A stage's call at a layer: its tensors, and what maskers keep of the sequence.
+struct Step {
+  Call call;
+  StateOfCall state;
+  std::initializer_list<py::object> tensors;
 
-std::vector<std::pair<std::string, Mask>> contributions(const SparseAttention& sparse, const py::object& queries,
-                                                        const py::object& keys, const py::object& values,
-                                                        SequenceState* given, std::optional<float> scaling, bool causal,
-                                                        const py::object& attention_mask, int layer,
-                                                        const std::string& stage, const py::object& extras) {
-  const StateOfCall state(given);
-  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
-  call.inputs.stage = stage_from(stage);
-  call.inputs.layer = layer;
-  std::vector<std::pair<std::string, Mask>> found;
-  for (Contribution& each :
-       run_released([&](const Context& context) { return sparse.contributions(call.inputs, state.get(), context); }))
-    found.emplace_back(std::move(each.type), std::move(each.mask));
-  return found;
-}
-
-py::dict dict_of(const Metrics& metrics) {
-  py::dict dict;
-  dict["density"] = metrics.density;
-  dict["visible_density"] = metrics.visible_density;
-  dict["head_density"] = metrics.head_density;
-  dict["entries"] = metrics.entries;
-  dict["mask_bytes"] = metrics.mask_bytes;
-  dict["mask_seconds"] = metrics.mask_seconds;
-  dict["attention_seconds"] = metrics.attention_seconds;
-  py::list maskers;
-  for (const MaskerMetrics& masker : metrics.maskers) {
-    py::dict entry;
-    entry["type"] = masker.type;
-    entry["added"] = masker.added;
-    entry["seconds"] = masker.seconds;
-    maskers.append(entry);
-  }
-  dict["maskers"] = maskers;
-  if (!metrics.comparison) return dict;
-  const Comparison& comparison = *metrics.comparison;
-  dict["relative_error"] = comparison.relative_error;
-  dict["head_relative_error"] = comparison.head_relative_error;
-  dict["mean_mass"] = comparison.mean_mass;
-  dict["least_mass"] = comparison.least_mass;
-  dict["head_mean_mass"] = comparison.head_mean_mass;
-  dict["dense_seconds"] = comparison.dense_seconds;
-  return dict;
-}
-
-/// (output, mask), or (output, lse).
-template <bool with_mask>
-py::tuple attend_by_masker(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                           const py::object& values, SequenceState* given, std::optional<float> scaling, bool causal,
-                           const py::object& attention_mask, int layer, const std::string& stage,
-                           const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
-  const StateOfCall state(given);
-  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
-  call.inputs.stage = stage_from(stage);
-  call.inputs.layer = layer;
-  call.inputs.validate();
-  const AttentionOptions options = options_from(soft_cap, sink_logits);
-  std::optional<Result> there;
-  Wanted wanted{.mask = with_mask};
-  if (call.on_gpu()) {
-    there.emplace(call);
-    wanted.output = there->output();
-    wanted.lse = there->lse();
-  }
-  Attended attended = run_released([&](const Context& context) {
-    return sparse.attend(call.inputs, state.get(), options, wanted, call.on_stream(context));
-  });
-  py::object output = there ? there->output_object() : call.queries.hand_over(std::move(attended.attention.output));
-  output = without_gradients(std::move(output), "SparseAttention.run", {queries, keys, values, attention_mask});
-  if constexpr (with_mask) return py::make_tuple(std::move(output), std::move(*attended.mask));
-  if (there) return py::make_tuple(std::move(output), there->lse_object());
-  return py::make_tuple(std::move(output), call.queries.hand_over(std::move(attended.attention.lse)));
-}
-
-py::tuple measure(const SparseAttention& sparse, const py::object& queries, const py::object& keys,
-                  const py::object& values, SequenceState* given, bool compare, std::optional<float> scaling,
-                  bool causal, const py::object& attention_mask, int layer, const std::string& stage,
-                  const py::object& extras, std::optional<float> soft_cap, const SinkLogits& sink_logits) {
-  const StateOfCall state(given);
-  Call call(queries, keys, values, attention_mask, scaling, causal, extras);
-  call.inputs.stage = stage_from(stage);
-  call.inputs.layer = layer;
-  SparseAttentionResult result = run_released([&](const Context& context) {
-    return sparse.run(call.inputs, state.get(), compare, options_from(soft_cap, sink_logits), context);
-  });
-  py::object output = call.queries.hand_over(std::move(result.attention.output));
-  output = without_gradients(std::move(output), "SparseAttention.measure", {queries, keys, values, attention_mask});
-  return py::make_tuple(std::move(output), std::move(result.mask), dict_of(result.metrics));
-}
+  AttentionInputs& inputs() { return call.inputs; }
+};
 
 /// Keys of a cache that evicted others, as Python gives them: (positions, begin, end, length).
 using StoredLists = std::tuple<py::array_t<std::int32_t, py::array::c_style>, py::array_t<Index, py::array::c_style>,
@@ -341,55 +234,87 @@ void set_stored(AttentionInputs& inputs, const std::optional<StoredLists>& store
   inputs.stored = StoredKeys{span_of(positions), span_of(begin), span_of(end), length};
 }
 
-constexpr const char* kHandler = "InferenceHandler.attend";
+Mask build_mask(const SparseAttention& sparse, Step& step) {
+  return run_released([&](const Context& context) {
+    return sparse.mask(step.inputs(), step.state.get(), step.call.on_stream(context));
+  });
+}
 
-py::tuple handle(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
-                 const py::object& values, InferenceState& state, std::optional<float> scaling,
-                 const py::object& attention_mask, int layer, const std::string& stage, std::optional<float> soft_cap,
-                 const SinkLogits& sink_logits, const py::object& extras, const std::optional<StoredLists>& stored) {
-  Call call(queries, keys, values, attention_mask, scaling, true, extras);
-  call.inputs.stage = stage_from(stage);
-  call.inputs.layer = layer;
+std::vector<std::pair<std::string, Mask>> contributions(const SparseAttention& sparse, Step& step) {
+  std::vector<std::pair<std::string, Mask>> found;
+  for (Contribution& each : run_released(
+           [&](const Context& context) { return sparse.contributions(step.inputs(), step.state.get(), context); }))
+    found.emplace_back(std::move(each.type), std::move(each.mask));
+  return found;
+}
+
+/// (output, mask), or (output, lse).
+template <bool with_mask>
+py::tuple attend_by_masker(const SparseAttention& sparse, Step& step, std::optional<float> soft_cap,
+                           const SinkLogits& sink_logits, const std::optional<StoredLists>& stored) {
+  Call& call = step.call;
   set_stored(call.inputs, stored);
   call.inputs.validate();
   const AttentionOptions options = options_from(soft_cap, sink_logits);
+  std::optional<Result> there;
+  Wanted wanted{.mask = with_mask};
   if (call.on_gpu()) {
-    const Result result(call);
-    run_released([&](const Context& context) {
-      handler.attend_into(call.inputs, state, result.output(), result.lse(), options, call.on_stream(context));
-      return 0;
-    });
-    return py::make_tuple(without_gradients(result.output_object(), kHandler, {queries, keys, values, attention_mask}),
-                          result.lse_object());
+    there.emplace(call);
+    wanted.output = there->output();
+    wanted.lse = there->lse();
   }
-  AttentionResult result =
-      run_released([&](const Context& context) { return handler.attend(call.inputs, state, options, context); });
-  py::object output = call.queries.hand_over(std::move(result.output));
-  output = without_gradients(std::move(output), kHandler, {queries, keys, values, attention_mask});
-  return py::make_tuple(std::move(output), call.queries.hand_over(std::move(result.lse)));
+  Attended attended = run_released([&](const Context& context) {
+    return sparse.attend(call.inputs, step.state.get(), options, wanted, call.on_stream(context));
+  });
+  py::object output = there ? there->output_object() : call.queries.hand_over(std::move(attended.attention.output));
+  output =
+      without_gradients(std::move(output), with_mask ? "SparseAttention.run" : "SparseAttention.attend", step.tensors);
+  if constexpr (with_mask) return py::make_tuple(std::move(output), std::move(*attended.mask));
+  if (there) return py::make_tuple(std::move(output), there->lse_object());
+  return py::make_tuple(std::move(output), call.queries.hand_over(std::move(attended.attention.lse)));
 }
 
-Mask choose(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
-            const py::object& values, InferenceState& state, std::optional<float> scaling,
-            const py::object& attention_mask, int layer, const std::string& stage, const py::object& extras) {
-  Call call(queries, keys, values, attention_mask, scaling, true, extras);
-  call.inputs.stage = stage_from(stage);
-  call.inputs.layer = layer;
+py::tuple measure(const SparseAttention& sparse, Step& step, std::optional<float> soft_cap,
+                  const SinkLogits& sink_logits, bool compare) {
+  SparseAttentionResult result = run_released([&](const Context& context) {
+    return sparse.run(step.inputs(), step.state.get(), compare, options_from(soft_cap, sink_logits), context);
+  });
+  py::object output = step.call.queries.hand_over(std::move(result.attention.output));
+  output = without_gradients(std::move(output), "SparseAttention.measure", step.tensors);
+  py::dict metrics = to_python(result.metrics);
+  const py::object comparison = metrics.attr("pop")("comparison");
+  if (!comparison.is_none()) metrics.attr("update")(comparison);
+  return py::make_tuple(std::move(output), std::move(result.mask), metrics);
+}
+
+Mask lasting(const SparseAttention& sparse, Step& step, Index first, const std::optional<StoredLists>& stored) {
+  set_stored(step.inputs(), stored);
   return run_released(
-      [&](const Context& context) { return handler.mask(call.inputs, state, call.on_stream(context)); });
+      [&](const Context& context) { return sparse.lasting(step.inputs(), first, step.state.get(), context); });
 }
 
-Mask lasting(const InferenceHandler& handler, const py::object& queries, const py::object& keys,
-             const py::object& values, InferenceState& state, Index first, int layer,
-             const std::optional<StoredLists>& stored) {
-  Call call(queries, keys, values, py::none(), std::nullopt, true);
-  call.inputs.layer = layer;
-  call.inputs.stage = Stage::generation;
-  set_stored(call.inputs, stored);
-  return run_released([&](const Context& context) { return handler.lasting(call.inputs, first, state, context); });
+/// A method of SparseAttention: body(sparse, step, more...), `more` by keyword.
+template <class Returned, class... More, class... Arguments>
+void define_step(py::class_<SparseAttention>& type, const char* name,
+                 Returned (*body)(const SparseAttention&, Step&, More...), const char* doc, const Arguments&... more) {
+  type.def(
+      name,
+      [body](const SparseAttention& sparse, const py::object& queries, const py::object& keys, const py::object& values,
+             SequenceState* state, std::optional<float> scaling, bool causal, const py::object& attention_mask,
+             int layer, const std::string& stage, const py::object& extras, More... given) {
+        Step step{.call{queries, keys, values, attention_mask, scaling, causal, extras},
+                  .state = StateOfCall(state),
+                  .tensors = {queries, keys, values, attention_mask}};
+        step.call.inputs.stage = stage_from(stage);
+        step.call.inputs.layer = layer;
+        return body(sparse, step, std::forward<More>(given)...);
+      },
+      py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state") = py::none(), py::kw_only(),
+      py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+      py::arg("layer") = 0, py::arg("stage") = "prefill", py::arg("extras") = py::none(), more..., doc);
 }
 
-void add_handler(py::module_& module) {
+void add_records(py::module_& module) {
   py::class_<StageRecord>(module, "StageRecord", "What one stage of one sequence attended to, call by call.")
       .def_readonly("sparsity", &StageRecord::sparsity, "1 - entries / positions that causality leaves, of each call.")
       .def("add", &StageRecord::add, py::arg("entries"), py::arg("visible"),
@@ -408,58 +333,34 @@ void add_handler(py::module_& module) {
               masks.append(py::make_tuple(saved.layer, saved.mask));
             return masks;
           },
-          "(layer, mask) of each call, where the handler keeps them.");
-  py::class_<InferenceState> state(module, "InferenceState",
-                                   "One sequence's (or batch's) way through a handler, over all layers.");
+          "(layer, mask) of each call, if masks are recorded.");
+  const auto recording_from = [](const std::string& name) { return enum_from<Recording>(name, "record"); };
+  py::class_<SequenceState> state(
+      module, "SequenceState",
+      "What the maskers of every layer keep for one sequence (or batch), and, if asked for, a record of what its calls "
+      "attended to.");
   copies_are_forks(state);
-  state.def(py::init<>())
-      .def_readonly("prefill", &InferenceState::prefill, "What prompts attended to.")
-      .def_readonly("generation", &InferenceState::generation, "What was generated after them attended to.")
-      .def("reset", &InferenceState::reset, "Forgets everything: the next call starts a new sequence.")
-      .def("truncate", &InferenceState::truncate, py::arg("keys"), kTruncate)
-      .def("select", &select_rows_of<InferenceState>, py::arg("rows"), kSelect)
-      .def("fork", &InferenceState::fork, kFork);
-  py::class_<InferenceHandler> handler(
-      module, "InferenceHandler",
-      "One sparse pattern for the prompt, another for what is generated after it. Immutable.");
-  copies_are_itself(handler);
-  handler
-      .def(py::pickle(
-          [](const InferenceHandler& self) { return py::make_tuple(self.sparse().to_json(), self.keeps_masks()); },
-          [](const py::tuple& given) {
-            if (given.size() != 2) throw FormatError("pickled handler: expected (config, keep_masks)");
-            InferenceHandler made(SparseAttention::from_json(given[0].cast<std::string>()));
-            made.keep_masks(given[1].cast<bool>());
-            return made;
-          }))
-      .def(py::init([](const SparseAttention& prefill, const SparseAttention& generation, bool keep_masks) {
-             InferenceHandler handler(prefill, generation);
-             handler.keep_masks(keep_masks);
-             return handler;
-           }),
-           py::arg("prefill"), py::arg("generation"), py::kw_only(), py::arg("keep_masks") = false)
+  state
+      .def(py::init([recording_from](const std::string& record) { return SequenceState(recording_from(record)); }),
+           py::kw_only(), py::arg("record") = "none")
+      .def_property(
+          "record", [](const SequenceState& self) { return name_of(self.recording()); },
+          [recording_from](SequenceState& self, const std::string& record) { self.record(recording_from(record)); },
+          "\"none\", \"figures\" or \"masks\": what is recorded of the calls from now on.")
+      .def_property_readonly(
+          "prefill", [](SequenceState& self) -> StageRecord& { return self.recorded(Stage::prefill); },
+          "The record of the prefill stage: what prompts attended to.")
+      .def_property_readonly(
+          "generation", [](SequenceState& self) -> StageRecord& { return self.recorded(Stage::generation); },
+          "The record of the generation stage.")
+      .def("reset", &SequenceState::reset, "Forgets everything: the next call starts a new sequence.")
+      .def("truncate", &SequenceState::truncate, py::arg("keys"),
+           "As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the "
+           "masker, where what it keeps cannot follow.")
       .def(
-          "require_forgetful", [](const InferenceHandler& handler) { handler.sparse().require_forgetful(); },
-          "ValueError, naming the generation's maskers that may come back to any key, where there are some.")
-      .def_property_readonly("sparse", &InferenceHandler::sparse, "Both stages' pipelines.")
-      .def_property_readonly("keeps_masks", &InferenceHandler::keeps_masks, "Whether records keep every call's mask.")
-      .def("attend", &handle, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-           py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
-           py::arg("stage") = "prefill", py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
-           py::arg("extras") = py::none(), py::arg("stored") = py::none(),
-           "(output, lse) of causal attention over the keys that the stage's pipeline chooses. `stored`, of a cache "
-           "that "
-           "evicted keys: (positions, begin, end, length), the int32 position of each row of keys in its sequence, the "
-           "rows [begin, end) of each (batch, KV head), and the keys of the sequence, evicted ones included.")
-      .def("lasting", &lasting, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-           py::arg("first"), py::arg("layer") = 0, py::arg("stored") = py::none(),
-           "(batch, heads, 1, keys): of the keys so far, those that generation may attend to from position `first` on; "
-           "a "
-           "cache may evict the others. ValueError that names the maskers that may come back to any key.")
-      .def("mask", &choose, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state"), py::kw_only(),
-           py::arg("scaling") = py::none(), py::arg("attention_mask") = py::none(), py::arg("layer") = 0,
-           py::arg("stage") = "prefill", py::arg("extras") = py::none(),
-           "The keys that the stage's pipeline chooses, recorded: for attention that is computed elsewhere.");
+          "select", [](SequenceState& self, const std::vector<Index>& rows) { self.select(rows); }, py::arg("rows"),
+          "Sequence i of the batch becomes what sequence rows[i] was: beams were reordered, repeated or dropped.")
+      .def("fork", &SequenceState::fork, "A copy with an empty record: the sequences go on in two ways.");
 }
 
 }  // namespace
@@ -560,21 +461,10 @@ void add_attention(py::module_& module) {
       "only the extents count. On a GPU it is for calls with an attention_mask if one is given here, and values of "
       "other "
       "extents than the keys' are given.");
-  py::class_<SequenceState> state(module, "SequenceState", "What the maskers of every layer keep for one sequence.");
-  copies_are_forks(state);
-  state.def(py::init<>())
-      .def("reset", &SequenceState::reset, "Forgets everything: the next call starts a new sequence.")
-      .def("truncate", &SequenceState::truncate, py::arg("keys"), kTruncate)
-      .def("select", &select_rows_of<SequenceState>, py::arg("rows"), kSelect)
-      .def("fork", &SequenceState::fork, kFork);
+  add_records(module);
   py::class_<Rule>(module, "Rule", "What a masker chooses, said as data.")
       .def_property_readonly(
-          "kind",
-          [](const Rule& rule) {
-            constexpr const char* kNames[] = {"sinks",     "window", "top_k",  "top_p",    "hashed",
-                                              "quantised", "pages",  "sample", "adaptive", "colliding"};
-            return kNames[static_cast<std::size_t>(rule.kind)];
-          },
+          "kind", [](const Rule& rule) { return name_of(rule.kind); },
           "\"sinks\", \"window\", \"top_k\", \"top_p\", \"hashed\", \"quantised\", \"pages\", \"sample\", "
           "\"adaptive\" or \"colliding\".")
       .def_readonly("count", &Rule::count, "Keys, of sinks, window, top_k, hashed and quantised; pages.")
@@ -628,37 +518,40 @@ void add_attention(py::module_& module) {
           py::arg("keys"), py::kw_only(), py::arg("stage") = "generation", py::arg("layer") = 0,
           "What the stage's maskers choose at one layer from so many keys, as rules that a GPU can follow. DeviceError "
           "names the masker for which there is none.")
-      .def("mask", &build_mask, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state") = py::none(),
-           py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
-           py::arg("extras") = py::none(), "The mask alone.")
-      .def("contributions", &contributions, py::arg("queries"), py::arg("keys"), py::arg("values"),
-           py::arg("state") = py::none(), py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
-           py::arg("extras") = py::none(),
-           "[(type, mask)]: who chose which key. Disjoint masks, one per masker in order, of the entries that it was "
-           "the "
-           "first to choose (\"dense\": of heads that no masker serves); their union is what `mask` gives. One step of "
-           "`state`, in place of `mask`. `reticle.plot_contributions` draws them.")
-      .def("run", &attend_by_masker<true>, py::arg("queries"), py::arg("keys"), py::arg("values"),
-           py::arg("state") = py::none(), py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
-           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
-           "(output, mask). On a GPU the mask lies there if the keys were chosen there.")
-      .def("attend", &attend_by_masker<false>, py::arg("queries"), py::arg("keys"), py::arg("values"),
-           py::arg("state") = py::none(), py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-           py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
-           py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
-           "(output, lse) of attention over what the maskers choose. On a GPU nothing waits where the keys are chosen "
-           "there.")
-      .def(
-          "measure", &measure, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("state") = py::none(),
-          py::kw_only(), py::arg("compare") = true, py::arg("scaling") = py::none(), py::arg("causal") = false,
-          py::arg("attention_mask") = py::none(), py::arg("layer") = 0, py::arg("stage") = "prefill",
-          py::arg("extras") = py::none(), py::arg("soft_cap") = py::none(), py::arg("sink_logits") = SinkLogits(),
-          "(output, mask, metrics): what was kept and what it cost, and with compare, how far the output is from dense "
-          "attention, which is run as well.");
-  add_handler(module);
+      .def_static("by_stage", &SparseAttention::by_stage, py::arg("prefill"), py::arg("generation"),
+                  "The prefill stage of one pipeline and the generation stage of another. ConfigError when they differ "
+                  "in seed or merge rule; causal when either is.")
+      .def("require_forgetful", &SparseAttention::require_forgetful,
+           "ValueError, naming the generation's maskers that may come back to any key, where there are some.");
+  const auto soft_cap = py::arg("soft_cap") = py::none();
+  const auto sink_logits = py::arg("sink_logits") = SinkLogits();
+  const auto stored = py::arg("stored") = py::none();
+  define_step(sparse, "mask", &build_mask, "The mask alone.");
+  define_step(
+      sparse, "contributions", &contributions,
+      "[(type, mask)]: who chose which key. Disjoint masks, one per masker in order, of the entries that it was "
+      "the first to choose (\"dense\": of heads that no masker serves); their union is what `mask` gives. One "
+      "step of `state`, in place of `mask`. `reticle.plot_contributions` draws them.");
+  define_step(sparse, "run", &attend_by_masker<true>,
+              "(output, mask). On a GPU the mask lies there if the keys were chosen there.", soft_cap, sink_logits,
+              stored);
+  define_step(
+      sparse, "attend", &attend_by_masker<false>,
+      "(output, lse) of attention over what the maskers choose. On a GPU nothing waits where the keys are "
+      "chosen there. `stored`, of a cache that evicted keys: (positions, begin, end, length), the int32 position "
+      "of each row of keys in its sequence, the rows [begin, end) of each (batch, KV head), and the keys of the "
+      "sequence, evicted ones included.",
+      soft_cap, sink_logits, stored);
+  define_step(sparse, "measure", &measure,
+              "(output, mask, metrics): what was kept and what it cost, and with compare, how far the output is from "
+              "dense attention, which is run as well.",
+              soft_cap, sink_logits, py::arg("compare") = true);
+  define_step(
+      sparse, "lasting", &lasting,
+      "(batch, heads, 1, keys): of the keys so far, those that generation may attend to from position `first` "
+      "on; a cache may evict the others. `stored` as for attend. ValueError that names the maskers that may come "
+      "back to any key.",
+      py::arg("first"), stored);
   module.def(
       "merge_states",
       [](const py::object& output_a, const py::object& lse_a, const py::object& output_b, const py::object& lse_b) {

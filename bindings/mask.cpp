@@ -22,6 +22,7 @@
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/registry.hpp>
 
+#include "fields.hpp"
 #include "module.hpp"
 #include "tensor.hpp"
 
@@ -343,13 +344,6 @@ Mask unpickled(const py::tuple& state) {
 
 }  // namespace
 
-MergeRule rule_from(const std::string& rule) {
-  if (rule == "add") return MergeRule::add;
-  if (rule == "max") return MergeRule::max;
-  if (rule == "independent") return MergeRule::independent;
-  throw py::value_error("rule is \"" + rule + R"("; expected "add", "max" or "independent")");
-}
-
 py::tuple extents_of(const MaskShape& shape) {
   return py::make_tuple(shape.batch, shape.heads, shape.queries, shape.keys);
 }
@@ -441,7 +435,7 @@ void add_mask(py::module_& module) {
       .def(
           "merge",
           [](const Mask& a, const Mask& b, const std::string& rule) {
-            const MergeRule how = rule_from(rule);
+            const MergeRule how = enum_from<MergeRule>(rule, "rule");
             return combined(a, b,
                             how == MergeRule::add   ? SetOp::add
                             : how == MergeRule::max ? SetOp::max

@@ -16,8 +16,6 @@ void add_masker(pybind11::module_& module);
 void add_nsa(pybind11::module_& module);
 void add_cuda(pybind11::module_& module);
 
-/// "add", "max" or "independent"; ValueError for another.
-MergeRule rule_from(const std::string& rule);
 /// The path, if something stands there; else MissingFileError, which is Python's FileNotFoundError, too.
 std::filesystem::path existing(const std::filesystem::path& path);
 /// (batch, heads, queries, keys).

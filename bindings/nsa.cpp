@@ -13,6 +13,7 @@
 #include <reticle/attention/nsa/native_sparse_attention.hpp>
 
 #include "call.hpp"
+#include "fields.hpp"
 #include "module.hpp"
 
 namespace reticle::bindings {
@@ -20,27 +21,9 @@ namespace {
 
 using Offsets = std::vector<Index>;
 
-Compression compression_from(const std::string& type) {
-  if (type == "avgpool") return Compression::avgpool;
-  if (type == "weightedpool") return Compression::weightedpool;
-  if (type == "linear") return Compression::linear;
-  throw py::value_error("compress_type is \"" + type + "\"; expected \"avgpool\", \"weightedpool\" or \"linear\"");
-}
-
-const char* name_of(Compression type) {
-  switch (type) {
-    case Compression::avgpool:
-      return "avgpool";
-    case Compression::weightedpool:
-      return "weightedpool";
-    default:
-      return "linear";
-  }
-}
-
 NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index kernel_stride, Index block_size,
                       Index topk, Index init_blocks, Index local_blocks, Index window_size) {
-  const NsaConfig config{compression_from(compress_type),
+  const NsaConfig config{enum_from<Compression>(compress_type, "compress_type"),
                          kernel_size,
                          kernel_stride,
                          block_size,
@@ -255,7 +238,8 @@ void add_operations(py::module_& module) {
 
 void add_nsa(py::module_& module) {
   const NsaConfig defaults;
-  py::class_<NsaConfig>(module, "NsaConfig", "How much the three branches of Native Sparse Attention see.")
+  py::class_<NsaConfig> config(module, "NsaConfig", "How much the three branches of Native Sparse Attention see.");
+  config
       .def(py::init(&config_from), py::kw_only(), py::arg("compress_type") = "weightedpool",
            py::arg("kernel_size") = defaults.kernel_size, py::arg("kernel_stride") = defaults.kernel_stride,
            py::arg("block_size") = defaults.block_size, py::arg("topk") = defaults.topk,
@@ -272,15 +256,12 @@ void add_nsa(py::module_& module) {
             return config_from(given[0].cast<std::string>(), number(1), number(2), number(3), number(4), number(5),
                                number(6), number(7));
           }))
-      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"))
-      .def_property_readonly("compress_type", [](const NsaConfig& config) { return name_of(config.compress_type); })
-      .def_readonly("kernel_size", &NsaConfig::kernel_size)
-      .def_readonly("kernel_stride", &NsaConfig::kernel_stride)
-      .def_readonly("block_size", &NsaConfig::block_size)
-      .def_readonly("topk", &NsaConfig::topk)
-      .def_readonly("init_blocks", &NsaConfig::init_blocks)
-      .def_readonly("local_blocks", &NsaConfig::local_blocks)
-      .def_readonly("window_size", &NsaConfig::window_size);
+      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"));
+  for (const Field& field : type_of<NsaConfig>()->fields()) {
+    config.def_property_readonly(
+        std::string(field.name).c_str(), [&field](NsaConfig& self) { return to_python(*field.type, field.in(&self)); },
+        std::string(field.doc).c_str());
+  }
   py::class_<Rope>(module, "Rope", "Rotary position embeddings.")
       .def(py::init(&rope_from), py::arg("head_dim"), py::arg("theta"), py::arg("scaling") = py::none())
       .def(py::pickle(

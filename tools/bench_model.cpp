@@ -55,11 +55,11 @@ int bench_model(const BenchModelCommand& command) {
   const Context context = context_for(command.model.threads);
   if (command.repeats < 1 || command.new_tokens < 2)
     throw Error("bench-model: expected --repeats >= 1 and --new-tokens >= 2");
-  std::vector<std::pair<std::string, InferenceHandler>> handlers;
-  handlers.emplace_back("dense", handler_of("", "", command.model.plugins));
+  std::vector<std::pair<std::string, SparseAttention>> pipelines;
+  pipelines.emplace_back("dense", pipeline_of("", "", command.model.plugins));
   for (const std::string& config : command.configs)
-    handlers.emplace_back(std::filesystem::path(config).stem().string(),
-                          SparseAttention::from_file(config, command.model.plugins));
+    pipelines.emplace_back(std::filesystem::path(config).stem().string(),
+                           SparseAttention::from_file(config, command.model.plugins));
 
   Table table;
   table.row({"length", "config", "first token", "vs dense", "per token", "vs dense", "tokens/s", "peak memory",
@@ -67,41 +67,41 @@ int bench_model(const BenchModelCommand& command) {
   Json rows = Json::array();
   const Progress progress("runs", command.json);
   Index done = 0;
-  const Index total = static_cast<Index>(command.lengths.size() * handlers.size()) * command.repeats;
+  const Index total = static_cast<Index>(command.lengths.size() * pipelines.size()) * command.repeats;
   for (const Index length : command.lengths) {
     const Index prompt = length - command.new_tokens;
     if (prompt < 1 || prompt > static_cast<Index>(text.size()))
       throw Error("--lengths " + std::to_string(length) +
                   ": expected more than --new-tokens, and a text that is as long");
     const std::vector<std::vector<std::int32_t>> prompts{{text.begin(), text.begin() + prompt}};
-    std::vector<Timing> timings(handlers.size());
+    std::vector<Timing> timings(pipelines.size());
     // Interleaved, so that what else the machine does falls on all alike.
     for (Index repeat = 0; repeat < command.repeats; ++repeat) {
-      for (std::size_t i = 0; i < handlers.size(); ++i) {
+      for (std::size_t i = 0; i < pipelines.size(); ++i) {
         progress.at(done++, total);
         const PeakMemory memory;
         const Generation generation =
-            generate(decoder, prompts, {.max_new_tokens = command.new_tokens, .handler = &handlers[i].second}, context);
+            generate(decoder, prompts, {.max_new_tokens = command.new_tokens, .sparse = &pipelines[i].second}, context);
         Timing& timing = timings[i];
         timing.first_token.push_back(generation.prefill_seconds);
         timing.per_token.push_back(generation.decode_seconds / static_cast<double>(generation.steps));
         timing.peak = PeakMemory::bytes();
-        timing.prefill_density = generation.states[0].attention.prefill.density();
-        timing.generation_density = generation.states[0].attention.generation.density();
+        timing.prefill_density = generation.states[0].attention.recorded(Stage::prefill).density();
+        timing.generation_density = generation.states[0].attention.recorded(Stage::generation).density();
       }
     }
     const double dense_first = median(timings[0].first_token), dense_per = median(timings[0].per_token);
-    for (std::size_t i = 0; i < handlers.size(); ++i) {
+    for (std::size_t i = 0; i < pipelines.size(); ++i) {
       const Timing& timing = timings[i];
       const double first = median(timing.first_token), per = median(timing.per_token);
       const bool compared = timing.peak && timings[0].peak;
-      table.row({std::to_string(length), handlers[i].first, milliseconds(first), change(first, dense_first),
+      table.row({std::to_string(length), pipelines[i].first, milliseconds(first), change(first, dense_first),
                  fmt::format("{:.3f} ms", 1000 * per), change(per, dense_per), fmt::format("{:.0f}", 1 / per),
                  timing.peak ? bytes(*timing.peak) : "-",
                  compared ? change(static_cast<double>(*timing.peak), static_cast<double>(*timings[0].peak)) : "-",
                  percent(timing.prefill_density), percent(timing.generation_density)});
       rows.push_back({{"length", length},
-                      {"config", handlers[i].first},
+                      {"config", pipelines[i].first},
                       {"first_token_seconds", first},
                       {"seconds_per_token", per},
                       {"peak_bytes", timing.peak ? Json(*timing.peak) : Json(nullptr)},

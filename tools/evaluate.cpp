@@ -311,11 +311,11 @@ int evaluate(const EvaluateCommand& command) {
     }
     const Progress progress(candidate.label(), command.json);
     const EvaluationProgress show = [&](Index done, Index total) { progress.at(done, total); };
-    // Dense attention goes through a handler, too, so that its density is recorded.
-    const InferenceHandler handler(candidate.config ? *candidate.config
-                                                    : SparseAttention::from_json(R"({"maskers": []})"));
-    const LossResult loss = evaluate_loss(
-        decoder, tokens, {command.window, command.output_length, command.tokens, &handler, show}, context);
+    // Dense attention goes through a pipeline, too, so that its density is recorded.
+    const SparseAttention sparse =
+        candidate.config ? *candidate.config : SparseAttention::from_json(R"({"maskers": []})");
+    const LossResult loss =
+        evaluate_loss(decoder, tokens, {command.window, command.output_length, command.tokens, &sparse, show}, context);
     result["loss"] = loss.loss;
     result["perplexity"] = loss.perplexity();
     result["tokens"] = loss.tokens;
@@ -325,7 +325,7 @@ int evaluate(const EvaluateCommand& command) {
     result["retrieval"] = Json::array();
     for (const RetrievalTask task : tasks) {
       for (const Index length : command.lengths) {
-        RetrievalOptions options{task, length, command.samples, command.seed, false, &handler, show};
+        RetrievalOptions options{task, length, command.samples, command.seed, false, &sparse, show};
         const RetrievalResult retrieval = evaluate_retrieval(decoder, text, options, context);
         result["retrieval"].push_back({{"task", name_of(task)},
                                        {"length", length},

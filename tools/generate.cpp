@@ -31,13 +31,12 @@ Json json_with_calls(const StageRecord& record) {
 
 /// Layer by layer, what the first sequence attended to: "prefill.<layer>" (heads, prompt, prompt) and
 /// "generation.<layer>" (heads, steps, keys), U8, 1 = attended.
-void save_masks(const std::string& path, const InferenceState& state) {
+void save_masks(const std::string& path, const SequenceState& state) {
   std::vector<Tensor> tensors;
   std::vector<NamedTensor> named;
-  for (const auto& [name, record] :
-       {std::pair{"prefill", &state.prefill}, std::pair{"generation", &state.generation}}) {
+  for (const auto& [name, stage] : {std::pair{"prefill", Stage::prefill}, std::pair{"generation", Stage::generation}}) {
     std::map<int, Mask> by_layer;
-    for (const StageRecord::SavedMask& saved : record->masks) {
+    for (const StageRecord::SavedMask& saved : state.recorded(stage).masks) {
       const auto [found, first] = by_layer.try_emplace(saved.layer, saved.mask);
       if (first) continue;
       // One more step, which sees one more key.
@@ -86,13 +85,13 @@ int generate(const GenerateCommand& command) {
     if (token.size() != 1) throw Error("--stop \"" + stop + "\": expected a single byte");
     options.stop_tokens.push_back(token.front());
   }
-  std::optional<InferenceHandler> handler;
+  std::optional<SparseAttention> sparse;
   const std::string& prefill = command.prefill.empty() ? command.config : command.prefill;
   const std::string& generation = command.generation.empty() ? command.config : command.generation;
   if (!prefill.empty() || !generation.empty() || !command.masks.empty()) {
-    handler.emplace(handler_of(prefill, generation, command.model.plugins));
-    handler->keep_masks(!command.masks.empty());
-    options.handler = &*handler;
+    sparse.emplace(pipeline_of(prefill, generation, command.model.plugins));
+    options.sparse = &*sparse;
+    if (!command.masks.empty()) options.recording = Recording::masks;
   }
   const bool stream = prompts.size() == 1 && bytes_in && !command.json;
   bool started = false;  // not before the first token: what is refused prints nothing
@@ -117,8 +116,8 @@ int generate(const GenerateCommand& command) {
   StageRecord prefilled, generated;
   Index cache_bytes = 0;
   for (const DecoderState& state : result.states) {
-    prefilled.merge(state.attention.prefill);
-    generated.merge(state.attention.generation);
+    prefilled.merge(state.attention.recorded(Stage::prefill));
+    generated.merge(state.attention.recorded(Stage::generation));
     cache_bytes += state.cache.bytes_used();
   }
   const double per_token = result.steps == 0 ? 0 : result.decode_seconds / static_cast<double>(result.steps);
@@ -152,8 +151,8 @@ int generate(const GenerateCommand& command) {
         "KV cache {}\n",
         milliseconds(result.prefill_seconds), 1000 * per_token, percent(prefilled.density()),
         percent(generated.density()), bytes(cache_bytes));
-  const bool sparse = !(command.config.empty() && command.prefill.empty() && command.generation.empty());
-  if (command.stats && !command.json && sparse && prefilled.density() == 1 && generated.density() == 1)
+  const bool patterned = !(command.config.empty() && command.prefill.empty() && command.generation.empty());
+  if (command.stats && !command.json && patterned && prefilled.density() == 1 && generated.density() == 1)
     fmt::print(stderr, "note: nothing was left out: the pattern keeps more keys than there were (--max-new-tokens)\n");
   if (!command.masks.empty() && !result.states.empty()) save_masks(command.masks, result.states[0].attention);
   return 0;

@@ -13,6 +13,7 @@
 #include <fmt/core.h>
 
 #include <reticle/core/base/nearest.hpp>
+#include <reticle/core/masker_docs.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/version.hpp>
 

@@ -42,12 +42,12 @@ std::string held_out_text(const std::string& file, const std::string& model) {
   return {static_cast<const char*>(tokens.data), static_cast<std::size_t>(tokens.elements())};
 }
 
-InferenceHandler handler_of(const std::string& prefill, const std::string& generation, Plugins plugins) {
+SparseAttention pipeline_of(const std::string& prefill, const std::string& generation, Plugins plugins) {
   const auto pipeline = [&](const std::string& config) {
     return config.empty() ? SparseAttention::from_json(R"({"maskers": []})")
                           : SparseAttention::from_file(config, plugins);
   };
-  return {pipeline(prefill), pipeline(generation)};
+  return SparseAttention::by_stage(pipeline(prefill), pipeline(generation));
 }
 
 }  // namespace reticle::tools

@@ -124,7 +124,7 @@ Context context_for(int threads);
 std::vector<std::int32_t> text_tokens(const Decoder& decoder, std::string_view text);
 /// --text's bytes, or the model's heldout.safetensors, or the bundled model's.
 std::string held_out_text(const std::string& file, const std::string& model);
-InferenceHandler handler_of(const std::string& prefill, const std::string& generation, Plugins plugins);
+SparseAttention pipeline_of(const std::string& prefill, const std::string& generation, Plugins plugins);
 
 struct GenerateCommand {
   ModelOptions model;

@@ -5,6 +5,8 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/core/config/fields.hpp>
+
 #include "options.hpp"
 
 namespace reticle::tools {
@@ -19,30 +21,14 @@ struct LayerReport {
 };
 
 Json json_of(const LayerReport& report) {
-  const Metrics& m = report.metrics;
-  Json maskers = Json::array();
-  for (const MaskerMetrics& masker : m.maskers)
-    maskers.push_back({{"type", masker.type}, {"added", masker.added}, {"seconds", masker.seconds}});
   Json json = {{"layer", report.layer},
                {"stage", report.inputs.stage == Stage::prefill ? "prefill" : "generation"},
                {"batch", report.inputs.batch()},
                {"heads", report.inputs.heads()},
                {"queries", report.inputs.queries_length()},
-               {"keys", report.inputs.keys_length()},
-               {"density", m.density},
-               {"visible_density", m.visible_density},
-               {"head_density", m.head_density},
-               {"entries", m.entries},
-               {"mask_bytes", m.mask_bytes},
-               {"mask_seconds", m.mask_seconds},
-               {"attention_seconds", m.attention_seconds},
-               {"maskers", std::move(maskers)}};
-  if (m.comparison) {
-    const Comparison& c = *m.comparison;
-    json["comparison"] = {{"relative_error", c.relative_error}, {"head_relative_error", c.head_relative_error},
-                          {"mean_mass", c.mean_mass},           {"least_mass", c.least_mass},
-                          {"head_mean_mass", c.head_mean_mass}, {"dense_seconds", c.dense_seconds}};
-  }
+               {"keys", report.inputs.keys_length()}};
+  json.update(Json::parse(json_of(report.metrics)));
+  if (!report.metrics.comparison) json.erase("comparison");
   return json;
 }
 

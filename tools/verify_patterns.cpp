@@ -399,8 +399,7 @@ class PatternCase {
       return patterns().at("nano/" + of_stage.at("name").get<std::string>())(of_stage, 0);
     };
     const SparseAttention sparse = by_stage(one("prefill"), one("generation"));
-    const InferenceHandler inference(sparse);
-    InferenceState inference_state;
+    SequenceState teacher_forced(Recording::figures);
     const Index layers = p.at("num_layer_calls").get<Index>(), length = file_.tensor("queries").size(3);
     const Index prompt = length - p.at("output_length").get<Index>();
     SequenceState state;
@@ -421,8 +420,8 @@ class PatternCase {
                        static_cast<std::size_t>(mask.shape().positions()));
       report_.difference("mask_dense", largest_difference(to_dense(mask), std::vector<float>(kept.begin(), kept.end())),
                          0);
-      const AttentionResult result = inference.forward(all.inputs(0, length, Stage::prefill, index),
-                                                       p.at("output_length").get<Index>(), inference_state);
+      const AttentionResult result = sparse.forward(all.inputs(0, length, Stage::prefill, index),
+                                                    p.at("output_length").get<Index>(), teacher_forced);
       const auto size = static_cast<std::size_t>(result.output.view().elements());
       report_.difference(
           "output",
@@ -433,9 +432,10 @@ class PatternCase {
       compare_recorded_sparsity("generation_sparsity_list", layer, generated);
     }
     const Json& expected = json_.at("expected");
-    for (const auto& [name, record] : {std::pair{"prefill_sparsity_avg", &inference_state.prefill},
-                                       std::pair{"generation_sparsity_avg", &inference_state.generation}})
-      report_.difference(name, std::abs(record->mean_sparsity() - expected.at(name).get<double>()),
+    for (const auto& [name, stage] :
+         {std::pair{"prefill_sparsity_avg", Stage::prefill}, std::pair{"generation_sparsity_avg", Stage::generation}})
+      report_.difference(name,
+                         std::abs(teacher_forced.recorded(stage).mean_sparsity() - expected.at(name).get<double>()),
                          file_.tolerance("sparsity_atol", 1e-6));
   }
 
@@ -452,9 +452,9 @@ class PatternCase {
     const Json& p = parameters();
     const auto handler_name = p.at("handler").get<std::string>();
     const std::size_t to = handler_name.find("_to_");
-    InferenceHandler inference(by_stage(patterns().at("nano/" + handler_name.substr(0, to))(p.at("prefill"), 0),
-                                        patterns().at("nano/" + handler_name.substr(to + 4))(p.at("generation"), 0)));
-    inference.keep_masks(true);
+    const SparseAttention sparse =
+        by_stage(patterns().at("nano/" + handler_name.substr(0, to))(p.at("prefill"), 0),
+                 patterns().at("nano/" + handler_name.substr(to + 4))(p.at("generation"), 0));
     const Index d = p.at("head_dim"), kv_heads = p.at("num_kv_heads"), output = p.at("output_length");
     const Rope rope(d, p.at("rope_theta").get<double>(), std::nullopt);
     const SelfAttention layer(d, rope,
@@ -462,29 +462,29 @@ class PatternCase {
     const TensorView& x = file_.tensor("hidden_states");
     const Index length = x.size(1), prompt = length - output;
     KvCache cache({1, kv_heads, d, d, length, DType::f32});
-    InferenceState state;
+    SequenceState state(Recording::masks);
     std::vector<float> ours;
     const auto extend = [&](Index from, Index until, Stage stage) {
       cache.extend(std::vector<std::int32_t>(static_cast<std::size_t>(until - from)));
       const AttendedSequence sequence{&cache, 0, stage, &state};
       const Index cu_seqlens[] = {0, until - from};
       const TensorView rows(x.at<float>(0, from, 0), DType::f32, {until - from, x.size(2)});
-      const Tensor y = layer.extend(rows, cu_seqlens, {&sequence, 1}, &inference);
+      const Tensor y = layer.extend(rows, cu_seqlens, {&sequence, 1}, &sparse);
       ours.insert(ours.end(), y.span<float>().begin(), y.span<float>().end());
     };
     extend(0, prompt, Stage::prefill);
     extend(prompt, length, Stage::generation);
     compare_values("output", ours);
-    for (const auto& [name, record] :
-         {std::pair{"prefill", &state.prefill}, std::pair{"generation", &state.generation}}) {
+    for (const auto& [name, stage] :
+         {std::pair{"prefill", Stage::prefill}, std::pair{"generation", Stage::generation}}) {
+      const StageRecord& record = state.recorded(stage);
       report_.difference(
           name,
-          std::abs(record->mean_sparsity() - json_.at("expected").at(std::string(name) + "_sparsity").get<double>()),
+          std::abs(record.mean_sparsity() - json_.at("expected").at(std::string(name) + "_sparsity").get<double>()),
           1e-6);
       const std::string mask_name = std::string(name) + "_mask_b0h0";
       report_.difference(
-          mask_name, largest_difference(slice(record->masks.at(0).mask, Dim::heads, 0, 1), file_.mask_of(mask_name)),
-          0);
+          mask_name, largest_difference(slice(record.masks.at(0).mask, Dim::heads, 0, 1), file_.mask_of(mask_name)), 0);
     }
   }
 

@@ -129,8 +129,8 @@ struct Decoder::Model {
         throw ValueError("decoder: sequence " + std::to_string(i) +
                          " has no new token, so no logits to return (a prompt needs at least one token)");
     }
-    if (options.handler != nullptr && config.nsa)
-      throw ConfigError("decoder: a model with Native Sparse Attention chooses its keys itself; give no handler");
+    if (options.sparse != nullptr && config.nsa)
+      throw ConfigError("decoder: a model with Native Sparse Attention chooses its keys itself; give no pipeline");
   }
 
   DecoderConfig config;
@@ -155,7 +155,7 @@ DecoderState Decoder::start(Index capacity, DType dtype) const {
   const DecoderConfig& config = model_->config;
   DecoderState state{KvCache({static_cast<int>(config.num_hidden_layers), config.num_key_value_heads, config.head_dim,
                               config.head_dim, capacity, dtype}),
-                     {},
+                     SequenceState(Recording::figures),
                      {}};
   if (config.nsa) {
     for (Index i = 0; i < config.num_hidden_layers; ++i)
@@ -196,12 +196,12 @@ class Extension {
 
 Tensor attend(const std::variant<SelfAttention, NativeSparseAttention>& attention, int layer, const Tensor& x,
               std::span<const Index> cu_seqlens, std::span<DecoderState* const> states, std::span<const Stage> stages,
-              const InferenceHandler* handler, const Context& context) {
+              const SparseAttention* sparse, const Context& context) {
   if (const auto* self = std::get_if<SelfAttention>(&attention)) {
     std::vector<AttendedSequence> sequences;
     for (std::size_t i = 0; i < states.size(); ++i)
       sequences.push_back({&states[i]->cache, layer, stages[i], &states[i]->attention});
-    return self->extend(x, cu_seqlens, sequences, handler, context);
+    return self->extend(x, cu_seqlens, sequences, sparse, context);
   }
   std::vector<NsaSequence> sequences;
   for (DecoderState* state : states)
@@ -229,7 +229,7 @@ Tensor Decoder::forward(std::span<const std::int32_t> tokens, std::span<const In
     const Layer& layer = model.layers[i];
     const Tensor normalised = rms_norm(x, layer.attention_norm, epsilon, context);
     const Tensor attended =
-        attend(*layer.attention, static_cast<int>(i), normalised, cu_seqlens, states, stages, options.handler, context);
+        attend(*layer.attention, static_cast<int>(i), normalised, cu_seqlens, states, stages, options.sparse, context);
     add(x.span<float>(), attended.span<float>());
     const Tensor again = rms_norm(x, layer.feed_forward_norm, epsilon, context);
     Tensor gate = linear(again, layer.gate_proj, context);

@@ -8,11 +8,11 @@
 #include <span>
 #include <vector>
 
-#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/kv_cache.hpp>
 #include <reticle/attention/layers/weights.hpp>
 #include <reticle/attention/llama/config.hpp>
 #include <reticle/attention/nsa/cache.hpp>
+#include <reticle/attention/sparse_attention.hpp>
 
 namespace reticle {
 
@@ -20,7 +20,7 @@ namespace reticle {
 struct RETICLE_API DecoderState {
   KvCache cache;
   std::vector<NsaCache> nsa;  // per layer, of models with Native Sparse Attention
-  InferenceState attention;
+  SequenceState attention{Recording::figures};
 
   Index length() const { return cache.length(); }
   /// Back to an empty sequence, with the same memory.
@@ -32,11 +32,11 @@ enum class Logits : std::uint8_t { all, last };
 struct ForwardOptions {
   /// Which tokens' logits to return: of all, or of each sequence's last.
   Logits logits = Logits::all;
-  /// Which pipeline of the handler the tokens go through; default: prefill for a sequence's first tokens, generation
+  /// Which stage of the pipeline the tokens go through; default: prefill for a sequence's first tokens, generation
   /// for later ones.
   std::optional<Stage> stage;
   /// Chooses the keys of every layer; null: all, as the model was trained. Not for models with Native Sparse Attention.
-  const InferenceHandler* handler = nullptr;
+  const SparseAttention* sparse = nullptr;
 };
 
 /// Immutable, and cheap to copy: copies share the weights. May be used from many threads, each with its own states.

@@ -32,8 +32,8 @@ struct StagedLogits {
 };
 
 StagedLogits staged_forward(const Decoder& decoder, std::span<const std::int32_t> tokens, Index prompt,
-                            DecoderState& state, const InferenceHandler* handler, const Context& context) {
-  ForwardOptions forward{Logits::all, Stage::prefill, handler};
+                            DecoderState& state, const SparseAttention* sparse, const Context& context) {
+  ForwardOptions forward{Logits::all, Stage::prefill, sparse};
   StagedLogits logits;
   if (prompt > 0)
     logits.prompt = decoder.forward(tokens.first(static_cast<std::size_t>(prompt)), state, forward, context);
@@ -86,11 +86,11 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
     if (options.progress) options.progress(w, windows);
     state.reset();
     const auto inputs = text.subspan(static_cast<std::size_t>(w * window), static_cast<std::size_t>(window));
-    const StagedLogits logits = staged_forward(decoder, inputs, prompt, state, options.handler, context);
+    const StagedLogits logits = staged_forward(decoder, inputs, prompt, state, options.sparse, context);
     for (Index i = window - counted; i < window; ++i)
       sum += cross_entropy(logits.row(i), text[static_cast<std::size_t>(w * window + i + 1)]);
-    result.prefill.merge(state.attention.prefill);
-    result.generation.merge(state.attention.generation);
+    result.prefill.merge(state.attention.recorded(Stage::prefill));
+    result.generation.merge(state.attention.recorded(Stage::generation));
   }
   result.tokens = windows * counted;
   result.loss = sum / static_cast<double>(result.tokens);
@@ -232,7 +232,7 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
     const auto prompt = static_cast<Index>(asked.size()), count = static_cast<Index>(tokens.size());
     DecoderState state = decoder.start(count);
     const StagedLogits logits =
-        staged_forward(decoder, std::span(tokens).first(tokens.size() - 1), prompt, state, options.handler, context);
+        staged_forward(decoder, std::span(tokens).first(tokens.size() - 1), prompt, state, options.sparse, context);
     Index own = 0;
     for (Index i = prompt; i < count; ++i) {
       const auto row = logits.row(i - 1);
@@ -241,8 +241,8 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
     right += own;
     bytes += count - prompt;
     exact += own == count - prompt ? 1 : 0;
-    result.prefill.merge(state.attention.prefill);
-    result.generation.merge(state.attention.generation);
+    result.prefill.merge(state.attention.recorded(Stage::prefill));
+    result.generation.merge(state.attention.recorded(Stage::generation));
   }
   result.accuracy = static_cast<double>(right) / static_cast<double>(bytes);
   result.exact = static_cast<double>(exact) / static_cast<double>(options.samples);

@@ -23,7 +23,7 @@ struct LossOptions {
   /// tokens before the first of them are prefilled, the others go through the generation pipeline.
   Index output_length = 0;
   Index tokens = 32768;  // of the text, at most; whole windows of them are used
-  const InferenceHandler* handler = nullptr;
+  const SparseAttention* sparse = nullptr;
   EvaluationProgress progress;
 };
 
@@ -66,7 +66,7 @@ struct RetrievalOptions {
   std::uint64_t seed = 0;
   /// Ask with nothing to be found in the prompt: what language and chance alone give.
   bool unaided = false;
-  const InferenceHandler* handler = nullptr;
+  const SparseAttention* sparse = nullptr;
   EvaluationProgress progress;
 };
 

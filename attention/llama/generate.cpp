@@ -75,12 +75,13 @@ Generation generate(const Decoder& decoder, std::span<const std::vector<std::int
     // The last token is never fed back.
     generation.states.push_back(
         decoder.start(cu_seqlens[i + 1] - cu_seqlens[i] + options.max_new_tokens - 1, options.cache_dtype));
+    generation.states.back().attention.record(options.recording);
     states.push_back(&generation.states[i]);
   }
   std::vector<Index> live(prompts.size());  // the sequences of `states`
   for (std::size_t i = 0; i < live.size(); ++i) live[i] = static_cast<Index>(i);
 
-  ForwardOptions forward{Logits::last, Stage::prefill, options.handler};
+  ForwardOptions forward{Logits::last, Stage::prefill, options.sparse};
   const Stopwatch watch;
   while (!states.empty()) {
     const Tensor logits = decoder.forward(tokens, cu_seqlens, states, forward, context);

@@ -19,7 +19,8 @@ struct GenerateOptions {
   std::uint64_t seed = 0;
   /// End a sequence, besides the config's eos_tokens.
   std::vector<std::int32_t> stop_tokens;
-  const InferenceHandler* handler = nullptr;
+  const SparseAttention* sparse = nullptr;
+  Recording recording = Recording::figures;  // of what the sequences attend to
   DType cache_dtype = DType::f32;
   /// Called with each token as it is made; false ends that sequence.
   std::function<bool(Index sequence, std::int32_t token)> on_token;

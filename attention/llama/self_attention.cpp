@@ -34,7 +34,7 @@ AttentionInputs SelfAttention::inputs(const TensorView& queries, const TensorVie
 }
 
 Tensor SelfAttention::extend(const TensorView& x, std::span<const Index> cu_seqlens,
-                             std::span<const AttendedSequence> sequences, const InferenceHandler* handler,
+                             std::span<const AttendedSequence> sequences, const SparseAttention* sparse,
                              const Context& context) const {
   require_offsets(cu_seqlens, x.size(0), "self attention: cu_seqlens");
   Tensor queries = linear(x, weights_.q_proj, context), keys = linear(x, weights_.k_proj, context);
@@ -59,8 +59,8 @@ Tensor SelfAttention::extend(const TensorView& x, std::span<const Index> cu_seql
                                 sequence.cache->keys(sequence.layer), sequence.cache->values(sequence.layer));
     in.layer = sequence.layer;
     in.stage = sequence.stage;
-    const AttentionResult result = handler != nullptr ? handler->attend(in, *sequence.state, {}, context)
-                                                      : attention(in, Mask::full(in.shape()), {}, context);
+    const AttentionResult result = sparse != nullptr ? sparse->attend(in, *sequence.state, {}, {}, context).attention
+                                                     : attention(in, Mask::full(in.shape()), {}, context);
     copy_tokens_first(result.output, mixed.span<float>().data() + begin * width, width);
   }
   return linear(mixed, weights_.o_proj, context);

@@ -5,9 +5,9 @@
 #include <span>
 #include <vector>
 
-#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/kv_cache.hpp>
 #include <reticle/attention/layers/rope.hpp>
+#include <reticle/attention/sparse_attention.hpp>
 
 namespace reticle {
 
@@ -23,7 +23,7 @@ struct AttendedSequence {
   KvCache* cache;
   int layer;
   Stage stage;
-  InferenceState* state;  // used with a handler
+  SequenceState* state;  // used with a pipeline
 };
 
 /// What a forward pass leaves for the backward one.
@@ -49,9 +49,9 @@ class RETICLE_API SelfAttention {
   SelfAttentionGradients backward(const SelfAttentionTape& tape, const TensorView& dy,
                                   const Context& context = {}) const;
   /// The next tokens of sequences through their caches, which must have been extended by them; (tokens, hidden_size).
-  /// `handler`: what chooses the keys; null: all.
+  /// `sparse`: what chooses the keys; null: all.
   Tensor extend(const TensorView& x, std::span<const Index> cu_seqlens, std::span<const AttendedSequence> sequences,
-                const InferenceHandler* handler, const Context& context = {}) const;
+                const SparseAttention* sparse, const Context& context = {}) const;
 
  private:
   AttentionInputs inputs(const TensorView& queries, const TensorView& keys, const TensorView& values) const;

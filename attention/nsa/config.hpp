@@ -17,13 +17,18 @@ enum class Compression : std::uint8_t {
 
 struct RETICLE_API NsaConfig {
   Compression compress_type = Compression::weightedpool;
-  Index kernel_size = 32;    // tokens in a compressed one
-  Index kernel_stride = 16;  // tokens from one to the next; divides kernel_size and block_size
-  Index block_size = 64;     // tokens in a selected block
-  Index topk = 16;           // blocks that a query selects, the next two included
-  Index init_blocks = 1;     // first blocks, always selected
-  Index local_blocks = 2;    // the query's own block and those before it, always selected
-  Index window_size = 512;   // tokens before the query's own that the window branch sees
+  Index kernel_size = 32, kernel_stride = 16, block_size = 64, topk = 16, init_blocks = 1, local_blocks = 2;
+  Index window_size = 512;
+
+  static constexpr const char* docs[] = {
+      "how a window of keys (or values) becomes a compressed one",
+      "tokens in a compressed key",
+      "tokens from one compressed key to the next; divides kernel_size and block_size",
+      "tokens in a selected block",
+      "blocks that a query selects, init_blocks and local_blocks included",
+      "first blocks, always selected",
+      "the query's own block and those before it, always selected",
+      "tokens before the query's own that the window branch sees"};
 
   /// ConfigError that names the field and the rule.
   void validate() const;

@@ -19,8 +19,6 @@ from reticle._core import (
     DeviceError,
     Error,
     FormatError,
-    InferenceHandler,
-    InferenceState,
     Mask,
     MissingFileError,
     PluginError,
@@ -38,6 +36,7 @@ from reticle._core import (
     set_num_threads,
 )
 from reticle._core import __version__ as __version__
+from reticle._handler import InferenceHandler, InferenceState
 from reticle._mask import plot_contributions
 from reticle._masker import Masker, register
 

@@ -98,9 +98,16 @@ class Mask:
 
 class AttentionPlan: ...
 
+_Recording = Literal["none", "figures", "masks"]
+
 class SequenceState:
+    record: _Recording
     def __deepcopy__(self, memo: dict[int, Any]) -> SequenceState: ...
-    def __init__(self) -> None: ...
+    def __init__(self, *, record: _Recording = "none") -> None: ...
+    @property
+    def prefill(self) -> StageRecord: ...
+    @property
+    def generation(self) -> StageRecord: ...
     def reset(self) -> None: ...
     def truncate(self, keys: int) -> None: ...
     def select(self, rows: Sequence[int]) -> None: ...
@@ -125,7 +132,10 @@ class SparseAttention:
     def from_json(text: str, directory: str | PathLike[str] = ..., *, plugins: bool = ...) -> SparseAttention: ...
     @staticmethod
     def from_file(path: str | PathLike[str], *, plugins: bool = ...) -> SparseAttention: ...
+    @staticmethod
+    def by_stage(prefill: SparseAttention, generation: SparseAttention) -> SparseAttention: ...
     def to_json(self) -> str: ...
+    def require_forgetful(self) -> None: ...
     @property
     def observed_queries(self) -> int: ...
     def maskers_of_whole_prompts(self, stage: _Stage = "prefill") -> list[str]: ...
@@ -173,6 +183,7 @@ class SparseAttention:
         extras: Mapping[str, Any] | None = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
+        stored: _Stored | None = None,
     ) -> tuple[_Array, Mask]: ...
     def attend(
         self,
@@ -189,6 +200,7 @@ class SparseAttention:
         extras: Mapping[str, Any] | None = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
+        stored: _Stored | None = None,
     ) -> tuple[_Array, _Array]: ...
     def measure(
         self,
@@ -197,7 +209,6 @@ class SparseAttention:
         values: _Array,
         state: SequenceState | None = None,
         *,
-        compare: bool = True,
         scaling: float | None = None,
         causal: bool = False,
         attention_mask: _Array | None = None,
@@ -206,7 +217,24 @@ class SparseAttention:
         extras: Mapping[str, Any] | None = None,
         soft_cap: float | None = None,
         sink_logits: Sequence[float] = ...,
+        compare: bool = True,
     ) -> tuple[_Array, Mask, dict[str, Any]]: ...
+    def lasting(
+        self,
+        queries: _Array,
+        keys: _Array,
+        values: _Array,
+        state: SequenceState | None = None,
+        *,
+        scaling: float | None = None,
+        causal: bool = False,
+        attention_mask: _Array | None = None,
+        layer: int = 0,
+        stage: _Stage = "prefill",
+        extras: Mapping[str, Any] | None = None,
+        first: int,
+        stored: _Stored | None = None,
+    ) -> Mask: ...
 
 class StageRecord:
     @property
@@ -222,68 +250,6 @@ class StageRecord:
     def density(self) -> float: ...
     @property
     def masks(self) -> list[tuple[int, Mask]]: ...
-
-class InferenceState:
-    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceState: ...
-    def __init__(self) -> None: ...
-    @property
-    def prefill(self) -> StageRecord: ...
-    @property
-    def generation(self) -> StageRecord: ...
-    def reset(self) -> None: ...
-    def truncate(self, keys: int) -> None: ...
-    def select(self, rows: Sequence[int]) -> None: ...
-    def fork(self) -> InferenceState: ...
-
-class InferenceHandler:
-    def __copy__(self) -> InferenceHandler: ...
-    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceHandler: ...
-    def __init__(self, prefill: SparseAttention, generation: SparseAttention, *, keep_masks: bool = False) -> None: ...
-    @property
-    def sparse(self) -> SparseAttention: ...
-    @property
-    def keeps_masks(self) -> bool: ...
-    def attend(
-        self,
-        queries: _Array,
-        keys: _Array,
-        values: _Array,
-        state: InferenceState,
-        *,
-        scaling: float | None = None,
-        attention_mask: Any = None,
-        layer: int = 0,
-        stage: _Stage = "prefill",
-        soft_cap: float | None = None,
-        sink_logits: Sequence[float] = ...,
-        extras: Mapping[str, Any] | None = None,
-        stored: _Stored | None = None,
-    ) -> tuple[_Array, _Array]: ...
-    def require_forgetful(self) -> None: ...
-    def lasting(
-        self,
-        queries: _Array,
-        keys: _Array,
-        values: _Array,
-        state: InferenceState,
-        *,
-        first: int,
-        layer: int = 0,
-        stored: _Stored | None = None,
-    ) -> Mask: ...
-    def mask(
-        self,
-        queries: _Array,
-        keys: _Array,
-        values: _Array,
-        state: InferenceState,
-        *,
-        scaling: float | None = None,
-        attention_mask: Any = None,
-        layer: int = 0,
-        stage: _Stage = "prefill",
-        extras: Mapping[str, Any] | None = None,
-    ) -> Mask: ...
 
 class AttentionInputs:
     @property

@@ -141,8 +141,14 @@ Scalar scalar_from(const FieldType& type, const Json& value, const JsonPlace& pl
       }
       expected(value, place, "one of " + list_choices(type.choices));
     }
+    case Kind::range:
+      if (value.is_number_unsigned() && fits_index(value) && value.get<Index>() < IndexRange::kNoLast)
+        return value.get<Index>();
+      if (value.is_string() && IndexRange::parse(value.get_ref<const std::string&>())) return value.get<std::string>();
+      place.fail(shown(value) + R"(: expected a number or a range, as 0, "4-7" or "16-")");
     case Kind::optional:
     case Kind::list:
+    case Kind::subset:
     case Kind::object:
       break;
   }
@@ -180,6 +186,10 @@ void from_json(const FieldType& type, void* config, const Json& value, const Jso
       type.clear(config);
       if (!value.is_null()) from_json(*type.element, type.grow(config), value, place);
       return;
+    case Kind::subset:
+      if (!value.is_array() || value.empty())
+        place.fail(R"(expected a list of numbers and ranges, as [0, "4-7", "16-"])");
+      [[fallthrough]];
     case Kind::list:
       if (!value.is_array()) expected(value, place, "a list");
       type.clear(config);
@@ -214,15 +224,19 @@ Json to_json(const FieldType& type, const void* config) {
   switch (type.kind) {
     case Kind::optional:
       return type.count(config) == 0 ? Json() : to_json(*type.element, type.at(config, 0));
-    case Kind::list: {
+    case Kind::list:
+    case Kind::subset: {
       Json list = Json::array();
       for (Index i = 0; i < type.count(config); ++i) list.push_back(to_json(*type.element, type.at(config, i)));
       return list;
     }
     case Kind::object: {
       Json object = Json::object();
-      for (const Field& field : type.fields())
-        object[std::string(field.name)] = to_json(*field.type, field.in(const_cast<void*>(config)));
+      for (const Field& field : type.fields()) {
+        const void* const value = field.in(const_cast<void*>(config));
+        const bool is_all = field.type->kind == Kind::subset && field.type->count(value) == 0;
+        if (!is_all) object[std::string(field.name)] = to_json(*field.type, value);
+      }
       return object;
     }
     case Kind::choice:
@@ -231,6 +245,8 @@ Json to_json(const FieldType& type, const void* config) {
       return std::visit([](const auto& value) { return Json(value); }, type.read(config));
   }
 }
+
+std::string json_of(const FieldType& type, const void* value) { return to_json(type, value).dump(); }
 
 Json schema_of(const FieldType& type, const void* defaults) {
   switch (type.kind) {
@@ -259,12 +275,19 @@ Json schema_of(const FieldType& type, const void* defaults) {
       }
       return {{"enum", std::move(names)}};
     }
+    case Kind::range: {
+      Json number = {{"type", "integer"}, {"minimum", 0}};
+      Json range = {{"type", "string"}, {"pattern", "^[0-9]+-[0-9]*$"}};
+      return {{"anyOf", Json::array({std::move(number), std::move(range)})}};
+    }
     case Kind::optional: {
       Json none = {{"type", "null"}};
       return {{"anyOf", Json::array({schema_of(*type.element, nullptr), std::move(none)})}};
     }
     case Kind::list:
       return {{"type", "array"}, {"items", schema_of(*type.element, nullptr)}};
+    case Kind::subset:
+      return {{"type", "array"}, {"minItems", 1}, {"items", schema_of(*type.element, nullptr)}};
     case Kind::object: {
       Json properties = Json::object();
       Json required = Json::array();
@@ -274,7 +297,7 @@ Json schema_of(const FieldType& type, const void* defaults) {
         schema["description"] = std::string(field.doc);
         if (field.required) {
           required.push_back(std::string(field.name));
-        } else if (value != nullptr) {
+        } else if (value != nullptr && field.type->kind != Kind::subset) {
           schema["default"] = to_json(*field.type, value);
         }
         properties[std::string(field.name)] = std::move(schema);
@@ -303,10 +326,14 @@ std::string type_name(const FieldType& type) {
       return "count or fraction";
     case Kind::choice:
       return "one of " + list_choices(type.choices);
+    case Kind::range:
+      return "number or range";
     case Kind::optional:
       return type_name(*type.element) + " or null";
     case Kind::list:
       return "list of " + type_name(*type.element);
+    case Kind::subset:
+      return "list of numbers and ranges";
     case Kind::object:
       return "object";
   }

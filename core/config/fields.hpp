@@ -28,6 +28,7 @@
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/config/field_names.hpp>
 #include <reticle/core/config/size.hpp>
+#include <reticle/core/config/subset.hpp>
 
 namespace reticle {
 
@@ -39,16 +40,29 @@ using Scalar = std::variant<bool, Index, double, std::string>;
 /// How one type is read, written and described. Made by type_of<T>() for C++ types; scripting languages make their own
 /// objects, whose fields are only known at run time, of the types that type_of<T>() gives.
 struct FieldType {
-  enum class Kind : std::uint8_t { boolean, integer, real, text, path, size, choice, optional, list, object };
+  enum class Kind : std::uint8_t {
+    boolean,
+    integer,
+    real,
+    text,
+    path,
+    size,
+    choice,
+    range,
+    optional,
+    list,
+    subset,
+    object
+  };
   Kind kind;
   // integer
   Index least = 0, greatest = 0;
   // choice: names by value, empty where there is none
   std::span<const std::string_view> choices;
-  // scalars (boolean to choice; a choice is its value as Index)
+  // scalars (boolean to range; a choice is its value as Index, a range a number or text)
   void (*assign)(void* field, const Scalar& value) = nullptr;
   Scalar (*read)(const void* field) = nullptr;
-  // optional and list: `grow` makes (or adds) a default element and returns it
+  // optional, list and subset: `grow` makes (or adds) a default element and returns it
   const FieldType* element = nullptr;
   void (*clear)(void* container) = nullptr;
   void* (*grow)(void* container) = nullptr;
@@ -192,6 +206,21 @@ FieldType make_type() {
         Kind::choice, [](void* to, const Scalar& v) { *static_cast<T*>(to) = static_cast<T>(std::get<Index>(v)); },
         [](const void* from) -> Scalar { return static_cast<Index>(*static_cast<const T*>(from)); });
     type.choices = enumerator_names<T>;
+  } else if constexpr (std::same_as<T, IndexRange>) {
+    scalar(
+        Kind::range,
+        [](void* to, const Scalar& v) {
+          const auto* const number = std::get_if<Index>(&v);
+          *static_cast<T*>(to) = number != nullptr ? T{*number, *number} : T::parse(std::get<std::string>(v)).value();
+        },
+        [](const void* from) -> Scalar {
+          const T& range = *static_cast<const T*>(from);
+          if (range.first == range.last) return range.first;
+          return range.text();
+        });
+  } else if constexpr (std::same_as<T, Subset>) {
+    type = make_type<std::vector<IndexRange>>();  // its only member, so that both have one address
+    type.kind = Kind::subset;
   } else if constexpr (is_optional<T>) {
     type.kind = Kind::optional;
     type.element = type_of<typename T::value_type>();
@@ -228,6 +257,13 @@ template <class T>
 const FieldType* type_of() {
   static const FieldType type = fields_detail::make_type<T>();
   return &type;
+}
+
+/// A value as JSON text.
+RETICLE_API std::string json_of(const FieldType& type, const void* value);
+template <class T>
+std::string json_of(const T& value) {
+  return json_of(*type_of<T>(), &value);
 }
 
 }  // namespace reticle

@@ -17,6 +17,9 @@
 #include <reticle/core/registry.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
+#include "support/attention.hpp"
+#include "support/maskers.hpp"
+
 namespace reticle {
 namespace {
 
@@ -293,6 +296,34 @@ TEST(SequenceState, WhatCannotFollowIsNamed) {
       EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
     }
   }
+}
+
+TEST(StageRecord, SaysWhatEachStageLeftOut) {
+  const testing::OwnedInputs owned{{.heads = 4, .kv_heads = 2, .queries = 20, .keys = 20}, 4};
+  const SparseAttention sparse = SparseAttention::by_stage(
+      testing::pipeline_of(""), testing::pipeline_of(R"({"type": "local", "window_size": 5})"));
+  SequenceState state(Recording::figures);
+  sparse.forward(owned.inputs, 4, state);
+  EXPECT_EQ(state.recorded(Stage::prefill).sparsity, std::vector<double>{0});
+  EXPECT_EQ(state.recorded(Stage::prefill).density(), 1);
+  // Queries 16 .. 19 see 5 of 17 .. 20 keys.
+  EXPECT_DOUBLE_EQ(state.recorded(Stage::generation).density(), 20.0 / (17 + 18 + 19 + 20));
+  EXPECT_DOUBLE_EQ(state.recorded(Stage::generation).mean_sparsity(), 1 - 20.0 / 74);
+  EXPECT_TRUE(state.recorded(Stage::generation).masks.empty());
+  StageRecord both = state.recorded(Stage::prefill);
+  both.merge(state.recorded(Stage::generation));
+  EXPECT_DOUBLE_EQ(both.mean_sparsity(), (1 - 20.0 / 74) / 2);
+}
+
+TEST(StageRecord, KeepsMasksWhenAsked) {
+  const testing::OwnedInputs owned{{.heads = 4, .kv_heads = 2, .queries = 20, .keys = 20}, 4};
+  const SparseAttention sparse = SparseAttention::by_stage(
+      testing::pipeline_of(""), testing::pipeline_of(R"({"type": "local", "window_size": 5})"));
+  SequenceState state(Recording::masks);
+  sparse.forward(owned.inputs, 4, state);
+  ASSERT_EQ(state.recorded(Stage::generation).masks.size(), 1);
+  EXPECT_EQ(state.recorded(Stage::generation).masks[0].mask.nnz(), 20 * 4);
+  EXPECT_EQ(state.recorded(Stage::prefill).masks[0].mask.shape().queries, 16);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <reticle/core/mask/combine.hpp>
 
 #include "support/attention.hpp"
+#include "support/maskers.hpp"
 
 namespace reticle::testing {
 namespace {
@@ -251,6 +252,91 @@ TEST(SparseAttention, MemoryOfTheCallersIsNotPassedOverOnTheCpu) {
   float lse[6];
   EXPECT_THROW(sparse.attend(owned.inputs, state, {}, {.lse = lse}), DeviceError);
   EXPECT_NO_THROW(sparse.attend(owned.inputs, state));
+}
+
+/// A whole sequence of one layer, as many queries as keys.
+OwnedInputs sequence(Index length, std::uint32_t seed, Index batch = 1) {
+  return {{.batch = batch, .heads = 4, .kv_heads = 2, .queries = length, .keys = length}, seed};
+}
+
+std::span<const float> row_of(const AttentionResult& result, Index batch, Index head, Index query) {
+  const TensorView& view = result.output.view();
+  return {view.at<float>(batch, head, query, 0), static_cast<std::size_t>(view.size(3))};
+}
+
+const std::string kGenerations[] = {
+    R"({"type": "local", "window_size": 9})",
+    R"({"type": "sink", "sink_size": 2}, {"type": "local", "window_size": 4}, {"type": "oracle_top_k", "heavy_size": 8})",
+    R"({"type": "snap_kv", "token_capacity": 12, "approximation_window": 4, "kernel_size": 3})",
+    R"({"type": "tova", "token_capacity": 10})",
+    R"({"type": "h2o", "heavy_size": 6, "recent_size": 6})",
+};
+
+TEST(Forward, TeacherForcingEqualsDecodingStepByStep) {
+  const OwnedInputs owned = sequence(40, 1);
+  for (const std::string& generation : kGenerations) {
+    SCOPED_TRACE(generation);
+    const SparseAttention sparse =
+        SparseAttention::by_stage(pipeline_of(R"({"type": "local", "window_size": 16})"), pipeline_of(generation));
+    SequenceState at_once(Recording::figures), stepwise(Recording::figures);
+    const AttentionResult forced = sparse.forward(owned.inputs, 12, at_once);
+    AttentionInputs part = owned.inputs.rows(0, 28);
+    part.causal = true;
+    part.stage = Stage::prefill;
+    sparse.attend(part, stepwise);
+    for (Index query = 28; query < 40; ++query) {
+      part = owned.inputs.rows(query, query + 1);
+      part.causal = true;
+      part.stage = Stage::generation;
+      const AttentionResult step = sparse.attend(part, stepwise).attention;
+      for (Index head = 0; head < 4; ++head) {
+        const auto ours = row_of(step, 0, head, 0), theirs = row_of(forced, 0, head, query);
+        for (std::size_t i = 0; i < ours.size(); ++i) ASSERT_NEAR(ours[i], theirs[i], 1e-5) << query;
+      }
+    }
+    EXPECT_NEAR(at_once.recorded(Stage::generation).density(), stepwise.recorded(Stage::generation).density(), 1e-12);
+    EXPECT_EQ(stepwise.recorded(Stage::generation).sparsity.size(), 12);
+    EXPECT_EQ(at_once.recorded(Stage::generation).sparsity.size(), 1);
+  }
+}
+
+TEST(Forward, SequencesDoNotShareState) {
+  const OwnedInputs first = sequence(30, 2), second = sequence(24, 3);
+  const SparseAttention sparse =
+      SparseAttention::by_stage(pipeline_of(""), pipeline_of(R"({"type": "tova", "token_capacity": 8})"));
+  SequenceState one(Recording::figures), other(Recording::figures), alone(Recording::figures);
+  const AttentionResult expected = sparse.forward(second.inputs, 6, alone);
+  sparse.forward(first.inputs, 6, one);
+  const AttentionResult beside = sparse.forward(second.inputs, 6, other);
+  EXPECT_TRUE(std::equal(expected.output.span<float>().begin(), expected.output.span<float>().end(),
+                         beside.output.span<float>().begin()));
+  one.reset();
+  EXPECT_TRUE(one.recorded(Stage::generation).sparsity.empty());
+  const AttentionResult again = sparse.forward(second.inputs, 6, one);
+  EXPECT_TRUE(std::equal(expected.output.span<float>().begin(), expected.output.span<float>().end(),
+                         again.output.span<float>().begin()));
+}
+
+TEST(Forward, IsCausalWhateverTheConfigSays) {
+  const OwnedInputs owned = sequence(10, 5);
+  const SparseAttention sparse = SparseAttention::by_stage(pipeline_of(""), pipeline_of(""));
+  SequenceState state(Recording::figures);
+  const AttentionResult result = sparse.forward(owned.inputs, 3, state);
+  AttentionInputs causal = owned.inputs;
+  causal.causal = true;
+  const AttentionResult dense = attention(causal, Mask::full(causal.shape()));
+  for (std::size_t i = 0; i < dense.output.span<float>().size(); ++i)
+    EXPECT_NEAR(result.output.span<float>()[i], dense.output.span<float>()[i], 1e-6);
+}
+
+TEST(Forward, AnOutputLeavesSomethingToPrefill) {
+  const OwnedInputs owned = sequence(10, 6);
+  const SparseAttention sparse = SparseAttention::by_stage(pipeline_of(""), pipeline_of(""));
+  SequenceState state(Recording::figures);
+  EXPECT_THROW(sparse.forward(owned.inputs, 10, state), ShapeError);
+  EXPECT_THROW(sparse.forward(owned.inputs, -1, state), ShapeError);
+  EXPECT_NO_THROW(sparse.forward(owned.inputs, 0, state));
+  EXPECT_THROW(sparse.forward(owned.inputs.rows(5, 10), 2, state), ShapeError);
 }
 
 }  // namespace

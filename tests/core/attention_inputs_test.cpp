@@ -6,7 +6,7 @@
 
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/executor.hpp>
-#include <reticle/attention/inference_handler.hpp>
+#include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
@@ -83,8 +83,8 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
     sparse.attend(inputs_, state);
   });
   on_gpu([&] {
-    InferenceState sequence;
-    InferenceHandler(sparse, sparse).attend(inputs_, sequence);
+    SequenceState recorded(Recording::figures);
+    sparse.attend(inputs_, recorded);
   });
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");  // nobody is warned of copies that were not made
   EXPECT_EQ(refusal([&] { Tensor::copy(inputs_.queries, DType::f32); }),

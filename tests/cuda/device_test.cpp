@@ -12,7 +12,6 @@
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/attention/cuda/backward.hpp>
-#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/base/warning.hpp>
 #include <reticle/core/cuda/choose.hpp>
@@ -379,8 +378,8 @@ TEST_F(CudaDevice, PlansAreForOneDevice) {
 void expect_a_pipeline_decodes_alike(const std::string& config, Index head_dim, bool warns) {
   std::vector<std::string> warned;
   set_warning_handler([&](const std::string& message) { warned.push_back(message); });
-  const InferenceHandler handler(SparseAttention::from_json(config));
-  InferenceState here, there;
+  const SparseAttention sparse = SparseAttention::from_json(config);
+  SequenceState here(Recording::figures), there(Recording::figures);
   Case c;
   c.rows = c.keys = 70;
   const Problem<float> drawn(c, head_dim);
@@ -396,16 +395,17 @@ void expect_a_pipeline_decodes_alike(const std::string& config, Index head_dim, 
       const auto part = [&](const AttentionInputs& whole) {
         AttentionInputs inputs = whole.rows(length == 60 ? 0 : length - 1, length);
         inputs.layer = layer;
+        inputs.causal = true;
         inputs.stage = length == 60 ? Stage::prefill : Stage::generation;
         return inputs;
       };
-      const AttentionResult expected = handler.attend(part(drawn.inputs), here);
-      const AttentionResult found = handler.attend(part(on_device.inputs), there);
+      const AttentionResult expected = sparse.attend(part(drawn.inputs), here).attention;
+      const AttentionResult found = sparse.attend(part(on_device.inputs), there).attention;
       expect_equal(expected, on_host<float>(found.output), on_host<float>(found.lse), 1e-4, 1e-3);
     }
   }
-  EXPECT_EQ(here.prefill.sparsity, there.prefill.sparsity) << config;
-  EXPECT_EQ(here.generation.sparsity, there.generation.sparsity) << config;
+  for (const Stage stage : {Stage::prefill, Stage::generation})
+    EXPECT_EQ(here.recorded(stage).sparsity, there.recorded(stage).sparsity) << config;
   EXPECT_EQ(!warned.empty(), warns) << config;
   set_warning_handler({});
 }

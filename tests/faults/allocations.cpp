@@ -18,8 +18,8 @@
 #include <gtest/gtest.h>
 
 #include <reticle/attention/backward.hpp>
-#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/llama/decoder.hpp>
+#include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/registry.hpp>

@@ -80,7 +80,7 @@ def test_results_without_gradients_say_so_when_they_are_asked_for_some():
     calls = {
         "SparseAttention.run": lambda: sparse.run(q, k, v, reticle.SequenceState())[0],
         "SparseAttention.measure": lambda: sparse.measure(q, k, v, reticle.SequenceState())[0],
-        "InferenceHandler.attend": lambda: handler.attend(q, k, v, reticle.InferenceState(), stage="generation")[0],
+        "SparseAttention.attend": lambda: handler.attend(q, k, v, reticle.InferenceState(), stage="generation")[0],
         "attention_weights": lambda: reticle.attention_weights(q, k, v, mask)[0],
     }
     for name, call in calls.items():

@@ -38,7 +38,6 @@ def test_probabilities_that_are_no_numbers_are_refused():
     [
         ("Mask", "shape"),
         ("SparseAttention", "to_json"),
-        ("InferenceHandler", "sparse"),
         ("InferenceState", "reset"),
         ("SequenceState", "fork"),
         ("StageRecord", "density"),
@@ -47,7 +46,7 @@ def test_probabilities_that_are_no_numbers_are_refused():
 def test_objects_made_without_init_are_refused(kind, use):
     made = getattr(reticle, kind).__new__(getattr(reticle, kind))
     with pytest.raises(TypeError, match="was made without __init__"):
-        _ = getattr(made, use) if use in ("shape", "density", "sparse") else getattr(made, use)()
+        _ = getattr(made, use) if use in ("shape", "density") else getattr(made, use)()
 
 
 def test_an_array_that_changes_while_it_is_read_gives_a_mask_or_an_error():
@@ -183,12 +182,12 @@ def test_masks_compare_with_anything():
 def test_pipelines_and_handlers_are_values_and_states_are_forked():
     sparse = reticle.SparseAttention.from_json('{"maskers": [{"type": "sink", "sink_size": 3}]}')
     handler = reticle.InferenceHandler(sparse, sparse, keep_masks=True)
-    for value in (sparse, handler):
-        assert copy.copy(value) is value and copy.deepcopy(value) is value
+    assert copy.copy(sparse) is sparse and copy.deepcopy(sparse) is sparse
+    assert copy.deepcopy(handler).sparse is handler.sparse
     assert pickle.loads(pickle.dumps(sparse)).to_json() == sparse.to_json()
     assert pickle.loads(pickle.dumps(handler)).keeps_masks
     for state in (reticle.SequenceState(), reticle.InferenceState()):
-        assert type(copy.deepcopy(state)) is type(state)
+        assert copy.deepcopy(state).record == state.record
         with pytest.raises(TypeError, match="cannot be pickled; keep the tensors"):
             pickle.dumps(state)
 

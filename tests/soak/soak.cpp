@@ -10,8 +10,8 @@
 #include <unistd.h>
 #include <vector>
 
-#include <reticle/attention/inference_handler.hpp>
 #include <reticle/attention/kv_cache.hpp>
+#include <reticle/attention/sparse_attention.hpp>
 
 #include "support/attention.hpp"
 
@@ -39,20 +39,20 @@ long resident() {
 struct Soak {
   static constexpr Index kLongest = 1024;
   OwnedInputs owned{{1, 4, 2, kLongest, kLongest, 16, 16}, 1};
-  InferenceHandler handler{SparseAttention::from_json(kPattern)};
+  SparseAttention sparse = SparseAttention::from_json(kPattern);
   Context context{1};
   double sum = 0;
 
   /// A prompt of `prompt` tokens and the steps up to `length`.
   void sequence(Index prompt, Index length) {
-    InferenceState state;
+    SequenceState state(Recording::figures);
     AttentionInputs part = owned.inputs.rows(0, prompt);
     part.stage = Stage::prefill;
-    add(handler.attend(part, state, {}, context));
+    add(sparse.attend(part, state, {}, {}, context).attention);
     for (Index query = prompt; query < length; ++query) {
       part = owned.inputs.rows(query, query + 1);
       part.stage = Stage::generation;
-      add(handler.attend(part, state, {}, context));
+      add(sparse.attend(part, state, {}, {}, context).attention);
     }
   }
   void add(const AttentionResult& result) { sum += static_cast<double>(result.output.span<float>()[0]); }

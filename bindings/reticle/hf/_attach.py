@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
 
-    from reticle import InferenceState, SparseAttention, StageRecord
+    from reticle import SequenceState, SparseAttention, StageRecord
     from reticle.hf._evicting import StoredRow
     from reticle.hf._visibility import Visibility
     from reticle.metrics import MetricLogger
@@ -112,12 +112,13 @@ class Patterns:
 
     def __init__(self, prefill: Config, generation: Config, *, keep_masks: bool = False) -> None:
         pipelines = pipeline_of(prefill), pipeline_of(generation)
-        self._handler = _core.InferenceHandler(*pipelines, keep_masks=keep_masks)
+        self._pipeline = _core.SparseAttention.by_stage(*pipelines)
+        self._keeps_masks = keep_masks
         self._sparse = tuple(_has_maskers(pipeline, stage) for pipeline, stage in zip(pipelines, STAGES, strict=True))
-        self._observed = self._handler.sparse.observed_queries
-        self._whole = self._handler.sparse.maskers_of_whole_prompts("prefill")
+        self._observed = self._pipeline.observed_queries
+        self._whole = self._pipeline.maskers_of_whole_prompts("prefill")
         self._metrics: MetricLogger | None = None
-        self.state: InferenceState = _core.InferenceState()
+        self.state: SequenceState = _core.SequenceState(record="figures")
         self._masks: dict[Stage, list[tuple[int, reticle.Mask]]] = {stage: [] for stage in STAGES}
         self._call = _Call()
         self._sinks: dict[int, tuple[Tensor, int, list[float]]] = {}
@@ -214,7 +215,7 @@ class Patterns:
         return (self._sparse[0] and prompt > total - new) or (self._sparse[1] and total > prompt)
 
     def is_dense(self) -> bool:
-        return not any(self._sparse) and not self._handler.keeps_masks
+        return not any(self._sparse) and not self._keeps_masks
 
     def refuse_patterns(self, module: torch.nn.Module, seen: Visibility | None) -> None:
         """Before attention that is not causal."""
@@ -252,19 +253,26 @@ class Patterns:
                 "one is attached"
             )
         row.prompted |= stage == "prefill"
+        row.state.record = "masks" if self._keeps_masks else "figures"
         record = getattr(row.state, stage)
         entries, visible = record.entries, record.visible
-        where: Any = {"scaling": call.scaling, "attention_mask": bias, "layer": layer, "stage": stage}
+        where: Any = {
+            "scaling": call.scaling,
+            "causal": True,
+            "attention_mask": bias,
+            "layer": layer,
+            "stage": stage,
+        }
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-            chosen = self._handler.mask(query.detach(), key.detach(), value.detach(), row.state, **where)
+            chosen = self._pipeline.mask(query.detach(), key.detach(), value.detach(), row.state, **where)
             output = call.differentiable(query, key, value, chosen, causal=True, bias=bias)
         else:
             sinks: Any = () if call.sink_logits is None else self.sink_logits(layer, call.sink_logits)
-            output, _ = self._handler.attend(
+            output, _ = self._pipeline.attend(
                 query, key, value, row.state, soft_cap=call.soft_cap, sink_logits=sinks, stored=stored, **where
             )
         self.add(stage, record.entries - entries, record.visible - visible)
-        if self._handler.keeps_masks:
+        if self._keeps_masks:
             self._masks[stage].append(record.masks[-1])
         return output
 
@@ -272,8 +280,7 @@ class Patterns:
         """(1, heads, tokens, tokens) of one whole sequence, of which nothing is recorded."""
         if self.prompt_length(query.shape[2], key.shape[2]) != query.shape[2]:
             raise NotImplementedError("a compiled model that is trained with the generation pattern is not supported")
-        state = _core.InferenceState()
-        return self._handler.mask(query, key, value, state, scaling=scaling, layer=layer, stage="prefill")
+        return self._pipeline.mask(query, key, value, scaling=scaling, causal=True, layer=layer, stage="prefill")
 
     def _refuse_part(self, tokens: int) -> None:
         """Where a pattern needs a prompt whole."""
@@ -301,14 +308,14 @@ class Patterns:
         """ValueError unless keys may be evicted: naming the maskers, or the metric, that need them all."""
         if not self._sparse[1]:
             raise ValueError("evict=True: expected a generation pattern; dense attention comes back to every key")
-        self._handler.require_forgetful()
+        self._pipeline.require_forgetful()
         if self._metrics is not None and self._metrics.wants(OUTPUT_ERROR):
             raise ValueError(f"evict=True: the metric {OUTPUT_ERROR} needs every key; expected others")
 
     def lasting(self, layer: int, query: Tensor, stored: StoredRow, first: int) -> reticle.Mask:
         """(1, heads, 1, tokens): the keys of a sequence that may be attended to from token `first` on."""
-        return self._handler.lasting(
-            query, *stored.matrices(), stored.row.state, first=first, layer=layer, stored=stored.without(0)
+        return self._pipeline.lasting(
+            query, *stored.matrices(), stored.row.state, causal=True, first=first, layer=layer, stored=stored.without(0)
         )
 
     def rows_of(self, module: Any) -> LayerRows:

@@ -130,7 +130,7 @@ class Row:
     """What maskers keep of one sequence at one layer, and the keys that they have seen, told by a few of their channels."""
 
     def __init__(self) -> None:
-        self.state = _core.InferenceState()
+        self.state = _core.SequenceState(record="figures")
         #: Whether a prompt, or the last part of one, was prefilled.
         self.prompted = False
         self.seen: Tensor | None = None  # (room, channels), integers

@@ -213,40 +213,40 @@ TEST(Decoder, WhatIsRefusedChangesNothing) {
 TEST(Decoder, AFailureWithinALayerLeavesTheCacheAsItWas) {
   const Decoder decoder = small_model();
   // TOVA generates only after it has seen a prompt, which it has not of layer 1.
-  const InferenceHandler handler(
+  const SparseAttention sparse = SparseAttention::by_stage(
       pipeline_of(""),
       pipeline_of(R"({"type": "local", "window_size": 4}, {"type": "tova", "token_capacity": 4, "layers": [1]})"));
   DecoderState state = decoder.start(10), fresh = decoder.start(10);
   decoder.forward(random_tokens(3, 1), state);
   decoder.forward(random_tokens(3, 1), fresh);
-  EXPECT_THROW(decoder.forward(random_tokens(1, 2), state, {.handler = &handler}), ValueError);
+  EXPECT_THROW(decoder.forward(random_tokens(1, 2), state, {.sparse = &sparse}), ValueError);
   EXPECT_EQ(state.length(), 3);
   EXPECT_EQ(state.cache.stored(0), 3);
   const std::vector<std::int32_t> next = random_tokens(2, 3);
   expect_near(decoder.forward(next, state).span<float>(), decoder.forward(next, fresh).span<float>(), 0);
 }
 
-TEST(Decoder, AHandlerThatKeepsEverythingChangesNothing) {
+TEST(Decoder, APipelineThatKeepsEverythingChangesNothing) {
   const Decoder decoder = small_model();
   const std::vector<std::int32_t> tokens = random_tokens(30, 8);
-  const InferenceHandler handler(pipeline_of(R"({"type": "causal"})"),
-                                 pipeline_of(R"({"type": "local", "window_size": 64})"));
+  const SparseAttention sparse = SparseAttention::by_stage(pipeline_of(R"({"type": "causal"})"),
+                                                           pipeline_of(R"({"type": "local", "window_size": 64})"));
   DecoderState dense = decoder.start(30), handled = decoder.start(30);
-  const ForwardOptions options{.handler = &handler};
+  const ForwardOptions options{.sparse = &sparse};
   expect_near(decoder.forward(std::span(tokens).first(20), handled, options).span<float>(),
               decoder.forward(std::span(tokens).first(20), dense).span<float>(), 1e-5);
   expect_near(decoder.forward(std::span(tokens).subspan(20), handled, options).span<float>(),
               decoder.forward(std::span(tokens).subspan(20), dense).span<float>(), 1e-5);
-  EXPECT_EQ(handled.attention.prefill.sparsity.size(), 2) << "one call a layer";
-  EXPECT_EQ(handled.attention.generation.density(), 1);
+  EXPECT_EQ(handled.attention.recorded(Stage::prefill).sparsity.size(), 2) << "one call a layer";
+  EXPECT_EQ(handled.attention.recorded(Stage::generation).density(), 1);
 }
 
 TEST(Decoder, SparseGenerationStepByStepEqualsTeacherForcing) {
   const Decoder decoder = small_model();
   const std::vector<std::int32_t> tokens = random_tokens(40, 9);
-  const InferenceHandler handler(pipeline_of(R"({"type": "local", "window_size": 12})"),
-                                 pipeline_of(R"({"type": "tova", "token_capacity": 9})"));
-  const ForwardOptions options{.handler = &handler};
+  const SparseAttention sparse = SparseAttention::by_stage(pipeline_of(R"({"type": "local", "window_size": 12})"),
+                                                           pipeline_of(R"({"type": "tova", "token_capacity": 9})"));
+  const ForwardOptions options{.sparse = &sparse};
   DecoderState forced = decoder.start(40), stepwise = decoder.start(40);
   decoder.forward(std::span(tokens).first(28), forced, options);
   const Tensor expected = decoder.forward(std::span(tokens).subspan(28), forced, options);

@@ -157,14 +157,15 @@ TEST(EvaluateLoss, WindowsAreConsecutiveAndEveryTargetCounts) {
 TEST(EvaluateLoss, AnOutputIsGeneratedAndAloneCounts) {
   const Decoder decoder = small_model();
   const std::vector<std::int32_t> text = random_tokens(41, 7);
-  const InferenceHandler handler(pipeline_of(""), pipeline_of(R"({"type": "local", "window_size": 4})"));
+  const SparseAttention sparse =
+      SparseAttention::by_stage(pipeline_of(""), pipeline_of(R"({"type": "local", "window_size": 4})"));
   const LossResult dense = evaluate_loss(decoder, text, {.window = 20, .output_length = 8});
-  const LossResult sparse = evaluate_loss(decoder, text, {.window = 20, .output_length = 8, .handler = &handler});
+  const LossResult windowed = evaluate_loss(decoder, text, {.window = 20, .output_length = 8, .sparse = &sparse});
   EXPECT_EQ(dense.tokens, 16);
-  EXPECT_NE(dense.loss, sparse.loss);
-  EXPECT_EQ(sparse.prefill.density(), 1);
+  EXPECT_NE(dense.loss, windowed.loss);
+  EXPECT_EQ(windowed.prefill.density(), 1);
   // Of each window, rows 12 .. 19 are generated: row 12 predicts the first target that counts.
-  EXPECT_EQ(sparse.generation.visible, 2 * 2 * 4 * (13 + 14 + 15 + 16 + 17 + 18 + 19 + 20));
+  EXPECT_EQ(windowed.generation.visible, 2 * 2 * 4 * (13 + 14 + 15 + 16 + 17 + 18 + 19 + 20));
   EXPECT_THROW(evaluate_loss(decoder, text, {.window = 20, .output_length = 21}), ValueError);
   EXPECT_THROW(evaluate_loss(decoder, text, {.window = 41}), ValueError);
 }

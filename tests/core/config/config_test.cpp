@@ -10,6 +10,7 @@
 
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/masker.hpp>
+#include <reticle/core/masker_docs.hpp>
 #include <reticle/core/registry.hpp>
 
 namespace reticle::config_test {

@@ -59,5 +59,15 @@ TEST(Subsets, RefuseWhatIsNoNumberOrRange) {
   }
 }
 
+TEST(PipelineConfig, StagesNeedOneSeedAndMergeRule) {
+  const SparseAttention seeded = SparseAttention::from_json(R"({"maskers": [], "seed": 3})");
+  EXPECT_THROW(SparseAttention::by_stage(pipeline_of(""), seeded), ConfigError);
+  const SparseAttention both =
+      SparseAttention::by_stage(pipeline_of(R"({"type": "sink"})"), pipeline_of(R"({"type": "local"})"));
+  EXPECT_EQ(both.maskers(Stage::prefill), std::vector<std::string>{"sink"});
+  EXPECT_EQ(both.maskers(Stage::generation), std::vector<std::string>{"local"});
+  EXPECT_EQ(SparseAttention::from_json(both.to_json()).to_json(), both.to_json());
+}
+
 }  // namespace
 }  // namespace reticle::testing

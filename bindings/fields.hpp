@@ -1,0 +1,42 @@
+// Reflected values as Python's, and back.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <string>
+
+#include <reticle/core/config/fields.hpp>
+
+namespace reticle::bindings {
+
+namespace py = pybind11;
+
+/// Puts a Python value of the right kind into a field.
+void store(const FieldType& type, void* to, const py::handle& value);
+/// Numbers, strings, lists, and dicts by field for aggregates.
+py::object to_python(const FieldType& type, const void* from);
+template <class T>
+py::object to_python(const T& value) {
+  return to_python(*type_of<T>(), &value);
+}
+
+template <class Enum>
+std::string name_of(Enum value) {
+  return std::string(enumerator_names<Enum>[static_cast<std::size_t>(value)]);
+}
+
+/// The enumerator of a name; ValueError, which says what the argument is called and lists the names, for another.
+template <class Enum>
+Enum enum_from(const std::string& name, const char* argument) {
+  std::string known, last;
+  for (std::size_t i = 0; i < enumerator_names<Enum>.size(); ++i) {
+    const std::string each(enumerator_names<Enum>[i]);
+    if (each.empty()) continue;
+    if (each == name) return static_cast<Enum>(i);
+    if (!last.empty()) known += (known.empty() ? "" : ", ") + last;
+    last = '"' + each + '"';
+  }
+  if (!known.empty()) known += " or ";
+  throw py::value_error(std::string(argument) + " is \"" + name + "\"; expected " + known + last);
+}
+
+}  // namespace reticle::bindings

@@ -1,0 +1,45 @@
+"""One pattern for the prompt and another for what is generated after it, by nano-sparse-attention's names."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from reticle._core import Mask, SequenceState, SparseAttention
+
+Array = TypeVar("Array")
+
+
+class InferenceState(SequenceState):
+    """A SequenceState that records what its calls attended to: `prefill` and `generation`, a StageRecord each."""
+
+    def __init__(self) -> None:
+        super().__init__(record="figures")
+
+
+class InferenceHandler:
+    """Causal attention by SparseAttention.by_stage(prefill, generation), every call recorded in its InferenceState.
+
+    Args:
+        prefill: the pipeline whose prefill stage serves prompts.
+        generation: the pipeline whose generation stage serves what comes after them. ConfigError when the two differ in
+            seed or merge rule.
+        keep_masks: whether records keep every call's mask.
+    """
+
+    def __init__(self, prefill: SparseAttention, generation: SparseAttention, *, keep_masks: bool = False) -> None:
+        self.sparse = SparseAttention.by_stage(prefill, generation)
+        self.keeps_masks = keep_masks
+
+    def attend(
+        self, queries: Array, keys: Array, values: Array, state: SequenceState, **options: Any
+    ) -> tuple[Array, Array]:
+        """(output, lse), as SparseAttention.attend with causal=True."""
+        return self.sparse.attend(queries, keys, values, self._recording(state), causal=True, **options)
+
+    def mask(self, queries: Any, keys: Any, values: Any, state: SequenceState, **options: Any) -> Mask:
+        """The keys that the stage's pipeline chooses, recorded: for attention that is computed elsewhere."""
+        return self.sparse.mask(queries, keys, values, self._recording(state), causal=True, **options)
+
+    def _recording(self, state: SequenceState) -> SequenceState:
+        state.record = "masks" if self.keeps_masks else "figures"
+        return state
