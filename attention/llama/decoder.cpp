@@ -155,8 +155,8 @@ DecoderState Decoder::start(Index capacity, DType dtype) const {
   const DecoderConfig& config = model_->config;
   DecoderState state{KvCache({static_cast<int>(config.num_hidden_layers), config.num_key_value_heads, config.head_dim,
                               config.head_dim, capacity, dtype}),
-                     SequenceState(Recording::figures),
-                     {}};
+                     {},
+                     SequenceState(Recording::figures)};
   if (config.nsa) {
     for (Index i = 0; i < config.num_hidden_layers; ++i)
       state.nsa.emplace_back(*config.nsa, config.num_key_value_heads, config.head_dim);
