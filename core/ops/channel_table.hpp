@@ -1,4 +1,4 @@
-// Which channels of a head matter most, measured offline: the files that Double Sparsity (Yang et al. 2024) ships.
+// The channels of a head that matter most, measured offline: the files that Double Sparsity (Yang et al. 2024) ships.
 #pragma once
 
 #include <filesystem>

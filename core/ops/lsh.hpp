@@ -27,12 +27,12 @@ RETICLE_HD inline double collision_probability(double cosine, Index bits, Index 
   return once > exactly_one ? once - exactly_one : 0;
 }
 
-/// How keys are sampled by collisions (MagicPIG, Chen et al. 2024).
+/// Parameters of sampling keys by hash collisions (MagicPIG, Chen et al. 2024).
 struct RETICLE_API LshRecipe {
   Index tables = 1, bits = 1;                       // L tables of K bits
   Index min_collisions = 1;                         // tables, 1 or 2, that a key shares with the query
   bool center = true, center_query = true;          // subtract the mean of a sequence's first keys
-  Index mean_skips_first = 0, mean_skips_last = 0;  // of those, keys that the mean leaves out
+  Index mean_skips_first = 0, mean_skips_last = 0;  // how many of those the mean leaves out
   bool lift = true;                                 // extends keys by one dimension onto a sphere
   std::uint64_t seed = 0;
 

@@ -38,7 +38,7 @@ class MassScale {
     return static_cast<std::uint64_t>(static_cast<std::int64_t>(sum * static_cast<double>(one_))) >> -whole;
   }
 
-  /// The same as a number, 1 for the highest.
+  /// The mass as a number: 1 for the highest score.
   RETICLE_HD double weight(std::uint32_t key) const { return as_number(of(key)); }
   RETICLE_HD double as_number(std::uint64_t mass) const {
     return static_cast<double>(static_cast<std::int64_t>(mass)) / static_cast<double>(one_);

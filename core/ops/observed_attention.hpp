@@ -24,7 +24,8 @@ RETICLE_API void attend_to(const AttentionInputs& inputs, RowId row, std::span<c
 
 enum class Pooling : std::uint8_t { avg, max };
 
-/// How the importance of a prompt's keys is derived from the attention of its last queries (SnapKV, Li et al. 2024).
+/// Parameters of the importance of a prompt's keys, derived from the attention of its last queries (SnapKV, Li et al.
+/// 2024).
 struct Importance {
   enum class Reduce : std::uint8_t { sum, max };
   Index window = 64;               // last queries that count; all when there are fewer

@@ -52,7 +52,7 @@ class RETICLE_API ProductQuantiser {
   std::vector<Book> books_;
 };
 
-/// How the codebooks of a sequence are trained.
+/// Parameters for training the codebooks of a sequence.
 struct RETICLE_API PqRecipe {
   Index parts = 1, centroids = 1, iterations = 1;
   Index init_offset = 0;  // first keys that are neither clustered nor candidates

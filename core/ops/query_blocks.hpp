@@ -12,7 +12,8 @@
 
 namespace reticle {
 
-/// How the queries with positions among the keys fall into blocks. Queries before the first key belong to no block.
+/// The division of the queries with positions among the keys into blocks. Queries before the first key belong to no
+/// block.
 struct QueryBlocks {
   Index size = 1;
   Index first = 0, count = 0;  // blocks

@@ -56,7 +56,7 @@ Index CountFrom(const float* scores, Index n, float threshold) {
   return count;
 }
 
-/// The highest score; NaN is passed over.
+/// The highest score, ignoring NaN.
 float Highest(const float* scores, Index n) {
   const hn::ScalableTag<float> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));

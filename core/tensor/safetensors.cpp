@@ -89,7 +89,7 @@ class Mapping {
     return {};
   }
 
-  void* address_ = nullptr;  // of the mapping; null if the bytes are copied
+  void* address_ = nullptr;  // start of the mapping; null if the bytes are copied
   Array<std::byte> copy_;
   std::size_t size_ = 0;
 };

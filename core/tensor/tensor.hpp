@@ -35,7 +35,7 @@ class RETICLE_API Tensor {
   operator const TensorView&() const& { return view_; }  // NOLINT(google-explicit-constructor): a tensor is viewable
 
   void* data() { return memory_ ? const_cast<void*>(view_.data) : storage_.data(); }
-  /// The elements; T must be what the dtype stores. DeviceError where they lie in a GPU's memory.
+  /// The elements; T must be what the dtype stores. DeviceError if they lie in a GPU's memory.
   template <class T>
   std::span<T> span() {
     check(dtype_of<T>);
