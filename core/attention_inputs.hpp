@@ -126,9 +126,9 @@ class RETICLE_API SeenKeys {
   std::vector<std::uint64_t> last_;  // per sequence: a few bytes of the last key read; empty after truncate
 };
 
-/// Keeps the lists of the sequences in `rows`, from lists ordered by (batch, i) with equally many per sequence of the
-/// batch. State that is stored in such lists follows SequenceState::select by it. Empty `lists` stay empty. ShapeError
-/// when there is no such sequence.
+/// Selects the lists of the sequences in `rows`; `lists` is ordered by (batch, i), with equally many lists per
+/// sequence. State that is stored in such lists follows SequenceState::select by it. Empty `lists` stay empty.
+/// ShapeError when there is no such sequence.
 template <class T>
 void select_rows(std::vector<T>& lists, std::span<const Index> rows, Index batch) {
   if (lists.empty()) return;

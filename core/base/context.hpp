@@ -14,7 +14,7 @@ namespace reticle {
 struct RETICLE_API Context {
   /// Runs on the pool that the process shares (made at first use).
   Context();
-  /// Runs on `threads` threads of its own.
+  /// Runs on a new pool of `threads` threads.
   explicit Context(int threads);
 
   std::shared_ptr<ThreadPool> pool;

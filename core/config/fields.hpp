@@ -77,8 +77,7 @@ class RETICLE_API InvalidField : public ConfigError {
   std::string field, expected;
 };
 
-/// For validate(): throws InvalidField unless `condition` holds. `expected` completes "<field> ...", e.g. "must be >
-/// 0".
+/// For validate(): InvalidField unless `condition` holds; `expected` completes "<field> ...", e.g. "must be > 0".
 inline void require(bool condition, std::string_view field, const std::string& expected) {
   if (!condition) throw InvalidField(field, expected);
 }

@@ -1,5 +1,5 @@
 // Locality-sensitive hashing by signs of random projections (SimHash, Charikar 2002): codes of K bits in each of L
-// tables, and how likely two vectors share them.
+// tables, and the probability that two vectors share them.
 #pragma once
 
 #include <cmath>

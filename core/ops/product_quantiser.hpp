@@ -20,7 +20,7 @@ class RETICLE_API ProductQuantiser {
   ProductQuantiser() = default;
   /// Lloyd's k-means over rows [begin, end) of `keys` (n, d), at most `iterations`; the first centroids are rows drawn
   /// without replacement, an empty cluster gets a row at random. With `ip`, vectors are lifted onto a sphere first, so
-  /// that near means a large inner product (Neyshabur and Srebro 2015).
+  /// that near vectors have large inner products (Neyshabur and Srebro 2015).
   ProductQuantiser(const TensorView& keys, Index begin, Index parts, Index centroids, Index iterations, PqMetric metric,
                    Philox& random);
   /// Uses recorded centroids, (parts, count, columns) F32 with at least as many columns as a part is wide; further

@@ -1,4 +1,4 @@
-// Small statistics that samplers need.
+// Statistics for samplers.
 #pragma once
 
 #include <cmath>

@@ -125,7 +125,7 @@ Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, flo
 }
 
 /// Writes the positions of scores above the cut and of the first `ties` equal to it, at most `most` in all; returns how
-/// many. `out` has room for a vector more.
+/// many. `out` has room for `most` and a vector more.
 Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float cut, Index ties, Index most,
                 std::int32_t* out) {
   const hn::ScalableTag<float> tag;

@@ -185,7 +185,7 @@ class InfLlm final : public Masker {
     }
   }
 
-  /// Adds the chunk's queries' attention within the window to the scores of the keys there, once per query.
+  /// Adds the attention of the chunk's queries within the window to the scores of the keys there, once per query.
   void add_attention(const AttentionInputs& inputs, RowId row, const Chunk& chunk, InfLlmHead& head) const {
     std::vector<std::int32_t> window;
     std::vector<float> probabilities;
