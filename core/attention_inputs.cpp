@@ -260,7 +260,7 @@ void add_attention_mask(const AttentionInputs& inputs, RowId row, float* scores)
   if (!inputs.attention_mask) return;
   const AttentionMaskRow bias(*inputs.attention_mask, row);
   for (Index key = 0; key < visible; ++key) {
-    const float added = bias(key);  // of a forbidden key, whatever it holds
+    const float added = bias(key);  // a forbidden key gets -infinity even if its score is NaN
     scores[key] = added == -std::numeric_limits<float>::infinity() ? added : scores[key] + added;
   }
 }
@@ -282,7 +282,7 @@ ReachableKeys::ReachableKeys(const AttentionInputs& inputs, Index batch, Index k
   if (!inputs.attention_mask) return;
   std::vector<std::int32_t> unseen(static_cast<std::size_t>(inputs.keys_length()));
   std::iota(unseen.begin(), unseen.end(), 0);
-  // A broadcast dimension says the same of every row; late queries see most.
+  // A broadcast dimension repeats its rows. Queries are visited last to first, since late ones see most keys.
   const Index heads = inputs.attention_mask->size(1) == 1 ? 1 : inputs.group();
   const Index queries = inputs.attention_mask->size(2) == 1 ? 1 : inputs.queries_length();
   for (Index head = kv_head * inputs.group(); head < kv_head * inputs.group() + heads; ++head) {

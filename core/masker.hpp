@@ -1,4 +1,4 @@
-// The door for authors of maskers: a masker is one file that includes this header.
+// The interface for authors of maskers: a masker is one file that includes this header.
 //
 //   // Keeps the first `sink_size` keys. StreamingLLM (Xiao et al. 2023). O(1) memory.
 //   namespace reticle::maskers {
@@ -7,7 +7,7 @@
 //   RETICLE_REGISTER_MASKER("sink", Sink, SinkConfig, {.summary = "...", ...});
 //   }
 //
-// The same file is a built-in when it stands in maskers/, and a plugin when it is built into a shared object.
+// The same file is a built-in if it is in maskers/, and a plugin if it is built into a shared object.
 #pragma once
 
 #include <concepts>
@@ -30,39 +30,39 @@ namespace reticle {
 
 class Masker;
 
-/// What a masker keeps of the sequences of a batch, able to follow what happens to their keys. truncate(n): as if keys
-/// from position n on had never been seen; select(rows): sequence i becomes what sequence rows[i] was; copying: a
-/// sequence goes on in two ways. What cannot be followed throws CannotFollow.
+/// State of a masker about the sequences of a batch that can follow changes to their keys. truncate(n) forgets the keys
+/// from position n on, as if they had never been seen; select(rows) makes sequence i what sequence rows[i] was; a copy
+/// lets a sequence continue in two ways. State that cannot follow a change throws CannotFollow.
 template <class T>
 concept FollowsSequences = std::copy_constructible<T> && requires(T& kept, Index keys, std::span<const Index> rows) {
   kept.truncate(keys);
   kept.select(rows);
 };
 
-/// What truncate and select throw: "why" completes "masker x cannot follow its sequence: why".
+/// Thrown by truncate and select; `why` completes "masker x cannot follow its sequence: why".
 class RETICLE_API CannotFollow : public Error {
  public:
   explicit CannotFollow(const std::string& why) : Error(why) {}
   ~CannotFollow() override;
 };
 
-/// What the maskers of one layer keep across decode steps: typed, one value per masker, owned by the caller and reset
-/// with the sequence. Not thread-safe: one sequence is decoded by one caller.
+/// The state of one layer's maskers across decode steps: one typed value per masker, owned by the caller and reset with
+/// the sequence. Not thread-safe: one sequence is decoded by one caller.
 class RETICLE_API LayerState {
  public:
   LayerState() = default;
   LayerState(LayerState&&) noexcept = default;
   LayerState& operator=(LayerState&&) noexcept = default;
-  LayerState(const LayerState&) = delete;  // copying is spelled fork, so that its cost shows
+  LayerState(const LayerState&) = delete;  // copies are made by fork(), so that their cost shows
   LayerState& operator=(const LayerState&) = delete;
   ~LayerState() = default;
 
-  /// The value of this masker, default-made at first use.
+  /// The value of this masker, default-constructed at first use.
   template <class T>
   T& get(const Masker& owner);
   void reset() { values_.clear(); }
 
-  /// See FollowsSequences. ValueError, naming the masker, where what it keeps cannot follow.
+  /// See FollowsSequences. ValueError, naming the masker, if its value cannot follow.
   void truncate(Index keys);
   void select(std::span<const Index> rows);
   LayerState fork() const;
@@ -76,7 +76,7 @@ class RETICLE_API LayerState {
   struct Kept {
     std::shared_ptr<void> value;
     const std::type_info* type;
-    const Operations* operations;  // null: of a type that does not follow
+    const Operations* operations;  // null: the type does not follow sequences
     std::string masker;
   };
   template <class T>
@@ -96,41 +96,42 @@ class RETICLE_API Masker {
   virtual ~Masker();
 
   /// The keys that this masker adds, as a mask of the inputs' shape. `previous` is what the maskers before it chose:
-  /// the pipeline merges the result into it, so a masker cannot lose what came before. By default what its rules say
-  /// (core/ops/select_by_rules.hpp); Error where it has none.
+  /// the pipeline merges the result into it, so a masker cannot lose what came before. By default the keys that its
+  /// rules choose (core/ops/select_by_rules.hpp); Error if it has no rules.
   virtual Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
                       const Context& context) const;
 
-  /// Shown every prefill before anything is selected, the maskers of the generation stage too: what rules that compress
-  /// the prompt's keys decide by. Keeps nothing by default.
+  /// Called for every prefill before anything is selected, for the maskers of the generation stage too: eviction
+  /// maskers decide here which of the prompt's keys to keep. Does nothing by default.
   virtual void observe(const AttentionInputs& prefill, LayerState& state, const Context& context) const;
 
-  /// What it chooses from `keys` keys at a layer, if rules can say it, one after another: then it is chosen where the
-  /// tensors lie, on the CPU or on a GPU; the seed is the pipeline's to fill in. None by default: select is then its
-  /// own, and chooses on the CPU.
+  /// The selection from `keys` keys at a layer as rules, applied one after another, which can be executed where the
+  /// tensors lie, on the CPU or on a GPU. The pipeline sets Rule::seed. Empty by default: the masker then overrides
+  /// select(), which chooses on the CPU.
   virtual std::vector<Rule> rules(Index keys, int layer) const;
 
-  /// How many of a prompt's last queries observe() decides by; 0: it decides nothing. A prompt that comes in parts is
-  /// refused where its last part has fewer.
+  /// The number of a prompt's last queries that observe() uses; 0: it uses none. A prompt that comes in parts is
+  /// refused if its last part has fewer.
   virtual Index observed_queries() const;
-  /// Whether what a query selects depends on it and on the keys up to its position alone, so that a prompt may come in
-  /// parts. False by default: such prompts are refused.
+  /// Whether the selection for a query depends only on the query and on the keys up to its position, so that a prompt
+  /// may come in parts. False by default: such prompts are refused.
   virtual bool selects_by_query() const;
 
-  /// Whether a key that it leaves for one query of the generation is neither chosen nor read for any later one, so that
-  /// a cache may evict it. False by default.
+  /// Whether a key that is not chosen for one query of the generation is neither chosen nor read for any later one, so
+  /// that a cache may evict it. False by default.
   virtual bool forgets() const;
-  /// Of the keys so far, those that it may choose or read for queries from position `first` on, as a mask of
-  /// inputs.one_query(). All of them by default; asked for only where it forgets.
+  /// The keys so far that it may choose or read for queries from position `first` on, as a mask of inputs.one_query().
+  /// All of them by default; called only if forgets() is true.
   virtual Mask lasting(const AttentionInputs& inputs, Index first, LayerState& state, const Context& context) const;
 
-  /// Whether it draws keys and gives each the p that it was drawn with. Two that serve one head draw one after the
-  /// other, so that neither p is that of their union: a pipeline refuses them. False by default.
+  /// Whether it draws keys at random and gives each the probability p of being drawn. Two such maskers at one head
+  /// would draw one after the other, so that neither p is that of their union; a pipeline refuses them. False by
+  /// default.
   virtual bool samples() const;
 
-  /// Unique in the process, and never given again: what LayerState knows a masker by.
+  /// Unique in the process and never reused; the key of this masker's value in LayerState.
   std::uint64_t id() const { return id_; }
-  /// What configs call it; "?" before the registry has made it.
+  /// The masker's type in configs; "?" before the registry has made it.
   const std::string& type() const { return type_; }
 
  private:
@@ -166,19 +167,19 @@ struct MaskerDocs {
   std::string_view source;    // paper or system
   std::string_view rule;      // what it selects, as a formula or a sentence
   std::string_view cost;      // time and memory
-  std::string_view extras{};  // extra tensors that it cannot do without: names and shapes
-  std::string_view color{};   // "#rrggbb" in pictures; empty: the next one that is free
+  std::string_view extras{};  // extra tensors that it requires: names and shapes
+  std::string_view color{};   // "#rrggbb" in pictures; empty: the next free color
 };
 
 // --- registration and the plugin ABI --------------------------------------------------------------------------------
 
-/// Says what a shared object was built against. Plain data: the loader reads it out of the file before any code runs.
+/// What a shared object was built against. Plain data: the loader reads it from the file before any code runs.
 struct AbiStamp {
   char magic[16];
   char version[16];
   char compiler[48];
   std::uint64_t layout;
-  std::uint64_t seal;  // of the file, put there by seal_plugin; 0: none
+  std::uint64_t seal;  // checksum of the file, written by seal_plugin; 0: none
 };
 
 namespace abi_detail {
@@ -244,7 +245,7 @@ struct MaskerFactory {
   std::function<std::unique_ptr<Masker>(const void* config)> make;
 };
 
-/// Whether a masker has a select or rules of its own: it says what it keeps.
+/// Whether a masker overrides select() or rules().
 template <class M>
 concept SaysWhatItKeeps = !requires {
   requires std::same_as<decltype(&M::select), decltype(&Masker::select)>;
@@ -260,7 +261,8 @@ MaskerFactory masker_factory() {
           }};
 }
 
-/// Its constructor registers; problems are kept and thrown at the first use of the registry, or refuse the plugin.
+/// Registers a masker on construction. Problems are stored and thrown at the first use of the registry, or cause the
+/// plugin to be refused.
 class RETICLE_API MaskerRegistration {
  public:
   MaskerRegistration(std::string_view name, MaskerFactory factory, const MaskerDocs& docs,

@@ -28,9 +28,9 @@ std::string build_of(const AbiStamp& stamp) {
          std::to_string(stamp.layout) + ")";
 }
 
-/// The loader trusts what a file says of itself, and reads where that points: PluginError unless headers, segments and
-/// the tables of the dynamic section lie inside the file. A file that was cut short, or whose headers were damaged, is
-/// refused here; damaged code is not seen.
+/// The dynamic linker trusts a file's headers and reads wherever they point. PluginError unless headers, segments and
+/// the tables of the dynamic section lie inside the file. Truncated files and damaged headers are refused here; damaged
+/// code is not detected.
 class ElfCheck {
  public:
   ElfCheck(const std::filesystem::path& file, std::string_view bytes) : file_(file), bytes_(bytes) {}
@@ -39,7 +39,7 @@ class ElfCheck {
     const auto header = read<Elf64_Ehdr>(0, "its header");
     if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_type != ET_DYN) reject("is not a shared object");
     if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != ELFDATA2LSB ||
-        header.e_machine != own_machine())
+        header.e_machine != this_machine())
       reject("is a shared object for another processor");
     if (header.e_phentsize != sizeof(Elf64_Phdr)) reject("is damaged: its segments have a wrong size");
     if (header.e_shoff > bytes_.size() ||
@@ -69,7 +69,7 @@ class ElfCheck {
   }
 
  private:
-  static Elf64_Half own_machine() {
+  static Elf64_Half this_machine() {
 #if defined(__x86_64__)
     return EM_X86_64;
 #elif defined(__aarch64__)
@@ -112,7 +112,7 @@ std::string plugin_bytes(const std::filesystem::path& file) {
   return bytes;
 }
 
-/// Where stamps stand.
+/// The offsets of ABI stamps in a file.
 std::vector<std::size_t> stamps_in(std::string_view bytes) {
   constexpr AbiStamp kOurs = abi_stamp();
   const std::string_view magic(kOurs.magic, sizeof kOurs.magic);
@@ -129,7 +129,8 @@ AbiStamp stamp_at(std::string_view bytes, std::size_t at) {
   return stamp;
 }
 
-/// A checksum of what is loaded, never 0. Left out is what `strip` changes of the header, and the seals themselves.
+/// A checksum of the loaded segments, never 0. It leaves out the fields of the header that `strip` changes, and the
+/// seals themselves.
 std::uint64_t seal_of(std::string bytes, std::span<const std::size_t> stamps) {
   const auto clear = [&](std::size_t at, std::size_t size) {
     std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), size, '\0');
@@ -179,7 +180,7 @@ void seal_plugin(const std::filesystem::path& file) {
   if (stamps.empty()) throw PluginError(file.string() + kNoStamp);
   const std::uint64_t seal = seal_of(bytes, stamps);
   for (const std::size_t at : stamps) std::memcpy(bytes.data() + at + offsetof(AbiStamp, seal), &seal, sizeof seal);
-  ElfCheck(file, bytes).run();  // a damaged file may have a stamp where the loader reads something else
+  ElfCheck(file, bytes).run();  // in a damaged file a stamp may overlap what the dynamic linker reads
   write_file(file, bytes);
 }
 

@@ -30,8 +30,8 @@ struct Registry::State {
   std::map<std::string, std::unique_ptr<const MaskerType>, std::less<>> types;
   std::map<std::filesystem::path, std::vector<const MaskerType*>> plugins;  // by canonical path
   std::vector<std::unique_ptr<const MaskerType>> replaced;                  // pipelines may point to them
-  std::string problem;                                                      // of a built-in registration
-  // While a plugin is being loaded its registrations are gathered here; they come in on the loading thread.
+  std::string problem;                                                      // the first one of a built-in registration
+  // While a plugin is loaded, its registrations are collected here; they arrive on the loading thread.
   std::vector<MaskerType>* batch = nullptr;
 
   void throw_problem() const {
@@ -58,7 +58,7 @@ Registry& Registry::global() {
 
 namespace {
 
-/// Nothing for what is not "#rrggbb".
+/// The color, or nothing unless the text is "#rrggbb".
 std::optional<Color> color_from(std::string_view text) {
   unsigned rgb = 0;
   if (text.size() != 7 || text[0] != '#') return std::nullopt;
@@ -78,9 +78,10 @@ std::vector<Color> masker_colors(std::span<const std::string> types) {
   std::vector<std::string> others;
   for (const std::string& type : types) {
     const Registry& registry = Registry::global();
-    const std::optional<Color> own = registry.contains(type) ? color_from(registry.at(type).docs.color) : std::nullopt;
-    if (own || type == "dense") {
-      colors.push_back(own.value_or(kDense));
+    const std::optional<Color> registered_color =
+        registry.contains(type) ? color_from(registry.at(type).docs.color) : std::nullopt;
+    if (registered_color || type == "dense") {
+      colors.push_back(registered_color.value_or(kDense));
       continue;
     }
     const auto found = std::find(others.begin(), others.end(), type);
@@ -155,7 +156,7 @@ std::vector<const MaskerType*> Registry::list() const {
 
 MaskerRegistration::MaskerRegistration(std::string_view name, MaskerFactory factory, const MaskerDocs& docs,
                                        const AbiStamp& stamp) noexcept {
-  (void)stamp;  // referred to, so that it stays in the file
+  (void)stamp;  // taken by reference, so that it stays in the file
   Registry::State& state = *Registry::global().state_;
   const std::lock_guard lock(state.mutex);
   MaskerType type{std::string(name), docs, std::string(kBuiltIn), std::move(factory)};
@@ -178,7 +179,7 @@ std::vector<const MaskerType*> Registry::load_plugin(const std::filesystem::path
   if (const auto loaded = state_->plugins.find(file); loaded != state_->plugins.end()) return loaded->second;
 
   require_matching_stamps(file);
-  SharedObject object;  // closed after what its code made is gone
+  SharedObject object;  // before `batch`, whose contents its code made: closed after them
   std::vector<MaskerType> batch;
   state_->batch = &batch;
   std::string problem;
@@ -201,7 +202,7 @@ std::vector<const MaskerType*> Registry::load_plugin(const std::filesystem::path
     }
     if (!problem.empty()) problem = file.string() + ": " + problem;
   }
-  if (!problem.empty()) throw PluginError(problem);  // and the object is closed
+  if (!problem.empty()) throw PluginError(problem);  // closes the object
   object.keep();
   std::vector<const MaskerType*>& types = state_->plugins[file];
   for (MaskerType& type : batch) {

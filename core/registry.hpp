@@ -1,4 +1,4 @@
-// One registry in the process, in the shared library: name -> masker type.
+// The process-wide registry of maskers by name; it lives in the shared library.
 #pragma once
 
 #include <filesystem>
@@ -19,7 +19,7 @@ struct RETICLE_API MaskerType {
   std::string origin;  // "built in", or the plugin's path
   MaskerFactory factory;
 
-  /// A masker that knows its name; `config` is of factory.config_type.
+  /// Makes a masker that knows its name; `config` is of factory.config_type.
   std::shared_ptr<const Masker> make(const void* config) const;
 };
 
@@ -30,18 +30,18 @@ class RETICLE_API Registry {
 
   /// ConfigError on a bad or duplicate name.
   void add(MaskerType type);
-  /// As add, but a masker of that name and the same origin gives way: a notebook's cell runs again. Pipelines made with
-  /// the old one keep it.
+  /// As add, but replaces a masker of the same name and origin, as when a notebook's cell runs again. Pipelines made
+  /// with the old one keep it.
   void add_or_replace(MaskerType type);
   /// ConfigError that names the nearest known masker.
   const MaskerType& at(std::string_view name) const;
   bool contains(std::string_view name) const;
-  /// Sorted by name: the order of linking never shows.
+  /// Sorted by name, so that the order of linking never shows.
   std::vector<const MaskerType*> list() const;
 
-  /// Loads a shared object and registers its maskers, all or none; a file that is loaded already is left as it is. The
-  /// ABI stamp is read out of the file before any of its code runs. PluginError says what is wrong and what to do.
-  /// Plugins are never unloaded: vtables of theirs may live on.
+  /// Loads a shared object and registers its maskers, all or none; a file that is loaded already is not loaded again.
+  /// The ABI stamp is read from the file before any of its code runs. PluginError says what is wrong and what to do.
+  /// Plugins are never unloaded, since their vtables may still be in use.
   std::vector<const MaskerType*> load_plugin(const std::filesystem::path& path);
 
  private:
@@ -51,18 +51,18 @@ class RETICLE_API Registry {
   State* state_;  // leaked with the registry
 };
 
-/// The colors of maskers in every picture, by their types: those that they are registered with (sinks blue, windows
-/// orange), full attention ("dense") grey, and others in the order in which they first come: green, purple, vermilion,
-/// sky blue, yellow, and again (Okabe and Ito 2008: told apart by color-blind readers, too).
+/// The colors of masker types in every picture: the registered color if there is one (sinks blue, windows orange), grey
+/// for full attention ("dense"), and for the others, in order of first appearance, green, purple, vermilion, sky blue
+/// and yellow, then again from green (the palette of Okabe and Ito 2008, which color-blind readers can tell apart).
 RETICLE_API std::vector<Color> masker_colors(std::span<const std::string> types);
 
-/// Where a plugin that a config names is: absolute, or relative to `directory`, or in a folder of RETICLE_PLUGIN_PATH
-/// (colon-separated). PluginError lists the places tried.
+/// The path of a plugin that a config names: absolute, or relative to `directory`, or in a folder of
+/// RETICLE_PLUGIN_PATH (colon-separated). PluginError lists the places tried.
 RETICLE_API std::filesystem::path find_plugin(const std::filesystem::path& name,
                                               const std::filesystem::path& directory);
 
-/// Writes a checksum of what a plugin's file loads into its stamp: from then on the file is refused when a byte of that
-/// was damaged or changed. PluginError when it is not a plugin, FormatError when it cannot be written.
+/// Writes a checksum of the loaded parts of a plugin's file into its stamp; from then on the file is refused if one of
+/// those bytes is damaged or changed. PluginError when it is not a plugin, FormatError when it cannot be written.
 RETICLE_API void seal_plugin(const std::filesystem::path& file);
 
 /// Loads every *.so in the folders of RETICLE_PLUGIN_PATH; returns one message per file or folder that was refused.

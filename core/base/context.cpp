@@ -8,14 +8,15 @@
 namespace reticle {
 namespace {
 
-/// What processes share: never destroyed, for threads may run when static objects go.
+/// The process-wide pool. Leaked on purpose: workers may outlive static destruction.
 struct Shared {
   std::mutex mutex;
   std::shared_ptr<ThreadPool> pool;
 };
 Shared& shared();
 
-/// A forked process makes a pool of its own: threads are not forked, and the lock is not held by anyone there.
+/// Runs in a forked child, with the mutex locked by the fork handler. Threads are not forked, so the child abandons the
+/// parent's pool (leaked: its threads cannot be joined) and makes one of its own at first use.
 void leave_pool_to_parent() {
   static_cast<void>(new std::shared_ptr<ThreadPool>(std::move(shared().pool)));
   shared().mutex.unlock();

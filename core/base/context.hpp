@@ -1,4 +1,4 @@
-// What every operation that does work is handed: threads, seed, a way to stop, a GPU's stream. A cheap value.
+// The execution context that every operation takes: threads, seed, stop token, CUDA stream. Cheap to copy.
 #pragma once
 
 #include <memory>
@@ -14,7 +14,7 @@ namespace reticle {
 struct RETICLE_API Context {
   /// Runs on the pool that the process shares (made at first use).
   Context();
-  /// Runs on `threads` threads of its own.
+  /// Runs on a new pool of `threads` threads.
   explicit Context(int threads);
 
   std::shared_ptr<ThreadPool> pool;
@@ -33,8 +33,8 @@ struct RETICLE_API Context {
   }
 };
 
-/// The size of the pool that contexts made from now on share; 0: RETICLE_NUM_THREADS or the process's cores. What runs
-/// keeps the pool it began with.
+/// Sets the size of the process-wide pool for contexts made from now on; 0: RETICLE_NUM_THREADS or the number of cores
+/// that the process may use. Existing contexts keep their pool.
 RETICLE_API void set_threads(int threads);
 
 }  // namespace reticle

@@ -1,4 +1,4 @@
-// Errors say what was given, what is needed and where. They cross shared-object boundaries, hence the exported,
+// Errors say what was given, what was expected and where. They cross shared-object boundaries, hence the exported,
 // out-of-line destructors.
 #pragma once
 
@@ -35,7 +35,7 @@ class RETICLE_API ShapeError : public Error {
   ~ShapeError() override;
 };
 
-/// A plugin was refused; the registry is as it was.
+/// A plugin was refused; the registry is unchanged.
 class RETICLE_API PluginError : public Error {
  public:
   using Error::Error;

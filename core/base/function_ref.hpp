@@ -1,4 +1,4 @@
-// A non-owning reference to a callable: what std::function_ref will be. Two words, never allocates.
+// A non-owning reference to a callable, like C++26's std::function_ref. Two words; never allocates.
 #pragma once
 
 #include <concepts>

@@ -14,7 +14,7 @@ namespace {
 
 class OpenFile {
  public:
-  /// Opened without waiting: a pipe that nobody writes to would be waited for without end.
+  /// Opens without waiting (O_NONBLOCK): an ordinary open blocks forever on a pipe that nobody writes to.
   explicit OpenFile(const std::filesystem::path& path)
       : descriptor_(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {}
   OpenFile(const OpenFile&) = delete;
@@ -45,7 +45,7 @@ bool read_whole(const std::filesystem::path& path, std::string& bytes, std::stri
   bytes.clear();
   for (;;) {
     const std::size_t before = bytes.size();
-    // A file's size is known; one byte more tells that it has not grown.
+    // The size of a regular file is known; one further byte shows whether the file has grown.
     const std::size_t rest =
         regular && status.st_size > 0 && before == 0 ? static_cast<std::size_t>(status.st_size) + 1 : kPiece;
     bytes.resize(before + rest);

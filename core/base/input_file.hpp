@@ -1,4 +1,4 @@
-// Files that are read whole: configs, tables, plugins.
+// Reads whole files: configs, tables, plugins.
 #pragma once
 
 #include <concepts>
@@ -11,14 +11,14 @@
 
 namespace reticle {
 
-/// What a pipe or a device may give at most: some never end.
+/// The most bytes that are read from a pipe or a device, some of which never end.
 inline constexpr std::size_t kMaxStreamBytes = std::size_t{1} << 28;
 
-/// The bytes of a file; or false, and in `problem` why it cannot be read. Pipes are read to their end, but those that
-/// nobody writes to are refused rather than waited for.
+/// Reads a file into `bytes`. Returns false, with the reason in `problem`, if the file cannot be read. Pipes are read
+/// to their end, but a pipe that nobody writes to is refused rather than waited for.
 RETICLE_API bool read_whole(const std::filesystem::path& path, std::string& bytes, std::string& problem);
 
-/// The bytes of a file. E, naming the path and the reason, when it cannot be read.
+/// Returns the bytes of a file. Throws E, naming the path and the reason, if the file cannot be read.
 template <std::derived_from<Error> E>
 std::string read_file(const std::filesystem::path& path) {
   std::string bytes, problem;

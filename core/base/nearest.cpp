@@ -8,6 +8,7 @@
 namespace reticle {
 namespace {
 
+/// Levenshtein distance, computed with one row of the table.
 std::size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), std::size_t{0});
@@ -22,18 +23,18 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-/// Edits, of which names that go on where the given one ends need hardly any.
+/// The edit distance, except that a name which continues the given text is at distance 1.
 std::size_t distance_of(std::string_view given, std::string_view name) {
-  constexpr std::size_t kShortestBeginning = 3;
-  const bool beginning = given.size() >= kShortestBeginning && name.starts_with(given);
-  return beginning ? 1 : edit_distance(given, name);
+  constexpr std::size_t kMinPrefix = 3;
+  const bool is_prefix = given.size() >= kMinPrefix && name.starts_with(given);
+  return is_prefix ? 1 : edit_distance(given, name);
 }
 
 }  // namespace
 
 std::string did_you_mean(std::string_view given, std::span<const std::string_view> known) {
-  constexpr std::size_t kLongestName = 256;  // the distance is quadratic; nobody misspells a longer one
-  if (given.size() > kLongestName) return {};
+  constexpr std::size_t kMaxLength = 256;  // bounds the edit distance, whose time is quadratic
+  if (given.size() > kMaxLength) return {};
   std::string_view best;
   std::size_t least = given.size() / 2 + 1;
   for (const std::string_view name : known) {

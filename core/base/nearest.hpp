@@ -1,5 +1,5 @@
-// "did you mean ...?": the nearest of some known names by edit distance; one that begins with what is given is near,
-// too.
+// "did you mean ...?": finds the known name nearest to a given one, by edit distance. A name that begins with the given
+// text also counts as near.
 #pragma once
 
 #include <span>
@@ -10,7 +10,7 @@
 
 namespace reticle {
 
-/// `; did you mean "x"?`, or an empty string when nothing is near.
+/// Returns `; did you mean "x"?`, or an empty string if no known name is near.
 RETICLE_API std::string did_you_mean(std::string_view given, std::span<const std::string_view> known);
 
 }  // namespace reticle

@@ -23,7 +23,7 @@ struct OutputFile::State {
   [[noreturn]] void fail() const { fail(std::strerror(errno)); }
 
   void open_in_place() {
-    // A pipe that nobody reads would wait for ever.
+    // Without O_NONBLOCK, opening a pipe that nobody reads would wait forever.
     file = open(target.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK);
     if (file < 0) fail(errno == ENXIO ? "nobody reads from it" : std::strerror(errno));
     fcntl(file, F_SETFL, fcntl(file, F_GETFL) & ~O_NONBLOCK);

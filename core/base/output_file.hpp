@@ -1,4 +1,4 @@
-// Files that are kept: put in the place of what stands there whole, or not at all.
+// Output files that appear whole or not at all.
 #pragma once
 
 #include <cstddef>
@@ -10,20 +10,20 @@
 
 namespace reticle {
 
-/// Written beside the file that it becomes, and renamed into its place by commit(), so that a failed or stopped write
-/// leaves what was there. Links are followed, and a file's mode is kept. What is no regular file (a device, a pipe) is
-/// written to in place. FormatError, naming the path and the reason, from every call; a directory, a file that may not
-/// be written to and a pipe that nobody reads are refused.
+/// The bytes go to a temporary file beside the target, which commit() renames over the target, so that a failed or
+/// interrupted write leaves the old file. Symbolic links are followed, and the mode of an existing file is kept.
+/// Targets that are not regular files (devices, pipes) are written in place. Every call may throw FormatError with the
+/// path and the reason; directories, files without write permission and pipes that nobody reads are refused.
 class RETICLE_API OutputFile {
  public:
   explicit OutputFile(const std::filesystem::path& path);
-  /// Without commit() nothing is left of it.
+  /// Removes the temporary file unless commit() was called.
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
   void write(const void* data, std::size_t size);
-  /// The bytes are on the disk before the file is seen.
+  /// Syncs the bytes to the disk, then renames the file into place.
   void commit();
 
  private:
@@ -31,7 +31,7 @@ class RETICLE_API OutputFile {
   std::unique_ptr<State> state_;
 };
 
-/// A whole file.
+/// Writes a whole file.
 RETICLE_API void write_file(const std::filesystem::path& path, std::string_view bytes);
 
 }  // namespace reticle

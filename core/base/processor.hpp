@@ -6,8 +6,8 @@
 
 namespace reticle {
 
-/// The instruction set that kernels run with in this process, as Highway names it ("AVX2", "AVX3_ZEN4", "NEON_BF16"):
-/// the best that this build has kernels for and the processor shows.
+/// The instruction set that kernels use in this process, by Highway's name ("AVX2", "AVX3_ZEN4", "NEON_BF16"): the best
+/// one that this build has kernels for and the processor supports.
 RETICLE_API std::string instruction_set();
 
 }  // namespace reticle

@@ -31,15 +31,15 @@ class Philox {
     return block_.word[used_++];
   }
 
-  /// Number i of the stream, whatever has been drawn: for threads that draw side by side.
+  /// Word i of the stream, whatever has been drawn; lets threads draw in parallel.
   RETICLE_HD constexpr std::uint32_t word(std::uint32_t i) const {
     const Block block = generate({{i / 4, counter_.word[1], counter_.word[2], counter_.word[3]}}, key_);
-    const std::uint32_t low = i % 2 == 0 ? block.word[0] : block.word[1];  // by constants: registers have no addresses
+    const std::uint32_t low = i % 2 == 0 ? block.word[0] : block.word[1];  // constant indices: stays in registers
     const std::uint32_t high = i % 2 == 0 ? block.word[2] : block.word[3];
     return i % 4 < 2 ? low : high;
   }
 
-  /// Uniform in [0, bound), without bias (Lemire's multiply with rejection). bound in [1, 2^32 - 1].
+  /// Uniform in [0, bound), without bias (multiplication with rejection, Lemire 2019). bound in [1, 2^32 - 1].
   RETICLE_HD constexpr std::uint32_t below(std::uint32_t bound) {
     std::uint64_t product = static_cast<std::uint64_t>(next()) * bound;
     if (static_cast<std::uint32_t>(product) < bound) {

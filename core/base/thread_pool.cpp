@@ -41,8 +41,9 @@ int default_threads() {
 
 thread_local bool inside_body = false;
 
-/// What a thread allocates when it first throws it cannot allocate when memory has run out. What is thrown here needs
-/// no memory itself: it comes from the runtime's reserve if it must.
+/// The first throw of a thread allocates memory for its exception state, which fails once memory has run out; so each
+/// worker throws once when it starts. The exception thrown here needs no heap memory: the C++ runtime has an emergency
+/// reserve.
 void throw_once() {
   try {
     throw std::bad_alloc();
@@ -88,7 +89,7 @@ struct ThreadPool::State {
   const pid_t process = getpid();
   std::vector<std::thread> workers;
 
-  /// In a process that was forked there are no workers.
+  /// True in a forked child, which has none of the workers.
   bool forked() const { return getpid() != process; }
 
   void stop() {
@@ -101,7 +102,7 @@ struct ThreadPool::State {
     workers.clear();
   }
 
-  void serve() {
+  void run_worker() {
     throw_once();
     std::uint64_t seen = 0;
     std::unique_lock lock(mutex);
@@ -126,9 +127,9 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   const int wanted = std::min(threads > 0 ? threads : default_threads(), kMaxThreads);
   state_->workers.reserve(static_cast<std::size_t>(wanted) - 1);
   try {
-    for (int i = 1; i < wanted; ++i) state_->workers.emplace_back([state = state_.get()] { state->serve(); });
+    for (int i = 1; i < wanted; ++i) state_->workers.emplace_back([state = state_.get()] { state->run_worker(); });
   } catch (const std::system_error& error) {
-    if (threads == 0) return;  // as many as there may be
+    if (threads == 0) return;  // the default size: fewer threads are acceptable
     const std::size_t made = state_->workers.size() + 1;
     state_->stop();
     throw ValueError("threads: " + std::to_string(threads) + "; only " + std::to_string(made) +
@@ -144,7 +145,8 @@ ThreadPool::~ThreadPool() {
     state_->stop();
     return;
   }
-  // A child has no threads to join; what the parent's held locked stays so.
+  // A forked child has no threads to join, and mutexes that the parent's threads held stay locked; so the state is
+  // leaked.
   for (std::thread& worker : state_->workers) worker.detach();
   static_cast<void>(state_.release());
 }
@@ -168,7 +170,7 @@ void ThreadPool::for_each_chunk(Index count, Index chunk_size, FunctionRef<void(
     state_->wake.notify_all();
     loop.work();
     std::unique_lock lock(state_->mutex);
-    state_->loop = nullptr;  // late wakers find nothing to do
+    state_->loop = nullptr;  // workers that wake late find no loop
     state_->idle.wait(lock, [&] { return state_->busy == 0; });
   }
   if (loop.error) std::rethrow_exception(loop.error);

@@ -1,4 +1,4 @@
-// Loops over ranges, split at fixed places: what a chunk computes never depends on how many threads there are.
+// Parallel loops over ranges, split at fixed places: what a chunk computes never depends on the number of threads.
 #pragma once
 
 #include <memory>
@@ -12,9 +12,10 @@ namespace reticle {
 
 class RETICLE_API ThreadPool {
  public:
-  /// `threads` counts the caller; 0 means RETICLE_NUM_THREADS or else every core that this process may use, as far as
-  /// threads can be made. ValueError for numbers that are negative or above 1024, for a RETICLE_NUM_THREADS that is no
-  /// such number, and when so many cannot be made. In a forked process loops run on the calling thread.
+  /// `threads` includes the caller; 0 means RETICLE_NUM_THREADS, or else one thread per core that this process may use,
+  /// or fewer if the system cannot start that many. ValueError if the number is negative or above 1024, if
+  /// RETICLE_NUM_THREADS is not a number in [1, 1024], and if that many threads cannot be started. In a forked child,
+  /// loops run on the calling thread.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -23,8 +24,8 @@ class RETICLE_API ThreadPool {
   int threads() const;
 
   /// Calls body(chunk, begin, end) for each of the ceil(count / chunk_size) chunks of [0, count); returns when all are
-  /// done. The first exception is rethrown here and the chunks not yet begun are dropped; so they are when `stop` is
-  /// requested, and Cancelled is thrown. Calls from within a body run on the calling thread.
+  /// done. The first exception is rethrown here, and chunks that have not begun are dropped; the same happens when
+  /// `stop` is requested, with Cancelled. Calls from within a body run on the calling thread.
   void for_each_chunk(Index count, Index chunk_size, FunctionRef<void(Index, Index, Index)> body,
                       const std::stop_token& stop = {});
 

@@ -8,15 +8,15 @@
 namespace reticle {
 namespace {
 
-/// The list of what each thread owns hangs on a POSIX key: setting one fails with an error, where registering a C++
-/// destructor ends the process.
+/// A POSIX key holds each thread's list of owned objects: setting a value reports failure, whereas a failed
+/// registration of a C++ thread_local destructor ends the process.
 class Key {
  public:
   Key() : made_(pthread_key_create(&key_, [](void* list) { delete static_cast<OwnedByThread*>(list); }) == 0) {}
   Key(const Key&) = delete;
   Key& operator=(const Key&) = delete;
   ~Key() {
-    // What threads still own then is left to the end of the process, which is what deletes this.
+    // Objects that threads still own are leaked: static destruction means that the process ends.
     if (made_) pthread_key_delete(key_);
   }
 

@@ -7,7 +7,7 @@
 
 namespace reticle {
 
-/// An object that a thread owns until it ends.
+/// An object that a thread owns until the thread ends.
 class RETICLE_API OwnedByThread {
  public:
   OwnedByThread() = default;
@@ -23,17 +23,17 @@ class RETICLE_API OwnedByThread {
   std::unique_ptr<OwnedByThread> next_;
 };
 
-/// Memory that a thread keeps from call to call, so that a loop allocates once:
+/// Memory that a thread keeps between calls, so that a loop allocates once:
 ///
 ///     static thread_local constinit ThreadScratch<std::vector<Run>> scratch;
 ///     std::vector<Run>& runs = scratch.get();
 ///
-/// A plain thread_local vector would do the same until memory runs out: the C library ends the process when it cannot
-/// note that thread's destructor. This throws.
+/// A plain thread_local vector does the same until memory runs out: the C library ends the process if it cannot
+/// register the vector's destructor, whereas this class throws.
 template <class T>
 class ThreadScratch {
  public:
-  /// The calling thread's T, made when it first asks.
+  /// The calling thread's T, made at its first call.
   /// \throws std::bad_alloc
   T& get() {
     if (object_ == nullptr) {

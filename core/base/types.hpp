@@ -1,4 +1,4 @@
-// The scalar vocabulary: Index for every count and position, DType, Device, and the two 16-bit storage types.
+// Scalar types: Index for every count and position, DType, Device, and the two 16-bit storage formats.
 #pragma once
 
 #include <bit>

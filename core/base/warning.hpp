@@ -1,4 +1,4 @@
-// What a caller should know of a call that did what it was asked: that keys were copied from a GPU, say.
+// Warnings about calls that succeeded, e.g. that keys were copied from a GPU.
 #pragma once
 
 #include <functional>
@@ -8,9 +8,10 @@
 
 namespace reticle {
 
-/// Hands a sentence to the handler; to standard error where none was set. Any thread.
+/// Passes a sentence to the handler, or to standard error if none is set. May be called from any thread.
 RETICLE_API void warn(const std::string& message);
-/// From now on; an empty function brings standard error back. The Python package sets one that raises its warnings.
+/// Replaces the handler; an empty function restores standard error. The Python package sets a handler that raises
+/// Python warnings.
 RETICLE_API void set_warning_handler(std::function<void(const std::string&)> handler);
 
 }  // namespace reticle

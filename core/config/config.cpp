@@ -40,8 +40,8 @@ JsonPlace JsonPlace::operator/(std::size_t index) const {
 
 namespace {
 
-/// What reads JSON goes down by recursion.
-constexpr int kDeepest = 100;
+/// Bounds the nesting of JSON, which is read recursively.
+constexpr int kMaxDepth = 100;
 
 }  // namespace
 
@@ -52,7 +52,8 @@ void JsonPlace::fail(const std::string& message) const {
 Json parse_json(std::string_view text) {
   std::vector<std::set<std::string>> keys_of_open_objects;
   const auto check_keys = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kDeepest) throw ConfigError("config: is nested more than " + std::to_string(kDeepest) + " levels deep");
+    if (depth > kMaxDepth)
+      throw ConfigError("config: is nested more than " + std::to_string(kMaxDepth) + " levels deep");
     if (event == Json::parse_event_t::object_start) keys_of_open_objects.emplace_back();
     if (event == Json::parse_event_t::object_end) keys_of_open_objects.pop_back();
     if (event == Json::parse_event_t::key && !keys_of_open_objects.back().insert(parsed.get<std::string>()).second)
@@ -69,11 +70,11 @@ Json parse_json(std::string_view text) {
 
 namespace {
 
-/// A value in a message: shortened when long.
+/// A value as messages show it; long values are shortened.
 std::string shown(const Json& value) {
   std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  constexpr std::size_t kLongest = 60;
-  if (text.size() > kLongest) text = text.substr(0, kLongest) + "...";
+  constexpr std::size_t kMaxLength = 60;
+  if (text.size() > kMaxLength) text = text.substr(0, kMaxLength) + "...";
   return text;
 }
 
@@ -155,7 +156,8 @@ Scalar scalar_from(const FieldType& type, const Json& value, const JsonPlace& pl
   place.fail("is not a scalar");
 }
 
-/// The field that a config's validate() complained of, in the JSON: its value when it was given, else the default.
+/// Reports the field that a config's validate() rejected, by its JSON pointer and value (the default if none was
+/// given).
 [[noreturn]] void fail_validation(const InvalidField& error, const FieldType& type, void* config, const Json& value,
                                   const JsonPlace& place) {
   for (const Field& field : type.fields()) {

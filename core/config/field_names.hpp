@@ -1,4 +1,4 @@
-// Names of an aggregate's fields and of an enum's values, as the compiler spells them.
+// The names of an aggregate's fields and of an enum's values, as the compiler spells them.
 #pragma once
 
 #include <array>
@@ -27,8 +27,8 @@ consteval std::string_view last_identifier(std::string_view signature) {
   return signature.substr(begin, end - begin);
 }
 
-/// What the compiler spells a template argument as, of "... [with auto Value = SPELLING; ...]" (g++) or "... [Value =
-/// SPELLING]" (clang, which leaves unnamed parameters out).
+/// The compiler's spelling of a template argument, taken from "... [with auto Value = SPELLING; ...]" (g++) or "...
+/// [Value = SPELLING]" (clang, which omits unnamed parameters).
 consteval std::string_view spelling(std::string_view signature) {
   constexpr std::string_view kBefore = "Value = ";
   signature.remove_prefix(signature.find(kBefore) + kBefore.size());
@@ -76,7 +76,7 @@ consteval auto member_names(std::index_sequence<I...>) {
 #endif
 #endif
 
-inline constexpr int kLargestEnum = 32;
+inline constexpr int kMaxEnumerators = 32;
 
 template <class E, std::size_t... I>
 consteval auto enum_names(std::index_sequence<I...>) {
@@ -85,8 +85,8 @@ consteval auto enum_names(std::index_sequence<I...>) {
 
 }  // namespace names_detail
 
-/// Field names in order. T is an aggregate of external linkage (in a named namespace). Boost.PFR gives them from 1.84
-/// on.
+/// Field names in order. T must be an aggregate with external linkage (in a named namespace). Boost.PFR provides the
+/// names since version 1.84; for older versions they are parsed above.
 template <class T>
 constexpr auto field_names() {
 #if defined(BOOST_PFR_CORE_NAME_ENABLED) && BOOST_PFR_CORE_NAME_ENABLED
@@ -100,6 +100,6 @@ constexpr auto field_names() {
 template <class E>
   requires std::is_enum_v<E>
 inline constexpr auto enumerator_names =
-    names_detail::enum_names<E>(std::make_index_sequence<names_detail::kLargestEnum>{});
+    names_detail::enum_names<E>(std::make_index_sequence<names_detail::kMaxEnumerators>{});
 
 }  // namespace reticle

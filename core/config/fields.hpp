@@ -37,8 +37,8 @@ struct Field;
 /// A JSON scalar on its way into or out of a field.
 using Scalar = std::variant<bool, Index, double, std::string>;
 
-/// How one type is read, written and described. Made by type_of<T>() for C++ types; scripting languages make their own
-/// objects, whose fields are only known at run time, of the types that type_of<T>() gives.
+/// How one type is read, written and described. type_of<T>() makes it for C++ types. Scripting languages, whose fields
+/// are only known at run time, make their own object types with fields of the types that type_of<T>() gives.
 struct FieldType {
   enum class Kind : std::uint8_t {
     boolean,
@@ -57,9 +57,9 @@ struct FieldType {
   Kind kind;
   // integer
   Index least = 0, greatest = 0;
-  // choice: names by value, empty where there is none
+  // choice: names indexed by value; empty for a value without a name
   std::span<const std::string_view> choices;
-  // scalars (boolean to range; a choice is its value as Index, a range a number or text)
+  // scalars (boolean to range); a choice is passed as its value, an Index; a range as a number or text
   void (*assign)(void* field, const Scalar& value) = nullptr;
   Scalar (*read)(const void* field) = nullptr;
   // optional, list and subset: `grow` makes (or adds) a default element and returns it
@@ -80,7 +80,7 @@ struct Field {
   std::function<void*(void* config)> in;
 };
 
-/// What a config's validate() throws; the reader puts the JSON pointer and the value in front.
+/// Thrown by a config's validate(); the reader adds the JSON pointer and the value.
 class RETICLE_API InvalidField : public ConfigError {
  public:
   InvalidField(std::string_view field, const std::string& expected)
@@ -91,12 +91,12 @@ class RETICLE_API InvalidField : public ConfigError {
   std::string field, expected;
 };
 
-/// For validate(): `expected` completes the sentence "<value>: ...", e.g. "must be > 0".
+/// For validate(): InvalidField unless `condition` holds; `expected` completes "<field> ...", e.g. "must be > 0".
 inline void require(bool condition, std::string_view field, const std::string& expected) {
   if (!condition) throw InvalidField(field, expected);
 }
 
-/// For counts of keys, queries, heads or bits: sums of two of them cannot overflow.
+/// For counts of keys, queries, heads or bits, bounded so that the sum of two of them cannot overflow.
 inline void require_count(Index value, std::string_view field, Index least = 1) {
   require(value >= least && value <= 2147483647, field, "must be in [" + std::to_string(least) + ", 2^31)");
 }
@@ -169,7 +169,8 @@ FieldType make_type() {
     scalar(
         Kind::integer, [](void* to, const Scalar& v) { *static_cast<T*>(to) = static_cast<T>(std::get<Index>(v)); },
         [](const void* from) -> Scalar { return static_cast<Index>(*static_cast<const T*>(from)); });
-    // Counts of anything: products of two cannot overflow. A seed may be any number that is not negative.
+    // Signed fields hold counts, bounded so that the product of two cannot overflow. Unsigned fields hold seeds, which
+    // may be any number that is not negative.
     if constexpr (std::is_signed_v<T>) {
       type.greatest = std::min<Index>(std::numeric_limits<T>::max(), kMaxColumns);
       type.least = std::max<Index>(std::numeric_limits<T>::min(), -kMaxColumns - 1);

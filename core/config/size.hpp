@@ -1,4 +1,4 @@
-// Size: how many keys, as a count or as a fraction of the key length.
+// Size: a number of keys, as a count or as a fraction of the key length.
 #pragma once
 
 #include <reticle/core/base/types.hpp>
@@ -17,8 +17,8 @@ class Size {
   constexpr double fraction() const { return fraction_; }
   constexpr bool positive() const { return is_fraction_ ? fraction_ > 0 : count_ > 0; }
 
-  /// Keys out of `keys`: a fraction is multiplied in double and truncated (0.29 of 100 is 28), and of a short context
-  /// at least one key, unless it is 0.
+  /// The number of keys out of `keys`. A fraction is multiplied in double and truncated (0.29 of 100 is 28), but a
+  /// positive fraction of at least one key gives at least one.
   constexpr Index resolve(Index keys) const {
     if (!is_fraction_) return count_;
     const auto resolved = static_cast<Index>(fraction_ * static_cast<double>(keys));

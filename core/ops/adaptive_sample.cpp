@@ -12,31 +12,31 @@
 
 namespace reticle {
 
-RowWeights::RowWeights(std::span<const float> of_row, const Mask& previous, RowId row) : scores(of_row) {
+RowWeights::RowWeights(std::span<const float> row_scores, const Mask& previous, RowId row) : scores(row_scores) {
   if (const std::uint32_t largest = order_key(highest(scores)); largest != 0)
     scale.emplace(largest, static_cast<Index>(scores.size()));
   previous.row(row, chosen);
   if (!scale) return;
-  // Most were chosen for certain, and are weighed in vectors.
+  // Most keys were chosen for certain (p = 1); their weights are computed in vectors.
   struct Scratch {
     std::vector<float> certain;
-    std::vector<std::uint64_t> of_certain;
+    std::vector<std::uint64_t> certain_masses;
   };
   static thread_local constinit ThreadScratch<Scratch> scratch;
-  auto& [certain, of_certain] = scratch.get();
+  auto& [certain, certain_masses] = scratch.get();
   certain.clear();
   for (const Run& run : chosen) {
-    const auto of_run =
+    const auto run_scores =
         scores.subspan(static_cast<std::size_t>(run.begin), static_cast<std::size_t>(run.end - run.begin));
     if (run.p == 1) {
-      certain.insert(certain.end(), of_run.begin(), of_run.end());
+      certain.insert(certain.end(), run_scores.begin(), run_scores.end());
     } else {
       for (Index key = run.begin; key < run.end; ++key) chosen_sum += of(key) / static_cast<double>(run.p);
     }
   }
-  of_certain.resize(certain.size());
-  masses(*scale, certain, of_certain.data());
-  chosen_sum += scale->as_number(std::accumulate(of_certain.begin(), of_certain.end(), std::uint64_t{0}));
+  certain_masses.resize(certain.size());
+  masses(*scale, certain, certain_masses.data());
+  chosen_sum += scale->as_number(std::accumulate(certain_masses.begin(), certain_masses.end(), std::uint64_t{0}));
 }
 
 double RowWeights::of(Index key) const {
@@ -45,12 +45,12 @@ double RowWeights::of(Index key) const {
 }
 
 std::pair<double, double> RowWeights::moments(std::span<const std::int32_t> keys) const {
-  std::vector<double> of_keys;
-  of_keys.reserve(keys.size());
+  std::vector<double> key_weights;
+  key_weights.reserve(keys.size());
   double sum = 0, squares = 0;
-  for (const std::int32_t key : keys) sum += of_keys.emplace_back(of(key));
+  for (const std::int32_t key : keys) sum += key_weights.emplace_back(of(key));
   const double mean = sum / static_cast<double>(keys.size());
-  for (const double weight : of_keys) squares += (weight - mean) * (weight - mean);
+  for (const double weight : key_weights) squares += (weight - mean) * (weight - mean);
   return {mean, keys.size() < 2 ? 0 : std::sqrt(squares / static_cast<double>(keys.size() - 1))};
 }
 

@@ -1,5 +1,5 @@
-// Samples whose size a small base sample decides: as many keys as a row's softmax denominator needs to be within
-// epsilon of the truth. vAttention (Desai et al. 2025).
+// Samples whose size is decided by a small base sample: as many keys as are needed to estimate a row's softmax
+// denominator within epsilon. vAttention (Desai et al. 2025).
 #pragma once
 
 #include <optional>
@@ -15,8 +15,8 @@
 
 namespace reticle {
 
-/// One row's scores, and what the keys chosen already sum to. Weights are computed for the keys that are asked for: the
-/// chosen ones and a sample, a fraction of all.
+/// One row's scores, and the estimated sum of the weights over the keys chosen already. Weights are computed only for
+/// the keys that are asked for: the chosen ones and a sample, a fraction of all.
 struct RETICLE_API RowWeights {
   RowWeights(std::span<const float> scores, const Mask& previous, RowId row);
 
@@ -26,16 +26,16 @@ struct RETICLE_API RowWeights {
   std::pair<double, double> moments(std::span<const std::int32_t> keys) const;
 
   std::span<const float> scores;
-  std::optional<MassScale> scale;  // none: no key is allowed
+  std::optional<MassScale> scale;  // absent: no key is allowed
   std::vector<Run> chosen;
   double chosen_sum = 0;
 };
 
-/// What a rule of kind `adaptive` draws for a row, without replacement.
+/// Draws a row's keys without replacement, as a rule of kind `adaptive` says.
 RETICLE_API void adaptive_sample(const Rule& rule, const AttentionInputs& inputs, const RowWeights& weights, RowId row,
                                  Philox& random, Selection& selection);
 
-/// How many keys the base sample of n candidates has.
+/// The size of the base sample from n candidates.
 RETICLE_API Index base_sample_size(const Size& base, Index n);
 
 }  // namespace reticle

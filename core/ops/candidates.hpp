@@ -1,4 +1,4 @@
-// What samplers draw a row's keys from.
+// The candidates of samplers: the keys that a row may still draw.
 #pragma once
 
 #include <span>
@@ -8,7 +8,8 @@
 
 namespace reticle {
 
-/// The keys in [first, last) that a row sees, that the attention mask allows and that ascending runs have not chosen.
+/// The keys in [first, last) that a row sees, that the attention mask allows and that are not in `chosen`, which are
+/// ascending runs.
 RETICLE_API Gaps candidates_of(const AttentionInputs& inputs, RowId row, std::span<const Run> chosen, Index first = 0,
                                Index last = kMaxColumns);
 

@@ -26,11 +26,11 @@ ChannelTable::ChannelTable(const std::filesystem::path& path, std::string_view p
     if (!heads.is_array() || heads.empty()) reject("\"" + key + "\" must be a list with one list per query head");
     for (const nlohmann::json& channels : heads) {
       if (!channels.is_array()) reject("\"" + key + "\" must be a list with one list per query head");
-      std::vector<Index>& of_head = layers_[layer].emplace_back();
+      std::vector<Index>& head_channels = layers_[layer].emplace_back();
       for (const nlohmann::json& channel : channels) {
         if (!channel.is_number_unsigned() || channel.get<std::uint64_t>() > INT32_MAX)
           reject("\"" + key + "\" holds " + channel.dump() + "; expected channel numbers");
-        of_head.push_back(channel.get<Index>());
+        head_channels.push_back(channel.get<Index>());
       }
     }
   }

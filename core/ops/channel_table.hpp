@@ -1,4 +1,4 @@
-// Which channels of a head matter most, measured offline: the files that Double Sparsity (Yang et al. 2024) ships.
+// The channels of a head that matter most, measured offline: the files that Double Sparsity (Yang et al. 2024) ships.
 #pragma once
 
 #include <filesystem>
@@ -16,7 +16,7 @@ namespace reticle {
 class RETICLE_API ChannelTable {
  public:
   /// From JSON: "model.layers.<i>.self_attn.<projection>" -> one list of channel numbers per query head,
-  /// or one for all. FormatError, naming the file and the key, when it is not that.
+  /// or one for all. FormatError, naming the file and the key, when the file is malformed.
   ChannelTable(const std::filesystem::path& path, std::string_view projection);
   /// FormatError when the file has no such layer.
   const std::vector<std::vector<Index>>& layer(Index layer) const;

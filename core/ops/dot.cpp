@@ -1,6 +1,7 @@
-// One pass over the keys. Eight products are formed at once, of some keys with some queries held in L1: enough chains
-// of multiply-adds to hide their latency, and sums across lanes are formed for four at a time. Bound by key bandwidth
-// up to four queries; a register-blocked tile pays from about 16 on and is another kernel.
+// One pass over the keys. Eight dot products, or 16 where there are 32 registers and four queries, are computed at once
+// with queries held in L1: enough independent chains of multiply-adds to hide their latency. Sums across lanes are
+// formed for four products at a time. Bound by key bandwidth up to four queries; a register-blocked tile is faster from
+// about 16 queries on and is another kernel (matmul-inl.hpp).
 #include <array>
 #include <vector>
 
@@ -24,7 +25,7 @@ void StoreSumsOfFour(D, V a, V b, V c, V d, float* to) {
   for (std::size_t i = 0; i < 4; ++i) to[i] = hn::GetLane(sums[i]);
 }
 #else
-/// The blocks of four lanes added up.
+/// Stores the sum of a vector's blocks of four lanes: 4 floats.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void StoreSumOfBlocks(D tag, V v, float* to) {
   if constexpr (hn::MaxLanes(D()) <= 4) {
@@ -35,7 +36,7 @@ HWY_INLINE void StoreSumOfBlocks(D tag, V v, float* to) {
   }
 }
 
-/// The sum of each of four vectors.
+/// Stores the sum of each of four vectors: 4 floats.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void StoreSumsOfFour(D tag, V a, V b, V c, V d, float* to) {
   const hn::Repartition<std::uint64_t, D> pairs;
@@ -89,7 +90,7 @@ HWY_INLINE void DotBlock(const float* HWY_RESTRICT queries, const std::array<con
 template <std::size_t kRows, class T>
 void DotRows(const float* queries, const T* keys, Index key_stride, const std::int32_t* indices, Index count, Index d,
              float* scores, Index stride, const UpcomingRows& next) {
-  // As many sums as registers hold beside the operands: a query is loaded once for all keys of a block.
+  // As many sums as fit into registers beside the operands; a query is loaded once for all keys of a block.
   constexpr bool kFewRegisters = HWY_ARCH_X86 != 0 && HWY_TARGET > HWY_AVX3;
   constexpr std::size_t kKeys = (kFewRegisters || kRows < 4 ? 8 : 16) / kRows;
   constexpr auto kStep = static_cast<Index>(kKeys);

@@ -1,4 +1,4 @@
-// Dot products of a few queries with many keys: the kernel under exact scores and the executor.
+// Dot products of a few queries with many keys: the kernel behind exact scores and the executor.
 #pragma once
 
 #include <reticle/core/tensor/tensor_view.hpp>
@@ -8,7 +8,7 @@ namespace reticle {
 /// How many queries share one pass over the keys.
 inline constexpr Index kQueriesPerPass = 4;
 
-/// Rows of a matrix that will be read next: what a kernel asks memory for while it computes something else.
+/// Rows of a matrix that will be read next, which a kernel prefetches while it computes.
 struct UpcomingRows {
   const char* data = nullptr;
   Index stride = 0, size = 0;  // bytes from row to row, bytes of a row
@@ -16,20 +16,20 @@ struct UpcomingRows {
   Index count = 0;
 
   UpcomingRows() = default;
-  UpcomingRows(const TensorView& matrix, const std::int32_t* of_rows, Index rows)
+  UpcomingRows(const TensorView& matrix, const std::int32_t* row_indices, Index rows)
       : data(static_cast<const char*>(matrix.data)),
         stride(matrix.stride(0) * size_of(matrix.dtype)),
         size((matrix.stride(1) == 1 ? matrix.size(1) : 1) * size_of(matrix.dtype)),
-        indices(of_rows),
+        indices(row_indices),
         count(rows) {}
 };
 
 /// scores[r * stride + i] = queries[r] . keys[i], for r < rows (at most kQueriesPerPass) and all i.
 /// queries (rows, d) F32 contiguous; keys (n, d) F32, F16 or BF16, any strides. Sums in float, in one order per pair of
-/// vectors, so a pair's product does not depend on what it is computed beside. Reads each key once: n * d * size bytes.
+/// vectors, so a product does not depend on the products computed with it. Reads each key once: n * d * size bytes.
 RETICLE_API void dot(const float* queries, Index rows, const TensorView& keys, float* scores, Index stride);
 
-/// The same for the keys that `indices` name.
+/// The same for the `count` keys at `indices`; `next` are rows to prefetch meanwhile.
 RETICLE_API void dot_gather(const float* queries, Index rows, const TensorView& keys, const std::int32_t* indices,
                             Index count, float* scores, Index stride, const UpcomingRows& next = {});
 

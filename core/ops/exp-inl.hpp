@@ -12,8 +12,8 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 
 /// exp(x) for x <= 88, to 2 units in the last place; 0 below -87, where results would be denormal; 1 at 0. Twelve
-/// operations, half of Highway's Exp, which also serves denormals: 2^n * 2^f with n the nearest integer to x / ln 2 and
-/// a minimax polynomial of degree 6 (relative error 2e-9) for 2^f on [-1/2, 1/2].
+/// operations, half of Highway's Exp, which also handles denormals: 2^n * 2^f with n the nearest integer to x / ln 2
+/// and a minimax polynomial of degree 6 (relative error 2e-9) for 2^f on [-1/2, 1/2].
 template <class D, class V = hwy::HWY_NAMESPACE::Vec<D>>
 HWY_INLINE V SoftmaxExp(D tag, V x) {
   namespace hn = hwy::HWY_NAMESPACE;

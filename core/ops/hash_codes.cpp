@@ -28,11 +28,11 @@ HashMlp::HashMlp(Lookup lookup, const std::string& prefix, HashActivation activa
     Linear linear{in, out, std::vector<float>(static_cast<std::size_t>(heads * out * in)),
                   std::vector<float>(static_cast<std::size_t>(heads * out))};
     for (Index head = 0; head < heads; ++head) {
-      const TensorView of_head = matrix->slice(0, head, head + 1);
-      TensorView transposed = of_head.permute({0, 2, 1});
+      const TensorView head_weights = matrix->slice(0, head, head + 1);
+      TensorView transposed = head_weights.permute({0, 2, 1});
       transposed.rank = 2;
       transposed.shape = {out, in};
-      transposed.strides = {of_head.stride(2), of_head.stride(1)};
+      transposed.strides = {head_weights.stride(2), head_weights.stride(1)};
       for (Index row = 0; row < out; ++row)
         load_row(transposed, row, 1, {linear.weights.data() + (head * out + row) * in, static_cast<std::size_t>(in)});
       load_row(*bias, head, 1, {linear.bias.data() + head * out, static_cast<std::size_t>(out)});

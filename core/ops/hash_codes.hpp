@@ -1,5 +1,5 @@
-// Learned hashing: an MLP per head turns queries and keys into sign bits, and a key scores the bits it shares with the
-// query. HashAttention (Desai et al. 2024).
+// Learned hashing: one MLP per head turns queries and keys into codes of sign bits; the more bits a key's code shares
+// with the query's, the higher its score. HashAttention (Desai et al. 2024).
 #pragma once
 
 #include <cmath>
@@ -30,8 +30,8 @@ RETICLE_HD inline float hash_activation(HashActivation activation, float x) {
   return x;
 }
 
-/// The MLPs of one layer for one side: a stack of linear maps per query head, an activation between them, signs at the
-/// end.
+/// The MLPs of one layer for queries or for keys: per query head a stack of linear maps with an activation between
+/// them; the signs of the outputs are the code.
 class RETICLE_API HashMlp {
  public:
   using Lookup = FunctionRef<std::optional<TensorView>(const std::string& name)>;
@@ -43,7 +43,7 @@ class RETICLE_API HashMlp {
 
   Index layers() const { return static_cast<Index>(linear_.size()); }
   Index bits() const { return linear_.empty() ? 0 : linear_.back().out; }
-  /// Width between the linear maps; 0 when there is one.
+  /// Width between the linear maps; 0 if there is only one.
   Index hidden() const { return linear_.size() < 2 ? 0 : linear_.front().out; }
   /// A linear map per query head.
   struct Linear {
@@ -64,7 +64,7 @@ class RETICLE_API HashMlp {
   std::vector<Linear> linear_;
 };
 
-/// Both sides of one layer.
+/// The MLPs of one layer for queries and keys.
 struct LearnedHash {
   HashMlp query, key;
 };
@@ -76,14 +76,14 @@ class RETICLE_API HashCodes {
   /// ShapeError unless both sides have the same number of bits.
   void set_weights(HashMlp query, HashMlp key);
   const HashMlp& query_mlp() const { return query_; }
-  /// Takes in the keys beyond those seen. ShapeError when there are fewer, or other extents changed.
+  /// Hashes the keys beyond those seen. ShapeError when there are fewer, or other extents changed.
   void update(const AttentionInputs& inputs, const Context& context);
   void truncate(Index keys) { seen_.truncate(keys); }
   void select(std::span<const Index> rows) {
     select_rows(codes_, rows, seen_.batch());
     seen_.select(rows);
   }
-  /// scores[k] = shared bits - other bits (+ attention mask), -infinity for keys that causality or the mask forbids.
+  /// scores[k] = equal bits - different bits (+ attention mask), -infinity for keys that causality or the mask forbids.
   void score(const AttentionInputs& inputs, RowId row, float* scores) const;
   Index keys_hashed() const { return keys_hashed_; }
 

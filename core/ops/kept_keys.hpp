@@ -1,5 +1,5 @@
-// What is left of a prompt whose keys were compressed once, after a dense prefill: a fixed set of kept keys per list of
-// heads, and every key that came later.
+// Compression of a prompt's keys, once, after a dense prefill: a fixed set of kept keys per list of heads, and every
+// later key.
 #pragma once
 
 #include <span>
@@ -13,8 +13,8 @@ namespace reticle {
 
 class RETICLE_API KeptKeys {
  public:
-  /// A prompt was observed: keys[batch * lists + i], ascending, serves the query heads of list i; `lists` divides the
-  /// heads.
+  /// Records what is kept of an observed prompt: keys[batch * lists + i], ascending, for the query heads of list i.
+  /// `lists` divides the heads.
   void keep(const AttentionInputs& prompt, Index lists, std::vector<std::vector<std::int32_t>> keys);
   /// Prefill: everything. Generation: the kept keys and those after the prompt, up to each query's position.
   /// ValueError, naming the masker, when no prompt was observed; ShapeError for another sequence.
@@ -23,18 +23,18 @@ class RETICLE_API KeptKeys {
   /// See Masker::lasting.
   Mask lasting(const AttentionInputs& inputs, const Context& context) const;
 
-  /// CannotFollow where keys of the prompt go.
+  /// CannotFollow if keys of the prompt are removed.
   void truncate(Index keys) const;
   void select(std::span<const Index> rows);
 
  private:
-  SeenKeys seen_;  // of the prompt
+  SeenKeys seen_;  // the prompt's keys
   Index prompt_ = -1, batch_ = 0, heads_ = 0, lists_ = 0;
   std::vector<std::vector<std::int32_t>> keys_;
 };
 
-/// The highest `capacity` keys of `importance` in which the first `prefix` and the last `recent` come before all
-/// others: what every rule of this family keeps.
+/// The `capacity` keys of highest importance, where the first `prefix` and the last `recent` keys rank before all
+/// others. All maskers of this family keep these.
 RETICLE_API std::vector<std::int32_t> keep_highest(std::vector<float> importance, Index capacity, Index prefix,
                                                    Index recent);
 

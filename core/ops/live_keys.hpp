@@ -1,4 +1,5 @@
-// Caches that evict as they generate: one query at a time, each sees what the one before it left.
+// Caches that evict during generation: queries come one at a time, and each sees the keys that the query before it
+// left.
 #pragma once
 
 #include <deque>
@@ -12,32 +13,33 @@
 
 namespace reticle {
 
-/// The keys that are still there, per (batch, list); a list serves an equal share of the query heads.
+/// The keys that were not evicted, per (batch, list); each list belongs to an equal share of the query heads.
 class RETICLE_API LiveKeys {
  public:
   struct List {
     std::vector<std::int32_t> keys;  // ascending
-    std::vector<float> scores;       // aligned, if the rule keeps any
+    std::vector<float> scores;       // aligned with keys; empty if the masker keeps none
     void erase(std::size_t i);
   };
 
-  /// Steps that truncate can take back.
+  /// The number of steps that truncate can undo.
   static constexpr std::size_t kStepsBack = 64;
 
-  /// A prompt was prefilled: lists[batch * (lists of a batch) + i].
+  /// Starts after the prefill of a prompt, with lists[batch * lists_per_batch + i].
   void start(const AttentionInputs& prompt, Index lists_per_batch, std::vector<List> lists);
 
-  /// Prefill: everything. Generation: for each query in order, its own key enters, the query attends to what is there,
-  /// and evict(row, list, probabilities) may take keys away for later queries; row.head counts lists, `probabilities`
-  /// are summed over its query heads and aligned with list.keys. ValueError, naming the masker, when no prompt was
-  /// seen; ShapeError unless the queries are the next ones of the sequence.
+  /// Prefill: everything. Generation: each query in order adds its own key to its list and attends to the list's keys;
+  /// evict(row, list, probabilities) may then remove keys for later queries. row.head is the number of the list;
+  /// `probabilities` are summed over its query heads and aligned with list.keys. ValueError, naming the masker, when no
+  /// prompt was seen; ShapeError unless the queries are the next ones of the sequence.
   Mask generate(std::string_view masker, const AttentionInputs& inputs, const Context& context,
                 FunctionRef<void(RowId row, List& list, std::span<const double> probabilities)> evict);
 
-  /// See Masker::lasting: what was there when the query at `first` came, and all later keys. At most kStepsBack back.
+  /// See Masker::lasting: the keys that were present when the query at `first` came, and all later keys. Goes back at
+  /// most kStepsBack steps.
   Mask lasting(const AttentionInputs& inputs, Index first, const Context& context) const;
 
-  /// Takes steps back, at most the last kStepsBack, and none of the prompt's keys: CannotFollow.
+  /// Undoes steps; CannotFollow beyond the last kStepsBack and for keys of the prompt.
   void truncate(Index keys);
   void select(std::span<const Index> rows);
 
@@ -46,7 +48,7 @@ class RETICLE_API LiveKeys {
   bool started_ = false;
   Index prompt_ = 0, lists_per_batch_ = 0;
   std::vector<List> lists_;
-  std::vector<std::deque<List>> before_;  // what each list was before each of the last steps
+  std::vector<std::deque<List>> before_;  // each list before each of the last steps
 };
 
 }  // namespace reticle

@@ -22,19 +22,20 @@ HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const float* p) {
   return hwy::HWY_NAMESPACE::LoadU(tag, p);
 }
 
-/// How far ahead memory is asked for, in bytes: what a core's share of bandwidth brings in the latency of a busy memory
-/// (20 GB/s, 400 ns).
+/// Prefetch distance in bytes: a core's share of the bandwidth times the latency of a busy memory (20 GB/s, 400 ns).
 inline constexpr Index kPrefetchBytes = 8192;
 
-/// Asks for `count` elements; where the hardware cannot guess the next address, this is what hides memory latency. Into
-/// the second-level cache: that many more requests can wait there (on Zen 4, half as fast again as into the first).
+/// Prefetches `count` elements, which hides memory latency where the hardware cannot guess the next address. The target
+/// is the second-level cache, where more requests can wait (1.5 times as fast on Zen 4 as prefetching into the first
+/// level).
 template <class T>
 HWY_INLINE void PrefetchVector(const T* p, Index count) {
   constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
   for (Index i = 0; i < count; i += kLine) __builtin_prefetch(p + i, 0, 2);
 }
 
-/// Row i of `count` is about to be used: asks for the one that comes kPrefetchBytes later, here or upcoming.
+/// Called when row i of `count` is about to be used: prefetches the row that comes kPrefetchBytes later, in this matrix
+/// or among the upcoming rows.
 template <class T>
 HWY_INLINE void PrefetchRow(const T* rows, Index stride, const std::int32_t* indices, Index count, Index i, Index width,
                             const UpcomingRows& next) {
@@ -56,7 +57,7 @@ HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const BFloat16* p) {
   return hn::BitCast(tag, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits)));
 }
 
-/// Uses F16C or better where there is any.
+/// Uses F16C or better where available.
 template <class D>
 HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> LoadFloat(D tag, const Half* p) {
   namespace hn = hwy::HWY_NAMESPACE;

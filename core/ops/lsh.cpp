@@ -1,5 +1,4 @@
-// Codes are compared in vectors: a row of a mask compares a query's codes with every key's, bound by the bandwidth of
-// the codes.
+// Compares a query's codes with every key's in vectors, for each row of a mask; bound by the bandwidth of the codes.
 #include <algorithm>
 #include <cstring>
 
@@ -15,7 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Whether at least `least` of the codes, each a Code, are equal.
+/// Whether at least `least` of the `tables` codes, each of type Code, are equal.
 template <class Code>
 bool ShareCodes(const std::uint8_t* HWY_RESTRICT a, const std::uint8_t* HWY_RESTRICT b, Index tables, Index least) {
   Index found = 0, table = 0;

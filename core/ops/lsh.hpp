@@ -1,5 +1,5 @@
 // Locality-sensitive hashing by signs of random projections (SimHash, Charikar 2002): codes of K bits in each of L
-// tables, and how likely two vectors share them.
+// tables, and the probability that two vectors share them.
 #pragma once
 
 #include <cmath>
@@ -13,8 +13,8 @@
 
 namespace reticle {
 
-/// The probability that two vectors of this cosine share all `bits` of a table in at least `least` (1 or 2) of `tables`
-/// tables: p = (1 - angle / pi)^bits, then 1 - (1-p)^tables [- tables p (1-p)^(tables-1)].
+/// The probability that two vectors with this cosine share all `bits` of a table in at least `least` (1 or 2) of
+/// `tables` tables: p = (1 - angle / pi)^bits, then 1 - (1-p)^tables [- tables p (1-p)^(tables-1)].
 RETICLE_HD inline double collision_probability(double cosine, Index bits, Index tables, Index least) {
   const double bounded = cosine < -1 ? -1 : cosine > 1 ? 1 : cosine;
   const double bit = 1 - std::acos(bounded) / std::numbers::pi;
@@ -27,25 +27,25 @@ RETICLE_HD inline double collision_probability(double cosine, Index bits, Index 
   return once > exactly_one ? once - exactly_one : 0;
 }
 
-/// How keys are sampled by collisions (MagicPIG, Chen et al. 2024).
+/// Parameters of sampling keys by hash collisions (MagicPIG, Chen et al. 2024).
 struct RETICLE_API LshRecipe {
   Index tables = 1, bits = 1;                       // L tables of K bits
   Index min_collisions = 1;                         // tables, 1 or 2, that a key shares with the query
   bool center = true, center_query = true;          // subtract the mean of a sequence's first keys
-  Index mean_skips_first = 0, mean_skips_last = 0;  // of those, keys that it leaves out
-  bool lift = true;                                 // keys by one dimension onto a sphere
+  Index mean_skips_first = 0, mean_skips_last = 0;  // how many of those the mean leaves out
+  bool lift = true;                                 // extends keys by one dimension onto a sphere
   std::uint64_t seed = 0;
 
   Index width(Index head_dim) const { return head_dim + (lift ? 1 : 0); }
-  /// Of one table; a vector's codes are (tables, code_bytes).
+  /// Bytes of one table's code; a vector's codes are (tables, code_bytes).
   Index code_bytes() const { return (bits + 7) / 8; }
-  /// (tables * bits, width) normal vectors.
+  /// Standard normal vectors, (tables * bits, width).
   std::vector<float> projections(Index head_dim, int layer) const;
   bool operator==(const LshRecipe&) const = default;
 };
 
-/// Appends, ascending, which of `count` keys' codes (count, tables, code_bytes) share at least min_collisions tables
-/// with a query's.
+/// Appends, ascending, the indices of those of `count` keys whose codes (count, tables, code_bytes) share at least
+/// min_collisions tables with a query's.
 RETICLE_API void collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count, const LshRecipe& recipe,
                             std::vector<std::int32_t>& found);
 

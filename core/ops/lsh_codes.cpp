@@ -22,7 +22,7 @@ float norm(std::span<const float> vector) {
   return static_cast<float>(std::sqrt(squares));
 }
 
-/// Normal vectors for all heads, or for each KV head: ours, or those that were recorded.
+/// The projection vectors, for all heads or for each KV head: the recorded ones if there are any, else the recipe's.
 std::vector<float> projections_of(const AttentionInputs& inputs, const LshRecipe& recipe) {
   const std::optional<TensorView> recorded = inputs.extra("projection");
   if (!recorded) return recipe.projections(inputs.head_dim(), inputs.layer);
@@ -59,14 +59,15 @@ void LshCodes::update(const AttentionInputs& inputs, const LshRecipe& recipe, co
     before.keys = inputs.keys.slice(2, 0, resume);
     const bool first = history_.empty();
     update(before, recipe, context);
-    if (first) first_query_ = 0;  // of a prompt
+    if (first) first_query_ = 0;  // the keys count as a prompt that begins at 0
   }
   const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim(), count = inputs.keys_length();
   seen_.continue_with(inputs);
   if (projections_.empty()) begin(inputs);
   if (count == seen_.count()) return;
   if (recipe_.center && seen_.count() == 0) set_means(inputs);
-  // Norms first: codes depend on the largest of the sequence. Codes of older keys keep the largest norm of their time.
+  // Norms come first, since codes depend on the largest norm of the sequence. Codes of older keys keep the largest norm
+  // at the time they were hashed.
   for (Index head = 0; head < heads; ++head) {
     float& largest = largest_norm_[static_cast<std::size_t>(head / kv_heads_)];
     const ReachableKeys reachable(inputs, head / kv_heads_, head % kv_heads_);
@@ -77,11 +78,11 @@ void LshCodes::update(const AttentionInputs& inputs, const LshRecipe& recipe, co
   context.for_each_chunk(heads, 1, [&](Index, Index begin, Index end) {
     for (Index head = begin; head < end; ++head) {
       std::vector<std::uint8_t>& codes = codes_[static_cast<std::size_t>(head)];
-      codes.resize(static_cast<std::size_t>(seen_.count() * code_stride()));  // an update that was stopped starts again
+      codes.resize(static_cast<std::size_t>(seen_.count() * code_stride()));  // discards an interrupted update
       const float largest = largest_norm_[static_cast<std::size_t>(head / kv_heads_)];
       std::vector<float> extended(static_cast<std::size_t>(recipe_.width(d)));
       for_new_keys(inputs, head, [&](Index, std::span<const float> key) {
-        // [k, sqrt(M^2 - |k|^2)], on the sphere of radius M; signs do not see the radius.
+        // [k, sqrt(M^2 - |k|^2)] lies on the sphere of radius M; signs do not depend on the radius.
         std::copy(key.begin(), key.end(), extended.begin());
         const float length = norm(key);
         if (recipe_.lift) extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
@@ -112,7 +113,7 @@ void LshCodes::begin(const AttentionInputs& inputs) {
 
 void LshCodes::truncate(Index keys) {
   if (keys >= seen_.count()) return;
-  // Keys that came one by one under the same norms can be parted anywhere.
+  // Keys that came one at a time under the same norms can be cut anywhere.
   Norms last{0, {}, false};
   while (!history_.empty() && history_.back().keys > keys) {
     last = std::move(history_.back());
@@ -191,10 +192,10 @@ void LshCodes::write_codes(Index kv_head, std::span<const float> extended, std::
 void LshCodes::sample(const AttentionInputs& inputs, const Mask& previous, RowId row, Selection& selection) const {
   const Index kv_head = inputs.kv_head(row.head), d = inputs.head_dim();
   const auto head = static_cast<std::size_t>(row.batch * kv_heads_ + kv_head);
-  std::vector<float> query(static_cast<std::size_t>(recipe_.width(d)), 0.0f);  // lifted by 0
-  const std::span<float> own(query.data(), static_cast<std::size_t>(d));
-  load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, own);
-  if (recipe_.center_query) center(means_[head], own);
+  std::vector<float> query(static_cast<std::size_t>(recipe_.width(d)), 0.0f);  // the lifted coordinate is 0
+  const std::span<float> unlifted(query.data(), static_cast<std::size_t>(d));
+  load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, unlifted);
+  if (recipe_.center_query) center(means_[head], unlifted);
   std::vector<std::uint8_t> code(static_cast<std::size_t>(code_stride()));
   write_codes(kv_head, query, code.data());
 
@@ -206,18 +207,19 @@ void LshCodes::sample(const AttentionInputs& inputs, const Mask& previous, RowId
 
   const TensorView keys = head_matrix(inputs.keys, row.batch, kv_head);
   std::vector<float> key(static_cast<std::size_t>(d));
-  const double query_norm = static_cast<double>(norm(own));
+  const double query_norm = static_cast<double>(norm(unlifted));
   const double largest = static_cast<double>(largest_norm_[static_cast<std::size_t>(row.batch)]);
   for (const std::int32_t k : colliding) {
     load_row(keys, k, 1, key);
     center(means_[head], key);
     double product = 0;
-    for (std::size_t i = 0; i < key.size(); ++i) product += static_cast<double>(own[i]) * static_cast<double>(key[i]);
+    for (std::size_t i = 0; i < key.size(); ++i)
+      product += static_cast<double>(unlifted[i]) * static_cast<double>(key[i]);
     const double key_norm = recipe_.lift ? largest : static_cast<double>(norm(key));
     const double cosine = key_norm > 0 ? product / ((query_norm + 1e-8) * key_norm) : 0;
     const auto p =
         static_cast<float>(collision_probability(cosine, recipe_.bits, recipe_.tables, recipe_.min_collisions));
-    if (!(p > 0)) continue;  // exactly opposite: never drawn but by rounding
+    if (!(p > 0)) continue;  // exactly opposite vectors collide only by rounding
     selection.indices.push_back(k);
     selection.p.push_back(std::min(p, 1.0f));
   }

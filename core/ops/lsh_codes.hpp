@@ -1,5 +1,5 @@
-// The keys of one layer as locality-sensitive hashing sees them: sign bits of random projections, in several tables.
-// MagicPIG (Chen et al. 2024).
+// Locality-sensitive hash codes of one layer's keys: sign bits of random projections, in several tables. MagicPIG (Chen
+// et al. 2024).
 #pragma once
 
 #include <cstdint>
@@ -17,18 +17,18 @@ namespace reticle {
 /// norm of each sequence.
 class RETICLE_API LshCodes {
  public:
-  /// Hashes the keys beyond those seen. Projections that were recorded, an extra "projection" of (d + lifted, L * K),
-  /// or of (KV heads, d + lifted, L * K), F32, replace the recipe's; ShapeError when they do not fit.
+  /// Hashes the keys beyond those seen. Recorded projections, an extra "projection" of (d + lifted, L * K) or of (KV
+  /// heads, d + lifted, L * K), F32, replace the recipe's; ShapeError when they do not fit.
   void update(const AttentionInputs& inputs, const LshRecipe& recipe, const Context& context);
   void truncate(Index keys);
   void select(std::span<const Index> rows);
 
-  /// Of the keys that `previous` has not chosen, those that collide with the row's query, p being the probability of
-  /// that.
+  /// Selects the keys that collide with the row's query and that `previous` has not chosen; p is the probability of a
+  /// collision.
   void sample(const AttentionInputs& inputs, const Mask& previous, RowId row, Selection& selection) const;
 
  private:
-  /// What the largest norms were when so many keys had been seen: codes of the keys up to there are of them.
+  /// The largest norms when `keys` keys had been seen; codes of keys hashed by then are based on them.
   struct Norms {
     Index keys;
     std::vector<float> largest;
@@ -51,8 +51,8 @@ class RETICLE_API LshCodes {
   Index head_dim_ = 0, kv_heads_ = 0;
   SeenKeys seen_;
   std::vector<Norms> history_;
-  Index first_query_ = 0;  // of the first call: cut before it, there was none
-  Index resume_ = 0;       // keys that are taken in first, on their own: those left by truncate that come again
+  Index first_query_ = 0;  // position of the first call's first query; a sequence cut there or before starts anew
+  Index resume_ = 0;       // keys left by truncate, which the next update hashes first, on their own
 };
 
 }  // namespace reticle

@@ -1,5 +1,5 @@
-// The same operations as MassScale::of, in the same order and none of them fused, a vector of scores at a time: some
-// 30 instructions for 8 scores with AVX-512.
+// The operations of MassScale::of, in the same order and never fused, on a vector of scores at a time: about 30
+// instructions per 8 scores with AVX-512.
 #include <reticle/core/ops/mass.hpp>
 
 #undef HWY_TARGET_INCLUDE
@@ -22,7 +22,7 @@ void Masses(const MassScale& scale, const float* scores, Index count, std::uint6
     for (; i + static_cast<Index>(hn::Lanes(tag)) <= count; i += static_cast<Index>(hn::Lanes(tag))) {
       const auto score = hn::PromoteTo(tag, hn::LoadU(floats, scores + i));
       const auto x = hn::Mul(hn::Sub(score, highest), constant(1.4426950408889634));
-      const auto weighs = hn::Gt(x, constant(-62));  // not NaN, nor what is allowed to nobody
+      const auto weighs = hn::Gt(x, constant(-62));  // false for NaN, -infinity and negligible scores
       const auto whole = hn::Trunc(hn::Sub(hn::IfThenElseZero(weighs, x), constant(0.5)));
       const auto r = hn::Mul(hn::Sub(hn::IfThenElseZero(weighs, x), whole), constant(0.6931471805599453));
       const auto r2 = hn::Mul(r, r);

@@ -1,5 +1,5 @@
-// Softmax mass in whole numbers, whose sums do not depend on the order of adding: every device and any number of
-// threads cut a row at the same key.
+// Softmax masses as integers, whose sums do not depend on the order of addition, so that every device and any number of
+// threads cuts a row at the same key.
 #pragma once
 
 #include <bit>
@@ -12,8 +12,9 @@
 
 namespace reticle {
 
-/// exp(score - highest) of up to `count` scores, in units so small that their sum just fits into 63 bits. Of operations
-/// that every machine rounds alike (kernels that use it are compiled without contraction), not of a library's exp.
+/// exp(score - highest) for up to `count` scores, in units so small that their sum just fits into 63 bits. Computed
+/// with operations that every machine rounds alike (kernels that use it are compiled without contraction) instead of a
+/// library's exp.
 class MassScale {
  public:
   /// `largest`: the order key of the highest score, not 0.
@@ -22,21 +23,22 @@ class MassScale {
         highest_(static_cast<double>(score_of_key(largest))),
         one_(std::uint64_t{1} << (62 - std::bit_width(static_cast<std::uint64_t>(count)))) {}
 
-  /// Of a key other than 0. The highest score may be +infinity: its mass is 1 and every finite one's is 0.
+  /// The mass of an order key other than 0. The highest score may be +infinity: its mass is 1 and every finite one's is
+  /// 0.
   RETICLE_HD std::uint64_t of(std::uint32_t key) const {
     if (key == largest_) return one_;
     const double x = (static_cast<double>(score_of_key(key)) - highest_) * 1.4426950408889634;
     if (!(x > -62)) return 0;
     const int whole = static_cast<int>(x - 0.5);  // to nearest
     const double r = (x - whole) * 0.6931471805599453;
-    // Taylor's series of exp, summed in two halves: 1.3e-7 off at most, as a float is.
+    // The Taylor series of exp, summed in two halves; its error of at most 1.3e-7 is about that of a float.
     const double r2 = r * r;
     const double low = 1.0 + r + r2 * (0.5 + r * (1.0 / 6)), high = 1.0 / 24 + r * (1.0 / 120) + r2 * (1.0 / 720);
     const double sum = low + r2 * r2 * high;
     return static_cast<std::uint64_t>(static_cast<std::int64_t>(sum * static_cast<double>(one_))) >> -whole;
   }
 
-  /// The same as a number, 1 for the highest.
+  /// The mass as a number: 1 for the highest score.
   RETICLE_HD double weight(std::uint32_t key) const { return as_number(of(key)); }
   RETICLE_HD double as_number(std::uint64_t mass) const {
     return static_cast<double>(static_cast<std::int64_t>(mass)) / static_cast<double>(one_);
@@ -51,15 +53,15 @@ class MassScale {
   std::uint64_t one_;
 };
 
-/// The mass of each score, 0 for -infinity and NaN; `to` has room for as many.
+/// The mass of each score, 0 for -infinity and NaN; `to` holds as many elements as `scores`.
 RETICLE_API void masses(const MassScale& scale, std::span<const float> scores, std::uint64_t* to);
 
-/// What a sum must exceed to be more than `share` (0 to 1) of `total`.
+/// The mass that a sum must exceed to be more than `share` (0 to 1) of `total`.
 RETICLE_HD inline std::uint64_t share_of(double share, std::uint64_t total) {
   return static_cast<std::uint64_t>(share * static_cast<double>(total));
 }
 
-/// Digits of order keys, from the highest on, by which a cut is found.
+/// The digits of order keys, most significant first, for finding a cut digit by digit.
 struct CutDigit {
   int shift, bits;
 };

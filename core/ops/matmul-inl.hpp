@@ -1,4 +1,4 @@
-// The register-blocked product that attention's tiles are made of. Included by kernels only, once per target.
+// The register-blocked matrix product of attention's tiles. Included by kernels only, once per target.
 #if defined(RETICLE_CORE_OPS_MATMUL_INL_HPP) == defined(HWY_TARGET_TOGGLE)
 #ifdef RETICLE_CORE_OPS_MATMUL_INL_HPP
 #undef RETICLE_CORE_OPS_MATMUL_INL_HPP
@@ -71,8 +71,8 @@ void MultiplyColumns(Broadcast a, Index rows, Index depth, const float* b, Index
 }
 
 /// c = scale(c) + a b, for a (rows, depth), b (depth, columns) and c (rows, columns), whose rows are `stride` apart;
-/// columns is a multiple of the vector length. `scale(c, v)` loads the vector at c, v vectors from the left of `c`'s
-/// rows, as the sum starts with it. Without depth a and b, and without rows c, may be null.
+/// columns is a multiple of the vector length. `scale(c, v)` loads the vector at c, which is vector v of its row, as
+/// the initial value of the sum. a and b may be null if depth is 0, c if rows is 0.
 template <class Scale>
 void Multiply(Broadcast a, Index rows, Index depth, const float* b, Index columns, Index stride, float* c,
               const Scale& scale) {

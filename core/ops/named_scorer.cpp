@@ -10,9 +10,9 @@
 namespace reticle {
 namespace {
 
-/// Without its last eight bits. Rotary embeddings turn the key of a repeated token, so that its norms are one but for
-/// rounding, which differs by how many tokens a model computes at once; told apart no finer than that, the lower index
-/// wins.
+/// Clears the last eight bits. Rotary embeddings rotate the key of a repeated token, so its norms are equal except for
+/// rounding errors, which depend on how many tokens a model computes at once. Without those bits such norms tie, and
+/// the lower index wins.
 float without_rounding(float x) { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xFFFFFF00u); }
 
 }  // namespace
@@ -55,11 +55,10 @@ void NamedScorer::operator()(std::span<const RowId> rows, float* scores) const {
 void NamedScorer::score_row(RowId row, float* scores) const {
   const Index keys = inputs_.keys_length(), kv_head = inputs_.kv_head(row.head);
   if (name_ == ScorerName::value_aware || name_ == ScorerName::key_norm) {
-    const std::vector<float>& of_key =
-        state_.of_key[static_cast<std::size_t>(row.batch * inputs_.kv_heads() + kv_head)];
+    const std::vector<float>& terms = state_.of_key[static_cast<std::size_t>(row.batch * inputs_.kv_heads() + kv_head)];
     const bool alone = name_ == ScorerName::key_norm;
     for (Index key = 0; key < keys; ++key)
-      scores[key] = (alone ? 0 : scores[key]) + of_key[static_cast<std::size_t>(key)];
+      scores[key] = (alone ? 0 : scores[key]) + terms[static_cast<std::size_t>(key)];
     if (alone) add_attention_mask(inputs_, row, scores);
     return;
   }

@@ -1,4 +1,4 @@
-// Scorers by name, for selectors that leave the choice to the config.
+// Scorers by name, for maskers whose config names the scorer.
 #pragma once
 
 #include <span>
@@ -11,16 +11,16 @@
 
 namespace reticle {
 
-/// What a key's score is, for a query:
-///   exact        scaling * q.k, attention's own
+/// The score of a key k with value v for a query q:
+///   exact        scaling * q.k, as attention computes it
 ///   value_aware  exact + log |v|: the size of what the key would add (VATP, Guo et al. 2024)
 ///   page_bounds  the upper bound of exact over the key's page (Quest, Tang et al. 2024)
-///   page_means   scaling * q . mean of the key's page; the last, incomplete page by its own keys
-///   key_norm     -|k| to 2^-15 of it, whatever the query (Devoto et al. 2024)
+///   page_means   scaling * q . mean of the key's page; keys of the last, incomplete page: exact
+///   key_norm     -|k|, to a relative precision of 2^-15, for every query (Devoto et al. 2024)
 /// All add the attention mask, and give -infinity to keys that it or causality forbids.
 enum class ScorerName : std::uint8_t { exact, value_aware, page_bounds, page_means, key_norm };
 
-/// What a named scorer keeps across decode steps; only new keys are read.
+/// The state of a named scorer across decode steps; only new keys are read.
 struct NamedScorerState {
   SeenKeys seen;
   PageBounds bounds;
@@ -42,9 +42,9 @@ struct NamedScorerState {
 
 class RETICLE_API NamedScorer {
  public:
-  /// Takes in the keys that `state` has not seen.
+  /// Reads the keys that `state` has not seen.
   NamedScorer(ScorerName name, Index page_size, const AttentionInputs& inputs, NamedScorerState& state);
-  /// As Scorer.
+  /// See Scorer (scores.hpp).
   void operator()(std::span<const RowId> rows, float* scores) const;
 
  private:

@@ -12,7 +12,8 @@
 namespace reticle {
 namespace {
 
-/// Each value becomes the mean or the largest of those at most kernel / 2 away; beyond the edges lies nothing.
+/// Pools over the values at most kernel / 2 away. Beyond the edges there are no values, but the mean divides by
+/// `kernel` there too.
 void pool(std::vector<float>& values, Index kernel, Pooling pooling) {
   const Index n = static_cast<Index>(values.size()), half = kernel / 2;
   const std::vector<float> from = values;
@@ -58,10 +59,10 @@ void for_each_attention_row(const AttentionInputs& given, Index batch, Index hea
     for (Index r = 0; r < rows; ++r) together[static_cast<std::size_t>(r)] = {batch, head, query + r};
     scorer({together.data(), static_cast<std::size_t>(rows)}, scores.data());
     for (Index r = 0; r < rows; ++r) {
-      const std::span<float> of_row(scores.data() + static_cast<std::size_t>(r) * keys, keys);
-      softmax(of_row.first(static_cast<std::size_t>(inputs.visible_keys(query + r))));
-      std::fill(of_row.begin() + inputs.visible_keys(query + r), of_row.end(), 0.0f);
-      row(query + r, of_row);
+      const std::span<float> row_scores(scores.data() + static_cast<std::size_t>(r) * keys, keys);
+      softmax(row_scores.first(static_cast<std::size_t>(inputs.visible_keys(query + r))));
+      std::fill(row_scores.begin() + inputs.visible_keys(query + r), row_scores.end(), 0.0f);
+      row(query + r, row_scores);
     }
   }
 }
@@ -79,7 +80,7 @@ void attend_to(const AttentionInputs& inputs, RowId row, std::span<const std::in
   if (inputs.attention_mask) {
     const AttentionMaskRow bias(*inputs.attention_mask, row);
     for (std::size_t i = 0; i < keys.size(); ++i) {
-      const float added = bias(keys[i]);  // of a forbidden key, whatever it holds
+      const float added = bias(keys[i]);  // a forbidden key gets -infinity even if its score is NaN
       probabilities[i] = added == -std::numeric_limits<float>::infinity() ? added : probabilities[i] + added;
     }
   }

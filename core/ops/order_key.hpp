@@ -1,4 +1,4 @@
-// The order in which scores are selected, as integers: the one definition for CPU and GPU.
+// Maps scores to integers in the order of selection; one definition for CPU and GPU.
 #pragma once
 
 #include <bit>
@@ -8,8 +8,8 @@
 
 namespace reticle {
 
-/// A float's place in the order of selection: a larger key is selected earlier, equal scores have equal keys (-0 is
-/// +0), NaN and -infinity have key 0.
+/// A float's rank in the order of selection: a larger key is selected earlier, equal scores have equal keys (-0 is +0),
+/// NaN and -infinity have key 0.
 RETICLE_HD inline std::uint32_t order_key(float score) {
   const auto bits = std::bit_cast<std::uint32_t>(score + 0.0f);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u || bits == 0xFF800000u) {

@@ -25,7 +25,7 @@ void PageBounds::update(const AttentionInputs& inputs, Index page_size, Index la
     labels_.assign(label_bits < 16 ? bounds_.size() : 0, {});
   }
   const Index first_page = seen / page_size, pages = (count + page_size - 1) / page_size;
-  // The bounds of no key are finite, so that queries of 0 make no NaN of them, and lower than those of any key.
+  // The bounds of a page without keys: lower than those of any key, and finite, so that products with 0 are not NaN.
   constexpr float kNone = std::numeric_limits<float>::max();
   std::vector<float> key(static_cast<std::size_t>(d));
   for (Index head = 0; head < inputs.batch() * kv_heads_; ++head) {

@@ -1,5 +1,4 @@
-// Means of windows of keys, kept across decode steps: a coarse view of what lies behind. NSA's average pooling, MoBA's
-// block representatives.
+// Means of windows of keys, kept across decode steps: NSA's average pooling and MoBA's block representatives.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +9,11 @@
 
 namespace reticle {
 
-/// Mean i of a KV head is that of keys [i * stride, i * stride + kernel), without those that the attention mask forbids
-/// to all queries; only windows that are complete count.
+/// Mean i of a KV head is the mean of keys [i * stride, i * stride + kernel), without those that the attention mask
+/// forbids to all queries; only complete windows count.
 class RETICLE_API PooledKeys {
  public:
-  /// Takes in the keys beyond those seen. ShapeError when the inputs do not continue the sequence.
+  /// Reads the keys beyond those seen. ShapeError when the inputs do not continue the sequence.
   void update(const AttentionInputs& inputs, Index kernel, Index stride);
   void truncate(Index keys) { seen_.truncate(keys); }
   void select(std::span<const Index> rows) {
@@ -24,17 +23,17 @@ class RETICLE_API PooledKeys {
   }
   /// Complete windows within the first n keys.
   Index count(Index n) const { return n < kernel_ ? 0 : (n - kernel_) / stride_ + 1; }
-  /// (count, d) F32; as many as were asked for.
+  /// The first `count` means, (count, d) F32.
   TensorView means(Index batch, Index kv_head, Index count) const;
-  /// scores[i] = query . mean i, for `count` of them; -infinity where all keys of the window are forbidden.
+  /// scores[i] = query . mean i, for i < count; -infinity where all keys of the window are forbidden.
   void score(std::span<const float> query, Index batch, Index kv_head, Index count, std::span<float> scores) const;
-  /// Keys read so far, over all updates: what a decode step costs.
+  /// Keys read so far, over all updates; shows what a decode step costs.
   Index keys_read() const { return keys_read_; }
 
  private:
   SeenKeys seen_;
   Index kernel_ = 1, stride_ = 1, head_dim_ = 0, kv_heads_ = 0, keys_read_ = 0;
-  // Per (batch, KV head): the means, and of each whether all its keys are forbidden.
+  // Per (batch, KV head): the means, and for each whether all its keys are forbidden.
   std::vector<std::vector<float>> means_;
   std::vector<std::vector<std::uint8_t>> forbidden_;
 };

@@ -107,7 +107,8 @@ ProductQuantiser PqRecipe::train(const TensorView& keys, int layer, Index head, 
   const Index candidates = keys.size(0) - init_offset;
   if (static_cast<Index>(counted.size()) == candidates)
     return {keys, init_offset, parts, centroids, iterations, metric, random};
-  // There are as many centroids as without the others: keys come again where too few count, and zeros where none does.
+  // The number of centroids does not depend on how many keys count: keys repeat where too few count, and the rows are
+  // zeros where none does.
   const std::size_t rows = std::max(counted.size(), static_cast<std::size_t>(std::min(centroids, candidates)));
   const auto width = static_cast<std::size_t>(keys.size(1));
   std::vector<float> clustered(rows * width, 0.0f);

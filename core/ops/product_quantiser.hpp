@@ -20,10 +20,11 @@ class RETICLE_API ProductQuantiser {
   ProductQuantiser() = default;
   /// Lloyd's k-means over rows [begin, end) of `keys` (n, d), at most `iterations`; the first centroids are rows drawn
   /// without replacement, an empty cluster gets a row at random. With `ip`, vectors are lifted onto a sphere first, so
-  /// that near means a large inner product (Neyshabur and Srebro 2015).
+  /// that near vectors have large inner products (Neyshabur and Srebro 2015).
   ProductQuantiser(const TensorView& keys, Index begin, Index parts, Index centroids, Index iterations, PqMetric metric,
                    Philox& random);
-  /// From centroids (parts, count, width of a part or more) F32 that were recorded; further columns are left out.
+  /// Uses recorded centroids, (parts, count, columns) F32 with at least as many columns as a part is wide; further
+  /// columns are ignored.
   ProductQuantiser(const TensorView& centroids, Index dim);
 
   bool trained() const { return dim_ > 0; }
@@ -34,9 +35,9 @@ class RETICLE_API ProductQuantiser {
   /// table[u * stride + c] = query's part u . centroid c; stride is centroids().
   std::vector<float> table(std::span<const float> query) const;
   Index centroids() const { return centroids_; }
-  /// Of one part.
+  /// The codebook of one part.
   struct Book {
-    Index begin = 0, width = 0;    // of the part
+    Index begin = 0, width = 0;    // the part's elements
     std::vector<float> centroids;  // (count, width)
     std::vector<float> lift;       // (count): the extra coordinate of `ip`, else zeros
     float radius = 0;              // squared; 0 for euclidean
@@ -51,15 +52,15 @@ class RETICLE_API ProductQuantiser {
   std::vector<Book> books_;
 };
 
-/// How the codebooks of a sequence come about.
+/// Parameters for training the codebooks of a sequence.
 struct RETICLE_API PqRecipe {
   Index parts = 1, centroids = 1, iterations = 1;
   Index init_offset = 0;  // first keys that are neither clustered nor candidates
   PqMetric metric = PqMetric::euclidean;
   std::uint64_t seed = 0;
 
-  /// The codebook of KV head number `head` of (batch, KV head) at a layer, from those of its keys (n, d), n >
-  /// init_offset, that count.
+  /// The codebook of (batch, KV head) number `head` at a layer, trained on the keys with counts(key), out of keys (n,
+  /// d), n > init_offset.
   ProductQuantiser train(const TensorView& keys, int layer, Index head, FunctionRef<bool(Index key)> counts) const;
   bool operator==(const PqRecipe&) const = default;
 };

@@ -1,4 +1,4 @@
-// Uniform quantisation, kept as floats: what a low-bit cache of labels would hold.
+// Uniform quantisation with results kept as floats, which simulates a low-bit cache of labels.
 #pragma once
 
 #include <span>

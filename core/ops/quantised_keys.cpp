@@ -32,8 +32,8 @@ void check_recorded(const TensorView& centroids, const TensorView& codes, const 
 }
 
 TensorView recorded_book(const TensorView& centroids, Index batch, Index kv_head) {
-  const TensorView of_head = centroids.slice(0, batch, batch + 1).slice(1, kv_head, kv_head + 1);
-  TensorView book = of_head.permute({2, 3, 4, 0, 1});
+  const TensorView head_centroids = centroids.slice(0, batch, batch + 1).slice(1, kv_head, kv_head + 1);
+  TensorView book = head_centroids.permute({2, 3, 4, 0, 1});
   book.rank = 3;
   return book;
 }
@@ -67,11 +67,11 @@ void QuantisedKeys::update(const AttentionInputs& inputs, const PqRecipe& recipe
       } else if (first) {
         book = recipe.train(keys.slice(0, 0, trained), inputs.layer, head, ReachableKeys(inputs, batch, kv_head));
       }
-      std::vector<std::uint16_t>& of_head = codes_[static_cast<std::size_t>(head)];
-      of_head.resize(static_cast<std::size_t>(count * book.parts()));
+      std::vector<std::uint16_t>& head_codes = codes_[static_cast<std::size_t>(head)];
+      head_codes.resize(static_cast<std::size_t>(count * book.parts()));
       std::vector<float> key(static_cast<std::size_t>(inputs.head_dim()));
       for (Index k = coded_; k < count; ++k) {
-        std::uint16_t* code = of_head.data() + k * book.parts();
+        std::uint16_t* code = head_codes.data() + k * book.parts();
         if (recorded) {
           for (Index u = 0; u < book.parts(); ++u)
             code[u] = static_cast<std::uint16_t>(*codes->at<Index>(batch, k, kv_head, u));
@@ -98,7 +98,8 @@ void QuantisedKeys::truncate(Index keys) {
     train_on_ = keys > first_query_ ? keys : 0;
     trained_ = coded_ = 0;
   }
-  coded_ = std::min(coded_, keys);  // at most: keys before init_offset have no codes, and coding again changes nothing
+  // An upper bound, since keys before init_offset have no codes; coding a key again changes nothing.
+  coded_ = std::min(coded_, keys);
 }
 
 void QuantisedKeys::select(std::span<const Index> rows) {

@@ -1,5 +1,5 @@
-// The keys of one layer after product quantisation: codebooks made of a sequence's first keys, and a code for every
-// key. PQCache (Zhang et al. 2024).
+// Product-quantised keys of one layer: codebooks trained on a sequence's first keys, and a code for every key. PQCache
+// (Zhang et al. 2024).
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ namespace reticle {
 /// Kept across decode steps, in which only new keys are coded.
 class RETICLE_API QuantisedKeys {
  public:
-  /// Clusters the first keys, and codes those beyond the ones seen, all but recipe.init_offset at the start. Recorded
-  /// extras "centroids" (b, hkv, parts, count, width) F32 and "codes" (b, keys, hkv, parts) I64 replace ours;
-  /// ShapeError when they do not fit.
+  /// Trains the codebooks at the first call, then codes the keys beyond those seen, except the first
+  /// recipe.init_offset. Recorded extras "centroids" (b, hkv, parts, count, width) F32 and "codes" (b, keys, hkv,
+  /// parts) I64 replace the trained ones; ShapeError when they do not fit.
   void update(const AttentionInputs& inputs, const PqRecipe& recipe, const Context& context);
   void truncate(Index keys);
   void select(std::span<const Index> rows);
@@ -34,9 +34,9 @@ class RETICLE_API QuantisedKeys {
   SeenKeys seen_;
   PqRecipe recipe_;
   Index coded_ = 0;        // keys with a code
-  Index trained_ = 0;      // keys that the codebooks were made of
-  Index first_query_ = 0;  // of the call that they were made in: cut before it, there was none
-  Index train_on_ = 0;     // keys to make them of again; 0: all there are
+  Index trained_ = 0;      // keys that the codebooks were trained on
+  Index first_query_ = 0;  // position of the training call's first query; a sequence cut there or before starts anew
+  Index train_on_ = 0;     // keys to train on again after truncate; 0: all there are
 };
 
 }  // namespace reticle

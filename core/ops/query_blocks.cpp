@@ -96,7 +96,7 @@ void append_blocks(std::span<const std::int32_t> blocks, Index size, std::vector
 
 namespace {
 
-/// `first_position`, at least 0, is where row 0 of the matrix (n, d) stands; only rows for which counts(row) do.
+/// Row 0 of the matrix (n, d) is at position `first_position` >= 0. Only rows with counts(row) enter the means.
 BlockMeans block_means(const TensorView& matrix, Index first_position, Index size, BlockMeans::Divisor divisor,
                        FunctionRef<bool(Index)> counts) {
   BlockMeans result;

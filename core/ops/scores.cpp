@@ -25,7 +25,7 @@ void ExactScorer::operator()(std::span<const RowId> rows, float* scores) const {
 Mask select_scored(const AttentionInputs& inputs, Scorer scorer,
                    FunctionRef<void(RowId, std::span<float>, Selection&)> choose, const Context& context) {
   const MaskShape shape = inputs.shape();
-  // Of one KV head, and a whole number of times in its heads.
+  // The number of heads scored together: they share a KV head, and their number divides the group.
   const auto heads_together = [&] {
     Index together = std::min(kQueriesPerPass, std::max<Index>(1, inputs.group()));
     while (inputs.group() % together != 0) --together;

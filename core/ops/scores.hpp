@@ -25,13 +25,13 @@ class RETICLE_API ExactScorer {
   const AttentionInputs& inputs_;
 };
 
-/// The mask of what `choose` selects, row by row, from the row's scores. The score matrix is never stored: the
+/// The mask of the keys that `choose` selects, row by row, from the row's scores. The score matrix is never stored: the
 /// workspace is kQueriesPerPass rows of scores per thread.
 RETICLE_API Mask select_scored(const AttentionInputs& inputs, Scorer scorer,
                                FunctionRef<void(RowId row, std::span<float> scores, Selection& selection)> choose,
                                const Context& context);
 
-/// The same from the scores of the positions that `previous` has not chosen; the others' are -infinity.
+/// The same, except that keys which `previous` has chosen have score -infinity.
 RETICLE_API Mask select_by_score(const AttentionInputs& inputs, const Mask& previous, Scorer scorer,
                                  FunctionRef<void(std::span<const float> scores, Selection& selection)> choose,
                                  const Context& context);

@@ -12,7 +12,7 @@
 namespace reticle {
 namespace {
 
-/// Where the selection ends: everything with a key above `key`, and the first `ties` of those equal to it.
+/// The end of a selection: it takes everything with a key above `key`, and the first `ties` of those equal to it.
 struct Cut {
   std::uint32_t key = 0;
   Index ties = 0;
@@ -24,8 +24,8 @@ struct Candidate {
 };
 
 /// The smallest prefix of the keys in descending order whose mass exceeds `target`, by radix descent: sum the masses
-/// per value of the leading digit, find the digit in which the target is passed, go on within it. O(n), whatever the
-/// distribution.
+/// per value of the leading digit, find the digit in which the target is passed, and continue within it. O(n), whatever
+/// the distribution.
 Cut find_cut(std::vector<Candidate>& candidates, std::uint64_t target) {
   std::uint64_t passed = 0;
   std::uint32_t prefix = 0;
@@ -81,23 +81,23 @@ void top_p(std::span<const float> scores, double p, std::vector<std::int32_t>& s
   if (!(p >= 0)) return;
   struct Scratch {
     std::vector<std::uint32_t> keys;
-    std::vector<std::uint64_t> of_scores;
+    std::vector<std::uint64_t> score_masses;
     std::vector<Candidate> candidates;
   };
   static thread_local constinit ThreadScratch<Scratch> scratch;
-  auto& [keys, of_scores, candidates] = scratch.get();
+  auto& [keys, score_masses, candidates] = scratch.get();
   keys_of(scores, keys);
   std::uint32_t largest = 0;
   for (const std::uint32_t key : keys) largest = std::max(largest, key);
   if (largest == 0) return;
   if (p >= 1) return take(keys, {0, 0}, selected);
   const MassScale mass(largest, static_cast<Index>(keys.size()));
-  of_scores.resize(scores.size());
-  masses(mass, scores, of_scores.data());
+  score_masses.resize(scores.size());
+  masses(mass, scores, score_masses.data());
   candidates.clear();
   std::uint64_t total = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    if (keys[i] != 0) total += candidates.emplace_back(Candidate{keys[i], of_scores[i]}).mass;
+    if (keys[i] != 0) total += candidates.emplace_back(Candidate{keys[i], score_masses[i]}).mass;
   }
   take(keys, find_cut(candidates, share_of(p, total)), selected);
 }
@@ -113,7 +113,7 @@ void sample_without_replacement(Index n, Index m, Philox& random, std::vector<st
   if (n > kMaxColumns)
     throw ShapeError("sampling: " + std::to_string(n) + " positions; at most 2^31 - 1 can be addressed");
   m = std::clamp<Index>(m, 0, n);
-  const bool inverse = m > n / 2;  // draw what to leave out
+  const bool inverse = m > n / 2;  // draws the numbers to leave out
   const Index drawn = inverse ? n - m : m;
   collect(n, selected, [&](std::vector<std::uint64_t>& marked) {
     const auto mark = [&](Index i) {

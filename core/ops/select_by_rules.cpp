@@ -43,7 +43,7 @@ Mask window(const Rule& rule, const AttentionInputs& inputs, const Context& cont
       context);
 }
 
-/// m of a row's n candidates, each included with probability m / n exactly.
+/// Draws m of a row's n candidates, each included with probability m / n exactly.
 Mask sample(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, const Context& context) {
   return Mask::from_selections(
       inputs.shape(),
@@ -81,7 +81,7 @@ Mask best(const Rule& rule, const AttentionInputs& inputs, const Mask& previous,
       context);
 }
 
-/// The best by what is kept of the keys: score(inputs, row, scores) of one row at a time.
+/// The keys of highest score, where score(inputs, row, scores) of `kept` scores one row at a time.
 template <class Kept>
 Mask best_by_codes(const Rule& rule, const AttentionInputs& inputs, const Mask& previous, const Kept& kept,
                    const Context& context) {
@@ -96,7 +96,7 @@ Mask best_by_codes(const Rule& rule, const AttentionInputs& inputs, const Mask& 
       context);
 }
 
-/// The one there is, or the first.
+/// The value, constructed at first use.
 template <class T>
 T& made(std::optional<T>& kept) {
   return kept ? *kept : kept.emplace();
@@ -227,14 +227,14 @@ std::optional<Index> entries_of(std::span<const Rule> rules, Index keys) {
   return chosen;
 }
 
-// It is defined here because the door for maskers stands below the operations that it opens to.
+// Defined here because core/ops, which it uses, is above core/masker in the layering.
 Mask Masker::select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
                     const Context& context) const {
-  const std::vector<Rule> own = rules(inputs.keys_length(), inputs.layer);
-  if (own.empty()) throw Error("masker \"" + type() + "\": has neither rules nor a select of its own");
+  const std::vector<Rule> masker_rules = rules(inputs.keys_length(), inputs.layer);
+  if (masker_rules.empty()) throw Error("masker \"" + type() + "\": has neither rules nor a select of its own");
   KeptByRules none;  // stays empty where no rule keeps anything
-  KeptByRules& kept = std::ranges::any_of(own, &Rule::keeps) ? state.get<KeptByRules>(*this) : none;
-  return select_by_rules(own, inputs, previous, kept, context);
+  KeptByRules& kept = std::ranges::any_of(masker_rules, &Rule::keeps) ? state.get<KeptByRules>(*this) : none;
+  return select_by_rules(masker_rules, inputs, previous, kept, context);
 }
 
 }  // namespace reticle

@@ -1,4 +1,4 @@
-// Rules on the CPU: what core/cuda/choose.hpp does with them where the tensors lie on a GPU.
+// Executes rules on the CPU; core/cuda/choose.hpp executes them on a GPU, where the tensors lie.
 #pragma once
 
 #include <optional>
@@ -15,7 +15,8 @@
 
 namespace reticle {
 
-/// What rules keep of a layer's keys between calls; one of each, so that a masker has at most one rule of each kind.
+/// The state that rules keep about a layer's keys between calls. There is one of each kind, so a masker has at most one
+/// rule of each of these kinds.
 struct RETICLE_API KeptByRules {
   std::optional<PageBounds> pages;
   std::optional<HashCodes> hashed;
@@ -26,7 +27,7 @@ struct RETICLE_API KeptByRules {
   void select(std::span<const Index> rows);
 
  private:
-  /// Calls use with each that there is.
+  /// Calls use(state) for each state that exists.
   template <class Use>
   void each(Use&& use) {
     if (pages) use(*pages);
@@ -36,12 +37,12 @@ struct RETICLE_API KeptByRules {
   }
 };
 
-/// The keys that a masker's rules choose, one rule after another, beyond those that `previous` has. ValueError for two
-/// rules that keep the same, and for rules that cannot be followed: pages of no keys, codes without weights.
+/// The keys that a masker's rules choose, one rule after another, beyond those in `previous`. ValueError for two rules
+/// that would share one state, and for invalid rules: pages of no keys, codes without weights.
 RETICLE_API Mask select_by_rules(std::span<const Rule> rules, const AttentionInputs& inputs, const Mask& previous,
                                  KeptByRules& kept, const Context& context);
 
-/// How many of `keys` keys a row gets from rules; none where that depends on the scores, or on what meets.
+/// The number of keys that rules give a row of `keys` keys; absent if it depends on the scores or on how rules overlap.
 RETICLE_API std::optional<Index> entries_of(std::span<const Rule> rules, Index keys);
 
 }  // namespace reticle

@@ -24,7 +24,7 @@ std::vector<float> page_scores(const Rule& rule, const AttentionInputs& inputs, 
   return total;
 }
 
-/// The allowed keys of the pages.
+/// Appends the allowed keys of the pages.
 void add_pages(const Rule& rule, const AttentionInputs& inputs, RowId row, std::span<const std::int32_t> pages,
                Selection& keys) {
   std::optional<AttentionMaskRow> bias;

@@ -1,4 +1,4 @@
-// Whole pages of keys, chosen by the bounds of their scores. Quest (Tang et al. 2024).
+// Selects whole pages of keys by upper bounds of their scores. Quest (Tang et al. 2024).
 #pragma once
 
 #include <reticle/core/attention_inputs.hpp>
@@ -9,7 +9,7 @@
 
 namespace reticle {
 
-/// What a rule of kind `pages` chooses, after the bounds have taken in the keys beyond those seen.
+/// Updates the bounds with the keys beyond those seen, then selects as a rule of kind `pages` says.
 RETICLE_API Mask select_pages(const Rule& rule, const AttentionInputs& inputs, PageBounds& bounds,
                               const Context& context);
 

@@ -13,8 +13,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 
-/// cap * tanh(score / cap) by exp: exact to a few units in the last place of `cap`, which is what scores are measured
-/// by.
+/// cap * tanh(score / cap), computed with exp. The error is a few units in the last place of `cap`, the scale of the
+/// scores.
 template <class D, class V = hwy::HWY_NAMESPACE::Vec<D>>
 HWY_INLINE V SoftCap(D tag, V scores, float cap) {
   namespace hn = hwy::HWY_NAMESPACE;

@@ -1,4 +1,4 @@
-// Small statistics that samplers need.
+// Statistics for samplers.
 #pragma once
 
 #include <cmath>
@@ -8,10 +8,10 @@
 
 namespace reticle {
 
-/// The size of the sample, of n weights of which some have this mean and standard deviation, whose estimate of their
-/// sum is off by more than `epsilon` of the whole, `chosen` included, no more often than `quantile` standard errors are
-/// passed: the least b with quantile * sqrt(n^2 s^2 (1/b - 1/n)) <= epsilon * (chosen + n * mean). 0 where the weights
-/// are alike. vAttention (Desai et al. 2025).
+/// The smallest sample size b of n weights, of which a base sample gave mean and standard deviation s, such that the
+/// estimated total is off by more than the share `epsilon` of `chosen` + n * mean only if it is off by more than
+/// `quantile` standard errors: the least b with quantile * sqrt(n^2 s^2 (1/b - 1/n)) <= epsilon * (chosen + n * mean).
+/// 0 if the weights are all alike. vAttention (Desai et al. 2025).
 RETICLE_HD inline Index adaptive_budget(Index n, double mean, double deviation, double chosen, double epsilon,
                                         double quantile) {
   if (!(deviation > 0) || !(quantile > 0)) return 0;

@@ -1,14 +1,14 @@
 // The k highest of n scores without sorting them.
 //
-// Narrow: a threshold guessed from a few samples, low enough that more than k scores pass it almost surely, leaves a
-// small list of candidates; one pass at load speed. Should fewer pass, nothing is lost but that pass.
-// Cut: the k-th highest candidate lies between two scores that are drawn together; each step counts the candidates from
-// a score between them on, 16 per instruction with AVX-512, and the first that counts k ends it. That score is where
-// k is reached if ranks are distributed as those of a logistic distribution (near enough to a normal one, tails
-// included): about four steps. Where that does not halve what lies between, the next step halves the bits of floats, in
-// the order of selection, instead: at most 64 steps whatever the distribution. Take: one more pass writes the positions
-// in ascending order, of scores equal to the last one the first. Bound by reading the scores once when they are many,
-// by the steps over the candidates when they are few.
+// Narrow: a threshold guessed from a few samples, low enough that more than k scores almost surely pass it, leaves a
+// small list of candidates; one pass at load speed. If fewer pass, only that pass is lost.
+// Cut: the k-th highest candidate is searched between a score that at least k candidates reach and one that fewer
+// reach. Each step counts the candidates at or above a score in between, 16 per instruction with AVX-512; a count of
+// exactly k ends the search. That score is interpolated as if ranks followed a logistic distribution (close enough to a
+// normal one, tails included): about four steps. If a step does not halve the undecided candidates, the next step
+// bisects the bits of floats, in the order of selection: at most 64 steps whatever the distribution.
+// Take: one more pass writes the positions in ascending order; of scores equal to the last one it takes the first.
+// Bound by reading the scores once when they are many, by the steps over the candidates when they are few.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -56,7 +56,7 @@ Index CountFrom(const float* scores, Index n, float threshold) {
   return count;
 }
 
-/// The highest score; NaN is passed over.
+/// The highest score, ignoring NaN.
 float Highest(const float* scores, Index n) {
   const hn::ScalableTag<float> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
@@ -96,24 +96,24 @@ float LowestFrom(const float* scores, Index n, float threshold) {
   return lowest;
 }
 
-/// Scores at or above the threshold, with their positions (from `indices`, or their own); returns how many.
-/// `to_scores` and `to_indices` have room for n and a vector more, and may be where the scores come from.
+/// Writes the scores at or above the threshold and their positions (from `indices`, or 0, 1, ...); returns how many.
+/// `to_scores` and `to_indices` have room for n elements and a vector more, and may alias the inputs.
 Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, float threshold, float* to_scores,
                   std::int32_t* to_indices) {
   const hn::ScalableTag<float> tag;
   const hn::RebindToSigned<decltype(tag)> positions;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const auto least = hn::Set(tag, threshold);
-  const auto from_zero = hn::Iota(positions, 0);  // once: in Highway 1.0 it goes through memory
+  const auto from_zero = hn::Iota(positions, 0);  // hoisted: Highway 1.0 computes it through memory
   Index count = 0, i = 0;
   for (; i + lanes <= n; i += lanes) {
     const auto v = hn::LoadU(tag, scores + i);
     const auto passing = hn::Ge(v, least);
     if (hn::AllFalse(tag, passing)) continue;
-    const auto own = indices == nullptr ? hn::Add(from_zero, hn::Set(positions, static_cast<std::int32_t>(i)))
-                                        : hn::LoadU(positions, indices + i);
+    const auto lane_indices = indices == nullptr ? hn::Add(from_zero, hn::Set(positions, static_cast<std::int32_t>(i)))
+                                                 : hn::LoadU(positions, indices + i);
     hn::StoreU(hn::Compress(v, passing), tag, to_scores + count);
-    hn::StoreU(hn::Compress(own, hn::RebindMask(positions, passing)), positions, to_indices + count);
+    hn::StoreU(hn::Compress(lane_indices, hn::RebindMask(positions, passing)), positions, to_indices + count);
     count += static_cast<Index>(hn::CountTrue(tag, passing));
   }
   for (; i < n; ++i) {
@@ -124,8 +124,8 @@ Index CollectFrom(const float* scores, const std::int32_t* indices, Index n, flo
   return count;
 }
 
-/// Positions of scores above the cut, and of the first `ties` equal to it, `most` in all; returns how many. Room as
-/// above.
+/// Writes the positions of scores above the cut and of the first `ties` equal to it, at most `most` in all; returns how
+/// many. `out` has room for `most` and a vector more.
 Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float cut, Index ties, Index most,
                 std::int32_t* out) {
   const hn::ScalableTag<float> tag;
@@ -146,7 +146,7 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
     const auto equal = hn::Eq(v, at_cut);
     if (!hn::AllFalse(tag, equal)) {
       const auto found = static_cast<Index>(hn::CountTrue(tag, equal));
-      if (ties > 0 && ties < found) {  // the last ones: one by one
+      if (ties > 0 && ties < found) {  // not all of these ties are taken
         for (Index at = i; at < i + lanes; ++at) take_one(at);
         continue;
       }
@@ -155,9 +155,9 @@ Index TakeAbove(const float* scores, const std::int32_t* indices, Index n, float
         ties -= found;
       }
     }
-    const auto own = indices == nullptr ? hn::Add(from_zero, hn::Set(positions, static_cast<std::int32_t>(i)))
-                                        : hn::LoadU(positions, indices + i);
-    hn::StoreU(hn::Compress(own, hn::RebindMask(positions, taken)), positions, out + count);
+    const auto lane_indices = indices == nullptr ? hn::Add(from_zero, hn::Set(positions, static_cast<std::int32_t>(i)))
+                                                 : hn::LoadU(positions, indices + i);
+    hn::StoreU(hn::Compress(lane_indices, hn::RebindMask(positions, taken)), positions, out + count);
     count += static_cast<Index>(hn::CountTrue(tag, taken));
   }
   for (; i < n && count < most; ++i) take_one(i);
@@ -182,32 +182,32 @@ float highest(std::span<const float> scores) {
 
 namespace {
 
-/// What kernels may write beyond their result.
+/// Elements past the result that kernels may overwrite.
 constexpr std::size_t kSlack = 64;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-/// Memory for the candidates that were kept.
+/// Memory for the narrowed list of candidates.
 struct Kept {
   Array<float> scores;
   Array<std::int32_t> indices;
 };
 
-/// Scores and where they stand.
+/// Scores and their positions.
 struct Candidates {
   const float* scores;
   const std::int32_t* indices;  // null: 0, 1, ...
   Index count;
 };
 
-/// Where k of n scores are cut off: at least k reach `low` (all there are, if fewer), and `above` of them, less than k,
-/// reach any higher key that scores have.
+/// Where k of n scores are cut off: `reaching` scores, at least k (or all, if fewer), have order keys of at least
+/// `low`; `above` of them, fewer than k, have higher ones.
 struct Cut {
   std::uint32_t low;
   Index reaching, above;
 };
 
-/// At least k of n scores, or all, reach `low`. Ends early at a cut that no more than `enough` reach; `above` is then
-/// not known.
+/// Finds a cut, given that at least k of n scores, or all, reach `low`. Ends early at a cut that at most `enough`
+/// scores reach; `above` is then unknown.
 Cut find_cut(const float* scores, Index n, Index k, Index enough, std::uint32_t low) {
   const auto count_from = [&](std::uint32_t key) {
     return HWY_DYNAMIC_DISPATCH(CountFrom)(scores, n, score_of_key(key));
@@ -216,11 +216,11 @@ Cut find_cut(const float* scores, Index n, Index k, Index enough, std::uint32_t 
   if (cut.reaching <= enough) return cut;
   std::uint32_t high = order_key(highest({scores, static_cast<std::size_t>(n)}));
   cut.above = count_from(high);
-  if (cut.above >= k) return {high, cut.above, 0};  // the k are all equal to the highest
+  if (cut.above >= k) return {high, cut.above, 0};  // k scores or more equal the highest
   if (low == order_key(kLowest)) cut.low = order_key(HWY_DYNAMIC_DISPATCH(LowestFrom)(scores, n, kLowest));
-  // log(count / (n - count)): a positive float's bits are its logarithm, near enough, and cost nothing.
+  // log(count / (n - count)): the bits of a positive float approximate its logarithm at no cost.
   const auto logit = [&](Index count) {
-    const auto log = [](Index of) { return std::bit_cast<std::int32_t>(static_cast<float>(of) + 0.5f); };
+    const auto log = [](Index x) { return std::bit_cast<std::int32_t>(static_cast<float>(x) + 0.5f); };
     return static_cast<float>(log(count) - log(n - count));
   };
   const float wanted = logit((k + enough) / 2);
@@ -242,17 +242,17 @@ Cut find_cut(const float* scores, Index n, Index k, Index enough, std::uint32_t 
   return cut;
 }
 
-/// A score that more than k of the candidates reach, almost surely; by samples at equal distances.
+/// A score that more than k of the candidates almost surely reach, from equally spaced samples.
 struct Guess {
   float threshold;
-  bool is_highest;  // of the samples
+  bool is_highest;  // whether it is the highest sample
 };
 Guess guess_threshold(const Candidates& candidates, Index k) {
-  constexpr Index kMost = 1024;
-  float samples[kMost];
-  const Index count = std::clamp<Index>(candidates.count / 256, 256, kMost);
+  constexpr Index kMaxSamples = 1024;
+  float samples[kMaxSamples];
+  const Index count = std::clamp<Index>(candidates.count / 256, 256, kMaxSamples);
   for (Index i = 0; i < count; ++i) samples[i] = candidates.scores[i * (candidates.count / count)];
-  // The k-th highest is about the rank-th sample, give or take the square root; three of those are enough.
+  // The k-th highest score is about the rank-th sample, with a deviation of sqrt(rank); three of those are enough.
   const double rank = static_cast<double>(k) * static_cast<double>(count) / static_cast<double>(candidates.count);
   const Index at = std::min(count, static_cast<Index>(rank + 3 * std::sqrt(rank) + 3));
   const Cut cut = find_cut(samples, count, at, at + at / 8, order_key(kLowest));
@@ -272,18 +272,18 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   bool all_highest = false;
   while (candidates.count > kFew && k < candidates.count / 4) {
     const auto [threshold, is_highest] = guess_threshold(candidates, k);
-    // More than k scores at the highest there is: nothing narrows them down, and the first k are what is wanted.
+    // More than k scores seem to equal the highest: no threshold narrows them down, and the first k are the result.
     all_highest = is_highest && threshold == highest({candidates.scores, static_cast<std::size_t>(candidates.count)});
     if (all_highest) {
       low = order_key(threshold);
       break;
     }
     if (kept_scores.size() < static_cast<std::size_t>(candidates.count) + kSlack) {
-      // The scores last: their size says what there is room for, also after an allocation that failed.
+      // The scores are resized last: their size is the capacity of both, even after a failed allocation.
       kept_indices.resize(static_cast<std::size_t>(candidates.count) + kSlack);
       kept_scores.resize(kept_indices.size());
     }
-    // The first pass leaves the scores as they are; a later one works in place, so it must not fail.
+    // The first pass leaves its input unchanged; a later one works in place, so it must not find fewer than k.
     if (candidates.indices != nullptr &&
         HWY_DYNAMIC_DISPATCH(CountFrom)(candidates.scores, candidates.count, threshold) < k)
       break;
@@ -307,13 +307,13 @@ void top_k(std::span<const float> scores, Index k, std::vector<std::int32_t>& se
   Index taken = 0;
   if (all_highest) {
     taken = take(k, k);
-    // Fewer than k are at the highest after all: by the way that needs no guess.
+    // Fewer than k equal the highest after all: find the cut without a guess.
     if (taken < k) {
       cut = find_cut(candidates.scores, candidates.count, k, k, order_key(kLowest));
       all_highest = false;
     }
   }
-  // With no more than k at or above the cut, all of them.
+  // If at most k are at or above the cut, all of them are taken.
   if (!all_highest) taken = take(cut.reaching <= k ? cut.reaching : k - cut.above, std::min(k, cut.reaching));
   selected.resize(before + static_cast<std::size_t>(taken));
 }

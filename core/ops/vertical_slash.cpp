@@ -19,7 +19,7 @@ std::vector<Run> runs_of(std::span<const std::int32_t> numbers) {
   return runs;
 }
 
-/// Verticals and slashes as runs, ready to be laid against a query: key = position - distance.
+/// One head's pattern as runs. Slashes are runs of distances: key = position - distance.
 struct Pattern {
   std::vector<Run> verticals, slashes;
 
@@ -36,8 +36,8 @@ struct Pattern {
   }
 };
 
-/// What MInference's kernel visits for the queries of one block: slashes from far to near, each as `size` keys; ranges
-/// that touch grow in whole steps of `size`. Verticals stand where no range covers them.
+/// Appends the keys that MInference's kernel visits for one block of queries. Slashes go from far to near, each as
+/// `size` keys; ranges that touch grow in whole steps of `size`. Verticals are added where no range covers them.
 void blocks_of(const VerticalSlash& pattern, Index size, Index block, std::vector<Run>& runs) {
   const Index end_of_block = (block + 1) * size;
   std::vector<Run> ranges;

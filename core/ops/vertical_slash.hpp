@@ -20,7 +20,7 @@ struct VerticalSlashScores {
 RETICLE_API VerticalSlashScores vertical_slash_scores(const AttentionInputs& inputs, Index batch, Index head,
                                                       Index window);
 
-/// How many of the highest scores it takes to pass `share` in sum: the budget of adaptive patterns.
+/// How many of the highest scores are needed for their sum to exceed `share`: the budget of adaptive patterns.
 RETICLE_API Index cover(std::span<const float> scores, double share);
 
 /// The pattern of one head.
@@ -28,12 +28,13 @@ struct VerticalSlash {
   std::vector<std::int32_t> verticals;  // keys, ascending
   std::vector<std::int32_t> slashes;    // distances, ascending
 };
-/// The highest scores; the first `forced` of them come before all others, whatever their score. They count.
+/// The positions of the `count` highest scores, ascending. The first `forced` positions rank before all others,
+/// whatever their score, and count towards `count`.
 RETICLE_API std::vector<std::int32_t> highest_with_first(std::vector<float> scores, Index count, Index forced);
 
 /// The causal mask of pattern_of(batch, head), which is called once per head that is wanted, from many threads.
-/// block_size 1: exactly the keys on a vertical or a slash. Above 1: what MInference's kernel visits, whole blocks of
-/// queries, each slash widened to block_size keys that end where it leaves the block; a superset.
+/// block_size 1: exactly the keys on a vertical or a slash. Above 1: the keys that MInference's kernel visits for whole
+/// blocks of queries, a superset: each slash is widened to block_size keys that end where it leaves the block.
 RETICLE_API Mask vertical_slash_mask(const AttentionInputs& inputs,
                                      FunctionRef<VerticalSlash(Index batch, Index head)> pattern_of, Index block_size,
                                      const Context& context);

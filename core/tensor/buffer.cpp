@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
-/// Small blocks would be rounded up by too much.
+/// Only large blocks are aligned to huge pages; rounding small ones up to that would waste memory.
 std::align_val_t alignment_of(std::size_t size) { return std::align_val_t{size >= 2 * kHugePage ? kHugePage : 64}; }
 
 void* allocate_block(std::size_t bytes) {
@@ -33,20 +33,20 @@ void* allocate_block(std::size_t bytes) {
 
 void free_block(void* memory, std::size_t bytes) noexcept { ::operator delete(memory, alignment_of(bytes)); }
 
-/// Freed blocks, kept for the next ones of their size: the system clears every page that it hands out, which takes as
-/// long as a union of masks does. Sizes are rounded up to a quarter of a power of two, so that what grows slowly, as
-/// masks do while decoding, finds a block again. Those that nobody asked for longest make room.
+/// A cache of freed blocks for reuse at the same size: the system clears every page that it hands out, which takes as
+/// long as a union of masks. Sizes are rounded up to a quarter of a power of two, so that slowly growing data, such as
+/// masks while decoding, finds a block again. The block that was freed longest ago is released first.
 class KeptBlocks {
  public:
-  /// Smaller blocks come from malloc, which keeps them itself.
-  static constexpr std::size_t kLeast = std::size_t{64} << 10;
+  /// Smaller blocks come from malloc, which caches them itself.
+  static constexpr std::size_t kMinBytes = std::size_t{64} << 10;
 
   static std::size_t rounded(std::size_t bytes) {
     const std::size_t quarter = quarter_of(bytes);
     return (bytes + quarter - 1) / quarter * quarter;
   }
 
-  /// Null when there is none of this size.
+  /// Null if no block of this size is cached.
   void* take(std::size_t size) {
     const std::lock_guard lock(mutex_);
     std::vector<Block>& blocks = blocks_[class_of(size)];
@@ -96,7 +96,7 @@ class KeptBlocks {
   std::uint64_t clock_ = 0;
 };
 
-/// Never destroyed: what is freed last may be a static's.
+/// Leaked on purpose: the last blocks may be freed during static destruction.
 KeptBlocks& kept_blocks() {
   static KeptBlocks& blocks = *new KeptBlocks;
   return blocks;
@@ -106,31 +106,32 @@ KeptBlocks& kept_blocks() {
 
 std::size_t most_kept_bytes() {
 #if defined(__SANITIZE_ADDRESS__)
-  return 0;  // memory that is used again would hide errors
+  return 0;  // reuse would hide errors from the sanitizer
 #else
-  static constexpr std::size_t kMost = std::size_t{512} << 20;
+  static constexpr std::size_t kMaxBytes = std::size_t{512} << 20;
 #ifdef __linux__
-  static const std::size_t least_of_both = [] {
+  static const std::size_t limit = [] {
     const long pages = sysconf(_SC_PHYS_PAGES), page_size = sysconf(_SC_PAGESIZE);
     const bool known = pages > 0 && page_size > 0;
-    return known ? std::min(kMost, static_cast<std::size_t>(pages) / 32 * static_cast<std::size_t>(page_size)) : kMost;
+    return known ? std::min(kMaxBytes, static_cast<std::size_t>(pages) / 32 * static_cast<std::size_t>(page_size))
+                 : kMaxBytes;
   }();
-  return least_of_both;
+  return limit;
 #else
-  return kMost;
+  return kMaxBytes;
 #endif
 #endif
 }
 
 void* allocate_aligned(std::size_t bytes) {
-  if (bytes < KeptBlocks::kLeast || bytes > most_kept_bytes()) return allocate_block(bytes);
+  if (bytes < KeptBlocks::kMinBytes || bytes > most_kept_bytes()) return allocate_block(bytes);
   const std::size_t size = KeptBlocks::rounded(bytes);
   void* const kept = kept_blocks().take(size);
   return kept != nullptr ? kept : allocate_block(size);
 }
 
 void free_aligned(void* memory, std::size_t bytes) noexcept {
-  if (bytes < KeptBlocks::kLeast || bytes > most_kept_bytes()) return free_block(memory, bytes);
+  if (bytes < KeptBlocks::kMinBytes || bytes > most_kept_bytes()) return free_block(memory, bytes);
   kept_blocks().keep(memory, KeptBlocks::rounded(bytes));
 }
 

@@ -14,12 +14,13 @@
 
 namespace reticle {
 
-/// Memory aligned to cache lines and the widest vectors. Large blocks ask the system for huge pages: first touches of
-/// small ones cost more than filling them. Up to most_kept_bytes() of what was freed are kept for blocks of equal size.
-/// std::bad_alloc when there is none.
+/// Memory aligned to cache lines and the widest vectors. Large blocks ask the system for huge pages, since the first
+/// touches of small pages cost more than filling them. Up to most_kept_bytes() of freed blocks are kept for reuse at
+/// the same size. Throws std::bad_alloc.
 RETICLE_API void* allocate_aligned(std::size_t bytes);
 RETICLE_API void free_aligned(void* memory, std::size_t bytes) noexcept;
-/// 512 MB, or a 32nd of the machine's memory if that is less.
+/// The most bytes of freed blocks that are kept: 512 MiB, or 1/32 of the machine's memory if that is less; 0 under
+/// AddressSanitizer.
 RETICLE_API std::size_t most_kept_bytes();
 
 /// Aligned to cache lines (and the widest vectors); leaves scalars uninitialised when resized, so that memory is
@@ -56,7 +57,7 @@ class Buffer {
   Buffer() = default;
   Buffer(Array<T>&& data)  // NOLINT(google-explicit-constructor): publishing is what it is for
       : data_(std::make_shared<const Array<T>>(std::move(data))) {}
-  /// A copy of what `data` shows.
+  /// A buffer with a copy of `data`.
   static Buffer copy(std::span<const T> data) { return Array<T>(data.begin(), data.end()); }
 
   const T* data() const { return data_ ? data_->data() : nullptr; }

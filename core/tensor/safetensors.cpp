@@ -26,16 +26,16 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::uint64_t kLargestHeader = 100'000'000;  // the limit of the format's own reader
+constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr std::size_t kPrefix = sizeof(std::uint64_t);
 
-/// Files up to here are copied: one that is cut short while it is mapped ends the process.
-constexpr std::size_t kLargestCopied = std::size_t{64} << 20;
+/// Files up to this size are copied, larger ones mapped. If a mapped file is truncated meanwhile, the process ends.
+constexpr std::size_t kMaxCopiedBytes = std::size_t{64} << 20;
 
 constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64, DType::i64, DType::i32,    DType::i16,
                              DType::i8,  DType::u64, DType::u32,  DType::u16, DType::u8,  DType::boolean};
 
-/// A file's bytes: copied, or mapped where it is large.
+/// A file's bytes, copied, or mapped if the file is large.
 class Mapping {
  public:
   explicit Mapping(const std::filesystem::path& path) {
@@ -47,7 +47,7 @@ class Mapping {
       fail(path, "is not a regular file");
     }
     size_ = static_cast<std::size_t>(status.st_size);
-    if (size_ <= kLargestCopied) {
+    if (size_ <= kMaxCopiedBytes) {
       const std::string problem = read_all(file);
       close(file);
       if (!problem.empty()) fail(path, problem);
@@ -76,7 +76,7 @@ class Mapping {
   }
 
  private:
-  /// What went wrong; nothing when all was read.
+  /// Returns what went wrong, or an empty string if everything was read.
   std::string read_all(int file) {
     copy_.resize(size_);
     for (std::size_t done = 0; done < size_;) {
@@ -89,18 +89,18 @@ class Mapping {
     return {};
   }
 
-  void* address_ = nullptr;  // of a mapping
+  void* address_ = nullptr;  // start of the mapping; null if the bytes are copied
   Array<std::byte> copy_;
   std::size_t size_ = 0;
 };
 
-/// Parses a header, which is shallow and names nothing twice.
+/// Parses a header, which must be shallow and must not repeat a name.
 json parse_header(const std::filesystem::path& path, std::string_view text) {
-  constexpr int kDeepest = 4;
+  constexpr int kMaxDepth = 4;
   std::vector<std::set<std::string>> keys_of_open_objects;
   const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth > kDeepest)
-      Mapping::fail(path, "its header is nested more than " + std::to_string(kDeepest) + " levels deep");
+    if (depth > kMaxDepth)
+      Mapping::fail(path, "its header is nested more than " + std::to_string(kMaxDepth) + " levels deep");
     if (event == json::parse_event_t::object_start) keys_of_open_objects.emplace_back();
     if (event == json::parse_event_t::object_end) keys_of_open_objects.pop_back();
     if (event == json::parse_event_t::key && !keys_of_open_objects.back().insert(parsed.get<std::string>()).second)
@@ -110,7 +110,7 @@ json parse_header(const std::filesystem::path& path, std::string_view text) {
   return json::parse(text, check, /*allow_exceptions=*/false);
 }
 
-/// FormatError unless the tensors' bytes follow one another from the first to the last of the data.
+/// FormatError unless the tensors' bytes cover the data without gaps and overlaps.
 void require_covered(const std::filesystem::path& path, std::vector<std::pair<Index, Index>> parts, Index size) {
   std::sort(parts.begin(), parts.end());
   Index end = 0;
@@ -123,7 +123,7 @@ void require_covered(const std::filesystem::path& path, std::vector<std::pair<In
   if (end != size) Mapping::fail(path, "has " + std::to_string(size - end) + " bytes behind its tensors");
 }
 
-/// A non-negative integer that fits into Index, else nothing.
+/// The value if it is a non-negative integer that fits into Index, else nothing.
 std::optional<Index> as_index(const json& value) {
   if (!value.is_number_unsigned()) return std::nullopt;
   const auto number = value.get<std::uint64_t>();
@@ -202,7 +202,7 @@ SafeTensors::SafeTensors(const std::filesystem::path& path) : path_(path) {
   if (size < kPrefix) Mapping::fail(path, "has " + std::to_string(size) + " bytes; a safetensors file has 8 or more");
   std::uint64_t header_size = 0;
   std::memcpy(&header_size, mapping->data(), kPrefix);
-  if (header_size > kLargestHeader || header_size > size - kPrefix)
+  if (header_size > kMaxHeaderBytes || header_size > size - kPrefix)
     Mapping::fail(path, "is not a safetensors file, or is truncated: it announces a header of " +
                             std::to_string(header_size) + " bytes and has " + std::to_string(size));
   const std::byte* data = mapping->data() + kPrefix + header_size;
@@ -226,7 +226,7 @@ SafeTensors::SafeTensors(const std::filesystem::path& path) : path_(path) {
     if (!problem.empty()) Mapping::fail(path, "tensor \"" + name + "\": " + problem);
     const Index from = static_cast<const std::byte*>(view.data) - data;
     parts.emplace_back(from, from + view.elements() * size_of(view.dtype));
-    // Writers may leave a tensor unaligned; such a one is copied, all others are read in place.
+    // Writers may leave a tensor unaligned; it is then copied, while all others are read in place.
     if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(size_of(view.dtype)) != 0)
       view.data = storage->keep_aligned(view);
     tensors_.emplace(name, view);

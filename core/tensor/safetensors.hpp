@@ -15,8 +15,8 @@
 
 namespace reticle {
 
-/// A file, copied, or mapped when it is larger than 64 MiB: such a one must not be cut short meanwhile. Views stay
-/// valid as long as a SafeTensors of it lives; copies share the bytes.
+/// A file's tensors. The bytes are copied, or mapped if the file is larger than 64 MiB; a mapped file must not be
+/// truncated while in use. Views stay valid as long as any copy of the SafeTensors lives; copies share the bytes.
 class RETICLE_API SafeTensors {
  public:
   /// FormatError, naming the file and what is wrong with it.

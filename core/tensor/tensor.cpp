@@ -9,7 +9,7 @@
 namespace reticle {
 namespace {
 
-/// Where elements of an empty tensor would lie: one may step from here, and not from null.
+/// The address of empty tensors that were given as null: pointer arithmetic on null is undefined.
 constexpr std::byte kNothing{};
 
 }  // namespace
@@ -30,7 +30,7 @@ TensorView::TensorView(const void* data, DType dtype, std::span<const Index> ext
 }
 
 Index TensorView::elements() const {
-  // Beside an extent of 0 the others may be anything.
+  // In an empty tensor the product of the other extents may overflow.
   if (std::any_of(shape.begin(), shape.begin() + rank, [](Index extent) { return extent == 0; })) return 0;
   Index count = 1;
   for (int dim = 0; dim < rank; ++dim) count *= size(dim);

@@ -10,8 +10,8 @@
 
 namespace reticle {
 
-/// C-contiguous and 64-byte aligned, in the host's memory, or in a GPU's (core/cuda/tensor.hpp makes those). Moves;
-/// copying is spelled `copy`, so that its cost shows.
+/// C-contiguous and 64-byte aligned, in host memory or in a GPU's (made by core/cuda/tensor.hpp). Movable; copies are
+/// made by copy(), so that their cost shows.
 class RETICLE_API Tensor {
  public:
   Tensor() = default;
@@ -19,7 +19,7 @@ class RETICLE_API Tensor {
   Tensor(DType dtype, std::span<const Index> shape);
   Tensor(DType dtype, std::initializer_list<Index> shape)
       : Tensor(dtype, std::span<const Index>(shape.begin(), shape.size())) {}
-  /// Of memory that another allocator gave; `memory` keeps it.
+  /// Uses memory of another allocator, which `memory` keeps alive.
   Tensor(const TensorView& view, std::shared_ptr<void> memory) : memory_(std::move(memory)), view_(view) {}
   /// The view's elements, converted to `dtype` (floating dtypes only when it differs from the view's) and packed.
   static Tensor copy(const TensorView& view, DType dtype);
@@ -35,7 +35,7 @@ class RETICLE_API Tensor {
   operator const TensorView&() const& { return view_; }  // NOLINT(google-explicit-constructor): a tensor is viewable
 
   void* data() { return memory_ ? const_cast<void*>(view_.data) : storage_.data(); }
-  /// The elements; T must be what the dtype stores. DeviceError where they lie in a GPU's memory.
+  /// The elements; T must be what the dtype stores. DeviceError if they lie in a GPU's memory.
   template <class T>
   std::span<T> span() {
     check(dtype_of<T>);
@@ -51,7 +51,7 @@ class RETICLE_API Tensor {
   void check(DType wanted) const;
 
   Array<std::byte> storage_;
-  std::shared_ptr<void> memory_;  // in place of storage_
+  std::shared_ptr<void> memory_;  // used instead of storage_ if set
   TensorView view_;
 };
 

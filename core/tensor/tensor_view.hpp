@@ -35,12 +35,12 @@ struct RETICLE_API TensorView {
   Index stride(int dim) const { return strides[static_cast<std::size_t>(dim)]; }
   Index elements() const;
   bool contiguous() const;
-  /// Rows [begin, end) of one dimension; no copy. ShapeError when out of range.
+  /// Entries [begin, end) of one dimension; no copy. ShapeError when out of range.
   TensorView slice(int dim, Index begin, Index end) const;
   /// Dimensions in another order; no copy.
   TensorView permute(std::initializer_list<int> order) const;
 
-  /// Where element (i...) lies. T must be what the dtype stores.
+  /// The address of element (i...). T must be what the dtype stores.
   template <class T, class... I>
   const T* at(I... i) const {
     Index offset = 0;
@@ -55,7 +55,7 @@ struct RETICLE_API TensorView {
 
 /// ShapeError unless `view` has `rank` dimensions; `name` is for the message.
 RETICLE_API void require_rank(const TensorView& view, int rank, std::string_view name);
-/// DeviceError unless `view` lies in the memory of such a device; `name` is for the message.
+/// DeviceError unless `view` lies on a device of this kind; `name` is for the message.
 RETICLE_API void require_on(const TensorView& view, Device::Kind device, std::string_view name);
 
 /// Calls body.template operator()<T>() with the storage type of a floating dtype: float, Half or BFloat16. Other dtypes
@@ -74,7 +74,7 @@ decltype(auto) dispatch_float(DType dtype, std::string_view name, Body&& body) {
   }
 }
 
-/// Any element read as float, whatever the floating dtype: for the cold paths.
+/// Any element read as float, whatever the floating dtype: for cold paths.
 RETICLE_API float read_float(const TensorView& view, Index offset);
 
 }  // namespace reticle

@@ -1,5 +1,5 @@
 // SnapKV with one budget for all KV heads of a layer: heads that need more take it from those that need less. Ada-KV
-// (Feng et al. 2024), as sparse-frontier has it.
+// (Feng et al. 2024), as implemented by sparse-frontier.
 #include <algorithm>
 #include <limits>
 #include <span>
@@ -74,7 +74,7 @@ class AdaSnapKv final : public Masker {
     const Index floor = std::min(capacity, std::max(static_cast<Index>(static_cast<double>(config_.token_capacity) *
                                                                        config_.min_head_capacity_ratio),
                                                     config_.local_window + config_.prefix_tokens));
-    std::vector<float> rest(kept.size() * keys);  // of all heads; what a head keeps already is out of the contest
+    std::vector<float> rest(kept.size() * keys);  // importance by (head, key); -infinity for keys kept already
     for (std::size_t head = 0; head < kept.size(); ++head) {
       std::vector<float> importance =
           importance_of_keys(prompt, batch, static_cast<Index>(head) * prompt.group(), prompt.group(),

@@ -67,8 +67,7 @@ class H2O final : public Masker {
                                  const std::size_t heavy = list.keys.size() - static_cast<std::size_t>(state.recent);
                                  std::size_t least = 0;
                                  for (std::size_t i = 1; i < heavy; ++i) {
-                                   if (list.scores[i] <= list.scores[least])
-                                     least = i;  // of equals, the lower index stays
+                                   if (list.scores[i] <= list.scores[least]) least = i;  // ties evict the higher index
                                  }
                                  list.erase(least);
                                });

@@ -73,7 +73,7 @@ class PyramidKv final : public Masker {
   }
 
  private:
-  /// Keys kept of a prompt besides the window: an arithmetic series over the layers.
+  /// The number of a prompt's keys that a layer keeps besides the window: an arithmetic series over the layers.
   Index history(Index keys, Index layer) const {
     if (keys < config_.token_capacity) return keys;
     const Index mean = config_.token_capacity - config_.approximation_window;

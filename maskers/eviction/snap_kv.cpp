@@ -1,5 +1,5 @@
-// Compresses the prompt once: generation sees the keys that the prompt's last queries cared for most, and all later
-// ones. SnapKV (Li et al. 2024); nano-sparse-attention, sparse-frontier, MInference.
+// Compresses the prompt once: generation sees the keys that the prompt's last queries attended to most, and all later
+// keys. SnapKV (Li et al. 2024); nano-sparse-attention, sparse-frontier, MInference.
 #include <optional>
 #include <vector>
 

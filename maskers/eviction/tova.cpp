@@ -42,7 +42,7 @@ class Tova final : public Masker {
                                                  std::size_t least = 0;
                                                  for (std::size_t i = 1; i < probabilities.size(); ++i) {
                                                    if (probabilities[i] <= probabilities[least])
-                                                     least = i;  // of equals, the lower index stays
+                                                     least = i;  // ties evict the higher index
                                                  }
                                                  list.erase(least);
                                                });

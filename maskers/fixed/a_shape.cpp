@@ -1,5 +1,5 @@
-// Keeps the first keys and a window before each query: StreamingLLM's pattern as a prefill (MInference's A-shape and
-// stream_llm). Equal to sink + local; here under the name and the parameters that per-head configs use.
+// Keeps the first keys and a window before each query: StreamingLLM's pattern as a prefill pattern (MInference's
+// A-shape and stream_llm). Equal to sink + local, but with the name and the parameters that per-head configs use.
 #include <algorithm>
 #include <vector>
 
@@ -34,7 +34,7 @@ class AShape final : public Masker {
         context);
   }
 
-  /// A fraction takes in more of the first keys as the sequence grows.
+  /// With a fraction, more of the first keys are kept as the sequence grows.
   bool forgets() const override { return !config_.n_init.is_fraction(); }
 
   Mask lasting(const AttentionInputs& inputs, Index first, LayerState&, const Context& context) const override {

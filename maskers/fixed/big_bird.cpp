@@ -1,5 +1,5 @@
-// Keeps, by blocks, the first ones, a window and a few at random; the first queries see everything. BigBird (Zaheer et
-// al. 2020).
+// Keeps the first blocks of keys, a window of blocks and a few random blocks; the first queries see everything. BigBird
+// (Zaheer et al. 2020).
 #include <algorithm>
 #include <span>
 #include <vector>
@@ -53,22 +53,24 @@ class BigBird final : public Masker {
         [&](RowId row, FunctionRef<void(Run)> emit) {
           const Index position = inputs.position(row.query);
           if (position < 0) return;
-          const Index of_head = shape.shared_heads ? 0 : row.head * blocks.count;
-          for (const Run& run : chosen[static_cast<std::size_t>(of_head + position / size - blocks.first)]) emit(run);
+          const Index head_offset = shape.shared_heads ? 0 : row.head * blocks.count;
+          for (const Run& run : chosen[static_cast<std::size_t>(head_offset + position / size - blocks.first)])
+            emit(run);
         },
         context);
   }
 
  private:
-  /// Ascending blocks of keys for one block of queries.
-  std::vector<std::int32_t> choose(Index own, Index head, int layer, bool causal, Index blocks) const {
+  /// The ascending blocks of keys for one block of queries.
+  std::vector<std::int32_t> choose(Index query_block, Index head, int layer, bool causal, Index blocks) const {
     std::vector<Run> fixed;
-    const Index end = causal ? own + 1 : blocks, half = config_.window_blocks / 2;
-    const auto as = [](Index i) { return static_cast<std::int32_t>(i); };
-    const Run global{0, as(own < config_.global_blocks ? end : std::min(config_.global_blocks, end)), 1};
-    const bool none = config_.window_blocks == 0;
-    const Run window{as(none ? 0 : std::max<Index>(0, own - half)),
-                     as(none ? 0 : std::min(end, own + std::max<Index>(1, config_.window_blocks - half))), 1};
+    const Index end = causal ? query_block + 1 : blocks, half = config_.window_blocks / 2;
+    const auto to_int32 = [](Index i) { return static_cast<std::int32_t>(i); };
+    const Run global{0, to_int32(query_block < config_.global_blocks ? end : std::min(config_.global_blocks, end)), 1};
+    const bool no_window = config_.window_blocks == 0;
+    const Run window{
+        to_int32(no_window ? 0 : std::max<Index>(0, query_block - half)),
+        to_int32(no_window ? 0 : std::min(end, query_block + std::max<Index>(1, config_.window_blocks - half))), 1};
     const auto keep = [&](Run run) { fixed.push_back(run); };
     const auto row = [](const Run& run) { return std::span(&run, run.begin < run.end ? 1 : 0); };
     combine_rows<row_op::Max>(row(global), row(window), keep);
@@ -76,7 +78,7 @@ class BigBird final : public Masker {
     const Gaps others(fixed, end);
     std::vector<std::int32_t> kept;
     Philox random(config_.seed, static_cast<std::uint32_t>(layer), 0, static_cast<std::uint32_t>(head),
-                  static_cast<std::uint32_t>(own));
+                  static_cast<std::uint32_t>(query_block));
     sample_without_replacement(others.size(), config_.random_blocks, random, kept);
     others.to_positions(kept);
     for (const Run& run : fixed) {

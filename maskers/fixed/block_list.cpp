@@ -75,7 +75,7 @@ class BlockList final : public Masker {
                                       : static_cast<const std::int32_t*>(tensor.data)[offset];
   }
 
-  /// Every number in the lists must be usable before a row is built.
+  /// Checks every number in the lists before a row is built.
   void check(const AttentionInputs& inputs, const TensorView& counts, const TensorView& indices) const {
     const Index query_blocks = (inputs.keys_length() + config_.block_q - 1) / config_.block_q;
     const Index key_blocks = (inputs.keys_length() + config_.block_k - 1) / config_.block_k;

@@ -41,19 +41,19 @@ class Document final : public Masker {
   }
 
  private:
-  /// Which document each key is of, and where each document's keys lie.
+  /// The document of each key, and each document's keys as runs.
   struct Sequence {
     std::vector<Index> document;
     std::map<Index, std::vector<Run>> runs;
 
     explicit Sequence(std::vector<Index> ids) : document(std::move(ids)) {
       for (std::size_t key = 0; key < document.size(); ++key) {
-        std::vector<Run>& of = runs[document[key]];
+        std::vector<Run>& document_runs = runs[document[key]];
         const auto at = static_cast<std::int32_t>(key);
-        if (!of.empty() && of.back().end == at) {
-          ++of.back().end;
+        if (!document_runs.empty() && document_runs.back().end == at) {
+          ++document_runs.back().end;
         } else {
-          of.push_back({at, at + 1, 1});
+          document_runs.push_back({at, at + 1, 1});
         }
       }
     }

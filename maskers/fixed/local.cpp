@@ -25,7 +25,8 @@ class Local final : public Masker {
 
   bool selects_by_query() const override { return !config_.window_size.is_fraction(); }
 
-  /// With gaps that widen as the sequence grows, a query may come back to a key that the one before it left.
+  /// With a fraction and a dilation, the reach of the window may grow faster than the sequence, so that a later query
+  /// returns to a key that an earlier one left out.
   bool forgets() const override { return !config_.window_size.is_fraction() || config_.dilation == 1; }
 
   Mask lasting(const AttentionInputs& inputs, Index first, LayerState&, const Context& context) const override {

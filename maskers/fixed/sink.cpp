@@ -19,7 +19,7 @@ class Sink final : public Masker {
 
   bool selects_by_query() const override { return !size_.is_fraction(); }
 
-  /// A fraction takes in more keys as the sequence grows.
+  /// With a fraction, more keys are kept as the sequence grows.
   bool forgets() const override { return !size_.is_fraction(); }
 
   Mask lasting(const AttentionInputs& inputs, Index, LayerState&, const Context& context) const override {

@@ -1,4 +1,5 @@
-// Two-step patterns in which every key is reached over an intermediate one. Sparse Transformer (Child et al. 2019).
+// Patterns in which every key is reached in two steps, through an intermediate key. Sparse Transformer (Child et al.
+// 2019).
 #include <algorithm>
 #include <vector>
 
@@ -41,10 +42,10 @@ class Strided final : public Masker {
             for (Index key = position % stride; key <= position - stride; key += stride) put(key, key + 1);
             put(std::max<Index>(0, position - stride + 1), position + 1);
           } else {
-            const Index own = position / stride * stride;
-            for (Index block = 0; block < own; block += stride)
+            const Index block_start = position / stride * stride;
+            for (Index block = 0; block < block_start; block += stride)
               put(block + stride - config_.summary_size, block + stride);
-            put(own, position + 1);
+            put(block_start, position + 1);
           }
         },
         context);

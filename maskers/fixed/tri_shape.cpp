@@ -1,5 +1,5 @@
-// Keeps every key for the last queries, those that the answer is read from: what turns an A-shape into MInference's
-// Tri-shape and TriangleMix.
+// An A-shape that also keeps every key for the last queries, from which the answer is read: MInference's Tri-shape, and
+// TriangleMix.
 #include <algorithm>
 
 #include <reticle/core/masker.hpp>

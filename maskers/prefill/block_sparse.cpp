@@ -1,5 +1,5 @@
-// Keeps, for each chunk of queries, the chunks of keys whose means have the largest products with its mean.
-// nano-sparse-attention, sparse-frontier, MInference: their variants differ in which chunks come first.
+// Keeps, for each chunk of queries, the chunks of keys whose means have the largest products with its mean. The
+// variants of nano-sparse-attention, sparse-frontier and MInference differ in which chunks are always kept.
 #include <algorithm>
 #include <limits>
 #include <span>
@@ -43,12 +43,12 @@ class BlockSparse final : public Masker {
           std::vector<float> scores(static_cast<std::size_t>(keys.blocks));
           std::vector<std::int32_t> chunks;
           for (std::size_t i = 0; i < runs.size(); ++i) {
-            const Index own = queries.first + static_cast<Index>(i);
-            keys.score(queries.of(own), scores);
-            const std::span<float> past = std::span(scores).first(static_cast<std::size_t>(own + 1));
+            const Index query_chunk = queries.first + static_cast<Index>(i);
+            keys.score(queries.of(query_chunk), scores);
+            const std::span<float> past = std::span(scores).first(static_cast<std::size_t>(query_chunk + 1));
             constexpr float kFirst = std::numeric_limits<float>::infinity();
-            std::fill_n(past.begin(), std::min(config_.sink_chunks, own + 1), kFirst);
-            std::fill_n(past.rbegin(), std::min(config_.recent_chunks, own + 1), kFirst);
+            std::fill_n(past.begin(), std::min(config_.sink_chunks, query_chunk + 1), kFirst);
+            std::fill_n(past.rbegin(), std::min(config_.recent_chunks, query_chunk + 1), kFirst);
             chunks.clear();
             top_k(past, config_.top_chunks, chunks);
             append_blocks(chunks, config_.chunk_size, runs[i]);

@@ -1,6 +1,6 @@
-// Chooses per head between a vertical-slash pattern of blocks and one that each block of queries chooses for itself,
-// whichever predicts the last queries' attention; sizes cover a share of it. FlexPrefill (Lai et al. 2025), as
-// MInference ships it.
+// Chooses per head between two patterns: if block means predict the last queries' attention, each block of queries
+// chooses its blocks of keys by them; otherwise the head gets a vertical-slash pattern of blocks. The sizes cover a
+// share of the attention. FlexPrefill (Lai et al. 2025), as MInference ships it.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -69,17 +69,17 @@ class FlexPrefill final : public Masker {
 
     std::vector<float> verticals(static_cast<std::size_t>(blocks)), slashes(static_cast<std::size_t>(blocks));
     for (Index i = 0; i < keys; ++i) {
-      // Slashes are pooled from the farthest on: the nearest may make a short block.
+      // Slashes are pooled from the farthest on, so that a short last block holds the nearest ones.
       verticals[static_cast<std::size_t>(i / size)] += scores.verticals[static_cast<std::size_t>(i)];
       slashes[static_cast<std::size_t>(i / size)] += scores.slashes[static_cast<std::size_t>(keys - 1 - i)];
     }
     const bool query_aware = estimate_distance(inputs, batch, head, window, key_means, verticals) < config_.tau;
-    const auto budget = [&](std::span<const float> of) {
+    const auto budget = [&](std::span<const float> attention) {
       const Index least = blocks_for(config_.min_budget);
       if (query_aware) return least;
       const Index greatest = config_.max_budget ? std::min(blocks_for(*config_.max_budget), blocks) : blocks;
       const Index covering =
-          cover(of, config_.gamma * static_cast<double>(window)) / config_.tokens_per_block.value_or(size) + 1;
+          cover(attention, config_.gamma * static_cast<double>(window)) / config_.tokens_per_block.value_or(size) + 1;
       return std::clamp(covering, std::min(least, greatest), greatest);
     };
     const std::vector<std::int32_t> kept_verticals = highest_with_first(verticals, budget(scores.verticals), 1);
@@ -90,23 +90,24 @@ class FlexPrefill final : public Masker {
     std::vector<std::vector<std::uint8_t>> kept(runs.size(),
                                                 std::vector<std::uint8_t>(static_cast<std::size_t>(blocks), 0));
     for (std::size_t i = 0; i < runs.size(); ++i) {
-      const Index own = first + static_cast<Index>(i);
+      const Index query_block = first + static_cast<Index>(i);
       for (const std::int32_t vertical : kept_verticals) kept[i][static_cast<std::size_t>(vertical)] = 1;
       for (const std::int32_t slash : kept_slashes) {
-        if (slash <= own) kept[i][static_cast<std::size_t>(own - slash)] = 1;
+        if (slash <= query_block) kept[i][static_cast<std::size_t>(query_block - slash)] = 1;
       }
     }
     if (query_aware) add_chosen_by_queries(inputs, batch, head, key_means, kept);
     for (std::size_t i = 0; i < runs.size(); ++i) {
-      std::vector<std::int32_t> of_block;
+      std::vector<std::int32_t> kept_blocks;
       for (Index block = 0; block <= first + static_cast<Index>(i); ++block) {
-        if (kept[i][static_cast<std::size_t>(block)] != 0) of_block.push_back(static_cast<std::int32_t>(block));
+        if (kept[i][static_cast<std::size_t>(block)] != 0) kept_blocks.push_back(static_cast<std::int32_t>(block));
       }
-      append_blocks(of_block, size, runs[i]);
+      append_blocks(kept_blocks, size, runs[i]);
     }
   }
 
-  /// The Jensen-Shannon distance between the last queries' attention to blocks of keys and what the means say of it.
+  /// The Jensen-Shannon distance between the last queries' attention to blocks of keys and its estimate from block
+  /// means.
   static double estimate_distance(const AttentionInputs& inputs, Index batch, Index head, Index window,
                                   const BlockMeans& key_means, std::span<const float> attention_sums) {
     const TensorView queries = head_matrix(inputs.queries, batch, head);
@@ -130,20 +131,20 @@ class FlexPrefill final : public Masker {
     return std::sqrt(std::max(0.0, divergence));
   }
 
-  /// Adds the most probable blocks, over all blocks of queries together, up to gamma of all probability.
+  /// Adds the most probable blocks, over all blocks of queries together, up to a share gamma of the total probability.
   void add_chosen_by_queries(const AttentionInputs& inputs, Index batch, Index head, const BlockMeans& key_means,
                              std::vector<std::vector<std::uint8_t>>& kept) const {
     const BlockMeans query_means = query_block_means(inputs, batch, head, config_.block_size);
     const auto blocks = static_cast<std::size_t>(key_means.blocks);
     std::vector<float> probabilities(kept.size() * blocks, 0.0f), query(static_cast<std::size_t>(inputs.head_dim()));
     for (std::size_t i = 0; i < kept.size(); ++i) {
-      const Index own = query_means.first + static_cast<Index>(i);
-      const std::span<const float> mean = query_means.of(own);
+      const Index query_block = query_means.first + static_cast<Index>(i);
+      const std::span<const float> mean = query_means.of(query_block);
       std::transform(mean.begin(), mean.end(), query.begin(), [&](float x) { return x * inputs.scaling; });
       const std::span<float> row = std::span(probabilities).subspan(i * blocks, blocks);
       key_means.score(query, row);
-      softmax(row.first(static_cast<std::size_t>(own + 1)));
-      std::fill(row.begin() + own + 1, row.end(), 0.0f);
+      softmax(row.first(static_cast<std::size_t>(query_block + 1)));
+      std::fill(row.begin() + query_block + 1, row.end(), 0.0f);
     }
     std::vector<std::size_t> order(probabilities.size());
     std::iota(order.begin(), order.end(), std::size_t{0});

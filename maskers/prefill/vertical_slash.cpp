@@ -1,5 +1,5 @@
-// Keeps the keys that the last queries care for most, and the distances at which they look back. MInference (Jiang et
-// al. 2024), nano-sparse-attention, sparse-frontier: their variants differ in the parameters.
+// Keeps the keys that the last queries attend to most, and the distances at which they look back. The variants of
+// MInference (Jiang et al. 2024), nano-sparse-attention and sparse-frontier differ in the parameters.
 #include <reticle/core/masker.hpp>
 #include <reticle/core/ops/vertical_slash.hpp>
 

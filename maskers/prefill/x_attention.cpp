@@ -1,5 +1,5 @@
-// Scores blocks by sums along antidiagonals: a few products stand for a whole tile. XAttention (Xu et al. 2025), as
-// MInference ships it, without its slips at the first chunk.
+// Scores blocks by sums along antidiagonals: a few products represent a whole tile. XAttention (Xu et al. 2025), as
+// MInference ships it, without its errors at the first chunk.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -32,8 +32,8 @@ struct XAttentionConfig {
   }
 };
 
-/// Rows of a head as groups of `stride` positions, each one long vector; zeros where no row stands, or none that
-/// counts.
+/// A head's rows in groups of `stride` positions, each group one long vector. Positions without a row, and rows that do
+/// not count, are zeros.
 struct Groups {
   std::vector<float> values;  // (count, width)
   Index first = 0, count = 0, width = 0;
@@ -79,7 +79,7 @@ class XAttention final : public Masker {
   }
 
  private:
-  /// The estimated mass of the key blocks up to the queries' own: softmax over groups, summed over the block's rows.
+  /// The estimated mass of the key blocks up to that of the queries: softmax over groups, summed over the block's rows.
   std::vector<double> masses(const Groups& queries, const Groups& keys, Index block) const {
     const Index per_block = config_.block_size / config_.stride;
     std::vector<double> mass(static_cast<std::size_t>(block + 1), 0);
@@ -101,20 +101,20 @@ class XAttention final : public Masker {
     return mass;
   }
 
-  /// The first block, the queries' own, and the heaviest others until the threshold is reached.
+  /// The first block, the block of the queries, and the heaviest others until the threshold is reached.
   std::vector<std::int32_t> chosen(const std::vector<double>& mass) const {
     const double target = config_.threshold * std::accumulate(mass.begin(), mass.end(), 0.0);
     std::vector<std::int32_t> order(mass.size());
     std::iota(order.begin(), order.end(), 0);
-    const auto own = static_cast<std::int32_t>(mass.size()) - 1;
+    const auto query_block = static_cast<std::int32_t>(mass.size()) - 1;
     const auto rank = [&](std::int32_t block) {
-      return block == 0 || block == own ? std::numeric_limits<double>::infinity()
-                                        : mass[static_cast<std::size_t>(block)];
+      return block == 0 || block == query_block ? std::numeric_limits<double>::infinity()
+                                                : mass[static_cast<std::size_t>(block)];
     };
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return rank(a) > rank(b); });
     double sum = 0;
     std::size_t kept = 0;
-    while (kept < order.size() && (order[kept] == 0 || order[kept] == own || sum < target))
+    while (kept < order.size() && (order[kept] == 0 || order[kept] == query_block || sum < target))
       sum += mass[static_cast<std::size_t>(order[kept++])];
     order.resize(kept);
     std::sort(order.begin(), order.end());

@@ -1,7 +1,7 @@
-// Samples as many keys per row as its softmax denominator needs to be within epsilon of the truth with probability 1 -
-// delta: a small base sample estimates the spread of the weights, the central limit theorem turns it into a budget.
-// vAttention (Desai et al. 2025); sparse-attention-hub's AdaptiveSampling. Unbiased unless "replacement" asks for the
-// reference's way.
+// Samples as many keys per row as are needed to estimate its softmax denominator within epsilon with probability 1 -
+// delta: a small base sample estimates the spread of the weights, and the central limit theorem turns the spread into a
+// budget. vAttention (Desai et al. 2025); sparse-attention-hub's AdaptiveSampling. Unbiased, except with "replacement",
+// which follows the reference.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -72,7 +72,7 @@ class AdaptiveSampling final : public Masker {
   }
 
  private:
-  /// The reference's random choices, when they are given as extra tensors.
+  /// The reference's random choices, if they are given as extra tensors.
   struct Recorded {
     std::optional<TensorView> base;   // (b, hq, sq, base sample) I64
     std::optional<TensorView> draws;  // (sum of budgets) I64
@@ -84,7 +84,8 @@ class AdaptiveSampling final : public Masker {
     return inputs.keys_length() - config_.local_offset.resolve(inputs.keys_length());
   }
 
-  /// Budget of a row whose base sample is given: floor((z s R / (epsilon D))^2), at least the base sample.
+  /// The budget of a row with the given base sample: floor((z s R / (epsilon D))^2), at least the size of the base
+  /// sample.
   Index reference_budget(Index range, std::span<const std::int32_t> base, const RowWeights& weights) const {
     const double deviation = std::max(weights.moments(base).second, 1e-8);
     std::vector<std::int32_t> distinct(base.begin(), base.end());
@@ -108,7 +109,7 @@ class AdaptiveSampling final : public Masker {
             recorded_key(*recorded.base->at<Index>(row.batch, row.head, row.query, i), inputs, "base_indices"));
       return base;
     }
-    // As many draws as there are candidates are enough: no budget is larger.
+    // There are at most as many draws as candidates, since no budget is larger.
     for (Index i = std::min(base_sample_size(config_.base_rate_sampling, range), range); i > 0; --i)
       base.push_back(static_cast<std::int32_t>(begin(inputs) + random.below(static_cast<std::uint32_t>(range))));
     return base;
@@ -133,7 +134,7 @@ class AdaptiveSampling final : public Masker {
                        static_cast<float>(static_cast<double>(budget) / static_cast<double>(range)));
   }
 
-  /// Recorded draws lie row after row, so the rows' budgets come first.
+  /// Recorded draws are stored row after row, so the budgets of all rows are computed first.
   Recorded recorded_draws(const AttentionInputs& inputs, const Mask& previous, const Context& context) const {
     Recorded recorded{inputs.extra("base_indices"), inputs.extra("draw_positions"), {}};
     const MaskShape shape = inputs.shape();

@@ -1,8 +1,8 @@
-// Samples keys by locality-sensitive hashing: a key is kept when it shares all lsh_k sign bits with the query in one of
+// Samples keys by locality-sensitive hashing: a key is kept if it shares all lsh_k sign bits with the query in one of
 // lsh_l tables, and p is the probability of that, so that attention over the sample is an importance-weighted estimate.
-// MagicPIG (Chen et al. 2024): the defaults are sparse-attention-hub's, with the simple asymmetric transform of
-// Neyshabur and Srebro (2015) and the largest norm taken per sequence; min_collisions 2, lift and center_query false
-// are the authors' own.
+// MagicPIG (Chen et al. 2024). The defaults are sparse-attention-hub's, with the simple asymmetric transform of
+// Neyshabur and Srebro (2015) and the largest norm taken per sequence. The authors use min_collisions 2 and false for
+// lift and center_query.
 #include <cstdint>
 #include <vector>
 
@@ -13,7 +13,7 @@ namespace reticle::maskers {
 
 enum class SignPacking : std::uint8_t { int64, float32 };
 
-/// A code of each is kept with every key.
+/// Bounds the memory per key, which stores one code per table.
 constexpr Index kMaxTables = 4096;
 
 struct MagicPigConfig {

@@ -1,5 +1,5 @@
 // Samples keys uniformly, so that attention over the sample estimates attention over all keys (Horvitz and Thompson
-// 1952). sparse-attention-hub's RandomSampling; unbiased unless "replacement" asks for the reference's way.
+// 1952). sparse-attention-hub's RandomSampling; unbiased, except with "replacement", which follows the reference.
 #include <algorithm>
 #include <optional>
 #include <vector>
@@ -25,7 +25,7 @@ class RandomSampling final : public Masker {
 
   Mask select(const AttentionInputs& inputs, const Mask& previous, LayerState& state,
               const Context& context) const override {
-    if (!config_.replacement) return Masker::select(inputs, previous, state, context);  // as the rule says
+    if (!config_.replacement) return Masker::select(inputs, previous, state, context);  // by rules()
     return Mask::from_selections(
         inputs.shape(),
         [&](RowId row, Selection& selection) { draw_with_replacement(inputs, row, context, selection); }, context);
@@ -38,7 +38,8 @@ class RandomSampling final : public Masker {
   }
 
  private:
-  /// The reference's rule. Draws that were recorded, an extra tensor "sample_indices" (b, hq, sq, n) I64, replace ours.
+  /// Draws as the reference does. Recorded draws, an extra tensor "sample_indices" (b, hq, sq, n) I64, replace the
+  /// random ones.
   void draw_with_replacement(const AttentionInputs& inputs, RowId row, const Context& context,
                              Selection& selection) const {
     const Index keys = inputs.keys_length();

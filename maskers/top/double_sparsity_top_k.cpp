@@ -1,6 +1,6 @@
-// Keeps the keys of the highest scores over a few channels of each head, those that matter most by offline measurement,
-// held in few bits. Double Sparsity (Yang et al. 2024); sparse-attention-hub's DoubleSparsityTopK, with every layer's
-// own channels.
+// Keeps the keys of the highest scores over a few channels of each head, which matter most by offline measurement and
+// are stored in few bits. Double Sparsity (Yang et al. 2024); sparse-attention-hub's DoubleSparsityTopK, but with
+// separate channels for every layer.
 #include <cmath>
 #include <filesystem>
 #include <span>
@@ -84,7 +84,7 @@ class DoubleSparsityTopK final : public Masker {
   }
 
  private:
-  /// Checks that the layer's table fits the heads, too.
+  /// The number of channels used. Also checks that the layer's table fits the heads.
   Index channel_count(const AttentionInputs& inputs) const {
     const Index count = inputs.head_dim() / config_.group_factor;
     const auto reject = [&](const std::string& what) {
@@ -119,7 +119,7 @@ class DoubleSparsityTopK final : public Masker {
     if (config_.label_bits < 16) fake_quantise(label, config_.label_bits);
   }
 
-  /// Takes in the keys beyond those seen.
+  /// Labels the keys beyond those seen.
   void update(const AttentionInputs& inputs, Index count, DoubleSparsityState& state) const {
     const Index heads = inputs.batch() * inputs.heads();
     state.seen.continue_with(inputs);

@@ -66,7 +66,7 @@ class DsaTopK final : public Masker {
                        " and keys " + inputs.keys.describe());
   }
 
-  /// sum over indexer heads of weight * max(0, q . k).
+  /// scores[k] = sum over indexer heads of weight * max(0, q . k).
   static std::vector<float> score(const AttentionInputs& inputs, RowId row, const TensorView& queries,
                                   const TensorView& keys, const TensorView& weights) {
     const Index heads = queries.size(1), d = queries.size(3), visible = inputs.visible_keys(row.query);
@@ -92,14 +92,14 @@ class DsaTopK final : public Masker {
   }
 
   static std::vector<Run> chosen_by_all(const Mask& previous, RowId row) {
-    std::vector<Run> all, of_head, both;
+    std::vector<Run> all, head_runs, both;
     previous.row(row, all);
     const MaskShape& shape = previous.shape();
     for (Index head = 1; head < (shape.shared_heads ? 1 : shape.heads) && !all.empty(); ++head) {
-      of_head.clear();
+      head_runs.clear();
       both.clear();
-      previous.row({row.batch, head, row.query}, of_head);
-      combine_rows<row_op::Intersect>(all, of_head, [&](Run run) { both.push_back(run); });
+      previous.row({row.batch, head, row.query}, head_runs);
+      combine_rows<row_op::Intersect>(all, head_runs, [&](Run run) { both.push_back(run); });
       all.swap(both);
     }
     return all;

@@ -44,13 +44,13 @@ class HashAttentionTopK final : public Masker {
 
   std::vector<Rule> rules(Index keys, int layer) const override {
     Rule rule{Rule::Kind::hashed, config_.heavy_size.resolve(keys)};
-    rule.hash = &of_layer(layer);
+    rule.hash = &layer_hash(layer);
     return {rule};
   }
 
  private:
-  /// The weights of a layer, read when it first comes; they stay where they are.
-  const LearnedHash& of_layer(int layer) const {
+  /// The weights of a layer, read at first use; references to them stay valid.
+  const LearnedHash& layer_hash(int layer) const {
     const std::lock_guard lock(reading_);
     if (const auto known = layers_.find(layer); known != layers_.end()) return known->second;
     const std::optional<TensorView> first = weights_.find("hat." + std::to_string(layer) + ".query_matrix.0");

@@ -1,5 +1,6 @@
-// Attends to the first keys, a sliding window, and a few blocks of what lies between, found by the keys that mattered
-// most while they were near. InfLLM (Xiao et al. 2024), as MInference ships it.
+// Keeps the first keys, a sliding window, and a few of the blocks between them. Blocks are found by representative
+// keys, those that received most attention while they were in the window. InfLLM (Xiao et al. 2024), as MInference
+// ships it.
 #include <algorithm>
 #include <limits>
 #include <span>
@@ -38,11 +39,11 @@ struct InfLlmConfig {
   }
 };
 
-/// What one KV head remembers.
+/// The state of one KV head.
 struct InfLlmHead {
   std::vector<float> local_score;      // per key: attention received inside the window
   std::vector<float> representatives;  // (blocks that left the window, d)
-  Index scored = 0;                    // queries before this position have given their attention
+  Index scored = 0;                    // queries before this position are counted in local_score
 };
 
 struct InfLlmState {
@@ -81,8 +82,8 @@ class InfLlm final : public Masker {
         head.local_score.resize(static_cast<std::size_t>(inputs.keys_length()), 0.0f);
         for (std::size_t c = 0; c < chunks.size(); ++c) {
           memory[static_cast<std::size_t>(i) * chunks.size() + c] =
-              remembered(inputs, {i / kv_heads, i % kv_heads, 0}, chunks[c], head);
-          give_attention(inputs, {i / kv_heads, i % kv_heads, 0}, chunks[c], head);
+              chunk_runs(inputs, {i / kv_heads, i % kv_heads, 0}, chunks[c], head);
+          add_attention(inputs, {i / kv_heads, i % kv_heads, 0}, chunks[c], head);
         }
       }
     });
@@ -120,14 +121,14 @@ class InfLlm final : public Masker {
     return chunks;
   }
 
-  /// Blocks whose keys have all left the window of a query at this position.
+  /// The number of blocks whose keys have all left the window of a query at this position.
   Index blocks_behind(Index position) const {
     return std::max<Index>(0, position + 1 - config_.n_local - config_.n_init) / config_.block_size;
   }
   Index start_of(Index block) const { return config_.n_init + block * config_.block_size; }
 
-  /// The first keys, the chosen blocks, and all that is not behind the first query of the chunk.
-  std::vector<Run> remembered(const AttentionInputs& inputs, RowId row, const Chunk& chunk, InfLlmHead& head) const {
+  /// The first keys, the chosen blocks, and all keys after the blocks that left the window of the chunk's first query.
+  std::vector<Run> chunk_runs(const AttentionInputs& inputs, RowId row, const Chunk& chunk, InfLlmHead& head) const {
     const Index behind = blocks_behind(inputs.position(chunk.first));
     represent(inputs, row, behind, head);
     std::vector<std::int32_t> blocks;
@@ -158,7 +159,8 @@ class InfLlm final : public Masker {
     return runs;
   }
 
-  /// Blocks that left the window are represented from now on by the mean of the keys that gathered most attention.
+  /// Computes the representatives of blocks that have left the window: the mean of the keys that received most
+  /// attention.
   void represent(const AttentionInputs& inputs, RowId row, Index behind, InfLlmHead& head) const {
     const auto d = static_cast<std::size_t>(inputs.head_dim());
     const TensorView keys = head_matrix(inputs.keys, row.batch, row.head);
@@ -183,8 +185,8 @@ class InfLlm final : public Masker {
     }
   }
 
-  /// The chunk's queries add their attention within the window to the keys there, once.
-  void give_attention(const AttentionInputs& inputs, RowId row, const Chunk& chunk, InfLlmHead& head) const {
+  /// Adds the attention of the chunk's queries within the window to the scores of the keys there, once per query.
+  void add_attention(const AttentionInputs& inputs, RowId row, const Chunk& chunk, InfLlmHead& head) const {
     std::vector<std::int32_t> window;
     std::vector<float> probabilities;
     for (row.query = chunk.first; row.query < chunk.end; ++row.query) {

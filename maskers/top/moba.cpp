@@ -1,4 +1,4 @@
-// Each query chooses the blocks of keys whose means it points to, its own block always among them. MoBA (Lu et al.
+// Each query keeps its own block of keys and the blocks whose means have the largest products with it. MoBA (Lu et al.
 // 2025).
 #include <vector>
 
@@ -30,12 +30,13 @@ class Moba final : public Masker {
     return key_block_mask(
         inputs, config_.block_size, inputs.heads(),
         [&](RowId row, std::vector<std::int32_t>& blocks) {
-          const Index own = inputs.position(row.query) / config_.block_size;
-          std::vector<float> query(static_cast<std::size_t>(inputs.head_dim())), scores(static_cast<std::size_t>(own));
+          const Index query_block = inputs.position(row.query) / config_.block_size;
+          std::vector<float> query(static_cast<std::size_t>(inputs.head_dim())),
+              scores(static_cast<std::size_t>(query_block));
           load_row(head_matrix(inputs.queries, row.batch, row.head), row.query, 1, query);
-          blocks_of_keys.score(query, row.batch, inputs.kv_head(row.head), own, scores);
+          blocks_of_keys.score(query, row.batch, inputs.kv_head(row.head), query_block, scores);
           top_k(scores, config_.top_k - 1, blocks);
-          blocks.push_back(static_cast<std::int32_t>(own));
+          blocks.push_back(static_cast<std::int32_t>(query_block));
         },
         context);
   }

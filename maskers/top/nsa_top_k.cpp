@@ -79,7 +79,7 @@ class NsaTopK final : public Masker {
   }
 
  private:
-  /// Compressed keys whose windows end at or before the position.
+  /// The number of compressed keys whose windows end at or before the position.
   Index compressed_before(Index position) const {
     return position + 1 < config_.kernel_size ? 0 : (position + 1 - config_.kernel_size) / config_.kernel_stride + 1;
   }
@@ -110,15 +110,17 @@ class NsaTopK final : public Masker {
     return mass;
   }
 
-  /// A compressed key counts for a block as often as their strides of keys meet (the paper's equation 9).
+  /// A compressed key counts for a block once per stride of keys that both cover (equation 9 of the paper).
   void add_overlaps(const std::vector<double>& mass, std::vector<float>& scores) const {
-    const Index of_key = config_.kernel_size / config_.kernel_stride;
-    const Index of_block = config_.block_size / config_.kernel_stride;
+    const Index key_strides = config_.kernel_size / config_.kernel_stride;
+    const Index block_strides = config_.block_size / config_.kernel_stride;
     for (Index block = 0; block < static_cast<Index>(scores.size()); ++block) {
-      const Index begin = block * of_block, end = begin + of_block;
+      const Index begin = block * block_strides, end = begin + block_strides;
       double sum = 0;
-      for (Index i = std::max<Index>(0, begin - of_key + 1); i < std::min(end, static_cast<Index>(mass.size())); ++i)
-        sum += mass[static_cast<std::size_t>(i)] * static_cast<double>(std::min(end, i + of_key) - std::max(begin, i));
+      for (Index i = std::max<Index>(0, begin - key_strides + 1); i < std::min(end, static_cast<Index>(mass.size()));
+           ++i)
+        sum += mass[static_cast<std::size_t>(i)] *
+               static_cast<double>(std::min(end, i + key_strides) - std::max(begin, i));
       scores[static_cast<std::size_t>(block)] = static_cast<float>(sum);
     }
   }

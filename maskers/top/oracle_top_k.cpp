@@ -1,5 +1,5 @@
-// Keeps the keys of the highest attention scores, computed exactly: the upper bound that approximate top-k methods
-// chase. sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
+// Keeps the keys of the highest attention scores, computed exactly: the upper bound of approximate top-k methods.
+// sparse-attention-hub's OracleTopK, with the scaling applied before an additive attention mask.
 #include <vector>
 
 #include <reticle/core/masker.hpp>

@@ -1,6 +1,7 @@
 // Keeps the keys of the highest soft collision scores: random hyperplanes put each key into one bucket per table, a
-// query is spread softly over the buckets, and a key scores its bucket's probabilities times the length of its value.
-// SOCKET; sparse-attention-hub's SocketMasker, with a seed of its own and planes that do not depend on the device.
+// query gets a probability distribution over the buckets, and a key's score is the sum of its buckets' probabilities
+// times the norm of its value. SOCKET; sparse-attention-hub's SocketMasker, but with a separate seed and planes that do
+// not depend on the device.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -14,11 +15,11 @@
 
 namespace reticle::maskers {
 
-inline constexpr Index kMostPlanes = 16;  // a table has 2^K buckets, and codes take 16 bits
+inline constexpr Index kMaxPlanes = 16;  // a table has 2^K buckets, and codes take 16 bits
 
-/// A bucket of each is kept with every key.
+/// Bounds the memory per key, which stores one bucket per table.
 constexpr Index kMaxTables = 4096;
-/// A query's spread over the buckets of all tables: 16 MiB.
+/// Bounds the memory of a query's distribution over the buckets of all tables: 16 MiB.
 constexpr Index kMaxBuckets = Index{1} << 22;
 
 struct SocketConfig {
@@ -33,14 +34,14 @@ struct SocketConfig {
                                          "random seed of the hyperplanes"};
   void validate() const {
     require(heavy_size.positive(), "heavy_size", "must be > 0");
-    require(K > 0 && K <= kMostPlanes, "K", "must be in [1, 16]");
+    require(K > 0 && K <= kMaxPlanes, "K", "must be in [1, 16]");
     require(L > 0 && L <= kMaxTables, "L", "must be in [1, 4096]");
     require(L << K <= kMaxBuckets, "L", "must be at most 2^22 / 2^K, so that all buckets of a query fit into 16 MiB");
     require(tau > 0, "tau", "must be > 0");
   }
 };
 
-/// What is kept of the keys and values seen: a bucket per table and a length.
+/// The state of the keys and values seen: per key a bucket for each table and the norm of the value.
 struct SocketState {
   struct Head {
     std::vector<std::uint16_t> buckets;  // (keys, L)
@@ -67,7 +68,7 @@ class Socket final : public Masker {
     SocketState& state = layer_state.get<SocketState>(*this);
     update(inputs, state, context);
     const Index count = config_.heavy_size.resolve(inputs.keys_length());
-    // As its source does, it chooses among all keys, chosen before or not.
+    // Like the reference, it chooses among all keys, chosen before or not.
     return select_by_score(
         inputs, Mask::empty(inputs.shape()),
         [&](std::span<const RowId> rows, float* scores) {
@@ -80,7 +81,7 @@ class Socket final : public Masker {
   }
 
  private:
-  /// Takes in the keys and values beyond those seen.
+  /// Hashes the keys beyond those seen and stores the norms of their values.
   void update(const AttentionInputs& inputs, SocketState& state, const Context& context) const {
     const Index heads = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
     state.seen.continue_with(inputs);
@@ -96,9 +97,9 @@ class Socket final : public Masker {
       for (Index head = begin; head < end; ++head) {
         const TensorView keys = head_matrix(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads());
         const TensorView values = head_matrix(inputs.values, head / inputs.kv_heads(), head % inputs.kv_heads());
-        SocketState::Head& of_head = state.heads[static_cast<std::size_t>(head)];
-        of_head.buckets.resize(static_cast<std::size_t>(seen * config_.L));  // an update that was stopped starts again
-        of_head.value_norms.resize(static_cast<std::size_t>(seen));
+        SocketState::Head& head_state = state.heads[static_cast<std::size_t>(head)];
+        head_state.buckets.resize(static_cast<std::size_t>(seen * config_.L));  // discards an interrupted update
+        head_state.value_norms.resize(static_cast<std::size_t>(seen));
         for (Index k = seen; k < inputs.keys_length(); ++k) {
           load_row(keys, k, 1, key);
           project(state, key, projections);
@@ -108,19 +109,19 @@ class Socket final : public Masker {
               const float side = projections[static_cast<std::size_t>(table * config_.K + plane)];
               bucket = static_cast<std::uint16_t>((bucket << 1) | (side >= 0 ? 1 : 0));
             }
-            of_head.buckets.push_back(bucket);
+            head_state.buckets.push_back(bucket);
           }
           load_row(values, k, 1, value);
           double squares = 0;
           for (const float x : value) squares += static_cast<double>(x) * static_cast<double>(x);
-          of_head.value_norms.push_back(static_cast<float>(std::sqrt(squares)));
+          head_state.value_norms.push_back(static_cast<float>(std::sqrt(squares)));
         }
       }
     });
     state.seen.finish(inputs);
   }
 
-  /// (L * K, d) normal vectors; planes that were recorded, an extra tensor "planes" (L, K, d) F32, replace ours.
+  /// Standard normal vectors, (L * K, d). Recorded planes, an extra tensor "planes" (L, K, d) F32, replace them.
   std::vector<float> planes(const AttentionInputs& inputs) const {
     std::vector<float> planes(static_cast<std::size_t>(config_.L * config_.K * inputs.head_dim()));
     if (const std::optional<TensorView> recorded = inputs.extra("planes")) {
