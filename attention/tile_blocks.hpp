@@ -16,12 +16,12 @@ class SharedKeys {
  public:
   /// The keys of one step.
   struct Step {
-    static constexpr Index kMost = 256;
+    static constexpr Index kMaxKeys = 256;
     Index first = 0, count = 0;  // `first`: index of the first key among all shared keys
     bool partial = false;        // whether some row does not attend to all of them
-    std::array<std::int32_t, kMost> keys;
+    std::array<std::int32_t, kMaxKeys> keys;
     const std::uint64_t* attended = nullptr;  // per key, bit r: row r attends; points into the plan or to `joined`
-    std::array<std::uint64_t, kMost> joined;
+    std::array<std::uint64_t, kMaxKeys> joined;
 
     Step() = default;
     Step(const Step&) = delete;
