@@ -1,4 +1,4 @@
-// Native Sparse Attention (Yuan et al. 2025): how much each of its three branches sees.
+// The configuration of Native Sparse Attention (Yuan et al. 2025): how much each of its three branches sees.
 #pragma once
 
 #include <optional>
@@ -17,17 +17,17 @@ enum class Compression : std::uint8_t {
 
 struct RETICLE_API NsaConfig {
   Compression compress_type = Compression::weightedpool;
-  Index kernel_size = 32;    // tokens in a compressed one
-  Index kernel_stride = 16;  // tokens from one to the next; divides kernel_size and block_size
-  Index block_size = 64;     // tokens in a selected block
-  Index topk = 16;           // blocks that a query selects, the next two included
+  Index kernel_size = 32;    // tokens per compressed token
+  Index kernel_stride = 16;  // tokens between the beginnings of windows; divides kernel_size and block_size
+  Index block_size = 64;     // tokens per selected block
+  Index topk = 16;           // blocks that a query selects, including those of the next two fields
   Index init_blocks = 1;     // first blocks, always selected
   Index local_blocks = 2;    // the query's own block and those before it, always selected
   Index window_size = 512;   // tokens before the query's own that the window branch sees
 
   /// ConfigError that names the field and the rule.
   void validate() const;
-  /// Compressed tokens of a sequence: a window counts once all of it is there.
+  /// The number of compressed tokens of a sequence; only complete windows count.
   Index compressed_length(Index tokens) const {
     return tokens < kernel_size ? 0 : (tokens - kernel_size) / kernel_stride + 1;
   }
