@@ -114,7 +114,7 @@ class TileGradients {
     }
   }
 
-  /// Adds the gradients through the keys that only row r attends to.
+  /// Adds the gradients through the keys that row r gathers alone.
   void gather(const TilePlan& plan, Index r, const TensorView& keys, const TensorView& values, KeyGradients& to,
               float* d_query) {
     const auto at = static_cast<std::size_t>(r);

@@ -35,7 +35,7 @@ RETICLE_API void attention_backward_into(const AttentionInputs& inputs, const Pa
                                          float* d_queries, float* d_keys, float* d_values,
                                          const AttentionOptions& options = {}, const Context& context = {});
 
-/// ShapeError or DeviceError unless output, lse and d_output fit attention over these inputs and lie where they do.
+/// ShapeError or DeviceError unless output, lse and d_output fit attention over these inputs and lie on their device.
 RETICLE_API void require_gradient_inputs(const AttentionInputs& inputs, const TensorView& output, const TensorView& lse,
                                          const TensorView& d_output);
 

@@ -1,4 +1,4 @@
-// Gradients for a tile of rows and a block of keys, and for one row and the keys that it alone attends to. Internal to
+// Gradients for a tile of rows and a block of keys, and for one row and the keys that it does not share. Internal to
 // attention_backward.
 #pragma once
 

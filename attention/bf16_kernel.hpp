@@ -20,7 +20,7 @@ struct PairMatrix {
 /// Columns that are multiplied together.
 inline constexpr Index kPairLanes = 16;
 
-/// Whether this processor has the instruction.
+/// Whether this processor has AVX512_BF16.
 RETICLE_API bool has_bf16_products();
 
 /// c = scale * c + a b, for a (rows, depth), b (depth, columns) and c (rows, columns); depth counts pairs. Rows of b

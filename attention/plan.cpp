@@ -18,8 +18,8 @@ constexpr Index kMinShared = 32;
 
 /// How many of a tile's rows must attend to a key for all rows to compute it. In a 64-row tile a shared key costs 1/7
 /// to 1/8 of a gathered one per row: register-blocked multiply-adds and streaming loads against horizontal sums and
-/// random loads. In the small tiles of a decode step two rows are enough. Measured by `bench_attention
-/// --benchmark_filter=key` and `prefill_tokens`.
+/// random loads. In the small tiles of a decode step two rows are enough. Measured by
+/// `bench_attention --benchmark_filter=key` and `prefill_tokens`.
 Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (2 * rows + 14) / 15; }
 
 /// Whether at least three quarters of a word's keys are held; such a word is shared whole: segments stay long, and the
@@ -320,8 +320,8 @@ void TilePlanner::share_whole_words(Index rows, Index width) {
     std::uint64_t any = 0;
     for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width + w)];
     if (!nearly_whole(any, keys)) continue;
-    // A word that all rows attend to ends where its keys do; any other word has no gaps, so that neighbouring words
-    // make one segment.
+    // If every row attends to all keys between the word's first and last attended key, only these are shared; otherwise
+    // the whole word is, so that neighbouring words make one segment.
     const std::uint64_t attended =
         (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
     shared = (attended & ~by_all_[static_cast<std::size_t>(w)]) == 0 ? attended : keys;

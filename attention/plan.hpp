@@ -20,7 +20,7 @@ namespace cuda {
 class DevicePlan;
 }
 
-/// Maximum rows of a tile: their state fits into the second-level cache, and their number into a word of bits.
+/// Maximum rows of a tile: their state fits into the second-level cache, and a bit for each into a word.
 inline constexpr Index kTileRows = 64;
 
 /// Tiles of up to this many rows use the row kernel, with vectors along the head size; larger ones use the tile kernel,
@@ -46,12 +46,11 @@ struct RETICLE_API TilePlan {
   };
 
   std::vector<Shared> shared;         // ascending
-  Array<std::int32_t> shared_list;    // used instead of `shared` when common keys are isolated; every row attends to
-                                      // all
+  Array<std::int32_t> shared_list;    // used instead of `shared` if common keys are isolated; all rows attend to all
   Array<std::uint64_t> attended;      // per key of a segment with attended >= 0: bit r, row r attends
   std::vector<float> inverse_p;       // (keys of all segments, rows); empty when every p is 1
   std::vector<Index> rest_ptr;        // rows + 1
-  Array<std::int32_t> rest;           // keys that only one row computes, ascending within each row
+  Array<std::int32_t> rest;           // keys that each row gathers alone, ascending within each row
   std::vector<float> rest_inverse_p;  // aligned with rest; empty when every p is 1
 
   Index shared_keys() const;
