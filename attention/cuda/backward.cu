@@ -31,8 +31,7 @@ struct Differentiate {
 
 template <class T, int head_dim, bool by_key, bool biased>
 struct DifferentiateTile {
-  static constexpr int kThreads = kBackwardThreads, kBlocks = biased ? 2 : 1;  // 2: with 1, compute capability 8.0
-                                                                               // spills a register
+  static constexpr int kThreads = kBackwardThreads, kBlocks = biased ? 2 : 1;  // 1 spills a register on 8.0
   using Shared = BackwardTileShared<T, head_dim>;
   static_assert(sizeof(Shared) <= kMaxSharedMemory);
   TileBackwardProblem problem;

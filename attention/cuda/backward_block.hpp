@@ -3,9 +3,9 @@
 // The walk by rows computes, for each row, dQ = scaling * sum of dS K over its keys; the walk by keys computes, for
 // each key, dK = scaling * sum of dS Q and dV = sum of W dO over the rows that attend to it, in every head that shares
 // it. In both walks a block holds one pair of vectors, (Q, dO) or (K, V), and loads the other pair, (K, V) or (Q, dO),
-// for each entry: the product of the first vectors of the pairs is the score, that of the second is dW. W = exp(S -
-// LSE) / p is recomputed, dS = W (dW - delta), delta = dO . O (Dao et al. 2022). Cost: the bytes of all loaded vectors,
-// in both walks, and 4 (8 with p) per entry and walk. Arithmetic is float32.
+// for each entry: the product of the first vectors of the pairs is the score, that of the second is dW. Recomputed are
+// W = exp(S - LSE) / p and dS = W (dW - delta), with delta = dO . O (Dao et al. 2022). Cost: the bytes of all loaded
+// vectors, in both walks, and 4 (8 with p) per entry and walk. Arithmetic is float32.
 #pragma once
 
 #include <cmath>

@@ -26,9 +26,9 @@ struct DecodeProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
   Strides query_strides, key_strides, value_strides;
   int batch = 1, heads = 1, kv_heads = 1, rows = 1;  // rows: queries of a head
-  // Lists of keys, indexed by (batch, head / sharing, query). With row_ptr, list i has entries [row_ptr[i], row_ptr[i +
-  // 1]) of `indices`; without, counts[i] entries from i * list_size on, as top_k writes them; without indices, it is
-  // the counts[i] keys from begins[i] on.
+  // Lists of keys, indexed by (batch, head / sharing, query). With row_ptr, list i is
+  // indices[row_ptr[i], row_ptr[i + 1]). Without row_ptr it has counts[i] entries of `indices` from i * list_size on,
+  // as top_k writes them; without indices, it is the interval of counts[i] keys from begins[i] on.
   int sharing = 1;  // neighbouring heads, of one KV head, that share a list
   const Index* row_ptr = nullptr;
   const std::int32_t *counts = nullptr, *begins = nullptr;
@@ -42,8 +42,7 @@ struct DecodeProblem {
   void* output = nullptr;              // (b, hq, sq, d), of the queries' dtype, contiguous
   float* lse = nullptr;                // (b, hq, sq)
   float* workspace = nullptr;          // (b * hq * sq, parts, d + 2); needed when parts > 1
-  int* arrived = nullptr;              // (b * hq * sq) arrival counters, 0 before and after a launch; needed when parts
-                                       // > 1
+  int* arrived = nullptr;              // (b * hq * sq) arrival counters, 0 before and after; needed when parts > 1
 
   RETICLE_HD int lists() const { return batch * (heads / sharing) * rows; }
 };

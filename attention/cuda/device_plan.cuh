@@ -55,7 +55,7 @@ struct DeviceTilesBothWays {
   DeviceTilesBothWays() = default;
   /// Copies a plan of tiles of kTileRowCount rows, for a mask of this shape, from the host.
   DeviceTilesBothWays(const BlockPlan& plan, const MaskShape& shape, const PlannedInputs& inputs, Stream stream);
-  /// Plans on the device, with two more launches and a scan.
+  /// Plans on the device as DeviceTiles does, with two more launches and a scan.
   DeviceTilesBothWays(const Pattern& pattern, const PlannedInputs& inputs, Stream stream);
 };
 

@@ -36,7 +36,7 @@ struct RETICLE_API LossResult {
   double perplexity() const;
 };
 
-/// Mean loss over consecutive windows of the text: window w's inputs are tokens [w * window, (w + 1) * window), its
+/// The loss over consecutive windows of the text: window w's inputs are tokens [w * window, (w + 1) * window), its
 /// targets the same tokens shifted by one. ValueError when the text has no whole window and one more token.
 RETICLE_API LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> text,
                                      const LossOptions& options = {}, const Context& context = {});

@@ -95,8 +95,7 @@ class Scoring {
   struct Workspace {
     Workspace(const Scoring& s, Index stride)
         : queries(static_cast<std::size_t>(s.queries_.size(2) * stride)),
-          weights(static_cast<std::size_t>(std::max<Index>(1, s.keys_.size(0)) * stride)),  // at least one column, even
-                                                                                            // without keys
+          weights(static_cast<std::size_t>(std::max<Index>(1, s.keys_.size(0)) * stride)),  // also without keys
           output(static_cast<std::size_t>(s.value_dim() * stride)) {}
     Array<float> queries, weights, output;
     std::vector<float> scores;

@@ -46,8 +46,8 @@ struct NsaBranches {
 RETICLE_API NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, const TensorView& values,
                                      const TensorView& compressed_keys, const TensorView& compressed_values,
                                      Index first_query, const NsaConfig& config, const Context& context = {});
-/// Adds the branches, weighted by gates (n, heads, 3) in the order compressed, selected, window, to `mixed` (n, heads,
-/// d).
+/// Adds to `mixed` (n, heads, d) the branches, weighted by gates (n, heads, 3) in the order compressed, selected,
+/// window.
 RETICLE_API void mix_branches(const NsaBranches& branches, std::span<const float> gates, std::span<float> mixed);
 
 /// The caches of one sequence's keys.

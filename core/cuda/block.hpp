@@ -121,9 +121,9 @@ class DeviceBlock {
     }
   }
 
-  /// C (16 x 8, float) += A (16 x 16) B (16 x 8) of Half or BFloat16 on the tensor cores, for every warp. With g = lane
-  /// / 4 and t = lane % 4 * 2, a thread holds C(g, t), C(g, t+1), C(g+8, t), C(g+8, t+1); pairs of neighbours A(g, t),
-  /// A(g+8, t), A(g, t+8), A(g+8, t+8); and pairs B(t, g), B(t+8, g).
+  /// C (16 x 8, float) += A (16 x 16) B (16 x 8) of Half or BFloat16 on the tensor cores, for every warp. With
+  /// g = lane / 4 and t = lane % 4 * 2, a thread holds C(g, t), C(g, t+1), C(g+8, t), C(g+8, t+1); pairs of neighbours
+  /// A(g, t), A(g+8, t), A(g, t+8), A(g+8, t+8); and pairs B(t, g), B(t+8, g).
   template <class T, class C, class A, class B>
   __device__ void multiply_add(C&& c_of, A&& a_of, B&& b_of) const {
     float* const c = c_of(static_cast<int>(threadIdx.x));
@@ -144,9 +144,10 @@ class DeviceBlock {
   }
 
   /// Starts C (64 x 64, float) += A (64 x 16) B (16 x 64) of Half or BFloat16 for every warpgroup, without waiting;
-  /// unless `accumulate`, C is overwritten. A warp has 16 rows of C and of A; a thread holds every 8 columns as in
-  /// multiply_add. B is step number `step` of a panel: B(k, n) is its element (n, step * 16 + k) or, transposed, (step
-  /// * 16 + k, n). To be called between open_products and close_products. Compute capability 9.0 only.
+  /// unless `accumulate`, C is overwritten. A warp has 16 rows of C and of A; a thread holds its elements of A, and of
+  /// each 8 columns of C, as in multiply_add. B is step number `step` of a panel: B(k, n) is its element
+  /// (n, step * 16 + k) or, transposed, (step * 16 + k, n). To be called between open_products and close_products.
+  /// Compute capability 9.0 only.
   template <class T, bool transposed, bool accumulate, class C, class A>
   __device__ void multiply_panel(C&& c_of, A&& a_of, const T* panel, int step) const {
     float* const c = c_of(static_cast<int>(threadIdx.x));

@@ -1,7 +1,7 @@
 // Locality-sensitive hashing on a GPU, as in maskers/sampling/magic_pig.cpp: a code holds the sign bits of random
 // projections, in tables of a few bits each; a key that shares enough tables with the query gets the probability of
 // that event. Coding reads the projections once for eight vectors, and only new keys are coded; scoring reads a code
-// per key and KV head, and the keys that collide.
+// per key and query head, and the keys that collide.
 #pragma once
 
 #include <cmath>
@@ -16,8 +16,7 @@ namespace reticle::cuda {
 inline constexpr int kLshThreads = 128;   // and signs that a block computes
 inline constexpr int kLshVectors = 8;     // vectors that a block codes
 inline constexpr int kMaxLshDim = 256;    // head_dim
-inline constexpr int kMeanElements = 32;  // elements that a block averages, in kLshThreads / kMeanElements parts of the
-                                          // keys
+inline constexpr int kMeanElements = 32;  // elements of a block, over kLshThreads / kMeanElements parts of the keys
 
 struct LshProblem : ScoredInputs {
   int tables = 1, bits = 1, least = 1;  // see LshRecipe

@@ -17,7 +17,7 @@ struct KeyLists;
 /// give bits; bits and unweighted lists give bits; bits beside weighted lists are converted to lists.
 class RETICLE_API StoredMask final : public DeviceStorage {
  public:
-  /// Copies a mask: as bits if it is dense, or 0/1 with more than a 32nd of the positions set; otherwise as lists.
+  /// Copies a mask: as bits if it is not weighted and more than a 32nd of its positions are set; otherwise as lists.
   /// Waits for the earlier work of the stream.
   StoredMask(const Mask& mask, Stream stream);
   /// Copies lists for all rows of a shape, which are in device memory.

@@ -21,8 +21,7 @@ inline constexpr int kMaxTableEntries = 8192;  // parts * centroids
 /// The codebooks of a layer's KV heads. Part u of a vector consists of elements [u * head_dim / parts, (u + 1) *
 /// head_dim / parts).
 struct Codebooks {
-  const float* centroids = nullptr;  // (b * hkv, count * head_dim); those of part u are (count, width), from count *
-                                     // begin(u) on
+  const float* centroids = nullptr;  // (b * hkv, count * head_dim); part u: (count, width) from count * begin(u) on
   const float* lifts = nullptr;      // (b * hkv, parts, count)
   const float* radii = nullptr;      // (b * hkv, parts), squared
   int parts = 1, count = 1, head_dim = 0;

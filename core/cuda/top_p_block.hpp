@@ -75,9 +75,7 @@ RETICLE_HD Cut find_cut(const Block& block, TopPCut& shared, const MassScale& ma
       }
       before[thread] = sums[thread] = sum;
     });
-    if (block.exclusive_scan(before, shared.scan) <= left)
-      return {prefix, kAllTies};  // by rounding the share is not
-                                  // exceeded: take all
+    if (block.exclusive_scan(before, shared.scan) <= left) return {prefix, kAllTies};  // rounding error: take all
     block.each([&](int thread) {
       if (before[thread] > left || before[thread] + sums[thread] <= left) return;
       int bin = bins - 1 - thread * bins_per_thread;

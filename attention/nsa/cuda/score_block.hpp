@@ -21,8 +21,7 @@ struct NsaScoreProblem : ScoredInputs {         // the keys are compressed keys
   Tiling tiling;                                // tiles of kTileRowCount rows with all heads of a KV head
   BandMask visible;                             // compressed keys that queries see
   const float* lse = nullptr;                   // (b, hq, sq), of compressed attention
-  int blocks = 0, in_block = 1, in_window = 1;  // strides per block and per window, in units of the distance of
-                                                // compressed keys
+  int blocks = 0, in_block = 1, in_window = 1;  // strides per block and per window; keys are one stride apart
   float* scores = nullptr;                      // (b, hkv, sq, blocks)
 
   /// Block j shares tokens with compressed keys [j * in_block - in_window + 1, (j + 1) * in_block), taps() in number.
