@@ -18,11 +18,11 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// Partial sums of the keys' gradients that all KV heads have together: enough tasks for a few threads each, whatever
-/// their number is, at the price of that many copies.
+/// Number of partial sums of the keys' gradients, over all KV heads together. It sets the number of tasks, whatever the
+/// number of threads, and costs as many copies of the gradients.
 constexpr Index kPartialSums = 8;
 
-/// Gradients by the keys and values of one KV head, (keys, d | dv), from some of its tiles.
+/// Gradients with respect to the keys (keys, d) and values (keys, dv) of one KV head, from some of its tiles.
 struct KeyGradients {
   Array<float> keys, values;
 };
@@ -42,7 +42,7 @@ class TileGradients {
         tile_(inputs.head_dim(), inputs.values.size(3)),
         d_sink_(options.sink_logits.size(), 0) {}
 
-  /// Adds to `to` and writes the rows' d_queries (d each, C order of all rows).
+  /// Adds the tile's key and value gradients to `to`, and writes the rows' d_queries (d each, C order of all rows).
   void run(const TileRows& rows, KeyGradients& to, float* d_queries) {
     const Index d = inputs_.head_dim(), dv = inputs_.values.size(3), count = rows.count();
     const RowId first = rows.row(0);
@@ -114,7 +114,7 @@ class TileGradients {
     }
   }
 
-  /// The keys that row r does not share.
+  /// Adds the gradients through the keys that row r gathers alone.
   void gather(const TilePlan& plan, Index r, const TensorView& keys, const TensorView& values, KeyGradients& to,
               float* d_query) {
     const auto at = static_cast<std::size_t>(r);
@@ -216,7 +216,7 @@ AttentionGradients attention_backward(const AttentionInputs& inputs, const Patte
   float* const d_queries = gradients.queries.span<float>().data();
   const Index problems = batch * kv_heads;
   if (problems == 0) return gradients;
-  // The tiles of a KV head stand together; they are split at fixed places, and the parts' sums added in order.
+  // The tiles of a KV head are consecutive; they are split at fixed places, and the partial sums are added in order.
   const Tiling tiling(inputs, mask);
   const Index tiles = tiling.count() / problems;
   const Index parts = std::clamp<Index>(kPartialSums / problems, 1, std::max<Index>(1, tiles));
@@ -227,7 +227,7 @@ AttentionGradients attention_backward(const AttentionInputs& inputs, const Patte
     to.keys.assign(static_cast<std::size_t>(keys * d), 0.0f);
     to.values.assign(static_cast<std::size_t>(keys * dv), 0.0f);
     TileGradients run(inputs, mask, output, lse, d_output, options);
-    // Every parts-th tile: under causality later ones cost more.
+    // Each task takes every parts-th tile: under causality later tiles cost more.
     const Index problem = task / parts;
     for (Index tile = task % parts; tile < tiles; tile += parts) {
       if (context.stop.stop_requested()) throw Cancelled();  // a task takes seconds

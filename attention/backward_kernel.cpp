@@ -20,7 +20,7 @@
 #if !defined(RETICLE_BACKWARD_ARRAYS)
 #define RETICLE_BACKWARD_ARRAYS
 namespace reticle {
-/// What the kernels see of a BackwardTile.
+/// The arrays of a BackwardTile, as the kernels read and write them.
 struct BackwardArrays {
   Index head_dim, value_dim, query_stride, value_stride, rows;
   const float *queries, *d_outputs, *query_rows, *d_output_rows, *lse, *delta;
@@ -33,7 +33,7 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Scores become weights, and gradients of weights gradients of scores.
+/// Turns scores into weights, and gradients of the weights into gradients of the scores.
 template <class D, class V = hn::Vec<D>>
 void DifferentiateColumn(D tag, const TileBlock& block, Index column, const BackwardArrays& tile) {
   const V one = hn::Set(tag, 1.0f), infinity = hn::Set(tag, std::numeric_limits<float>::infinity());
@@ -129,7 +129,7 @@ BackwardTile::BackwardTile(Index head_dim, Index value_dim)
 
 void BackwardTile::reset(Index rows) {
   rows_ = rows;
-  // Lanes beyond the last row.
+  // Lanes beyond the last row are computed, too: zeros, and an LSE of -infinity, make them contribute nothing.
   std::fill(queries_.begin(), queries_.end(), 0.0f);
   std::fill(d_outputs_.begin(), d_outputs_.end(), 0.0f);
   std::fill(lse_.begin(), lse_.end(), -std::numeric_limits<float>::infinity());

@@ -1,4 +1,4 @@
-// Gradients of a tile of rows by a block of keys, and of one row by the keys that it alone attends to. Internal to
+// Gradients for a tile of rows and a block of keys, and for one row and the keys that it does not share. Internal to
 // attention_backward.
 #pragma once
 
@@ -10,23 +10,23 @@
 
 namespace reticle {
 
-/// What a tile's rows bring, and the gradients of their queries. Rows along vectors, as in TileState, and once more row
-/// by row for the products that sum over rows.
+/// The inputs of a tile's rows, and the gradients of their queries. Rows lie along vectors, as in TileState; queries
+/// and output gradients are also stored row by row, for the products that sum over rows.
 class BackwardTile {
  public:
   BackwardTile(Index head_dim, Index value_dim);
 
-  /// Starts `rows` rows anew.
+  /// Clears the gradients for a new tile of `rows` rows.
   void reset(Index rows);
-  /// Row r: its query (scaled), its output's gradient, LSE, and the sum of gradient * output.
+  /// Sets row r: its query (scaled), the gradient of its output, its LSE, and delta, the sum of gradient * output.
   void set_row(Index r, std::span<const float> query, std::span<const float> d_output, float lse, float delta);
-  /// Adds the block's share to the queries' gradients, and leaves those of its keys and values in d_keys() and
-  /// d_values().
+  /// Adds the block's contribution to the queries' gradients, and leaves the gradients of its keys and values in
+  /// d_keys() and d_values().
   void fold(const TileBlock& block);
-  /// Of key i of the block, (d) and (dv).
+  /// Gradients of key i (d) and of value i (dv) of the last block.
   const float* d_keys(Index i) const { return d_keys_.data() + i * query_stride_; }
   const float* d_values(Index i) const { return d_values_.data() + i * value_stride_; }
-  /// Adds row r's gradient by its scaled query.
+  /// Adds the gradient with respect to row r's scaled query.
   void add_d_query(Index r, std::span<float> to) const;
 
  private:

@@ -1,6 +1,7 @@
-// The panel of matmul-inl.hpp in pairs: 6 x 4 sums stay in registers, and each broadcast pair of `a` feeds four
-// instructions of 32 multiply-adds. 4 * rows * depth * columns flops, at twice the rate of float32. Highway's own
-// product of pairs does not reach the instruction in the versions that distributions carry, hence intrinsics.
+// The panel product of matmul-inl.hpp on pairs of bfloat16: 6 x 4 sums stay in registers, and each broadcast pair of
+// `a` feeds four instructions of 32 multiply-adds. 4 * rows * depth * columns flops, at twice the rate of float32.
+// Written with intrinsics because Highway's product of pairs does not compile to the instruction in the versions that
+// distributions carry.
 #include <cstring>
 
 #include <hwy/base.h>

@@ -6,31 +6,31 @@
 
 namespace reticle {
 
-/// Neighbours along the dimension that is summed over.
+/// Two neighbours along the dimension that is summed over.
 struct alignas(4) Bf16Pair {
   BFloat16 first, second;
 };
 
-/// Pair (m, k) of a matrix is what lies at data[m * row_stride + k * column_stride] and behind it.
+/// Pair (m, k) of a matrix is the element at data[m * row_stride + k * column_stride] and the one after it.
 struct PairMatrix {
   const BFloat16* data = nullptr;
   Index row_stride = 0, column_stride = 0;
 };
 
-/// Columns are multiplied so many at a time.
+/// Columns that are multiplied together.
 inline constexpr Index kPairLanes = 16;
 
-/// Whether this processor has such products.
+/// Whether this processor has AVX512_BF16.
 RETICLE_API bool has_bf16_products();
 
-/// c = scale * c + a b, for a (rows, depth), b (depth, columns) and c (rows, columns). Rows of b and c are `stride`
-/// apart; columns is a multiple of kPairLanes, at most 64; `scale` (columns) is null for 0. Sums are of floats. Slow
-/// where has_bf16_products() is false.
+/// c = scale * c + a b, for a (rows, depth), b (depth, columns) and c (rows, columns); depth counts pairs. Rows of b
+/// and c are `stride` apart; columns is a multiple of kPairLanes, at most 64; `scale` (columns) is null for 0. Sums are
+/// float32. Slow where has_bf16_products() is false.
 RETICLE_API void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
                                const float* scale, float* c);
 
-/// `count` rows of a BF16 matrix with stride 1 along its width, paired two by two: to ((count + 1) / 2, width); the
-/// last of an odd count meets zeros. `indices` names them; null: the first ones.
+/// Pairs `count` rows of a BF16 matrix with stride 1 along its width, two by two: writes ((count + 1) / 2, width) to
+/// `to`; the last row of an odd count is paired with zeros. `indices` names the rows; null means the first `count`.
 RETICLE_API void pair_rows(const TensorView& matrix, const std::int32_t* indices, Index count, Bf16Pair* to);
 
 }  // namespace reticle

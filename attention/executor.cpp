@@ -19,7 +19,7 @@
 namespace reticle {
 namespace {
 
-/// The least float that becomes infinity when it is rounded to the dtype.
+/// The smallest float that rounds to infinity in the dtype.
 float first_beyond(DType dtype) {
   if (dtype == DType::f16) return 65520.0f;
   if (dtype == DType::bf16) return std::bit_cast<float>(0x7F7F8000u);
@@ -30,10 +30,10 @@ constexpr Index kLargestHeadDim = 1024;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Multiply-adds below which waking threads costs more than they save.
-constexpr double kLeastWorkForThreads = 1e6;
+constexpr double kMinWorkForThreads = 1e6;
 
-/// Computes a tile of rows: what they share together, and then what each has besides. One per task, so that its buffers
-/// are made once.
+/// Computes a tile of rows: first the keys that they share, then the keys that each row gathers alone. One executor per
+/// task, so that buffers are allocated once.
 class TileExecutor {
  public:
   TileExecutor(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options)
@@ -146,7 +146,7 @@ class TileExecutor {
     }
   }
 
-  /// The keys that row r does not share; raw scores also go to `scores`.
+  /// Adds the keys that row r gathers alone; their raw scores also go to `scores`, if not null.
   void gather(const TilePlan& plan, Index r, float* scores) {
     const Index begin = plan.rest_ptr[static_cast<std::size_t>(r)],
                 end = plan.rest_ptr[static_cast<std::size_t>(r) + 1];
@@ -172,8 +172,8 @@ class TileExecutor {
     }
   }
 
-  /// Of one row's scores, keys and 1 / p, those that the attention mask leaves, in scores_, allowed_ and inverse_p_: a
-  /// weight of zero times what a forbidden value holds may be NaN.
+  /// Compacts one row's scores, keys and 1 / p to those that the attention mask allows, into scores_, allowed_ and
+  /// inverse_p_. Forbidden keys are removed rather than given weight 0, since 0 times their values may be NaN.
   Index leave_out_forbidden(const std::int32_t* indices, const float* inverse_p, Index count) {
     allowed_.resize(static_cast<std::size_t>(count));
     inverse_p_.resize(std::max(inverse_p_.size(), static_cast<std::size_t>(count)));
@@ -189,7 +189,7 @@ class TileExecutor {
     return allowed;
   }
 
-  /// Scores of rows [first, first + rows), with soft cap and attention mask.
+  /// Computes the scores of rows [first, first + rows), with soft cap and attention mask.
   void score(Index first, Index rows, const std::int32_t* indices, Index count) {
     dot_gather(query(first), rows, keys_, indices, count, scores_.data(), kKeysPerStep,
                UpcomingRows(values_, indices, count));
@@ -202,13 +202,13 @@ class TileExecutor {
       if (const auto& bias = bias_[static_cast<std::size_t>(first + r)]) {
         for (Index i = 0; i < count; ++i) {
           const float added = (*bias)(indices[i]);
-          scores[i] = added == -kInfinity ? added : scores[i] + added;  // whatever a forbidden key holds
+          scores[i] = added == -kInfinity ? added : scores[i] + added;  // even if the forbidden key holds NaN
         }
       }
     }
   }
 
-  /// `next`: the keys to be scored after this.
+  /// `next`: the keys that will be scored after these, to be prefetched.
   void fold(Index first, Index rows, const float* inverse_p, const std::int32_t* indices, Index count,
             const UpcomingRows& next) {
     if (values_.stride(1) == 1) {
@@ -221,7 +221,7 @@ class TileExecutor {
     }
   }
 
-  /// Whether the result is finite.
+  /// Writes row r's output and LSE; returns whether they are finite.
   bool finish(Index r) {
     const RowId row = rows_.row(r);
     RowState& state = this->state(r);
@@ -258,8 +258,8 @@ class TileExecutor {
                               "overflow"));
   }
 
-  /// What rows share is multiplied by zero where a row does not attend; where that meets NaN or infinity, rows are
-  /// computed from their own keys alone.
+  /// In a tile, keys that a row does not attend to get weight 0, and 0 * NaN or 0 * infinity is NaN: such tiles are
+  /// recomputed row by row.
   void run_one_by_one(const TileRows& rows) {
     TilePlanner planner(inputs_, mask_);
     std::vector<float> outputs, lse;
@@ -274,7 +274,7 @@ class TileExecutor {
     std::copy(lse.begin(), lse.end(), lse_.begin());
   }
 
-  /// Of a single row, over all that its mask holds: keys that causality forbids weigh nothing.
+  /// Turns a single row's scores into weights, one for each entry of its mask; keys that causality forbids get 0.
   void normalise(float* weights) const {
     std::vector<Run> runs;
     const RowId row = rows_.row(0);
@@ -305,7 +305,7 @@ class TileExecutor {
   std::optional<TileState> tile_;
 };
 
-/// `ready`: the tiles' plans; none: each is made when its turn comes.
+/// `ready`: one plan per tile, or empty to plan each tile as it is reached.
 AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<const TilePlan> ready,
                     const AttentionOptions& options, const Context& context) {
   options.validate(inputs);
@@ -324,7 +324,7 @@ AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<c
   const Tiling tiling(inputs, mask, options.weights ? Grouping::single_rows : Grouping::tiles);
   const Index tiles = tiling.count();
   const auto work = static_cast<double>(mask.nnz()) * static_cast<double>(inputs.head_dim() + dv);
-  const Index per_chunk = work < kLeastWorkForThreads ? tiles : tiling.per_task();
+  const Index per_chunk = work < kMinWorkForThreads ? tiles : tiling.per_task();
   context.for_each_chunk(tiles, per_chunk, [&](Index, Index begin, Index end) {
     TilePlanner planner(inputs, mask);
     TileExecutor executor(inputs, mask, options);
@@ -365,7 +365,7 @@ void AttentionOptions::validate(const AttentionInputs& inputs) const {
 
 namespace {
 
-/// Attention on the GPU into tensors that are made for it.
+/// Attention on the GPU into newly allocated tensors.
 template <class How>
 AttentionResult on_gpu(const AttentionInputs& inputs, const How& how, const AttentionOptions& options,
                        const Context& context) {
@@ -406,7 +406,7 @@ AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& pl
   if (lie_on_gpu(inputs)) return on_gpu(inputs, plan, options, context);
   inputs.validate();
   plan.require_fits(inputs);
-  // Weights come out row by row, in the order of the mask's entries: not what tiles are planned for.
+  // Weights come out row by row, in the order of the mask's entries, which plans by tile do not preserve.
   return run(inputs, plan.mask(), options.weights ? std::span<const TilePlan>() : plan.tiles(), options, context);
 }
 

@@ -1,4 +1,4 @@
-// Sparse attention: runs over just the entries of a mask, where the tensors lie.
+// Sparse attention over the entries of a mask only, on the device where the tensors lie.
 #pragma once
 
 #include <optional>
@@ -16,15 +16,15 @@ namespace reticle {
 struct RETICLE_API AttentionOptions {
   /// Scores become cap * tanh(score / cap) before the attention mask is added (Gemma 2).
   std::optional<float> soft_cap;
-  /// One logit per query head that takes part in the softmax with a value of zero (gpt-oss). It counts into the LSE: of
-  /// states to be merged, give it to one.
+  /// One logit per query head that takes part in the softmax with a value of zero (gpt-oss). The LSE includes it: of
+  /// states that will be merged, give it to only one.
   std::span<const float> sink_logits;
   /// Return the normalised weight of every entry.
   bool weights = false;
   /// Let NaN and infinity through instead of throwing ValueError.
   bool allow_non_finite = false;
 
-  /// ShapeError or ValueError unless these options, and head sizes, are ones that can be computed.
+  /// ShapeError or ValueError unless the options and head sizes are supported.
   void validate(const AttentionInputs& inputs) const;
 };
 
@@ -47,23 +47,25 @@ struct AttentionResult {
 /// when inputs and mask do not fit; ValueError naming the row when a result is not finite. Time O(nnz * (d + dv)),
 /// memory O(threads * (d + dv)) beyond the result: nothing of size queries x keys.
 ///
-/// Of tensors on the current GPU it is queued on context.stream, and the result lies there: head sizes up to 256, one
-/// dtype, no weights, and what is not finite comes out so (docs/cuda.md). DeviceError for what a GPU does not have.
+/// For tensors on the current GPU the work is queued on context.stream, and the result lies there: head sizes up to
+/// 256, one dtype, no weights, and non-finite results are returned as they are (docs/cuda.md). DeviceError for what is
+/// not supported on a GPU.
 RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const Pattern& pattern,
                                       const AttentionOptions& options = {}, const Context& context = {});
-/// The same on a GPU, into memory of the caller's: output (b, hq, sq, dv) of the queries' dtype and lse (b, hq, sq)
-/// F32, contiguous. Nothing of the call's own is left in use when the stream has done it.
+/// The same on a GPU, into the caller's memory: output (b, hq, sq, dv) of the queries' dtype and lse (b, hq, sq) F32,
+/// contiguous. Temporary memory of the call is released once the stream has finished it.
 RETICLE_API void attention_into(const AttentionInputs& inputs, const Pattern& pattern, void* output, float* lse,
                                 const AttentionOptions& options = {}, const Context& context = {});
 RETICLE_API void attention_into(const AttentionInputs& inputs, const AttentionPlan& plan, void* output, float* lse,
                                 const AttentionOptions& options = {}, const Context& context = {});
 
-/// The same by a plan made before, for a mask that serves several calls. ShapeError when the plan is for other extents.
+/// The same with a plan made before, for a mask that is used in several calls. ShapeError when the plan is for other
+/// extents.
 RETICLE_API AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& plan,
                                       const AttentionOptions& options = {}, const Context& context = {});
 
-/// The state of the union of two disjoint sets of keys. ShapeError when the results' shapes differ. Weights are
-/// dropped.
+/// Merges the results over two disjoint sets of keys into the result over their union. ShapeError when their shapes
+/// differ. Weights are dropped.
 RETICLE_API AttentionResult merge(const AttentionResult& a, const AttentionResult& b);
 
 }  // namespace reticle

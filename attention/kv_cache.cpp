@@ -107,7 +107,7 @@ Index KvCache::evict(int layer, const Mask& kept) {
     kept.row(shape.row_of_stored(stored_row), runs);
     for (const Run& run : runs) std::fill(keep.begin() + run.begin, keep.begin() + run.end, std::uint8_t{1});
   }
-  // Rows move down over the ones that go, in each head alike.
+  // In each head alike, the rows that are kept move down over the evicted ones.
   const auto compact = [&](Tensor& tensor) {
     const Index row_bytes = tensor.view().size(2) * size_of(shape_.dtype);
     for (Index head = 0; head < shape_.kv_heads; ++head) {

@@ -17,52 +17,52 @@ struct KvCacheShape {
   DType dtype = DType::f32;  // of storage: F32, F16 or BF16
 };
 
-/// What happened to a cache since it was made. Tokens of the sequence, but `evicted`, which counts keys of all layers.
+/// Counters since construction: tokens of the sequence, except `evicted`, which counts keys over all layers.
 struct KvCacheCounters {
   Index appended = 0, truncated = 0, evicted = 0;
-  /// Of prompts that were looked up: tokens whose keys were there, and that were not.
+  /// Prompt tokens looked up by `reuse`: those whose keys were in the cache, and those whose keys were not.
   Index hits = 0, misses = 0;
 };
 
-/// Allocated once, for `capacity` keys. A batch is a vector of these: sequences of uneven lengths waste nothing. Moves;
-/// copying is spelled `fork`. Not thread-safe.
+/// Allocated once, for `capacity` keys. A batch is a vector of caches: sequences of uneven lengths waste nothing.
+/// Movable; to copy, call `fork`. Not thread-safe.
 class RETICLE_API KvCache {
  public:
   /// ShapeError for sizes that are not positive or too large.
   explicit KvCache(const KvCacheShape& shape);
 
   const KvCacheShape& shape() const { return shape_; }
-  /// Tokens of the sequence so far, evicted ones included: the position of the next token.
+  /// Tokens of the sequence so far, including evicted ones: the position of the next token.
   Index length() const { return static_cast<Index>(tokens_.size()); }
   std::span<const std::int32_t> tokens() const { return tokens_; }
   /// Keys that a layer holds.
   Index stored(int layer) const;
-  /// Where in the sequence they stand, ascending.
+  /// The positions of those keys in the sequence, ascending.
   std::span<const Index> positions(int layer) const;
 
-  /// Room for tokens, whose keys `append` then brings layer by layer. ValueError, changing nothing, when a layer has
-  /// none left: it says how much there is and what to do.
+  /// Reserves space for tokens, whose keys `append` then adds layer by layer. ValueError, changing nothing, when a
+  /// layer has too little space left; the message says how much there is and what to do.
   void extend(std::span<const std::int32_t> tokens);
-  /// The keys and values (n, kv_heads, d) F32 of the tokens that the last `extend` announced. ShapeError when they are
-  /// others.
+  /// Adds the keys and values (n, kv_heads, d) F32 of the tokens of the last `extend`. ShapeError unless n is their
+  /// number.
   void append(int layer, const TensorView& keys, const TensorView& values);
-  /// (1, kv_heads, stored, d), in place.
+  /// Views (1, kv_heads, stored, d) of the cache's memory.
   TensorView keys(int layer) const;
   TensorView values(int layer) const;
 
-  /// Drops the newest tokens, so that `length` are left. ShapeError when there are fewer.
+  /// Drops the newest tokens, so that `length` remain. ShapeError when there are fewer.
   void truncate(Index length);
-  /// Drops the keys of a layer that no row of `kept` (1, heads, queries, stored) attends to, and returns how many: what
-  /// rules that never look back need not store. ShapeError when the mask has other extents.
+  /// Drops the keys of a layer that no row of `kept` (1, heads, queries, stored) attends to, and returns how many. For
+  /// rules that never return to a key they have dropped. ShapeError when the mask has other extents.
   Index evict(int layer, const Mask& kept);
-  /// How many leading tokens of a prompt are here; the others of the sequence are dropped. Counts hits and misses. A
-  /// cache that evicted reuses nothing.
+  /// Returns how many leading tokens of a prompt are in the cache, and drops the tokens after them. Counts hits and
+  /// misses. A cache with evicted keys reuses nothing.
   Index reuse(std::span<const std::int32_t> prompt);
   void reset() { truncate(0); }
-  /// A copy that goes its own way.
+  /// An independent copy.
   KvCache fork() const;
 
-  /// Bytes that are allocated, and of those that hold keys and values.
+  /// Bytes allocated, and the bytes of these that hold keys and values.
   Index bytes() const;
   Index bytes_used() const;
   const KvCacheCounters& counters() const { return counters_; }
@@ -79,7 +79,7 @@ class RETICLE_API KvCache {
   KvCacheShape shape_;
   std::vector<Layer> layers_;
   std::vector<std::int32_t> tokens_;
-  Index announced_ = 0;  // tokens of the last extend
+  Index announced_ = 0;  // number of tokens in the last extend
   KvCacheCounters counters_;
 };
 

@@ -13,31 +13,31 @@
 namespace reticle {
 namespace {
 
-/// Below this many keys, what rows share is not worth setting up.
-constexpr Index kLeastShared = 32;
+/// Fewest keys that are worth sharing: below this, setting up shared keys costs more than it saves.
+constexpr Index kMinShared = 32;
 
-/// How many of a tile's rows must attend to a key for all to compute it. A key in a tile of 64 costs each of them a
-/// seventh or eighth of what a gathered key costs a row: a product in registers against dot products with sums across
-/// lanes, and a stream against a walk. Of the few rows of a decode step, two pay for all. Measured by
+/// How many of a tile's rows must attend to a key for all rows to compute it. In a 64-row tile a shared key costs 1/7
+/// to 1/8 of a gathered one per row: register-blocked multiply-adds and streaming loads against horizontal sums and
+/// random loads. In the small tiles of a decode step two rows are enough. Measured by
 /// `bench_attention --benchmark_filter=key` and `prefill_tokens`.
 Index least_rows(Index rows) { return rows <= kRowPathRows ? 2 : (2 * rows + 14) / 15; }
 
-/// A word of keys of which three quarters are shared is shared whole: segments stay long, and the few keys that nobody
-/// or one row wants cost less than their bookkeeping. The few rows of a decode step are bound by reading keys, and
-/// memory streams faster than it is picked from: there, keys count that any row wants.
+/// Whether at least three quarters of a word's keys are held; such a word is shared whole: segments stay long, and the
+/// few keys that no row or one row wants cost less than their bookkeeping. Small tiles of a decode step are bound by
+/// reading keys, and streaming memory is faster than gathering from it: there a key is held if any row attends to it.
 bool nearly_whole(std::uint64_t held, std::uint64_t keys) { return 4 * std::popcount(held) >= 3 * std::popcount(keys); }
 
-/// What an entry costs in a tile of so many rows, against one of 64: fewer compute slower, but where neighbouring
-/// queries attend to other keys, as those of Native Sparse Attention may, they compute less that nobody attends to.
-/// Measured over blocks of 64 keys that 8 and 16 heads share; with fewer heads to a KV head there is no choice.
+/// Cost per entry by tile height, relative to 64 rows. Short tiles compute slower, but where neighbouring queries
+/// select different keys, as in Native Sparse Attention, they compute fewer entries that no row attends to. Measured
+/// over blocks of 64 keys that 8 and 16 heads share; with fewer heads per KV head there is only one choice.
 struct TileCost {
   Index rows;
   double cost;
 };
 constexpr TileCost kTileCosts[] = {{kTileRows, 1}, {16, 1.15}, {8, 1.5}};
 
-/// The share of all entries below which setting up what a few rows share costs more than it saves.
-constexpr double kLeastSharedOfFew = 0.5;
+/// For small tiles: the fraction of a tile's entries that must be shared for sharing to save more than its setup costs.
+constexpr double kMinSharedOfFew = 0.5;
 
 }  // namespace
 
@@ -80,7 +80,8 @@ Tiling::Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping groupin
       group_(std::max<Index>(1, inputs.group())),
       queries_(inputs.queries_length()) {
   if (grouping == Grouping::tiles) {
-    // Heads that attend alike share all keys, so few queries by many heads; else neighbouring queries share more.
+    // Heads that attend alike share all keys, so tiles take few queries and many heads; otherwise neighbouring queries
+    // share more.
     const bool heads_alike = mask.shape().shared_heads;
     const Index most = std::max<Index>(1, queries_);
     queries_per_tile_ = std::clamp<Index>(heads_alike ? kTileRows / group_ : kTileRows, 1, most);
@@ -88,9 +89,9 @@ Tiling::Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping groupin
     const bool has_choice = heads_alike && group_ >= kTileCosts[2].rows && queries_ > 1 && batch_ > 0;
     for (const auto& [rows, cost] : has_choice ? std::span(kTileCosts) : std::span<const TileCost>()) {
       const Index queries = std::clamp<Index>(rows / group_, 1, most);
-      const double own = cost / filled(mask, queries);
-      if (own < least_cost) queries_per_tile_ = queries;
-      least_cost = std::min(least_cost, own);
+      const double tile_cost = cost / filled(mask, queries);
+      if (tile_cost < least_cost) queries_per_tile_ = queries;
+      least_cost = std::min(least_cost, tile_cost);
       if (queries == 1) break;
     }
     heads_per_tile_ = std::clamp<Index>(kTileRows / queries_per_tile_, 1, group_);
@@ -201,7 +202,7 @@ TilePlan TilePlanner::take(const TileRows& rows) {
   return std::exchange(plan_, {});
 }
 
-/// Without reading them.
+/// Whether all rows have the same entries, known from the mask's shape without reading them.
 bool TilePlanner::all_rows_equal(const TileRows& rows) const {
   const MaskShape& shape = mask_.shape();
   const RowId first = rows.row(0), last = rows.row(rows.count() - 1);
@@ -228,7 +229,7 @@ const TilePlan& TilePlanner::share_all_of(RowId row, Index rows) {
   return plan_;
 }
 
-/// Where keys mostly stand alone.
+/// Lists the shared keys one by one when most of them are isolated; false when they form long runs.
 bool TilePlanner::list_all_of(const RowEntries& row, Index rows) {
   constexpr Index kLongRun = 8;
   Array<std::int32_t>& list = plan_.shared_list;
@@ -249,7 +250,7 @@ bool TilePlanner::list_all_of(const RowEntries& row, Index rows) {
   return true;
 }
 
-/// Every row as bits; keys that enough rows attend to become segments.
+/// Writes every row as bits, and makes segments of the keys that enough rows attend to.
 void TilePlanner::find_shared(Index rows) {
   Index lowest = mask_.shape().keys, highest = 0, entries = 0;
   for (Index r = 0; r < rows; ++r) {
@@ -264,7 +265,7 @@ void TilePlanner::find_shared(Index rows) {
     if (!row.words.empty() || row.last_word != 0) meet(0, row.words_end() + (row.last_word != 0 ? 64 : 0));
   }
   const Index least = least_rows(rows);
-  if (entries < least * kLeastShared) return;
+  if (entries < least * kMinShared) return;
   origin_ = static_cast<std::int32_t>(lowest / 64 * 64);
   const Index width = (highest - origin_ + 63) / 64;
   words_.assign(static_cast<std::size_t>(rows * width), 0);
@@ -280,10 +281,10 @@ void TilePlanner::find_shared(Index rows) {
   by_all_.resize(static_cast<std::size_t>(width));
   const Index shared = held_by_at_least(least, words_.data(), rows, width, shared_.data(), by_all_.data());
   const auto enough_of_few = [&] {
-    const double needed = kLeastSharedOfFew * static_cast<double>(entries);
+    const double needed = kMinSharedOfFew * static_cast<double>(entries);
     return static_cast<double>(shared * rows) >= needed && shared_entries(rows, width) >= needed;
   };
-  if (shared < kLeastShared || (rows <= kRowPathRows && !enough_of_few())) {
+  if (shared < kMinShared || (rows <= kRowPathRows && !enough_of_few())) {
     shared_.clear();
     return;
   }
@@ -319,7 +320,8 @@ void TilePlanner::share_whole_words(Index rows, Index width) {
     std::uint64_t any = 0;
     for (Index r = 0; r < rows; ++r) any |= words_[static_cast<std::size_t>(r * width + w)];
     if (!nearly_whole(any, keys)) continue;
-    // Up to where somebody attends, if all do; else without gaps, so that neighbouring words make one segment.
+    // If every row attends to all keys between the word's first and last attended key, only these are shared; otherwise
+    // the whole word is, so that neighbouring words make one segment.
     const std::uint64_t attended =
         (~std::uint64_t{0} << std::countr_zero(any)) & (~std::uint64_t{0} >> std::countl_zero(any));
     shared = (attended & ~by_all_[static_cast<std::size_t>(w)]) == 0 ? attended : keys;
@@ -333,7 +335,7 @@ void TilePlanner::make_segments(Index rows, Index width) {
     const std::uint64_t shared = shared_[static_cast<std::size_t>(w)];
     if (shared == 0) continue;
     const bool full = (shared & ~by_all_[static_cast<std::size_t>(w)]) == 0;
-    // The word's 64 keys go to the end, and those that are shared move together.
+    // Transposes the word's 64 keys at the end of `attended`, then moves the shared ones together.
     std::size_t end_of_attended = attended.size();
     std::uint64_t* keys = nullptr;
     if (!full) {
@@ -362,7 +364,7 @@ void TilePlanner::make_segments(Index rows, Index width) {
   }
 }
 
-/// What a row does not share goes to its rest; the p of what it shares to where the tile looks for it.
+/// Puts the keys that a row does not share into its rest, and the p of its shared keys into the tile's inverse_p.
 void TilePlanner::place(Index rows) {
   const auto entries = [&](Index r) -> const RowEntries& { return entries_[static_cast<std::size_t>(r)]; };
   if (shared_.empty()) {
@@ -383,7 +385,7 @@ void TilePlanner::place(Index rows) {
   }
 }
 
-/// Calls write(r, where) for each row, where it has room for count(r) keys, and may write kSlack beyond.
+/// Calls write(r, to) for each row, where `to` has space for count(r) keys; write may overwrite kSlack keys beyond.
 template <class Count, class Write>
 void TilePlanner::fill_rest(Index rows, Count&& count, Write&& write) {
   for (Index r = 0; r < rows; ++r) plan_.rest_ptr.push_back(plan_.rest_ptr.back() + count(r));

@@ -1,4 +1,4 @@
-// How attention over a mask is computed: which keys a tile of rows meets together, and which each row gathers alone.
+// The plan of attention over a mask: which keys a tile of rows computes together, and which each row gathers alone.
 #pragma once
 
 #include <algorithm>
@@ -20,11 +20,11 @@ namespace cuda {
 class DevicePlan;
 }
 
-/// Rows that are taken together at most: what a kernel keeps in the second-level cache, and a word of bits.
+/// Maximum rows of a tile: their state fits into the second-level cache, and a bit for each into a word.
 inline constexpr Index kTileRows = 64;
 
-/// Tiles of so few rows go by the row kernel, vectors along the head size; larger ones by the tile kernel, vectors
-/// along the rows.
+/// Tiles of up to this many rows use the row kernel, with vectors along the head size; larger ones use the tile kernel,
+/// with vectors along the rows.
 inline constexpr Index kRowPathRows = 8;
 
 /// Heads of one KV head at neighbouring queries, at most kTileRows rows. Row r is head first_head + r % heads at query
@@ -38,19 +38,19 @@ struct TileRows {
 
 /// The keys of one tile.
 struct RETICLE_API TilePlan {
-  /// Keys [begin, end) that are computed for every row; those that a row does not attend to are dropped.
+  /// Keys [begin, end) that are computed for every row; the scores of a row that does not attend to them are dropped.
   struct Shared {
     std::int32_t begin = 0, end = 0;
-    /// Where the first key stands in `attended`; -1 when every row attends to all.
+    /// Index of the first key's word in `attended`; -1 when every row attends to all keys.
     Index attended = -1;
   };
 
   std::vector<Shared> shared;         // ascending
-  Array<std::int32_t> shared_list;    // in place of segments, for keys that stand alone: every row attends to all
-  Array<std::uint64_t> attended;      // per key of a segment that has some: bit r, row r attends
+  Array<std::int32_t> shared_list;    // used instead of `shared` if common keys are isolated; all rows attend to all
+  Array<std::uint64_t> attended;      // per key of a segment with attended >= 0: bit r, row r attends
   std::vector<float> inverse_p;       // (keys of all segments, rows); empty when every p is 1
   std::vector<Index> rest_ptr;        // rows + 1
-  Array<std::int32_t> rest;           // keys that only their row computes, ascending in each
+  Array<std::int32_t> rest;           // keys that each row gathers alone, ascending within each row
   std::vector<float> rest_inverse_p;  // aligned with rest; empty when every p is 1
 
   Index shared_keys() const;
@@ -58,46 +58,45 @@ struct RETICLE_API TilePlan {
   void clear();
 };
 
-/// Rows taken one by one share nothing; what they weigh comes out in the order of the mask's entries.
+/// How rows are grouped. Single rows share nothing, and their weights come out in the order of the mask's entries.
 enum class Grouping : std::uint8_t { tiles, single_rows };
 
 /// ShapeError unless the mask has the extents of the inputs.
 void require_mask_fits(const AttentionInputs& inputs, const Mask& mask);
 
-/// How the rows of a problem are taken together.
+/// How query rows are grouped into tiles.
 class RETICLE_API Tiling {
  public:
   Tiling(const AttentionInputs& inputs, const Mask& mask, Grouping grouping = Grouping::tiles);
   Index count() const { return batch_ * kv_heads_ * head_tiles_ * query_tiles_; }
   TileRows rows(Index tile) const;
-  /// Tiles that one task takes: few enough for tiles of unequal cost to spread over threads, so many that a task's
-  /// buffers are nothing.
+  /// Tiles per task: few enough to balance uneven tiles over threads, enough to amortise a task's buffers.
   Index per_task() const { return std::max<Index>(1, count() / 256); }
 
  private:
-  /// Entries over what tiles of so many queries compute together, from a few of the tiles.
+  /// Entries of the mask over the entries that tiles of this many queries would compute, estimated from a few tiles.
   double filled(const Mask& mask, Index queries) const;
 
   Index batch_, kv_heads_, group_, queries_;
   Index heads_per_tile_ = 1, queries_per_tile_ = 1, head_tiles_ = 1, query_tiles_ = 1;
 };
 
-/// Plans tiles one after another, with buffers made once. What it is made from must outlive it.
+/// Plans tiles one after another, with buffers that are allocated once. The inputs and the mask must outlive it.
 class RETICLE_API TilePlanner {
  public:
   TilePlanner(const AttentionInputs& inputs, const Mask& mask);
   /// Valid until the next call.
   const TilePlan& plan(const TileRows& rows);
-  /// The same, to keep.
+  /// The same, as a value to keep.
   TilePlan take(const TileRows& rows);
 
  private:
-  /// A row's entries, up to what causality leaves, in the form that the mask stores: columns, words of bits, or runs.
+  /// A row's entries, as far as causality allows, in the form that the mask stores: columns, words of bits, or runs.
   struct RowEntries {
     std::span<const std::int32_t> columns;
-    std::span<const float> p;  // of columns; empty: all 1
+    std::span<const float> p;  // of the columns; empty: all 1
     std::span<const std::uint64_t> words;
-    std::uint64_t last_word = 0;  // the one after them, as far as it is visible
+    std::uint64_t last_word = 0;  // the word after them, cut off at the last visible key
     std::vector<Run> runs;
     Index count = 0;
 
@@ -123,31 +122,32 @@ class RETICLE_API TilePlanner {
   const AttentionInputs& inputs_;
   const Mask& mask_;
   std::array<RowEntries, kTileRows> entries_;
-  // Bit k % 64 of word k / 64 is key origin_ + k: of each row, of the shared keys, and of those that all rows share.
+  // Bit k % 64 of word k / 64 stands for key origin_ + k: for each row, for the shared keys, and for those that all
+  // rows share.
   std::int32_t origin_ = 0;
   std::vector<std::uint64_t> words_, shared_, by_all_, own_;
-  std::vector<std::int32_t> rank_;  // of each key among the shared ones; -1: not shared
+  std::vector<std::int32_t> rank_;  // index of each key among the shared ones; -1: not shared
   TilePlan plan_;
 };
 
-/// How attention over a mask is computed, for masks that serve many calls: a decode step's mask over layers, a fixed
+/// A plan that can be kept for masks that are used in many calls: a decode step's mask over the layers, or a fixed
 /// pattern. A value that holds no data of the inputs.
 class RETICLE_API AttentionPlan {
  public:
-  /// Of `inputs`, only the extents, causality, alignment and where they lie are read. On a GPU the plan is made for
-  /// calls that have an attention mask if these do; there it holds nothing of the pattern either.
+  /// Reads only the extents, causality, alignment and device of `inputs`. On a GPU, a plan made from inputs with an
+  /// attention mask is for calls that have one; there the plan holds no data of the pattern either.
   AttentionPlan(const AttentionInputs& inputs, const Pattern& pattern, const Context& context = {});
 
   Device device() const;
-  // On the CPU.
+  // CPU only.
   const Mask& mask() const { return mask_; }
   std::span<const TilePlan> tiles() const { return tiles_; }
-  /// On a GPU; DeviceError elsewhere.
+  /// GPU only; DeviceError elsewhere.
   const cuda::DevicePlan& on_gpu() const;
-  /// "64 tiles; 97.0 % of 42000 entries shared by rows (tiles filled to 93.1 %), 3.0 % gathered; 12.1 kB", for
-  /// messages.
+  /// A description for messages: "64 tiles; 97.0 % of 42000 entries shared by rows (tiles filled to 93.1 %), 3.0 %
+  /// gathered; 12.1 kB".
   std::string describe() const;
-  /// ShapeError unless the plan was made for such extents.
+  /// ShapeError unless the plan was made for these extents.
   void require_fits(const AttentionInputs& inputs) const;
 
  private:
@@ -155,7 +155,7 @@ class RETICLE_API AttentionPlan {
   Index kv_heads_;
   bool causal_;
   std::vector<TilePlan> tiles_;
-  std::shared_ptr<const cuda::DevicePlan> on_gpu_;  // in place of all that
+  std::shared_ptr<const cuda::DevicePlan> on_gpu_;  // used on a GPU instead of mask_ and tiles_
 };
 
 }  // namespace reticle

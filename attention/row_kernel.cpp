@@ -1,7 +1,7 @@
-// Streaming softmax (Milakov and Gimelshein 2018) in steps of 256 keys, so that scores and weights stay in L1 and the
-// rescaling of the output is paid once per step. Output vectors of up to four rows are kept in registers while
-// the step's values stream past: bytes read = count * dv * size, flops = 2 * rows * count * dv. Bound by value
-// bandwidth for one row, by multiply-adds for four.
+// Online softmax (Milakov and Gimelshein 2018) in steps of 256 keys, so that scores and weights stay in L1 and the
+// output is rescaled once per step. Output vectors of up to four rows are kept in registers while the step's values
+// stream past: bytes read = count * dv * size, flops = 2 * rows * count * dv. Bound by value bandwidth for one row, by
+// multiply-adds for four.
 #include <algorithm>
 #include <cmath>
 
@@ -98,7 +98,7 @@ void AddValues(const float* weights, const TensorView& values, const std::int32_
     const auto* base = static_cast<const T*>(values.data);
     const Index stride = values.stride(0), dv = values.size(1);
     const auto lanes = static_cast<Index>(hn::Lanes(hn::ScalableTag<float>()));
-    // As many sums as registers hold beside the values: enough chains to hide the latency of multiply-adds.
+    // As many sums as fit into registers beside the values: enough chains to hide the latency of multiply-adds.
     constexpr bool kFewRegisters = HWY_ARCH_X86 != 0 && HWY_TARGET > HWY_AVX3;
     constexpr std::size_t kVectors = (kFewRegisters ? 8 : 16) / (kRows == 1 ? 2 : kRows == 3 ? 4 : kRows);
     constexpr auto kWide = static_cast<Index>(kVectors);
@@ -118,14 +118,14 @@ void AddValues(const float* weights, const TensorView& values, const std::int32_
   });
 }
 
-/// Turns a row's scores into weights, and brings what the row has so far to the same maximum.
+/// Turns a row's scores into weights, and rescales its sum and output to the same maximum.
 void WeighRow(float* scores, const float* inverse_p, Index count, Index dv, RowState& state) {
   const float step_max = MaxOrNaN(scores, count);
   if (step_max == -std::numeric_limits<float>::infinity()) {
     std::fill(scores, scores + count, 0.0f);
     return;
   }
-  if (!(step_max < std::numeric_limits<float>::infinity())) {  // NaN, or an overflow that no maximum can tame
+  if (!(step_max < std::numeric_limits<float>::infinity())) {  // NaN, or an overflow to +infinity
     std::fill(scores, scores + count, 0.0f);
     state.sum = std::numeric_limits<float>::quiet_NaN();
     return;
@@ -166,7 +166,7 @@ void DropUnattended(float* scores, const std::uint64_t* attended, Index row, Ind
     const auto nothing = hn::Set(floats, -std::numeric_limits<float>::infinity());
     const auto lanes = static_cast<Index>(hn::Lanes(tag));
     for (; i + lanes <= count; i += lanes) {
-      // 1 where the bit is set: the upper half of a 64-bit lane may be what holds it.
+      // The bit may be in the upper half of a 64-bit lane, so the set bit is turned into 1 before lanes are narrowed.
       const auto set = hn::IfThenElseZero(hn::TestBit(hn::LoadU(tag, attended + i), bit), hn::Set(tag, 1));
       const auto attends = hn::RebindMask(floats, hn::Ne(hn::TruncateTo(narrow, set), hn::Zero(narrow)));
       hn::StoreU(hn::IfThenElse(attends, hn::LoadU(floats, scores + i), nothing), floats, scores + i);

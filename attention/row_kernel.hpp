@@ -12,7 +12,7 @@ inline constexpr Index kKeysPerStep = 256;
 /// Rows that are folded together: each value is loaded once for all of them.
 inline constexpr Index kRowsPerStep = 4;
 
-/// Max and sum of the weights so far, and the unnormalised output (dv).
+/// Maximum score and sum of weights so far, and the unnormalised output (dv).
 struct RowState {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0;
@@ -20,13 +20,13 @@ struct RowState {
 };
 
 /// Folds `count` keys into the states of `rows` rows: with m a row's new maximum, weight_i = exp(scores_i - m) *
-/// inverse_p_i; output is rescaled to m and weight_i * values[indices_i] added. `scores` (rows, kKeysPerStep) is
-/// overwritten with the weights; inverse_p is laid out alike; null: all 1. values (n, dv) F32, F16 or BF16 with stride
-/// 1 along dv. A NaN or +infinite score makes state.sum NaN.
+/// inverse_p_i; the output is rescaled to m, and weight_i * values[indices_i] is added. `scores` (rows, kKeysPerStep)
+/// is overwritten with the weights; inverse_p has the same layout, null: all 1. values (n, dv) F32, F16 or BF16 with
+/// stride 1 along dv. A NaN or +infinite score makes state.sum NaN.
 void fold_keys(float* scores, Index rows, const float* inverse_p, const TensorView& values, const std::int32_t* indices,
                Index count, RowState* states, const UpcomingRows& next = {});
 
-/// Scores of keys whose bit `row` of `attended` is not set become -infinity.
+/// Sets the scores of keys whose bit `row` of `attended` is not set to -infinity.
 void drop_unattended(float* scores, const std::uint64_t* attended, Index row, Index count);
 
 }  // namespace reticle

@@ -1,7 +1,7 @@
 // The algebra of attention states. The state of a set of keys is (output, LSE): the softmax-weighted mean of its values
-// and the natural log of the sum of its weights. States of disjoint sets merge exactly, in any order; the empty set,
-// LSE -infinity, is the identity. Split-KV decoding, tiles and keys spread over machines are folds over this. After
-// FlashInfer's state.cuh (Ye et al. 2025).
+// and the natural log of the sum of its weights. States of disjoint sets merge exactly, in any order; the state of the
+// empty set, LSE -infinity, is the identity. Split-KV decoding, tiles and keys distributed over machines are folds over
+// `merge`. After FlashInfer's state.cuh (Ye et al. 2025).
 #pragma once
 
 #include <cmath>

@@ -7,7 +7,7 @@ namespace reticle {
 
 bool SharedKeys::read(Index size, Step& step) {
   if (!read_numbers(size, step)) return false;
-  // A key that nobody attends to is dropped: any row does in the place of one that was evicted.
+  // A key that no row attends to may have been evicted; its scores are dropped, so any row of the cache can replace it.
   if (rows_.moved())
     rows_.find({step.keys.data(), static_cast<std::size_t>(step.count)}, step.keys.data(),
                step.partial ? std::optional(rows_.any()) : std::nullopt);

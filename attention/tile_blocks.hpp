@@ -11,25 +11,25 @@
 
 namespace reticle {
 
-/// Numbers and attended bits of shared keys, in steps.
+/// Reads the numbers and attended bits of a tile's shared keys in steps.
 class SharedKeys {
  public:
-  /// Some of the keys that a tile's rows share.
+  /// The keys of one step.
   struct Step {
-    static constexpr Index kMost = 256;
-    Index first = 0, count = 0;  // the first one's number among all of them
-    bool partial = false;        // whether some row attends to not all of them
-    std::array<std::int32_t, kMost> keys;
-    const std::uint64_t* attended = nullptr;  // per key, bit r: row r attends; where the plan has them, or `joined`
-    std::array<std::uint64_t, kMost> joined;
+    static constexpr Index kMaxKeys = 256;
+    Index first = 0, count = 0;  // `first`: index of the first key among all shared keys
+    bool partial = false;        // whether some row does not attend to all of them
+    std::array<std::int32_t, kMaxKeys> keys;
+    const std::uint64_t* attended = nullptr;  // per key, bit r: row r attends; points into the plan or to `joined`
+    std::array<std::uint64_t, kMaxKeys> joined;
 
     Step() = default;
     Step(const Step&) = delete;
     Step& operator=(const Step&) = delete;
   };
 
-  /// `rows`: where the keys lie, in place of their numbers; keys that no row of the tile attends to may have been
-  /// evicted.
+  /// `rows` maps key numbers to the rows of the cache that hold them; keys that no row of the tile attends to may have
+  /// been evicted.
   explicit SharedKeys(const TilePlan& plan, const KeyRows& rows = {}) : plan_(&plan), rows_(rows) {}
   /// Reads the next keys, at most `size`; false when there are none left.
   bool read(Index size, Step& step);
@@ -44,15 +44,15 @@ class SharedKeys {
   Index read_ = 0;
 };
 
-/// The additive mask's rows of a tile, where there is one.
+/// The rows of the attention mask for a tile's rows, where there is one.
 using TileBias = std::array<std::optional<AttentionMaskRow>, kTileRows>;
 
-/// Reads a tile's shared keys and values as floats or pairs of bfloat16, where they lie if they lie as kernels read
-/// them, with what is special to each row. Buffers are made once and serve many tiles.
+/// Reads a tile's shared keys and values as floats or pairs of bfloat16, with each row's bits, p and bias. Data that
+/// already has the kernels' layout is read in place. Buffers are allocated once and reused for many tiles.
 class TileBlocks {
  public:
   TileBlocks(const std::optional<float>& soft_cap, bool in_pairs) : soft_cap_(soft_cap), in_pairs_(in_pairs) {}
-  /// Starts a tile. What is given must outlive its reading.
+  /// Starts a tile. The arguments must outlive its reading.
   void start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values, const TileBias& bias,
              const KeyRows& key_rows = {});
   /// The next block, at most kTileKeys keys; false when there are none left.
@@ -61,7 +61,7 @@ class TileBlocks {
   std::span<const std::int32_t> keys() const { return {step_.keys.data(), static_cast<std::size_t>(step_.count)}; }
 
  private:
-  /// Whether the block's keys are neighbours.
+  /// Whether the block's keys are consecutive.
   bool is_run() const;
   std::pair<const float*, Index> as_floats(const TensorView& matrix, std::vector<float>& packed) const;
   void read_pairs(TileBlock& block);

@@ -1,7 +1,7 @@
 // Flash attention (Dao et al. 2022) with rows along vectors: scores^T = K Q^T, weights^T = exp(scores^T - max) and
-// output^T += V^T weights^T are two calls of one register-blocked product that reads K and V as they lie, and a softmax
-// in which each lane is a row. Per block 2 * keys * rows * (d + dv) flops, of which the softmax adds about a tenth.
-// Queries, scores and outputs of a tile are 32 kB each at d = 128: L2 holds them. Bound by multiply-adds.
+// output^T += V^T weights^T. One register-blocked product computes the first and the last and reads K and V in place;
+// in the softmax between them each lane is a row. Per block 2 * keys * rows * (d + dv) flops; the softmax adds about a
+// tenth. Queries, scores and outputs of a tile are 32 kB each at d = 128 and fit into L2. Bound by multiply-adds.
 #include <algorithm>
 #include <bit>
 
@@ -20,13 +20,13 @@
 #if !defined(RETICLE_TILE_ARRAYS)
 #define RETICLE_TILE_ARRAYS
 namespace reticle {
-/// What the kernels see of a TileState.
+/// The arrays of a TileState, as the kernels read and write them.
 struct TileArrays {
   Index head_dim, value_dim, rows;
   float *max, *sum;
   const float* queries;
   float *scores, *output;
-  const Bf16Pair* query_pairs;  // null: not in pairs
+  const Bf16Pair* query_pairs;  // null: not multiplied in pairs
   Bf16Pair* weight_pairs;
   float scaling;
 };
@@ -37,7 +37,7 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Weights of two keys, rounded to nearest.
+/// Stores the weights of two keys as a pair of bfloat16, rounded to nearest.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void StorePairs(D, V first, V second, Bf16Pair* to) {
   const hn::RebindToUnsigned<D> bits;
@@ -47,8 +47,8 @@ HWY_INLINE void StorePairs(D, V first, V second, Bf16Pair* to) {
   hn::StoreU(hn::Or(low, high), bits, reinterpret_cast<std::uint32_t*>(to));
 }
 
-/// Which rows from `column` on attend to the key that `word` belongs to. Straight from memory where vectors are bytes
-/// of bits, on machines that store the lowest byte first.
+/// The mask of the rows from `column` on that attend to the key of `word`. Loaded from memory directly where vectors
+/// are whole bytes of bits and the machine is little-endian.
 template <class D>
 HWY_INLINE hn::Mask<D> LoadAttended(D tag, const std::uint64_t* word, Index column) {
   if constexpr (hn::MaxLanes(D()) % 8 == 0 && std::endian::native == std::endian::little) {
@@ -59,8 +59,8 @@ HWY_INLINE hn::Mask<D> LoadAttended(D tag, const std::uint64_t* word, Index colu
   }
 }
 
-/// Scores of `count` keys become weights, for one vector of rows; returns what the rows' outputs are to be multiplied
-/// by. A NaN or +infinite score makes its row's sum NaN.
+/// Turns the scores of `count` keys into weights, for one vector of rows; returns the factor to multiply the rows'
+/// outputs by. A NaN or +infinite score makes its row's sum NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const TileArrays& tile) {
   const V infinity = hn::Set(tag, std::numeric_limits<float>::infinity());
@@ -89,7 +89,7 @@ HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const Tile
   }
   hn::StoreU(max, tag, tile.max + column);
 
-  // Rows that have met no key yet keep -infinity, and take 0 for the maximum that differences are formed with.
+  // Rows without a key so far keep the maximum -infinity, and subtract 0 instead of it.
   const V shift = hn::IfThenElse(hn::Eq(max, nothing), hn::Zero(tag), max);
   const V rescale = SoftmaxExp(tag, hn::Sub(old_max, shift));
   V sum = hn::Mul(hn::LoadU(tag, tile.sum + column), rescale);
@@ -156,7 +156,7 @@ void PackRows(const TensorView& matrix, const std::int32_t* indices, Index count
   });
 }
 
-/// A lesser instruction set may have been chosen than the processor's best. (Better targets are smaller numbers.)
+/// The instruction set chosen may be older than the processor's best. (Better targets have smaller numbers.)
 bool MultipliesPairs() { return HWY_TARGET <= HWY_AVX3 && has_bf16_products(); }
 
 }  // namespace reticle::HWY_NAMESPACE
@@ -194,7 +194,7 @@ void TileState::reset(Index rows) {
   rows_ = rows;
   max_.fill(-std::numeric_limits<float>::infinity());
   sum_.fill(0);
-  // Lanes beyond the last row are computed, too.
+  // Lanes beyond the last row are computed, too, so they must hold numbers.
   std::fill(queries_.begin(), queries_.end(), 0.0f);
   std::fill(query_pairs_.begin(), query_pairs_.end(), Bf16Pair{});
   std::fill(output_.begin(), output_.end(), 0.0f);

@@ -14,10 +14,10 @@ namespace reticle {
 
 inline constexpr Index kTileKeys = 128;
 
-/// Whether a tile of queries, keys and values of these dtypes is multiplied in pairs of bfloat16.
+/// Whether tiles of queries, keys and values of these dtypes are multiplied in pairs of bfloat16.
 bool tiles_in_pairs(const AttentionInputs& inputs);
 
-/// Keys and values that a tile's rows meet next, and what each row makes of them. They are floats, or pairs where the
+/// The next keys and values of a tile, with each row's bits, p and bias. Keys and values are floats, or pairs where the
 /// tile is multiplied in pairs.
 struct TileBlock {
   Index count = 0;              // at most kTileKeys
@@ -34,15 +34,15 @@ struct TileBlock {
 };
 
 /// The softmax states of up to kTileRows rows. Everything is stored with the rows along vectors, so that maxima, sums
-/// and rescaling need nothing across lanes, and keys and values are used as they lie in memory.
+/// and rescaling need no operations across lanes, and keys and values are used as they lie in memory.
 class TileState {
  public:
-  /// In pairs, queries are given unscaled, as they are bfloat16 then, and scores are multiplied by `scaling`.
+  /// In pairs, queries are given unscaled, since they stay bfloat16, and scores are multiplied by `scaling_in_pairs`.
   TileState(Index head_dim, Index value_dim, std::optional<float> scaling_in_pairs);
 
-  /// Starts `rows` rows anew, without keys.
+  /// Clears the states for a new tile of `rows` rows.
   void reset(Index rows);
-  /// Row r's query, scaled unless in pairs.
+  /// Sets row r's query, scaled unless in pairs.
   void set_query(Index r, std::span<const float> query);
   void fold(const TileBlock& block);
 
@@ -61,7 +61,8 @@ class TileState {
   std::vector<Bf16Pair> query_pairs_, weight_pairs_;  // (d / 2 | kTileKeys / 2, kTileRows)
 };
 
-/// The rows of a matrix that `indices` names (null: the first `count`), as float: to (count, width).
+/// Packs rows of a matrix as float: writes (count, width) to `to`. `indices` names the rows; null means the first
+/// `count`.
 void pack_rows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to);
 
 }  // namespace reticle

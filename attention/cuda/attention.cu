@@ -84,21 +84,21 @@ constexpr bool kWgmmaBuilt = true;
 constexpr bool kWgmmaBuilt = false;
 #endif
 
-/// Rows of the tiles of such inputs on the current device: where Hopper's instructions are, those of 128, unless there
-/// are too few rows to fill the second half.
+/// Rows per tile for these inputs on the current device: kWideTileRows where Hopper's instructions are available,
+/// unless there are too few rows to fill the second half of such a tile.
 int tile_rows_for(const PlannedInputs& inputs) {
   const bool fill = inputs.queries * (inputs.heads / inputs.kv_heads) > kTileRowCount;
   return kWgmmaBuilt && fill && compute_capability() == 90 ? kWideTileRows : kTileRowCount;
 }
 
-/// Blocks to a list that keep the device busy, of no fewer than 64 entries each.
+/// Blocks per list: enough to keep the device busy, with at least 64 entries each.
 int parts_for(Index lists, Index entries_of_list, int multiprocessors) {
   if (lists == 0) return 1;
   const Index wanted = (Index{8} * multiprocessors + lists - 1) / lists;
   return static_cast<int>(std::clamp<Index>(wanted, 1, std::max<Index>(1, entries_of_list / 64)));
 }
 
-/// Sink logits in device memory, of every layer that has come by.
+/// Copies of sink logits in device memory, one for each distinct set of values that has been used.
 class SinkLogits {
  public:
   const float* of(std::span<const float> logits, Stream stream) {
@@ -113,7 +113,7 @@ class SinkLogits {
   std::map<std::vector<float>, Buffer> kept_;
 };
 
-/// Every key that causality leaves, by position.
+/// All keys that causality allows, as a band of positions.
 Band everything(const PlannedInputs& inputs) {
   return {.first_query = inputs.causal ? inputs.keys - inputs.queries : inputs.keys};
 }
@@ -124,7 +124,7 @@ struct DevicePlan::State {
   PlannedInputs made_for;
   int device = current_device();
   DeviceTiles tiles;
-  // Or lists, of the host or of the device, or intervals.
+  // Used instead of tiles: lists that were made on the host (with row_ptr) or on the device, or intervals of keys.
   Buffer row_ptr;
   DeviceLists lists;
   int parts = 1;
@@ -133,7 +133,7 @@ struct DevicePlan::State {
 
   explicit State(const AttentionInputs& inputs) : made_for(PlannedInputs::of(inputs)) {}
 
-  /// Splits lists of so many entries over blocks.
+  /// Splits lists of about `entries_of_list` entries over several blocks, and allocates the workspace for merging.
   void split(Index entries_of_list, Stream stream) {
     const Index rows = made_for.rows();
     parts = parts_for(rows / lists.sharing, entries_of_list, multiprocessors());
@@ -142,8 +142,8 @@ struct DevicePlan::State {
     arrived = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
   }
 
-  /// On the device, of a pattern that is read there.
-  void plan_there(const Pattern& pattern, Stream stream) {
+  /// Plans on the device, for a pattern that lies there.
+  void plan_on_device(const Pattern& pattern, Stream stream) {
     if (tiles_serve(made_for, pattern)) {
       tiles = DeviceTiles(pattern, made_for, tile_rows_for(made_for), stream);
     } else {
@@ -152,7 +152,7 @@ struct DevicePlan::State {
     }
   }
 
-  void plan_here(const Mask& mask, Stream stream, const Context& context) {
+  void plan_on_host(const Mask& mask, Stream stream, const Context& context) {
     std::optional<BlockPlan> plan;
     if (tiles_serve(made_for))
       plan = plan_blocks(mask, made_for.kv_heads, made_for.causal, tile_rows_for(made_for), context);
@@ -171,36 +171,36 @@ struct DevicePlan::State {
 
 DevicePlan::DevicePlan(const AttentionInputs& inputs, const Pattern& pattern, Stream stream, const Context& context) {
   auto state = std::make_shared<State>(inputs);
-  const PlannedInputs& own = state->made_for;
+  const PlannedInputs& planned = state->made_for;
   const Mask* const mask = std::get_if<Mask>(&pattern);
   if (mask != nullptr) require_mask_fits(inputs, *mask);
   if (mask == nullptr || mask->on_device() != nullptr) {
-    state->plan_there(pattern, stream);
-  } else if (mask->kind() == MaskKind::full && (!own.causal || own.queries <= own.keys)) {
-    state->plan_there(everything(own), stream);
+    state->plan_on_device(pattern, stream);
+  } else if (mask->kind() == MaskKind::full && (!planned.causal || planned.queries <= planned.keys)) {
+    state->plan_on_device(everything(planned), stream);
   } else {
-    state->plan_here(*mask, stream, context);
+    state->plan_on_host(*mask, stream, context);
   }
   state_ = std::move(state);
 }
 
 void DevicePlan::run(const AttentionInputs& inputs, void* output, float* lse, Stream stream,
                      const AttentionOptions& options) const {
-  const State& own = *state_;
-  const PlannedInputs& made_for = own.made_for;
+  const State& state = *state_;
+  const PlannedInputs& made_for = state.made_for;
   made_for.require(inputs);
   PlannedInputs::require_options(inputs, options);
   if (made_for.rows() == 0) return;
   const float soft_cap = options.soft_cap.value_or(0);
-  const float* const sink_logits = own.sink_logits.of(options.sink_logits, stream);
+  const float* const sink_logits = state.sink_logits.of(options.sink_logits, stream);
   if (uses_tiles()) {
     auto problem = problem_of<TileProblem>(inputs, output, lse, soft_cap, sink_logits);
     problem.key_count = static_cast<int>(made_for.keys);
-    problem.plan = own.tiles.lists();
+    problem.plan = state.tiles.lists();
     problem.bias = BiasView::of(inputs.attention_mask);
     const auto launch_of = [&]<class T, bool biased>() {
-      made_for.head_dim == 64 ? attend_tiles<T, 64, biased>(problem, own.tiles, stream)
-                              : attend_tiles<T, 128, biased>(problem, own.tiles, stream);
+      made_for.head_dim == 64 ? attend_tiles<T, 64, biased>(problem, state.tiles, stream)
+                              : attend_tiles<T, 128, biased>(problem, state.tiles, stream);
     };
     const auto launch_by_bias = [&]<class T>() {
       made_for.biased ? launch_of.template operator()<T, true>() : launch_of.template operator()<T, false>();
@@ -211,17 +211,17 @@ void DevicePlan::run(const AttentionInputs& inputs, void* output, float* lse, St
   }
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, soft_cap, sink_logits);
   problem.batch = static_cast<int>(made_for.batch);
-  problem.sharing = own.lists.sharing;
+  problem.sharing = state.lists.sharing;
   problem.bias = BiasView::of(inputs.attention_mask);
-  problem.row_ptr = own.row_ptr.as<Index>();
-  problem.counts = own.lists.counts.as<std::int32_t>();
-  problem.begins = own.lists.begins.as<std::int32_t>();
-  problem.list_size = own.lists.list_size;
-  problem.indices = own.lists.indices.as<std::int32_t>();
-  problem.p = own.lists.p.as<float>();
-  problem.parts = own.parts;
-  problem.workspace = own.workspace.as<float>();
-  problem.arrived = own.arrived.as<int>();
+  problem.row_ptr = state.row_ptr.as<Index>();
+  problem.counts = state.lists.counts.as<std::int32_t>();
+  problem.begins = state.lists.begins.as<std::int32_t>();
+  problem.list_size = state.lists.list_size;
+  problem.indices = state.lists.indices.as<std::int32_t>();
+  problem.p = state.lists.p.as<float>();
+  problem.parts = state.parts;
+  problem.workspace = state.workspace.as<float>();
+  problem.arrived = state.arrived.as<int>();
   dispatch_head_dim(made_for.dtype, made_for.head_dim,
                     [&]<class T, int head_dim>() { attend_lists<T, head_dim>(problem, stream); });
 }
@@ -247,7 +247,7 @@ struct KeyListAttention::State {
 KeyListAttention::KeyListAttention(Index rows, Stream stream) {
   if (rows < 1) throw ValueError("attention over lists: for " + std::to_string(rows) + " rows; expected at least 1");
   auto state = std::make_shared<State>(State{rows, cuda::multiprocessors()});
-  // Fewer rows are split further: rows * parts is at most this, whatever the rows.
+  // Fewer rows are split into more parts; rows * parts never exceeds this bound.
   const auto states = static_cast<std::size_t>(8 * Index{state->multiprocessors} + rows);
   state->workspace = Buffer(states * (256 + 2) * sizeof(float), stream);
   state->arrived = Buffer::zeros(static_cast<std::size_t>(rows) * sizeof(int), stream);
@@ -259,14 +259,14 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   validate_on_current_gpu(inputs);
   PlannedInputs::require_options(inputs, options);
   PlannedInputs::require_readable(inputs);
-  const State& own = *state_;
+  const State& state = *state_;
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length();
-  if (rows > own.rows || inputs.values.size(3) != inputs.head_dim())
+  if (rows > state.rows || inputs.values.size(3) != inputs.head_dim())
     throw ShapeError("attention over lists: queries " + inputs.queries.describe() + " and values " +
-                     inputs.values.describe() + "; expected at most " + std::to_string(own.rows) +
+                     inputs.values.describe() + "; expected at most " + std::to_string(state.rows) +
                      " rows, and values of the queries' head_dim");
   if (rows == 0) return;
-  const float* const sink_logits = own.sink_logits.of(options.sink_logits, stream);
+  const float* const sink_logits = state.sink_logits.of(options.sink_logits, stream);
   auto problem = problem_of<DecodeProblem>(inputs, output, lse, options.soft_cap.value_or(0), sink_logits);
   problem.batch = static_cast<int>(inputs.batch());
   problem.bias = BiasView::of(inputs.attention_mask);
@@ -274,9 +274,9 @@ void KeyListAttention::run(const AttentionInputs& inputs, const KeyLists& lists,
   problem.counts = lists.counts;
   problem.p = lists.p;
   problem.list_size = lists.list_size;
-  problem.parts = parts_for(rows, lists.list_size, own.multiprocessors);
-  problem.workspace = own.workspace.as<float>();
-  problem.arrived = own.arrived.as<int>();
+  problem.parts = parts_for(rows, lists.list_size, state.multiprocessors);
+  problem.workspace = state.workspace.as<float>();
+  problem.arrived = state.arrived.as<int>();
   dispatch_head_dim(inputs.queries.dtype, inputs.head_dim(),
                     [&]<class T, int head_dim>() { attend_lists<T, head_dim>(problem, stream); });
 }
@@ -286,7 +286,7 @@ SparseDecoder::SparseDecoder(Index rows, Index most_keys, Stream stream)
 
 namespace {
 
-/// Codes are made of keys as they are, without zeros behind.
+/// Calls chooser.choose, which needs the inputs without padding, too: codes are made from unpadded keys.
 KeyLists choose_by(const KeyChooser& chooser, const AttentionInputs& inputs, const FittedInputs& fitted,
                    std::span<const Rule> rules, Stream stream, std::int32_t* counts = nullptr) {
   AttentionInputs unpadded = inputs;

@@ -31,7 +31,7 @@ struct Differentiate {
 
 template <class T, int head_dim, bool by_key, bool biased>
 struct DifferentiateTile {
-  static constexpr int kThreads = kBackwardThreads, kBlocks = biased ? 2 : 1;  // 2: or a register is spilled on 8.0
+  static constexpr int kThreads = kBackwardThreads, kBlocks = biased ? 2 : 1;  // 1 spills a register on 8.0
   using Shared = BackwardTileShared<T, head_dim>;
   static_assert(sizeof(Shared) <= kMaxSharedMemory);
   TileBackwardProblem problem;
@@ -42,7 +42,7 @@ struct DifferentiateTile {
   }
 };
 
-/// Lists of a mask's rows in device memory.
+/// A mask's rows as lists in device memory.
 struct WalkedLists {
   Buffer ptr, indices, p;
 
@@ -93,7 +93,7 @@ bool BackwardPlan::serves(const AttentionInputs& inputs, const Pattern& pattern)
 BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Pattern& pattern, Stream stream,
                            const AttentionOptions& options, const Context& context) {
   auto state = State::started(inputs, options, stream);
-  const PlannedInputs& own = state->made_for;
+  const PlannedInputs& planned = state->made_for;
   const Mask* const mask = std::get_if<Mask>(&pattern);
   if (mask != nullptr) require_mask_fits(inputs, *mask);
   if (!serves(inputs, pattern))
@@ -102,17 +102,17 @@ BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Pattern& pattern
         "128, 16 rows to a KV head and no p; give a Mask of the host");
   if (mask == nullptr || mask->on_device() != nullptr) {
     state->uses_tiles = true;
-    state->tiles = DeviceTilesBothWays(pattern, own, stream);
+    state->tiles = DeviceTilesBothWays(pattern, planned, stream);
     state_ = std::move(state);
     return;
   }
   std::optional<BlockPlan> plan;
-  if (tiles_serve(own)) plan = plan_blocks(*mask, own.kv_heads, own.causal, kTileRowCount, context);
+  if (tiles_serve(planned)) plan = plan_blocks(*mask, planned.kv_heads, planned.causal, kTileRowCount, context);
   state->uses_tiles = plan.has_value();
   if (plan) {
-    state->tiles = DeviceTilesBothWays(*plan, mask->shape(), own, stream);
+    state->tiles = DeviceTilesBothWays(*plan, mask->shape(), planned, stream);
   } else {
-    const Mask attended = own.causal ? restrict_causal(*mask, context) : *mask;
+    const Mask attended = planned.causal ? restrict_causal(*mask, context) : *mask;
     state->by_row = WalkedLists(attended, stream, context);
     state->by_key = WalkedLists(transpose(attended, context), stream, context);
   }
@@ -122,8 +122,8 @@ BackwardPlan::BackwardPlan(const AttentionInputs& inputs, const Pattern& pattern
 void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, const float* lse,
                        const TensorView& d_output, float* d_queries, float* d_keys, float* d_values,
                        Stream stream) const {
-  const State& own = *state_;
-  const PlannedInputs& made_for = own.made_for;
+  const State& state = *state_;
+  const PlannedInputs& made_for = state.made_for;
   made_for.require(inputs);
   for (const auto& [view, name] :
        {std::pair<const TensorView*, const char*>{&output, "output"}, {&d_output, "d_output"}}) {
@@ -135,33 +135,33 @@ void BackwardPlan::run(const AttentionInputs& inputs, const TensorView& output, 
   }
   const auto fill = [&](auto problem) {
     static_cast<BackwardInputs&>(problem) = backward_inputs(inputs, output, d_output);
-    problem.soft_cap = own.soft_cap;
+    problem.soft_cap = state.soft_cap;
     problem.lse = lse;
-    problem.delta = own.delta.as<float>();
+    problem.delta = state.delta.as<float>();
     problem.d_queries = d_queries;
     problem.d_keys = d_keys;
     problem.d_values = d_values;
     return problem;
   };
-  if (own.uses_tiles) {
+  if (state.uses_tiles) {
     auto problem = fill(TileBackwardProblem{});
-    problem.plan = own.tiles.by_row.lists();
-    problem.starts = own.tiles.starts.as<Index>();
-    problem.tiles_of_keys = own.tiles.tiles_of_keys.as<TileOfKeys>();
+    problem.plan = state.tiles.by_row.lists();
+    problem.starts = state.tiles.starts.as<Index>();
+    problem.tiles_of_keys = state.tiles.tiles_of_keys.as<TileOfKeys>();
     const Index key_blocks = made_for.batch * made_for.kv_heads * ((made_for.keys + kKeyBlock - 1) / kKeyBlock);
     const auto run_both = [&]<class T, int head_dim>() {
-      differentiate_tiles<T, head_dim, false>(problem, own.tiles.by_row.count(), stream);
+      differentiate_tiles<T, head_dim, false>(problem, state.tiles.by_row.count(), stream);
       differentiate_tiles<T, head_dim, true>(problem, key_blocks, stream);
     };
-    const auto of_type = [&]<class T>() {
+    const auto run_type = [&]<class T>() {
       made_for.head_dim == 64 ? run_both.template operator()<T, 64>() : run_both.template operator()<T, 128>();
     };
-    made_for.dtype == DType::f16 ? of_type.template operator()<Half>() : of_type.template operator()<BFloat16>();
+    made_for.dtype == DType::f16 ? run_type.template operator()<Half>() : run_type.template operator()<BFloat16>();
     return;
   }
   auto problem = fill(BackwardProblem{});
-  problem.by_row = own.by_row.lists();
-  problem.by_key = own.by_key.lists();
+  problem.by_row = state.by_row.lists();
+  problem.by_key = state.by_key.lists();
   dispatch_head_dim(made_for.dtype, made_for.head_dim, [&]<class T, int head_dim>() {
     launch(Differentiate<T, head_dim, false>{problem}, made_for.rows(), stream, kWhat);
     launch(Differentiate<T, head_dim, true>{problem}, made_for.batch * made_for.kv_heads * made_for.keys, stream,
@@ -179,19 +179,19 @@ void differentiate(const AttentionInputs& inputs, const Pattern& pattern, const 
   require_gradient_inputs(inputs, output, lse, d_output);
   const Stream stream = context.stream;
   const FittedInputs fitted(inputs, stream);
-  Tensor own_output, own_upstream, own_lse;
-  const TensorView result = fitted.fit(output, own_output), upstream = fitted.fit(d_output, own_upstream);
-  if (!lse.contiguous()) own_lse = copy_to(lse, lse.device, context);
-  const auto* const logs = static_cast<const float*>(lse.contiguous() ? lse.data : own_lse.view().data);
-  const AttentionInputs& own = fitted.inputs();
-  const BackwardPlan plan(own,
-                          BackwardPlan::serves(own, pattern) ? pattern : Pattern(mask_of(pattern, inputs, context)),
+  Tensor output_copy, upstream_copy, lse_copy;
+  const TensorView result = fitted.fit(output, output_copy), upstream = fitted.fit(d_output, upstream_copy);
+  if (!lse.contiguous()) lse_copy = copy_to(lse, lse.device, context);
+  const auto* const logs = static_cast<const float*>(lse.contiguous() ? lse.data : lse_copy.view().data);
+  const AttentionInputs& planned = fitted.inputs();
+  const BackwardPlan plan(planned,
+                          BackwardPlan::serves(planned, pattern) ? pattern : Pattern(mask_of(pattern, inputs, context)),
                           stream, options, context);
-  FittedResult d_queries(DType::f32, own.queries, inputs.queries.size(3), to.queries, stream),
-      d_keys(DType::f32, own.keys, inputs.keys.size(3), to.keys, stream),
-      d_values(DType::f32, own.values, inputs.values.size(3), to.values, stream);
+  FittedResult d_queries(DType::f32, planned.queries, inputs.queries.size(3), to.queries, stream),
+      d_keys(DType::f32, planned.keys, inputs.keys.size(3), to.keys, stream),
+      d_values(DType::f32, planned.values, inputs.values.size(3), to.values, stream);
   const auto data = [](FittedResult& gradient) { return static_cast<float*>(gradient.data()); };
-  plan.run(own, result, logs, upstream, data(d_queries), data(d_keys), data(d_values), stream);
+  plan.run(planned, result, logs, upstream, data(d_queries), data(d_keys), data(d_values), stream);
   d_queries.finish();
   d_keys.finish();
   d_values.finish();

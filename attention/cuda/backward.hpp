@@ -9,21 +9,20 @@
 
 namespace reticle::cuda {
 
-/// A mask in device memory, laid out by rows and by keys, for gradients of DevicePlan::run: blocks of keys for the
-/// tensor cores, where DevicePlan has them, else lists, of 8 bytes an entry (16 with p).
+/// A plan in device memory for the gradients of DevicePlan::run, by rows and by keys: blocks of keys for the tensor
+/// cores, under the same conditions as in DevicePlan, otherwise lists of 8 bytes an entry (16 with p).
 class RETICLE_API BackwardPlan {
  public:
-  /// As DevicePlan's constructor. Of patterns other than a Mask of the host it can be made where serves() says so;
-  /// DeviceError elsewhere.
+  /// As DevicePlan's constructor. DeviceError for patterns for which serves() is false.
   BackwardPlan(const AttentionInputs& inputs, const Pattern& pattern, Stream stream,
                const AttentionOptions& options = {}, const Context& context = {});
-  /// Whether a plan for such tensors can be made of this pattern: where tiles serve, which have no p, or of a Mask of
-  /// the host.
+  /// Whether there is a kernel for these tensors and this pattern: any Mask on the host, and other patterns where the
+  /// tensor cores can be used, which needs every p to be 1.
   static bool serves(const AttentionInputs& inputs, const Pattern& pattern);
-  /// What reticle::attention_backward computes, but for the sink logits' gradient. Inputs as of DevicePlan::run;
-  /// output and d_output (b, hq, sq, d), of their dtype, rows contiguous and aligned to 16 bytes; lse, and the
-  /// gradients d_queries, d_keys and d_values, contiguous F32. Launches two kernels and waits for nothing. Sums have
-  /// one order: the same bits every time.
+  /// Computes reticle::attention_backward, without the gradient with respect to sink logits. Inputs as for
+  /// DevicePlan::run; output and d_output (b, hq, sq, d) of their dtype, with contiguous rows aligned to 16 bytes; lse
+  /// and the gradients d_queries, d_keys and d_values contiguous F32. Launches two kernels without waiting. Sums have a
+  /// fixed order, so the result is the same bit for bit every time.
   void run(const AttentionInputs& inputs, const TensorView& output, const float* lse, const TensorView& d_output,
            float* d_queries, float* d_keys, float* d_values, Stream stream) const;
 

@@ -1,10 +1,11 @@
-// Gradients of attention over lists on a GPU, without atomics: the same walk twice, so that sums have one order.
+// Gradients of attention over lists on a GPU, without atomics: two walks over the entries, so that sums have one order.
 //
-// A row walks over its keys and has dQ = scaling * sum of dS K; a key walks over the rows that attend to it, of every
-// head that shares it, and has dK = scaling * sum of dS Q and dV = sum of W dO. Either way a block has one vector pair
-// of its own, (Q, dO) or (K, V), and meets others, (K, V) or (Q, dO): scores are products of the first, dW of the
-// second. W = exp(S - LSE) / p is computed again, dS = W (dW - delta), delta = dO . O (Dao et al. 2022). Cost: the
-// bytes of what is walked over, twice in all, and 4 (8 with p) per entry and walk. Arithmetic is float32.
+// The walk by rows computes, for each row, dQ = scaling * sum of dS K over its keys; the walk by keys computes, for
+// each key, dK = scaling * sum of dS Q and dV = sum of W dO over the rows that attend to it, in every head that shares
+// it. In both walks a block holds one pair of vectors, (Q, dO) or (K, V), and loads the other pair, (K, V) or (Q, dO),
+// for each entry: the product of the first vectors of the pairs is the score, that of the second is dW. Recomputed are
+// W = exp(S - LSE) / p and dS = W (dW - delta), with delta = dO . O (Dao et al. 2022). Cost: the bytes of all loaded
+// vectors, in both walks, and 4 (8 with p) per entry and walk. Arithmetic is float32.
 #pragma once
 
 #include <cmath>
@@ -17,14 +18,14 @@ namespace reticle::cuda {
 inline constexpr int kBackwardThreads = 128;
 inline constexpr int kBackwardInFlight = 2;
 
-/// Lists, as of DecodeProblem: item i walks over [ptr[i], ptr[i + 1]).
+/// Lists in the layout of DecodeProblem: item i walks over entries [ptr[i], ptr[i + 1]).
 struct WalkLists {
   const Index* ptr = nullptr;
   const std::int32_t* indices = nullptr;
-  const float* p = nullptr;  // of every entry; null: 1
+  const float* p = nullptr;  // for each entry; null: 1
 };
 
-/// What gradients are computed of, and where they go.
+/// Inputs and outputs of the gradient kernels.
 struct BackwardInputs {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
   const void *output = nullptr, *d_output = nullptr;                  // (b, hq, sq, d)
@@ -33,7 +34,7 @@ struct BackwardInputs {
   BiasView bias;
   float scaling = 1, soft_cap = 0;  // no soft cap: 0
   const float* lse = nullptr;       // (b, hq, sq)
-  float* delta = nullptr;           // (b, hq, sq); the walk by rows writes it, that by keys reads it
+  float* delta = nullptr;           // (b, hq, sq); written by the walk by rows, read by the walk by keys
   float *d_queries = nullptr, *d_keys = nullptr, *d_values = nullptr;  // contiguous
 };
 inline BackwardInputs backward_inputs(const AttentionInputs& inputs, const TensorView& output,
@@ -63,20 +64,20 @@ struct BackwardProblem : BackwardInputs {
   WalkLists by_key;  // (batch, head, key): queries
 };
 
-/// Shared memory of a block: sums of its groups of lanes.
+/// Shared memory of a block: the sums of each group of lanes.
 template <int head_dim>
 struct BackwardShared {
-  static constexpr int kMostGroups = kBackwardThreads / 8;  // eight lanes to a vector at least
-  float sums[2][extent<kMostGroups * head_dim>];
+  static constexpr int kMaxGroups = kBackwardThreads / 8;  // a vector takes at least eight lanes
+  float sums[2][extent<kMaxGroups * head_dim>];
 };
 
-/// A row's log-sum-exp in powers of two; one that no weight is left of, where the row attends to nothing.
+/// A row's log-sum-exp in powers of two; infinity where the row attends to nothing, so that all weights are 0.
 RETICLE_HD inline float log_sum_of(float lse) {
   return lse == kNone ? std::numeric_limits<float>::infinity() : lse * kLog2E;
 }
 
-/// What an entry brings: its weight, and the gradient by its product of query and key, but for the scaling. `added` to
-/// its score: its bias and -log2(p).
+/// The weight of an entry, and the gradient with respect to its product of query and key, without the scaling. `added`
+/// is added to the score: the bias and -log2(p).
 struct EntryGradient {
   float weight = 0, d_product = 0;
 };
@@ -91,13 +92,13 @@ RETICLE_HD inline EntryGradient entry_gradient(float product, float d_weight, fl
   return {weight, gradient};
 }
 
-/// Item `item`: by rows, row (batch, head, query); by keys, key (batch, KV head, key).
+/// `item` is a row (batch, head, query) in the walk by rows, a key (batch, KV head, key) in the walk by keys.
 template <class T, int head_dim, bool by_key, class Block>
 RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shared, const BackwardProblem& problem,
                               int item) {
   using Lanes = RowLanes<T, head_dim>;
   constexpr int kLanes = Lanes::kCount, kGroups = kBackwardThreads / kLanes;
-  static_assert(kGroups <= BackwardShared<head_dim>::kMostGroups);
+  static_assert(kGroups <= BackwardShared<head_dim>::kMaxGroups);
 
   const auto matrix = [](const void* data, const Strides& strides, int batch, int head) {
     return static_cast<const T*>(data) + batch * strides.batch + head * strides.head;
@@ -156,7 +157,7 @@ RETICLE_HD void differentiate(const Block& block, BackwardShared<head_dim>& shar
       unrolled<kBackwardInFlight>([&](int i) {
         block.each([&](int thread) {
           const Index entry = at + i * kGroups + thread / kLanes;
-          // Beyond the end a vector is loaded again, and weighs nothing.
+          // After the end, the last vector is loaded again with weight 0.
           const Index other = lists.indices[entry < end ? entry : end - 1];
           met[i][thread].first.load(met_first + other * first_stride, thread % kLanes);
           met[i][thread].second.load(met_second + other * second_stride, thread % kLanes);

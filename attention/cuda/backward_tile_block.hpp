@@ -1,11 +1,12 @@
-// Gradients of attention over tiles on a GPU's tensor cores, without atomics: the same walk twice, as in
-// backward_block.hpp, so that sums have one order.
+// Gradients of attention over tiles on a GPU's tensor cores, without atomics: two walks, as in backward_block.hpp, so
+// that sums have one order.
 //
-// A tile of 64 rows walks over its blocks of keys and has dQ = scaling * sum of dS K; a block of 64 keys walks over the
-// tiles that attend to it, of every head that shares it, and has dK = scaling * sum of dS^T Q and dV = sum of W^T dO.
-// Either way a block of threads has 64 rows of a pair of matrices of its own, (Q, dO) or (K, V), and meets 32 rows at a
-// time of another pair, (K, V) or (Q, dO): scores are products of the first, dW of the second. Cost: 7 products of 64 x
-// 64 x head_dim a block of keys of a tile in all, against 2 of the way there.
+// The walk by rows computes, for each tile of 64 rows, dQ = scaling * sum of dS K over its blocks of keys; the walk by
+// keys computes, for each block of 64 keys, dK = scaling * sum of dS^T Q and dV = sum of W^T dO over the tiles that
+// attend to it, in every head that shares it. In both walks a block of threads holds 64 rows of its own pair of
+// matrices, (Q, dO) or (K, V), and loads 32 rows at a time of the other pair, (K, V) or (Q, dO), called "met" below:
+// the product of the first matrices of the pairs gives scores, that of the second gives dW. Cost: 7 products of 64 x 64
+// x head_dim for each block of keys of a tile, where the forward pass has 2.
 #pragma once
 
 #include <reticle/attention/cuda/backward_block.hpp>
@@ -14,11 +15,11 @@
 
 namespace reticle::cuda {
 
-inline constexpr int kMetRows = 32;  // at a time; half a tile, or half a block of keys
+inline constexpr int kMetRows = 32;  // loaded at a time; half a tile, or half a block of keys
 
 struct TileBackwardProblem : BackwardInputs {
   TileLists plan;  // tiles of kTileRowCount rows
-  // The tiles that attend to block of keys i of (batch, KV head, block): [starts[i], starts[i + 1]).
+  // Entries [starts[i], starts[i + 1]) are the tiles that attend to block of keys i = (batch, KV head, block).
   const Index* starts = nullptr;
   const TileOfKeys* tiles_of_keys = nullptr;
 };
@@ -28,16 +29,17 @@ template <class T, int head_dim>
 struct BackwardTileShared {
   static constexpr int kRow = head_dim + 8;
   alignas(16) T own[2][extent<kTileRowCount * kRow>];
-  alignas(16) T met[2][2][extent<kMetRows * kRow>];  // two pairs: one is computed with while the next one comes
-  float delta[kTileRowCount];                        // of own rows
-  // By keys, of the rows that are met.
+  alignas(16) T met[2][2][extent<kMetRows * kRow>];  // two pairs: one is used while the next one is loaded
+  float delta[kTileRowCount];                        // of the block's own rows
+  // Data of the rows that are met; used in the walk by keys.
   std::uint64_t words[2][kMetRows];
   RowWeights weights[2][kMetRows];
   const float* biases[2][kMetRows];
   float log_sums[2][kMetRows], deltas[2][kMetRows];
 };
 
-/// Item `item`: by rows, tile `item`; by keys, block of keys (batch, KV head, block). `biased`: by problem.bias.
+/// `item` is a tile in the walk by rows, a block of keys (batch, KV head, block) in the walk by keys. `biased`: whether
+/// problem.bias is added.
 template <class T, int head_dim, bool by_key, bool biased, class Block>
 RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, head_dim>& shared,
                                    const TileBackwardProblem& problem, int item) {
@@ -58,15 +60,16 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
   };
   const auto query_row = [&](const void* data, const Strides& strides, const Tile& tile, int row) {
     const bool there = row < tile.rows;
-    const int own = there ? row : 0;
-    return SourceRow<T>{matrix(data, strides, tile.batch, tile.head_of(own)) + tile.query_of(own) * strides.row, there};
+    const int clamped = there ? row : 0;
+    return SourceRow<T>{matrix(data, strides, tile.batch, tile.head_of(clamped)) + tile.query_of(clamped) * strides.row,
+                        there};
   };
   const auto row_number = [&](const Tile& tile, int row) {
     return (static_cast<Index>(tile.batch) * problem.heads + tile.head_of(row)) * problem.rows + tile.query_of(row);
   };
-  const auto key_row = [&](const T* of_head, const Strides& strides, int key) {
+  const auto key_row = [&](const T* head_rows, const Strides& strides, int key) {
     const bool there = key < problem.key_count;
-    return SourceRow<T>{there ? of_head + key * strides.row : of_head, there};
+    return SourceRow<T>{there ? head_rows + key * strides.row : head_rows, there};
   };
 
   const auto bias_of = [&](const float* row, int key) {
@@ -85,7 +88,7 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
   const int met_count = by_key ? static_cast<int>(problem.starts[item + 1] - problem.starts[item]) : own_tile.blocks;
   const auto met_keys = [&](int i) { return problem.plan.blocks[own_tile.first_block + i]; };
 
-  // Rows that are met at step `step`: half step % 2 of what number step / 2 of the walk is.
+  // Loads the rows of step `step`: half step % 2 of the tile or block of keys that is number step / 2 in the walk.
   const auto fetch = [&](int step) {
     const int first = step % 2 * kMetRows;
     auto& met = shared.met[step % 2];
@@ -134,7 +137,7 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
 
   PerThread<Block, OwnRows> rows(block);
   if constexpr (!by_key) {
-    // delta = dO . O, by two threads a row.
+    // delta = dO . O, with two threads for each row.
     static_assert(kBackwardThreads == 2 * kTileRowCount);
     PerThread<Block, float> delta(block);
     block.each([&](int thread) {
@@ -182,7 +185,7 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
 
     block.each([&](int thread) {
       const int column = thread % 4 * 2;
-      // By rows, bits of what is met.
+      // Used in the walk by rows: bits, weights and biases for the keys that are met.
       std::uint64_t attended[2] = {};
       RowWeights weights[2];
       const float* biases[2] = {};
@@ -191,12 +194,12 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
         const int first = step % 2 * kMetRows + column;
         met_key = met_keys(step / 2).first_key + first;
         unrolled<2>([&](int half) {
-          const int own = tile_row(thread, half);
-          attended[half] = problem.plan.word(own_tile, met_keys(step / 2), own) >> first;
-          weights[half] = problem.plan.weights_of(own_tile, met_keys(step / 2), own);
+          const int row = tile_row(thread, half);
+          attended[half] = problem.plan.word(own_tile, met_keys(step / 2), row) >> first;
+          weights[half] = problem.plan.weights_of(own_tile, met_keys(step / 2), row);
           weights[half].sampled >>= first;
-          if (biased && own < own_tile.rows)
-            biases[half] = problem.bias.row(own_tile.batch, own_tile.head_of(own), own_tile.query_of(own));
+          if (biased && row < own_tile.rows)
+            biases[half] = problem.bias.row(own_tile.batch, own_tile.head_of(row), own_tile.query_of(row));
         });
       }
       unrolled<kMetTiles>([&](int tile) {
@@ -207,11 +210,11 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
             float& d_weight = d_weights[thread].of[tile][half * 2 + e];
             EntryGradient gradient;
             if constexpr (by_key) {
-              const int own = tile_row(thread, half);
-              if ((shared.words[at][met_row] >> own & 1) != 0)
+              const int row = tile_row(thread, half);
+              if ((shared.words[at][met_row] >> row & 1) != 0)
                 gradient = entry_gradient(
                     score, d_weight,
-                    shared.weights[at][met_row].of(own) + bias_of(shared.biases[at][met_row], own_key + own),
+                    shared.weights[at][met_row].of(row) + bias_of(shared.biases[at][met_row], own_key + row),
                     shared.log_sums[at][met_row], shared.deltas[at][met_row], problem.scaling, problem.soft_cap);
             } else if ((attended[half] >> other & 1) != 0) {
               gradient = entry_gradient(
@@ -235,7 +238,7 @@ RETICLE_HD void differentiate_tile(const Block& block, BackwardTileShared<T, hea
     };
     add(first_sum, d_weights, met[0]);
     if constexpr (by_key) add(second_sum, scores, met[1]);
-    block.sync();  // the next rows but one come into these rows' place
+    block.sync();  // the step after the next one overwrites these rows
   }
   if (met_count == 0) block.template wait<0>();
 

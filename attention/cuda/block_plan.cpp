@@ -17,7 +17,7 @@ std::int32_t narrowed(Index number) {
   return static_cast<std::int32_t>(number);
 }
 
-/// What a tile has of the plan; bits and weights are numbered within it.
+/// A tile's part of the plan; bits and weights are numbered within the tile.
 struct TilePlan {
   std::vector<KeyBlock> blocks;
   std::vector<std::uint64_t> bits;
@@ -30,7 +30,7 @@ class TileBuilder {
   TileBuilder(const Mask& mask, bool causal, int words, bool heads_share)
       : mask_(mask), causal_(causal), words_per_block_(words), heads_share_(heads_share) {}
 
-  /// False when a block would come too often.
+  /// Returns false when some block would be listed more than kMostRepeats times.
   bool plan(const Tile& tile, TilePlan& plan) {
     blocks_.clear();
     const std::int32_t step = heads_share_ ? tile.heads : 1, count = tile.rows / step;
@@ -66,7 +66,7 @@ class TileBuilder {
   }
 
  private:
-  /// Of a block, as many rows' as it has room for: those of p 1 and of one other p a row.
+  /// One listing of a block of keys: for each row, its keys with p = 1 and those with one other p.
   struct Entries {
     std::array<std::uint64_t, extent<kWideTileRows>> words{};
     std::vector<RowWeights> weights;
@@ -81,10 +81,10 @@ class TileBuilder {
       Entries& entries = repeats[i];
       if (added != 0) {
         if (entries.weights.empty()) entries.weights.resize(static_cast<std::size_t>(words_per_block_));
-        RowWeights& own = entries.weights[at];
-        if (own.sampled != 0 && own.added != added) continue;
-        own.sampled |= keys;
-        own.added = added;
+        RowWeights& row_weights = entries.weights[at];
+        if (row_weights.sampled != 0 && row_weights.added != added) continue;
+        row_weights.sampled |= keys;
+        row_weights.added = added;
       }
       entries.words[at] |= keys;
       return true;
@@ -128,14 +128,14 @@ std::optional<BlockPlan> plan_blocks(const Mask& mask, Index kv_heads, bool caus
   for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
     const auto first_bits = narrowed(static_cast<Index>(plan.bits.size()) / plan.words),
                first_weights = narrowed(static_cast<Index>(plan.weights.size()) / plan.words);
-    const TilePlan& own = plans[i];
+    const TilePlan& tile_plan = plans[i];
     plan.tiles[i].first_block = narrowed(static_cast<Index>(plan.blocks.size()));
-    plan.tiles[i].blocks = static_cast<std::int32_t>(own.blocks.size());
-    for (const KeyBlock& block : own.blocks)
+    plan.tiles[i].blocks = static_cast<std::int32_t>(tile_plan.blocks.size());
+    for (const KeyBlock& block : tile_plan.blocks)
       plan.blocks.push_back({block.first_key, block.bits < 0 ? -1 : block.bits + first_bits,
                              block.weights < 0 ? -1 : block.weights + first_weights});
-    plan.bits.insert(plan.bits.end(), own.bits.begin(), own.bits.end());
-    plan.weights.insert(plan.weights.end(), own.weights.begin(), own.weights.end());
+    plan.bits.insert(plan.bits.end(), tile_plan.bits.begin(), tile_plan.bits.end());
+    plan.weights.insert(plan.weights.end(), tile_plan.weights.begin(), tile_plan.weights.end());
   }
   std::stable_sort(plan.tiles.begin(), plan.tiles.end(),
                    [](const Tile& a, const Tile& b) { return a.blocks > b.blocks; });

@@ -10,10 +10,10 @@
 
 namespace reticle::cuda {
 
-/// What kernels read of a mask. Bytes: 8 per block of keys, and 8 a row of the tile more for one that is attended to in
-/// part, or a query, where the mask's heads share their pattern; 16 more where some p is not 1.
+/// A mask as kernels read it. Bytes: 8 per block of keys; for a block that is attended to in part, 8 more per row of
+/// the tile, or per query if the mask's heads share their pattern; 16 more per row where some p is not 1.
 struct RETICLE_API BlockPlan {
-  std::vector<Tile> tiles;  // those with the most blocks first: the last to be started are the shortest
+  std::vector<Tile> tiles;  // tiles with the most blocks first, so that the last to be started are the shortest
   std::vector<KeyBlock> blocks;
   std::vector<std::uint64_t> bits;
   std::vector<RowWeights> weights;
@@ -24,20 +24,20 @@ struct RETICLE_API BlockPlan {
   Index bytes() const;
 };
 
-/// Tiles of up to tile_rows rows, kTileRowCount or kWideTileRows, and the blocks of 64 keys that any of their rows
-/// attends to. With `causal`, keys after a row's own position are left out. Nothing when some row has more than
-/// kMostRepeats p other than 1 in a block, as masks have that weigh every key by itself: lists serve those. ShapeError
-/// when the heads are not a multiple of kv_heads.
+/// Makes tiles of up to tile_rows rows (kTileRowCount or kWideTileRows), each with the blocks of 64 keys that any of
+/// its rows attends to. With `causal`, keys after a row's own position are left out. A block whose rows have several p
+/// other than 1 is listed several times. Empty when a row has more than kMostRepeats such p in a block, as in masks
+/// that weigh each key separately; those use lists. ShapeError when the heads are not a multiple of kv_heads.
 inline constexpr int kMostRepeats = 4;
 RETICLE_API std::optional<BlockPlan> plan_blocks(const Mask& mask, Index kv_heads, bool causal,
                                                  int tile_rows = kTileRowCount, const Context& context = {});
 
-/// A plan the other way round: what tiles attend to a block of keys, in the order of plan.tiles.
+/// The inverse of a plan: for each block of keys, the tiles that attend to it, in the order of plan.tiles.
 struct BlockPlanByKeys {
-  std::vector<Index> starts;  // by (batch, KV head, block of keys), and one more
+  std::vector<Index> starts;  // indexed by (batch, KV head, block of keys), with the end as last element
   std::vector<TileOfKeys> tiles;
 };
-/// Of plan_blocks(mask, ...) of a mask of this shape.
+/// Inverts plan_blocks(mask, ...), given the mask's shape.
 RETICLE_API BlockPlanByKeys by_keys(const BlockPlan& plan, const MaskShape& shape, Index kv_heads);
 
 }  // namespace reticle::cuda

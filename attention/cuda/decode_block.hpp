@@ -1,10 +1,10 @@
-// Attention of single rows over lists of keys on a GPU, split over blocks and merged in the same launch: decoding.
+// Decoding on a GPU: attention of single rows over lists of keys, split over blocks and merged in the same launch.
 //
-// One block takes one part of a list, for its row, or for the rows of up to four heads of a KV head that share it. A
-// group of lanes that together hold a key in 16-byte pieces takes one key after another, four at a time so that their
-// loads are in flight together, and keeps the rows' states (maximum, sum, weighted values) in registers; the groups'
-// states merge in shared memory, the blocks' in a workspace, by whichever block of the list arrives last. Cost: the
-// bytes of the selected keys and values, once for the heads that share a list, and 4 (8 with p) per entry. Arithmetic
+// One block takes one part of a list, for one row or for the rows of up to four heads of a KV head that share the list.
+// A group of lanes holds a key in 16-byte pieces. It loads four keys at a time, so that their loads are in flight
+// together, and keeps the rows' states (maximum, sum, weighted values) in registers. The states of the groups are
+// merged in shared memory, those of the blocks in a workspace by the block of the list that arrives last. Cost: the
+// bytes of the selected keys and values, once for all heads that share a list, and 4 (8 with p) per entry. Arithmetic
 // is float32, in powers of two.
 #pragma once
 
@@ -26,27 +26,28 @@ struct DecodeProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;  // (b, hq, sq, d), (b, hkv, sk, d) twice
   Strides query_strides, key_strides, value_strides;
   int batch = 1, heads = 1, kv_heads = 1, rows = 1;  // rows: queries of a head
-  // The lists of keys, by (batch, head / sharing, query): [row_ptr[i], row_ptr[i + 1]), or, without row_ptr, counts[i]
-  // from i * list_size on, as top_k writes them; or, without indices, counts[i] keys from begins[i] on.
+  // Lists of keys, indexed by (batch, head / sharing, query). With row_ptr, list i is
+  // indices[row_ptr[i], row_ptr[i + 1]). Without row_ptr it has counts[i] entries of `indices` from i * list_size on,
+  // as top_k writes them; without indices, it is the interval of counts[i] keys from begins[i] on.
   int sharing = 1;  // neighbouring heads, of one KV head, that share a list
   const Index* row_ptr = nullptr;
   const std::int32_t *counts = nullptr, *begins = nullptr;
   Index list_size = 0;
   const std::int32_t* indices = nullptr;
-  const float* p = nullptr;            // of every entry; null: 1
-  BiasView bias;                       // of lists that no heads share
+  const float* p = nullptr;            // for each entry; null: 1
+  BiasView bias;                       // only for lists that no heads share
   const float* sink_logits = nullptr;  // by head; null: none
   float scaling = 1, soft_cap = 0;     // no soft cap: 0
-  int parts = 1;                       // blocks to a list
+  int parts = 1;                       // blocks per list
   void* output = nullptr;              // (b, hq, sq, d), of the queries' dtype, contiguous
   float* lse = nullptr;                // (b, hq, sq)
   float* workspace = nullptr;          // (b * hq * sq, parts, d + 2); needed when parts > 1
-  int* arrived = nullptr;              // (b * hq * sq), zeros, and zeros again when done; likewise
+  int* arrived = nullptr;              // (b * hq * sq) arrival counters, 0 before and after; needed when parts > 1
 
   RETICLE_HD int lists() const { return batch * (heads / sharing) * rows; }
 };
 
-/// What both kernels are told of the inputs.
+/// A problem with the fields that DecodeProblem and TileProblem have in common.
 template <class Problem>
 Problem problem_of(const AttentionInputs& inputs, void* output, float* lse, float soft_cap, const float* sink_logits) {
   Problem problem;
@@ -67,19 +68,19 @@ Problem problem_of(const AttentionInputs& inputs, void* output, float* lse, floa
   return problem;
 }
 
-/// Shared memory of a block: states of its groups of lanes.
+/// Shared memory of a block: the states of its groups of lanes.
 template <int head_dim>
 struct DecodeShared {
-  static constexpr int kMostGroups = kDecodeThreads / 8;  // eight lanes to a key at least
-  float max[kMostGroups], sum[kMostGroups];
-  float values[extent<kMostGroups * head_dim>];
+  static constexpr int kMaxGroups = kDecodeThreads / 8;  // a key takes at least eight lanes
+  float max[kMaxGroups], sum[kMaxGroups];
+  float values[extent<kMaxGroups * head_dim>];
   int last;
 };
 
 inline constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 inline constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-/// Of weights: what is below 2^-126 may be 0.
+/// 2^x; results below 2^-126 may be flushed to 0.
 RETICLE_HD inline float power_of_2(float x) {
 #if defined(__CUDA_ARCH__)
   float power;
@@ -90,14 +91,14 @@ RETICLE_HD inline float power_of_2(float x) {
 #endif
 }
 
-/// A score in powers of two, from a product.
+/// The score in powers of two, from the product of query and key.
 RETICLE_HD inline float scaled(float product, float scaling, float soft_cap) {
   float score = product * scaling;
   if (soft_cap > 0) score = soft_cap * std::tanh(score * (1 / soft_cap));
   return score * kLog2E;
 }
 
-/// A state takes in a key of value 0 that scores `logit`: its values are to be multiplied by `factor`.
+/// Adds a key with value 0 and score `logit` to a state; the caller multiplies the state's values by `factor`.
 RETICLE_HD inline void add_sink(float logit, float& max, float& sum, float& factor) {
   const float sink = logit * kLog2E, top = sink > max ? sink : max;
   factor = max == kNone ? 0 : power_of_2(max - top);
@@ -109,7 +110,7 @@ RETICLE_HD inline float natural_log_of_sum(float max, float sum) {
   return sum > 0 ? (max + std::log2(sum)) * kLn2 : kNone;
 }
 
-/// Two numbers as neighbours, the first in the lower half.
+/// Packs two numbers, the first in the lower half.
 template <class T>
 RETICLE_HD std::uint32_t pack_pair(float first, float second) {
 #if defined(__CUDA_ARCH__)
@@ -125,14 +126,14 @@ RETICLE_HD std::uint32_t pack_pair(float first, float second) {
 #endif
 }
 
-/// Part `part` of list number `list`, for the rows of the `sharing` heads whose it is, and, when it is the last part to
-/// be done, the merge of all. `biased`: by problem.bias.
+/// Computes part `part` of list number `list`, for the rows of the `sharing` heads that have this list; the block that
+/// finishes the list's last part also merges all parts. `biased`: whether problem.bias is added.
 template <class T, int head_dim, int sharing, bool biased, class Block>
 RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, const DecodeProblem& problem, int list,
                             int part) {
   using Lanes = RowLanes<T, head_dim>;
   constexpr int kLanes = Lanes::kCount, kGroups = kDecodeThreads / kLanes;
-  static_assert(kGroups <= DecodeShared<head_dim>::kMostGroups);
+  static_assert(kGroups <= DecodeShared<head_dim>::kMaxGroups);
   static_assert(!biased || sharing == 1, "heads that share a list have a bias each");
 
   const int lists = problem.heads / sharing, query = list % problem.rows;
@@ -174,7 +175,7 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
     unrolled<kDecodeInFlight>([&](int i) {
       block.each([&](int thread) {
         const Index entry = at + i * kGroups + thread / kLanes;
-        // Beyond the end a key is loaded again, and weighs nothing.
+        // After the end, the last key is loaded again with weight 0.
         const Index key = key_of(entry < end ? entry : end - 1);
         loaded[i][thread].key.load(keys + key * k.row, thread % kLanes);
         loaded[i][thread].value.load(values + key * v.row, thread % kLanes);
@@ -184,7 +185,8 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       unrolled<sharing>([&](int h) {
         block.each(
             [&](int thread) { scores[thread].of[h][i] = states[thread].of[h].query.product(loaded[i][thread].key); });
-        block.template sum_over<kLanes>(scores, [&](Scores& own) -> float& { return own.of[h][i]; });
+        block.template sum_over<kLanes>(scores,
+                                        [&](Scores& thread_scores) -> float& { return thread_scores.of[h][i]; });
       });
     });
     block.each([&](int thread) {
@@ -201,20 +203,22 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
       });
       unrolled<sharing>([&](int h) {
         State& state = states[thread].of[h];
-        float(&own)[kDecodeInFlight] = scores[thread].of[h];
+        float(&head_scores)[kDecodeInFlight] = scores[thread].of[h];
         float highest = state.max;
         unrolled<kDecodeInFlight>([&](int i) {
-          own[i] = minus_log_p[i] == kNone ? kNone : scaled(own[i], problem.scaling, problem.soft_cap) + minus_log_p[i];
-          if constexpr (biased) own[i] += bias[i];
-          highest = own[i] > highest ? own[i] : highest;
+          head_scores[i] = minus_log_p[i] == kNone
+                               ? kNone
+                               : scaled(head_scores[i], problem.scaling, problem.soft_cap) + minus_log_p[i];
+          if constexpr (biased) head_scores[i] += bias[i];
+          highest = head_scores[i] > highest ? head_scores[i] : highest;
         });
-        if (highest == kNone) return;  // nothing for this group yet
+        if (highest == kNone) return;  // this group has no keys yet
         const float before = power_of_2(state.max - highest);
         state.max = highest;
         state.sum *= before;
         state.total.scale(before);
         unrolled<kDecodeInFlight>([&](int i) {
-          const float weight = power_of_2(own[i] - highest);
+          const float weight = power_of_2(head_scores[i] - highest);
           state.sum += weight;
           state.total.add(weight, loaded[i][thread].value);
         });
@@ -222,7 +226,8 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
     });
   }
 
-  // States of powers of two: n of them, `max` and `sum` every `step`, values of element d at d, each `stride` on.
+  // Merges n states for one element of the values: state i has its maximum and sum at i * step, its value at i *
+  // stride.
   const auto merged = [](const float* maxes, const float* sums, int step, const float* element, int stride, int n,
                          float& highest, float& weight) {
     highest = kNone;
@@ -281,10 +286,10 @@ RETICLE_HD void decode_part(const Block& block, DecodeShared<head_dim>& shared, 
   block.each([&](int thread) {
     for (int i = thread; i < sharing * head_dim; i += block.threads()) {
       const int h = i / head_dim, d = i % head_dim;
-      const float* const own = parts_of(h);
+      const float* const part_states = parts_of(h);
       float highest, weight;
-      const float value = merged(own + head_dim, own + head_dim + 1, head_dim + 2, own + d, head_dim + 2, problem.parts,
-                                 highest, weight);
+      const float value = merged(part_states + head_dim, part_states + head_dim + 1, head_dim + 2, part_states + d,
+                                 head_dim + 2, problem.parts, highest, weight);
       finish(h, d, value, highest, weight);
     }
   });

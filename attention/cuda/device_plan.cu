@@ -39,7 +39,7 @@ struct ListRow {
   }
 };
 
-/// Where each of `lists` rows (batch, head, query) begins, and how many keys it has.
+/// Computes where the interval of each of `lists` rows (batch, head, query) begins, and how many keys it has.
 struct ListIntervals {
   static constexpr int kThreads = kPlanThreads;
   BandMask band;
@@ -58,7 +58,7 @@ struct ListIntervals {
   }
 };
 
-/// The keys of each logical row's list that its query sees.
+/// Copies, for each logical row, the keys of its list that the query sees.
 struct ListVisible {
   static constexpr int kThreads = kMaskThreads, kBlocks = 8;
   using Shared = CombineShared;
@@ -76,7 +76,7 @@ struct ListVisible {
   }
 };
 
-/// Counts, where `starts` is null; else lists.
+/// Counts the tiles of each block of keys if `starts` is null; otherwise lists them.
 struct ListTilesOfKeys {
   static constexpr int kThreads = kPlanThreads;
   using Shared = int[kWarp + 1];
@@ -99,7 +99,7 @@ constexpr const char* kWhat = "planning attention";
 
 MaskShape shape_of(const PlannedInputs& inputs) { return {inputs.batch, inputs.heads, inputs.queries, inputs.keys}; }
 
-/// Strides of a tensor (b, h, sq, n) of a mask, 0 where a dimension of 1 shares a pattern; ShapeError unless it fits.
+/// Strides of a mask's tensor (b, h, sq, n), 0 where a dimension of 1 is broadcast; ShapeError unless it fits.
 Strides strides_of_mask(const TensorView& view, bool right_dtype, const char* dtype, const Index (&wanted)[4]) {
   require_on(view, Device::Kind::cuda, "mask");
   bool fits = view.rank == 4 && right_dtype && view.size(3) == wanted[3] && (view.stride(3) == 1 || wanted[3] < 2);
@@ -119,7 +119,7 @@ int within(Index number, const char* name, Index most = std::numeric_limits<std:
   return static_cast<int>(number);
 }
 
-/// Calls f with the view of a pattern that kernels read; of a Mask, one of bits.
+/// Calls f with the kernels' view of a pattern; a Mask is converted to bits first.
 template <class F>
 void with_view(const Pattern& pattern, const PlannedInputs& inputs, Stream stream, F&& f) {
   const int queries = within(inputs.queries, "queries"), keys = within(inputs.keys, "keys", kMaxColumns, 0);
@@ -160,7 +160,7 @@ void with_view(const Pattern& pattern, const PlannedInputs& inputs, Stream strea
                     inputs.causal});
 }
 
-/// Of tiles of the tiling; DeviceError where 31 bits do not count them.
+/// `room` elements for every tile; DeviceError where 31 bits cannot count them.
 std::size_t room_of(const Tiling& tiling, int room, const PlannedInputs& inputs) {
   const Index all = static_cast<Index>(tiling.tiles()) * room;
   if (all > std::numeric_limits<std::int32_t>::max())
@@ -234,7 +234,7 @@ DeviceTilesBothWays::DeviceTilesBothWays(const Pattern& pattern, const PlannedIn
 
 DeviceLists::DeviceLists(const Pattern& pattern, const PlannedInputs& inputs, Stream stream) {
   const Index group = inputs.heads / inputs.heads_with_lists();
-  // Whether heads agree that do not say so is not known without waiting.
+  // Only heads that are stored as sharing a pattern share a list: comparing others would mean waiting for the device.
   const auto reserve = [&](bool heads_share, Index size, bool weighted) {
     sharing = heads_share ? heads_taken_together(group) : 1;
     list_size = size;

@@ -1,4 +1,4 @@
-// Plans in device memory, of masks of the host or of the device. For .cu files.
+// Plans in device memory, for masks on the host or on the device. For .cu files.
 #pragma once
 
 #include <reticle/attention/cuda/block_plan.hpp>
@@ -9,24 +9,24 @@
 
 namespace reticle::cuda {
 
-/// Whether tiles serve such inputs, whose masks fit into them: one of few rows wastes the tensor cores, and reads no
-/// less than lists do.
+/// Whether to use tiles for such inputs, provided the mask can be stored in them. Tiles of few rows waste the tensor
+/// cores, and read no fewer bytes than lists.
 inline bool tiles_serve(const PlannedInputs& inputs) {
   constexpr Index kFewRows = 16;
   return inputs.dtype != DType::f32 && inputs.head_dim < 256 &&
          inputs.queries * (inputs.heads / inputs.kv_heads) >= kFewRows;
 }
-/// The same of a mask that is on the device already.
+/// The same for a pattern that is on the device.
 bool tiles_serve(const PlannedInputs& inputs, const Pattern& pattern);
 
-/// Tiles and their blocks of keys.
+/// Tiles and their blocks of keys in device memory.
 class DeviceTiles {
  public:
   DeviceTiles() = default;
-  /// Of a plan of the host, copied.
+  /// Copies a plan from the host.
   DeviceTiles(const BlockPlan& plan, const Tiling& tiling, Stream stream);
-  /// Made on the device: one launch (a second one to turn lists into bits), no waiting. ShapeError unless the pattern
-  /// fits the inputs; DeviceError when the plan is too large.
+  /// Plans on the device: one launch (two if lists are turned into bits first), no waiting. ShapeError unless the
+  /// pattern fits the inputs; DeviceError when the plan is too large.
   DeviceTiles(const Pattern& pattern, const PlannedInputs& inputs, int tile_rows, Stream stream);
 
   int count() const { return count_; }
@@ -36,7 +36,7 @@ class DeviceTiles {
     return {tiles_.as<Tile>(), blocks_.as<KeyBlock>(), bits_.as<std::uint64_t>(), weights_.as<RowWeights>(), words_,
             heads_share_};
   }
-  /// Most (tile, block of keys) that there can be.
+  /// Capacity in entries (tile, block of keys).
   std::size_t room() const { return blocks_.bytes() / sizeof(KeyBlock); }
   std::size_t bytes() const { return tiles_.bytes() + blocks_.bytes() + bits_.bytes() + weights_.bytes(); }
 
@@ -47,21 +47,21 @@ class DeviceTiles {
   Buffer tiles_, blocks_, bits_, weights_;
 };
 
-/// Tiles of kTileRowCount rows, and what tiles attend to a block of keys, by (batch, KV head, block).
+/// Tiles of kTileRowCount rows, and for each block of keys (batch, KV head, block) the tiles that attend to it.
 struct DeviceTilesBothWays {
   DeviceTiles by_row;
   Buffer starts, tiles_of_keys;
 
   DeviceTilesBothWays() = default;
-  /// As DeviceTiles; of a plan of tiles of kTileRowCount rows, for a mask of this shape.
+  /// Copies a plan of tiles of kTileRowCount rows, for a mask of this shape, from the host.
   DeviceTilesBothWays(const BlockPlan& plan, const MaskShape& shape, const PlannedInputs& inputs, Stream stream);
-  /// Likewise; two launches and a scan more.
+  /// Plans on the device as DeviceTiles does, with two more launches and a scan.
   DeviceTilesBothWays(const Pattern& pattern, const PlannedInputs& inputs, Stream stream);
 };
 
-/// Lists of keys, with as much room in every row, or only where they begin, if keys follow each other.
+/// Lists of keys, all with the same capacity; for keys that form one interval, only its begin and count.
 struct DeviceLists {
-  int sharing = 1;  // neighbouring heads that have one list
+  int sharing = 1;  // neighbouring heads that share a list
   Index list_size = 0;
   Buffer indices, p, counts, begins;
 

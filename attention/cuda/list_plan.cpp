@@ -11,7 +11,7 @@
 namespace reticle::cuda {
 namespace {
 
-/// One row's entries.
+/// The entries of one row.
 struct Entries {
   std::span<const std::int32_t> columns;
   std::span<const float> p;
@@ -27,7 +27,7 @@ struct Entries {
   }
 };
 
-/// Whether check(row) holds for every query of every head that is the first of `sharing`.
+/// Calls check(row) for every list: the rows of each first head of `sharing`. False as soon as a check is false.
 template <class Check>
 bool all_of_lists(const MaskShape& shape, int sharing, Check&& check) {
   for (Index row = 0; row < shape.rows(); ++row) {

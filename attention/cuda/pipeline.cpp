@@ -1,4 +1,4 @@
-// Pipelines of maskers over tensors on a GPU: where keys are chosen, and how attention gets to them.
+// SparseAttention over tensors on a GPU: keys are chosen there by rules, or on the host by maskers.
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,7 +13,7 @@
 
 namespace reticle {
 
-/// What a layer's keys are chosen by: rules that are followed on the GPU, or a mask of the host's.
+/// How a layer's keys are chosen: by rules, which run on the GPU, or by a mask made on the host.
 struct SparseAttention::OnGpu {
   std::vector<Rule> rules;
   Mask mask;
@@ -27,7 +27,8 @@ SparseAttention::OnGpu SparseAttention::chosen_on_gpu(const AttentionInputs& inp
   if (inputs.extras.empty()) {
     const bool by_rules = !steps.rules.empty();
     if (inputs.stage == Stage::generation && inputs.queries_length() == 1 && by_rules) return {steps.rules, {}};
-    // Nobody has to see a dense prompt whose steps follow rules: none of these observes.
+    // A dense prompt before steps that follow rules needs no maskers on the host: none of these rules observes the
+    // prompt.
     if (!serves(inputs.stage, inputs.layer) && (by_rules || !serves(Stage::generation, inputs.layer)))
       return {{}, Mask::full(inputs.shape())};
     if (!by_rules) why = steps.why;
@@ -73,8 +74,8 @@ Attended SparseAttention::attend_on_gpu(const AttentionInputs& inputs, SequenceS
   const cuda::KeyLists lists = decoder.run(inputs, chosen.rules, output, lse, context.stream, options);
   if (wanted.mask) attended.mask = cuda::mask_of_lists(inputs.shape(), lists, context.stream);
   if (!wanted.entries) return attended;
-  const std::optional<Index> of_row = inputs.attention_mask ? std::nullopt : entries_of(chosen.rules, keys);
-  attended.entries = of_row ? rows * *of_row : cuda::entries_of_lists(lists, rows, context.stream);
+  const std::optional<Index> row_entries = inputs.attention_mask ? std::nullopt : entries_of(chosen.rules, keys);
+  attended.entries = row_entries ? rows * *row_entries : cuda::entries_of_lists(lists, rows, context.stream);
   return attended;
 }
 

@@ -1,12 +1,13 @@
-// Plans made on a GPU, of masks that are there: a byte for every position, as comparisons leave them, or for every
-// block of positions, or a bit; numbers of selected blocks; or a band, of which nothing has to be there.
+// Builds attention plans on the GPU from byte masks, block masks, bit masks, block indices, or bands, which are
+// implicit and take no memory.
 //
-// Tiles: one block of threads takes one tile, 32 blocks of keys at a time. Every row's 64 positions become a word in
-// shared memory; a thread per block of keys then sees whether any row attends to it, and whether all do wholly; places
-// come from a scan. Every tile has room for all blocks of keys that it may attend to, so nothing has to be counted
-// beforehand: one launch. Gradients also walk by keys: what tiles attend to a block of keys is counted and, once the
-// counts are summed, listed. Lists: one block of threads takes one row, 64 positions a thread, with a scan for every
-// 8192. Cost: the mask's bytes once, and the plan's.
+// Tiles: one block of threads takes one tile, 32 blocks of keys at a time. The bits of each row's 64 positions become a
+// word in shared memory; then one thread per block of keys finds whether any row attends to it and whether all rows
+// attend to all of it, and a scan gives its position in the plan. Every tile has space for all blocks of keys that it
+// may attend to, so that no counting pass is needed: one launch. The walk by keys of the gradients needs the tiles that
+// attend to each block of keys: they are counted, the counts are scanned, and then they are listed. Lists: one block of
+// threads takes one row, with 64 positions per thread and a scan for every 8192. Cost: the mask's bytes once, and the
+// plan's.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,7 @@
 namespace reticle::cuda {
 
 inline constexpr int kPlanThreads = kMaskThreads;
-inline constexpr int kPlanStep = 32;  // blocks of keys that are looked at together
+inline constexpr int kPlanStep = 32;  // blocks of keys that are planned together
 
 /// How many keys a query sees.
 RETICLE_HD inline int visible_keys(int keys, int queries, int query, bool causal) {
@@ -28,7 +29,7 @@ RETICLE_HD inline int visible_keys(int keys, int queries, int query, bool causal
   return end < 0 ? 0 : end < keys ? end : keys;
 }
 
-/// Bit i: whether byte i of `count` is set.
+/// Bit i is set if byte i < count is not 0.
 RETICLE_HD inline std::uint64_t bits_of_bytes(const std::uint8_t* bytes, int count) {
   std::uint64_t word = 0;
   if (count >= kKeyBlock && reinterpret_cast<std::uintptr_t>(bytes) % 16 == 0) {
@@ -42,32 +43,33 @@ RETICLE_HD inline std::uint64_t bits_of_bytes(const std::uint8_t* bytes, int cou
   return word;
 }
 
-/// Room of a tile: blocks of keys that it may attend to, and those among them in part.
+/// Capacity of a tile: blocks of keys in all, and blocks that are attended to in part.
 struct PlanRoom {
   int blocks = 0, partial = 0;
 };
 inline int key_blocks_of(int keys) { return (keys + kKeyBlock - 1) / kKeyBlock; }
 
-/// Bits [begin, end) of the 64 (or fewer) that begin at `first`.
+/// The bits of positions [begin, end) within the word of 64 positions that begins at `first`.
 RETICLE_HD inline std::uint64_t bits_between(Index begin, Index end, Index first) {
   begin = begin > first ? begin - first : 0;
   end = end - first < 64 ? end - first : 64;
   return end <= begin ? 0 : (~std::uint64_t{0} >> (64 - (end - begin))) << begin;
 }
-/// Which of the 32 blocks of keys from `first_key` on have a key of [begin, end).
+/// The bits of those of the 32 blocks of keys from `first_key` on that contain a key of [begin, end).
 RETICLE_HD inline std::uint32_t blocks_between(Index begin, Index end, Index first_key) {
   begin = begin > first_key ? (begin - first_key) / kKeyBlock : 0;
   end = end > first_key ? (end - first_key + kKeyBlock - 1) / kKeyBlock : 0;
   return static_cast<std::uint32_t>(bits_between(begin, end < kPlanStep ? end : kPlanStep, 0));
 }
 
-// Masks that are planned. Of each a kernel asks word(batch, head, query, key), the bits of keys [key, key + 64) that
-// the query sees, and whether heads_share() them, all heads of a KV head; the host asks for the room of a tile and the
-// most keys of a query. Where most of a long row is empty there is touched(tile, key, thread): which of the 32 blocks
-// of keys from `key` on this thread's share of the tile's entries lies in.
+// Masks that a plan can be built from. Kernels call word(batch, head, query, key), the bits of keys [key, key + 64)
+// that the query sees, and heads_share(), whether all heads of a KV head have the same word; the host calls room(), a
+// tile's capacity, and most_keys() of a query. Masks whose rows are long and mostly empty also have touched(tile, key,
+// thread): a bit for each of the 32 blocks of keys from `key` on that contains an entry of this thread's share of the
+// tile.
 
-/// A byte for every (batch, head, query, key), not 0 where attended; neighbouring keys are neighbours. A stride of 0
-/// shares a pattern.
+/// A byte for every (batch, head, query, key), not 0 where attended; the bytes of a row are contiguous. A stride of 0
+/// broadcasts a dimension.
 struct ByteMask {
   const std::uint8_t* data = nullptr;
   Strides strides;
@@ -87,7 +89,7 @@ struct ByteMask {
   }
 };
 
-/// A byte for every block of block_queries x block_keys positions, the last ones of which may be cut off.
+/// A byte for every block of block_queries x block_keys positions; the last blocks may extend beyond the mask.
 struct BlockMask {
   const std::uint8_t* data = nullptr;
   Strides strides;
@@ -113,7 +115,7 @@ struct BlockMask {
   }
 };
 
-/// A bit for every position: words of rows, `width` to a row. Strides count words.
+/// A bit for every position, in rows of `width` words. Strides count words.
 struct WordMask {
   const std::uint64_t* words = nullptr;
   Strides strides;
@@ -131,8 +133,8 @@ struct WordMask {
   }
 };
 
-/// For each query of a KV head up to `count` numbers of blocks of block_size keys: ascending, those that are not needed
-/// -1 and last. Of a block, a query sees what is not after its own position, the last query being at the last key.
+/// For each query and KV head up to `count` indices of blocks of block_size keys, ascending; unused ones are -1 and
+/// come last. A query sees the keys of these blocks up to its own position; the last query is at the last key.
 struct NumberedBlocks {
   const std::int32_t* numbers = nullptr;
   Strides strides;  // of (batch, KV head, query)
@@ -145,16 +147,16 @@ struct NumberedBlocks {
   RETICLE_HD bool heads_share() const { return true; }
   Index most_keys() const { return std::min<Index>(static_cast<Index>(count) * block_size, keys); }
   PlanRoom room(const Tiling& tiling) const {
-    const Index of_query = static_cast<Index>(count) * ((block_size + kKeyBlock - 2) / kKeyBlock + 1);
-    const auto blocks = static_cast<int>(std::min<Index>(of_query * tiling.queries_of_tile(), key_blocks_of(keys)));
+    const Index query_blocks = static_cast<Index>(count) * ((block_size + kKeyBlock - 2) / kKeyBlock + 1);
+    const auto blocks = static_cast<int>(std::min<Index>(query_blocks * tiling.queries_of_tile(), key_blocks_of(keys)));
     return {blocks, blocks};
   }
   RETICLE_HD std::uint64_t word(int batch, int head, int query, int key) const {
-    const std::int32_t* const own = row(batch, head, query);
+    const std::int32_t* const row_numbers = row(batch, head, query);
     int low = 0, high = count;  // the first block that ends after `key`
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (own[middle] >= 0 && (static_cast<Index>(own[middle]) + 1) * block_size <= key) {
+      if (row_numbers[middle] >= 0 && (static_cast<Index>(row_numbers[middle]) + 1) * block_size <= key) {
         low = middle + 1;
       } else {
         high = middle;
@@ -162,8 +164,8 @@ struct NumberedBlocks {
     }
     const int visible = visible_keys(keys, queries, query, true);
     std::uint64_t bits = 0;
-    for (; low < count && own[low] >= 0; ++low) {
-      const Index begin = static_cast<Index>(own[low]) * block_size;
+    for (; low < count && row_numbers[low] >= 0; ++low) {
+      const Index begin = static_cast<Index>(row_numbers[low]) * block_size;
       if (begin >= key + kKeyBlock) break;
       bits |= bits_between(begin, begin + block_size < visible ? begin + block_size : visible, key);
     }
@@ -180,9 +182,9 @@ struct NumberedBlocks {
   }
 };
 
-/// Columns that end where a query does. Column c is complete at position c * stride + kernel - 1; a query sees those
-/// that are complete at its own, and of them the last `width`. A sliding window has kernel and stride 1; compressed
-/// keys, those of their windows.
+/// Columns up to the query's position. Column c is complete at position c * stride + kernel - 1; a query sees the last
+/// `width` of the columns that are complete at its position. In a sliding window kernel and stride are 1; for
+/// compressed keys they are the kernel and stride of the compression.
 struct BandMask {
   int first_query = 0;  // the position of query 0
   int kernel = 1, stride = 1;
@@ -202,7 +204,8 @@ struct BandMask {
   RETICLE_HD bool heads_share() const { return true; }
   Index most_keys() const { return std::min(width, keys); }
   PlanRoom room(const Tiling& tiling) const {
-    // The ends of a tile's queries lie this far apart, and only blocks that one of them is in are seen in part.
+    // The intervals of a tile's queries end within `spread` keys, and only blocks at an interval's edge are seen in
+    // part.
     const int spread = (tiling.queries_of_tile() - 1) / stride + 1, edge = spread / kKeyBlock + 2;
     const int all = key_blocks_of(keys);
     const Index seen = static_cast<Index>(width) + spread;
@@ -221,13 +224,13 @@ struct BandMask {
 template <int tile_rows>
 struct PlanShared {
   std::uint64_t words[kPlanStep][extent<tile_rows + 1>];  // one more: a column lies in different banks
-  int place[kPlanStep];   // of a block of keys in the tile's list; -1: nobody attends to it
-  int number[kPlanStep];  // of its bits; -1: all rows attend to all of it
+  int place[kPlanStep];   // index of a block of keys in the tile's list; -1: no row attends to it
+  int number[kPlanStep];  // index of its bits; -1: all rows attend to all of it
   int scan[kWarp + 1];
   std::uint32_t touched;
 };
 
-/// Where a plan goes: `room` of every tile, as the mask says, and what it is cut by.
+/// The output of planning: arrays with `room` for every tile, as the mask requires, and the tiling.
 struct PlannedTiles {
   Tiling tiling;
   PlanRoom room;
@@ -236,7 +239,7 @@ struct PlannedTiles {
   std::uint64_t* bits = nullptr;
 };
 
-/// Fills tile number `number`, its blocks of keys and their bits.
+/// Plans tile number `number`: its blocks of keys and their bits.
 template <int tile_rows, class Block, class MaskView>
 RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, const MaskView& mask,
                           const PlannedTiles& to, int number) {
@@ -256,8 +259,8 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, con
       });
       block.sync();
       block.each([&](int thread) {
-        if (const std::uint32_t own = mask.touched(tile, step * kKeyBlock, thread); own != 0)
-          block.set_bits(&shared.touched, own);
+        if (const std::uint32_t touched_blocks = mask.touched(tile, step * kKeyBlock, thread); touched_blocks != 0)
+          block.set_bits(&shared.touched, touched_blocks);
       });
       block.sync();
       touched = shared.touched;
@@ -266,15 +269,15 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, con
     }
     block.each([&](int thread) {
       for (int i = thread; i < count_rows * kPlanStep; i += kPlanThreads) {
-        const int row = i / kPlanStep, own = i % kPlanStep, key = (step + own) * kKeyBlock;
+        const int row = i / kPlanStep, key_block = i % kPlanStep, key = (step + key_block) * kKeyBlock;
         std::uint64_t word = 0;
-        if (own < count && (touched >> own & 1) != 0)
+        if (key_block < count && (touched >> key_block & 1) != 0)
           word = mask.word(tile.batch, tile.head_of(row * step_rows), tile.query_of(row * step_rows), key);
-        shared.words[own][row] = word;
+        shared.words[key_block][row] = word;
       }
     });
     block.sync();
-    PerThread<Block, int> before(block);  // blocks attended to, and, above 16 bits, those in part
+    PerThread<Block, int> before(block);  // counts: blocks attended to, and, from bit 16 on, blocks attended to in part
     block.each([&](int thread) {
       before[thread] = 0;
       if (thread >= count) return;
@@ -299,9 +302,9 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, con
     block.sync();
     block.each([&](int thread) {
       for (int i = thread; i < count_rows * count; i += kPlanThreads) {
-        const int row = i % count_rows, own = i / count_rows;
-        if (shared.place[own] >= 0 && shared.number[own] >= 0)
-          to.bits[(first_bits + shared.number[own]) * words + row] = shared.words[own][row];
+        const int row = i % count_rows, key_block = i / count_rows;
+        if (shared.place[key_block] >= 0 && shared.number[key_block] >= 0)
+          to.bits[(first_bits + shared.number[key_block]) * words + row] = shared.words[key_block][row];
       }
     });
     block.sync();
@@ -316,8 +319,8 @@ RETICLE_HD void plan_tile(const Block& block, PlanShared<tile_rows>& shared, con
   });
 }
 
-/// The tiles that attend to block of keys `item` of (batch, KV head, block): how many is put into *count, or, with
-/// `to`, they are written there. Tiles are listed in the tiling's order.
+/// Finds the tiles that attend to block of keys `item` of (batch, KV head, block), in the tiling's order. Writes their
+/// number to *count if `count` is not null, and the tiles to `to` if that is not null.
 template <class Block>
 RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& lists, const Tiling& tiling,
                               int key_blocks, int item, std::int32_t* count, TileOfKeys* to) {
@@ -326,7 +329,7 @@ RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& li
   int written = 0;
   for (int step = 0; step < tiling.tiles_of_kv_head(); step += kPlanThreads) {
     PerThread<Block, int> before(block);
-    PerThread<Block, TileOfKeys> own(block);
+    PerThread<Block, TileOfKeys> entries(block);
     block.each([&](int thread) {
       before[thread] = 0;
       if (step + thread >= tiling.tiles_of_kv_head()) return;
@@ -344,13 +347,13 @@ RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& li
       }
       if (low == tile.blocks || blocks[low].first_key != key) return;
       before[thread] = 1;
-      own[thread] = {number, tile.first_block + low};
+      entries[thread] = {number, tile.first_block + low};
     });
     PerThread<Block, int> found(block);
     block.each([&](int thread) { found[thread] = before[thread]; });
     const int here = block.exclusive_scan(before, scan);
     block.each([&](int thread) {
-      if (to != nullptr && found[thread] != 0) to[written + before[thread]] = own[thread];
+      if (to != nullptr && found[thread] != 0) to[written + before[thread]] = entries[thread];
     });
     written += here;
   }
@@ -359,8 +362,8 @@ RETICLE_HD void tiles_of_keys(const Block& block, int* scan, const TileLists& li
   });
 }
 
-/// The keys that row `row` of (batch, head, query) attends to; each of `heads` heads stands for `sharing` of the
-/// mask's.
+/// Lists the keys that row `row` of (batch, head, query) attends to; each of the `heads` heads stands for `sharing`
+/// heads of the mask.
 template <class Block, class MaskView>
 RETICLE_HD void list_row(const Block& block, int* scan, const MaskView& mask, int heads, int sharing,
                          const ColumnLists& to, int row) {

@@ -1,4 +1,4 @@
-// What a plan was made for, and whether a call fits it. For .cu files.
+// The inputs that a plan was made for, and checks that a call fits them. For .cu files.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ namespace reticle::cuda {
 struct PlannedInputs {
   Index batch, heads, kv_heads, queries, keys, head_dim;
   DType dtype;
-  bool causal, biased;  // biased: by an attention mask
+  bool causal, biased;  // biased: there is an attention mask
 
   /// Inputs may hold null pointers. DeviceError for head sizes without kernels.
   static PlannedInputs of(const AttentionInputs& inputs) {
@@ -27,10 +27,10 @@ struct PlannedInputs {
   }
 
   Index rows() const { return batch * heads * queries; }
-  /// Heads whose query heads may share lists: of a bias every one has its own.
+  /// KV heads, whose query heads may share lists; with a bias every query head has its own lists.
   Index heads_with_lists() const { return biased ? heads : kv_heads; }
 
-  /// ShapeError unless the inputs are such; DeviceError where kernels cannot read them.
+  /// ShapeError unless the inputs fit the plan; DeviceError where kernels cannot read them.
   void require(const AttentionInputs& inputs) const {
     validate_on_current_gpu(inputs);
     if (inputs.batch() != batch || inputs.heads() != heads || inputs.kv_heads() != kv_heads ||
@@ -43,13 +43,13 @@ struct PlannedInputs {
     require_readable(inputs);
   }
 
-  /// Options that a GPU has. DeviceError for others.
+  /// DeviceError for options that are not supported on a GPU.
   static void require_options(const AttentionInputs& inputs, const AttentionOptions& options) {
     options.validate(inputs);
     if (options.weights) throw DeviceError("attention: weights are not supported on a GPU");
   }
 
-  /// DeviceError for what no kernel reads.
+  /// DeviceError for tensors that no kernel reads.
   static void require_readable(const AttentionInputs& inputs) {
     if (inputs.attention_mask && inputs.attention_mask->dtype != DType::f32)
       throw DeviceError("attention_mask: " + inputs.attention_mask->describe() + "; on a GPU it is F32");

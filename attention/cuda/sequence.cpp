@@ -8,7 +8,7 @@
 namespace reticle::cuda {
 namespace {
 
-/// Room for `length` rows of each head of a tensor (b, h, n, d).
+/// A tensor with space for `length` rows in each head of a tensor (b, h, n, d).
 Tensor with_room(const TensorView& tensor, Index length) {
   return {tensor.dtype, {tensor.size(0), tensor.size(1), length, tensor.size(3)}};
 }
@@ -19,7 +19,7 @@ bool is_of_sequence(const Tensor& copy, const TensorView& tensor) {
          held.size(1) == tensor.size(1) && held.size(3) == tensor.size(3);
 }
 
-/// Rows of `from` (b, h, n, d), packed, to rows [first, first + n) of each head of `to`.
+/// Copies the rows of `from` (b, h, n, d), packed, to rows [first, first + n) of each head of `to`.
 void write_rows(const TensorView& from, Tensor& to, Index first) {
   const TensorView whole = to.view();
   const auto row = static_cast<std::size_t>(from.size(3) * size_of(from.dtype));

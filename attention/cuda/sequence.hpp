@@ -1,4 +1,4 @@
-// What is kept of a sequence whose tensors lie on a GPU.
+// The state of a sequence whose tensors lie on a GPU.
 #pragma once
 
 #include <algorithm>
@@ -11,15 +11,15 @@
 
 namespace reticle::cuda {
 
-/// A layer's keys and values in the host's memory, for the maskers that choose there: copied once, when a sequence
-/// begins, and then token by token, with room to grow.
+/// Copies of a layer's keys and values in host memory, for maskers that choose on the host. Copied in full when a
+/// sequence begins and then token by token, with spare capacity.
 class HostCopies {
  public:
-  /// Brought up to date; valid until the next call. Waits for context.stream.
+  /// Copies new tokens; keys() and values() are valid until the next call. Waits for context.stream.
   void follow(const AttentionInputs& inputs, const Context& context);
   TensorView keys() const { return keys_.view().slice(2, 0, known_); }
   TensorView values() const { return values_.view().slice(2, 0, known_); }
-  /// Keys from position `keys` on are copied again.
+  /// Forgets keys from position `keys` on; they are copied again.
   void truncate(Index keys) { known_ = std::min(known_, keys); }
 
  private:
@@ -27,7 +27,7 @@ class HostCopies {
   Index known_ = 0;
 };
 
-/// Inputs whose tensors were copied to the host. `copies` must outlive it.
+/// Inputs with their tensors copied to the host. `copies` must outlive them.
 class HostInputs {
  public:
   HostInputs(const AttentionInputs& inputs, HostCopies& copies, const Context& context);
@@ -40,14 +40,14 @@ class HostInputs {
   AttentionInputs inputs_;
 };
 
-/// The layers of one sequence, or batch of them.
+/// The state of all layers of one sequence, or of a batch of sequences.
 class DeviceSequence {
  public:
   HostCopies& copies(int layer) { return copies_[layer]; }
-  /// What chooses a step's keys on the GPU and attends to them, for so many rows and keys: made again when there are
-  /// more.
+  /// The decoder that chooses a step's keys on the GPU and attends to them, for at least this many rows and keys; a
+  /// larger one is made when there are more.
   SparseDecoder& decoder(Index rows, Index keys, Stream stream);
-  /// As SequenceState's. What choosing keeps is made again from the keys that are there.
+  /// Same as SequenceState's functions. Data derived from keys is computed again from the keys that are left.
   void truncate(Index keys);
   void select() { reset(); }
   void reset();

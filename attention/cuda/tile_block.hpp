@@ -1,13 +1,13 @@
-// Attention of tiles of rows over blocks of keys on a GPU's tensor cores: prefill, where wide_tile_block.hpp does not
-// serve.
+// Prefill on a GPU: attention of tiles of rows over blocks of keys on the tensor cores, for devices and inputs that
+// wide_tile_block.hpp does not support.
 //
 // One block of threads takes one tile: 64 rows that share a KV head, four warps of 16 rows each. Rows are the query
-// heads of a group at neighbouring queries, so that a tile is full even when the queries are few. Its plan lists blocks
-// of 64 keys that some row attends to; a block that all rows attend to wholly is computed as it is, of others every row
-// has 64 bits, and what its scores are raised by where keys were sampled. While the products of a block run, the next
-// one is on its way into shared memory. Scores never leave registers: what the first product leaves there is, in pairs
-// of columns, what the second one takes (FlashAttention-2, Dao 2023). Cost: 4 * 64 * 64 * head_dim flops a block of
-// keys, against 256 * head_dim bytes of keys and values from the cache.
+// heads of a group at neighbouring queries, so that a tile is full even when there are few queries. The plan lists
+// blocks of 64 keys that some row attends to. A block that all rows attend to fully needs no bits; in other blocks
+// every row has 64 bits, and for sampled keys a number that is added to their scores. While the products of a block are
+// computed, the next one is copied into shared memory. Scores never leave registers: the first product leaves them in
+// the layout that the second one reads, in pairs of columns (FlashAttention-2, Dao 2023). Cost: 4 * 64 * 64 * head_dim
+// flops per block of keys, and 256 * head_dim bytes of keys and values from the cache.
 #pragma once
 
 #include <reticle/attention/cuda/decode_block.hpp>
@@ -18,7 +18,7 @@ namespace reticle::cuda {
 
 inline constexpr int kTileThreads = 128;
 
-/// As DecodeProblem; T is Half or BFloat16.
+/// Fields as in DecodeProblem. The kernel's T is Half or BFloat16.
 struct TileProblem {
   const void *queries = nullptr, *keys = nullptr, *values = nullptr;
   Strides query_strides, key_strides, value_strides;
@@ -31,31 +31,32 @@ struct TileProblem {
   float* lse = nullptr;    // (b, hq, sq)
 };
 
-/// Scores of a block of keys, or their weights, as tensor cores leave them: of its warp's 16 rows a thread has rows
-/// lane / 4 and lane / 4 + 8, its halves, and of every 8 keys lane % 4 * 2 and the next.
+/// A thread's scores of a block of keys, or their weights, in the layout of the tensor cores: of its warp's 16 rows a
+/// thread holds rows lane / 4 and lane / 4 + 8, called halves, and of every 8 keys number lane % 4 * 2 and the next.
 struct TileScores {
   float of[extent<kKeyBlock / 8>][4];
 };
-/// Weighted values, likewise.
+/// A thread's weighted values, in the same layout.
 template <int head_dim>
 struct TileOutput {
   float of[extent<head_dim / 8>][4] = {};
 };
-/// The softmax of a thread's two rows so far; sum is the thread's own share. `factor` is what the weighted values are
-/// to be multiplied by before the weights of the last block are added.
+/// The softmax so far of a thread's two rows; `sum` is the thread's share of it. The weighted values must be multiplied
+/// by `factor` before the weights of the last block are added.
 struct RowStates {
   float max[2] = {kNone, kNone}, sum[2] = {}, highest[2] = {}, factor[2] = {};
 };
 
-/// Products of a block of keys become weights. `biased`: by problem.bias.
+/// Turns the products of a block of keys into weights. `biased`: whether problem.bias is added.
 template <bool biased, class Block>
 RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile& tile, const KeyBlock& keys,
                       PerThread<Block, TileScores>& scores, PerThread<Block, RowStates>& states) {
   constexpr int kScoreTiles = kKeyBlock / 8;
   block.each([&](int thread) {
-    TileScores& own = scores[thread];
+    TileScores& thread_scores = scores[thread];
     const auto each_score = [&](auto&& f) {
-      unrolled<kScoreTiles>([&](int tile_of) { unrolled<4>([&](int e) { f(own.of[tile_of][e], tile_of, e); }); });
+      unrolled<kScoreTiles>(
+          [&](int tile_of) { unrolled<4>([&](int e) { f(thread_scores.of[tile_of][e], tile_of, e); }); });
     };
     if (problem.soft_cap > 0) {
       each_score([&](float& score, int, int) { score = scaled(score, problem.scaling, problem.soft_cap); });
@@ -71,7 +72,7 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
         unrolled<kScoreTiles>([&](int tile_of) {
           unrolled<2>([&](int e) {
             const int key = first + tile_of * 8 + e;
-            if (key < problem.key_count) own.of[tile_of][half * 2 + e] += kLog2E * problem.bias.of(bias, key);
+            if (key < problem.key_count) thread_scores.of[tile_of][half * 2 + e] += kLog2E * problem.bias.of(bias, key);
           });
         });
       });
@@ -81,7 +82,8 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
         const std::uint64_t attended = problem.plan.word(tile, keys, tile_row(thread, half)) >> (thread % 4 * 2);
         unrolled<kScoreTiles>([&](int tile_of) {
           unrolled<2>([&](int e) {
-            if ((attended & std::uint64_t{1} << (tile_of * 8 + e)) == 0) own.of[tile_of][half * 2 + e] = kNone;
+            if ((attended & std::uint64_t{1} << (tile_of * 8 + e)) == 0)
+              thread_scores.of[tile_of][half * 2 + e] = kNone;
           });
         });
       });
@@ -92,7 +94,8 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
         const std::uint64_t sampled = weights.sampled >> (thread % 4 * 2);
         unrolled<kScoreTiles>([&](int tile_of) {
           unrolled<2>([&](int e) {
-            if ((sampled & std::uint64_t{1} << (tile_of * 8 + e)) != 0) own.of[tile_of][half * 2 + e] += weights.added;
+            if ((sampled & std::uint64_t{1} << (tile_of * 8 + e)) != 0)
+              thread_scores.of[tile_of][half * 2 + e] += weights.added;
           });
         });
       });
@@ -104,16 +107,16 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
     });
   });
   unrolled<2>([&](int half) {
-    block.template max_over<4>(states, [half](RowStates& own) -> float& { return own.highest[half]; });
+    block.template max_over<4>(states, [half](RowStates& state) -> float& { return state.highest[half]; });
   });
   block.each([&](int thread) {
-    RowStates& own = states[thread];
+    RowStates& state = states[thread];
     unrolled<2>([&](int half) {
-      const float before = own.max[half], now = own.highest[half] > before ? own.highest[half] : before;
-      const float origin = now == kNone ? 0 : now;  // of rows that attend to nothing yet, all powers are 0
-      own.max[half] = now;
-      own.factor[half] = power_of_2(before - origin);
-      float total = own.sum[half] * own.factor[half];
+      const float before = state.max[half], now = state.highest[half] > before ? state.highest[half] : before;
+      const float origin = now == kNone ? 0 : now;  // rows that attend to nothing yet get only weights of 0
+      state.max[half] = now;
+      state.factor[half] = power_of_2(before - origin);
+      float total = state.sum[half] * state.factor[half];
       unrolled<kScoreTiles>([&](int tile_of) {
         unrolled<2>([&](int e) {
           float& score = scores[thread].of[tile_of][half * 2 + e];
@@ -121,12 +124,12 @@ RETICLE_HD void weigh(const Block& block, const TileProblem& problem, const Tile
           total += score;
         });
       });
-      own.sum[half] = total;
+      state.sum[half] = total;
     });
   });
 }
 
-/// Weighted values become those of the new maximum.
+/// Rescales the weighted values to the new maximum.
 template <class Block, int head_dim>
 RETICLE_HD void rescale(const Block& block, PerThread<Block, RowStates>& states,
                         PerThread<Block, TileOutput<head_dim>>& output) {
@@ -137,12 +140,12 @@ RETICLE_HD void rescale(const Block& block, PerThread<Block, RowStates>& states,
   });
 }
 
-/// Output and log-sum-exp of the tile's rows.
+/// Writes the output and log-sum-exp of the tile's rows.
 template <class T, class Block, int head_dim>
 RETICLE_HD void finish_rows(const Block& block, const TileProblem& problem, const Tile& tile,
                             PerThread<Block, RowStates>& states, PerThread<Block, TileOutput<head_dim>>& output) {
   unrolled<2>([&](int half) {
-    block.template sum_over<4>(states, [half](RowStates& own) -> float& { return own.sum[half]; });
+    block.template sum_over<4>(states, [half](RowStates& state) -> float& { return state.sum[half]; });
   });
   block.each([&](int thread) {
     const int lane = thread % kWarp;
@@ -155,8 +158,8 @@ RETICLE_HD void finish_rows(const Block& block, const TileProblem& problem, cons
       const Index at = (static_cast<Index>(tile.batch) * problem.heads + head) * problem.rows + tile.query_of(row);
       factor = weight > 0 ? factor / weight : 0;
       unrolled<head_dim / 8>([&](int tile_of) {
-        const float* const own = &output[thread].of[tile_of][half * 2];
-        const std::uint32_t pair = pack_pair<T>(own[0] * factor, own[1] * factor);
+        const float* const pair_values = &output[thread].of[tile_of][half * 2];
+        const std::uint32_t pair = pack_pair<T>(pair_values[0] * factor, pair_values[1] * factor);
         auto* const to = static_cast<T*>(problem.output) + at * head_dim + tile_of * 8 + lane % 4 * 2;
         *reinterpret_cast<std::uint32_t*>(to) = pair;
       });
@@ -178,7 +181,7 @@ template <class T, int head_dim, bool biased, class Block>
 RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared, const TileProblem& problem,
                             const Tile& tile) {
   constexpr int kRow = TileShared<T, head_dim>::kRow;
-  constexpr int kKeySteps = head_dim / 16;  // products along the head size
+  constexpr int kKeySteps = head_dim / 16;  // products along head_dim
   constexpr int kScoreTiles = kKeyBlock / 8, kValueTiles = head_dim / 8;
   struct Queries {
     std::uint32_t of[extent<kKeySteps>][4];
@@ -205,8 +208,8 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
 
   copy_rows<head_dim, kTileRowCount, kTileThreads>(block, shared.queries, [&](int row) {
     const bool there = row < tile.rows;
-    const int own = there ? row : 0;
-    return SourceRow<T>{queries + tile.head_of(own) * q.head + tile.query_of(own) * q.row, there};
+    const int clamped = there ? row : 0;
+    return SourceRow<T>{queries + tile.head_of(clamped) * q.head + tile.query_of(clamped) * q.row, there};
   });
   block.commit();
   if (tile.blocks > 0) fetch(0);
@@ -253,7 +256,7 @@ RETICLE_HD void attend_tile(const Block& block, TileShared<T, head_dim>& shared,
           block, [&](int thread) { return output[thread].of; }, [&](int thread) { return weights[thread].of; },
           own_values, step);
     });
-    block.sync();  // the next block but one comes into this one's place
+    block.sync();  // the block after the next one overwrites this one
   }
 
   finish_rows<T, Block, head_dim>(block, problem, tile, states, output);

@@ -1,6 +1,6 @@
-// Products of matrices in shared memory by the instructions of compute capability 8.0, 16 rows a warp: what tiles of
-// rows and blocks of keys are made of. Fragments are as Block::multiply_add and load_matrices say. Rows in shared
-// memory are kRow elements apart, 16 bytes more than they hold, so that eight of them lie in different banks.
+// Products of matrices in shared memory with the instructions of compute capability 8.0, 16 rows per warp, for tiles of
+// rows and blocks of keys. Block::multiply_add and load_matrices define the fragments. Rows in shared memory are kRow
+// elements apart, 16 bytes more than they hold, so that eight of them lie in different banks.
 #pragma once
 
 #include <reticle/attention/cuda/decode_block.hpp>
@@ -11,10 +11,10 @@ struct Fragment {
   std::uint32_t of[4];
 };
 
-/// The rows of a thread, halves 0 and 1, in the 16 of its warp.
+/// The row of the tile that a thread holds as half 0 or 1; each warp has 16 rows.
 RETICLE_HD inline int tile_row(int thread, int half) { return thread / kWarp * 16 + thread % kWarp / 4 + half * 8; }
 
-/// Columns [16 step, ...) of a result, as the first factor of another product.
+/// Packs columns [16 step, 16 step + 16) of a result as the first factor of another product.
 template <class T>
 RETICLE_HD void pack_factor(const float (*result)[4], int step, std::uint32_t* to) {
   unrolled<4>([&](int piece) {
@@ -23,14 +23,14 @@ RETICLE_HD void pack_factor(const float (*result)[4], int step, std::uint32_t* t
   });
 }
 
-/// A row of a tensor; where it is not there, zeros stand for it, and `from` is an address all the same.
+/// A row of a tensor to copy. If `there` is false, zeros are copied instead; `from` must be a valid address even then.
 template <class T>
 struct SourceRow {
   const T* from;
   bool there;
 };
 
-/// Begins to copy rows of head_dim elements into shared memory: row r is row_of(r).
+/// Starts copying rows of head_dim elements into shared memory; row r comes from row_of(r).
 template <int head_dim, int rows, int threads, class T, class Block, class RowOf>
 RETICLE_HD void copy_rows(const Block& block, T* to, RowOf&& row_of) {
   constexpr int kPieces = head_dim / 8;  // of 16 bytes
@@ -43,7 +43,7 @@ RETICLE_HD void copy_rows(const Block& block, T* to, RowOf&& row_of) {
   });
 }
 
-/// Columns [16 step, 16 step + 16) of the warp's 16 rows, as a first factor.
+/// Loads columns [16 step, 16 step + 16) of the warp's 16 rows as a first factor.
 template <int kRow, class T, class Block, class To>
 RETICLE_HD void load_first(const Block& block, const T* matrix, int step, To&& to) {
   block.template load_matrices<false>(
@@ -54,8 +54,8 @@ RETICLE_HD void load_first(const Block& block, const T* matrix, int step, To&& t
       to);
 }
 
-/// C += A B, where A has columns [16 step, 16 step + 16), and B those rows, of 8 * tiles columns; or, `transposed`, C
-/// += A B^T, where B has 8 * tiles rows, and those columns of them are taken.
+/// C += A B, where A has columns [16 step, 16 step + 16) and B the rows of the same numbers, with 8 * tiles columns. If
+/// `transposed`, C += A B^T, where B has 8 * tiles rows, of which the same columns are used.
 template <int kRow, int tiles, bool transposed, class T, class Block, class C, class A>
 RETICLE_HD void multiply_tiles(const Block& block, C&& c_of, A&& a_of, const T* b, int step) {
   PerThread<Block, Fragment> second(block);
@@ -73,7 +73,8 @@ RETICLE_HD void multiply_tiles(const Block& block, C&& c_of, A&& a_of, const T* 
   });
 }
 
-/// C = A B^T of head_dim columns: A has 16 rows a warp, B 8 * tiles. Results is a struct of float of[tiles][4].
+/// C = A B^T over head_dim columns: A has 16 rows per warp, B has 8 * tiles rows. Results is a struct with a member
+/// float of[tiles][4].
 template <int head_dim, int tiles, class T, class Block, class Results>
 RETICLE_HD void multiply_rows(const Block& block, Results& results, const T* a, const T* b) {
   constexpr int kRow = head_dim + 8;

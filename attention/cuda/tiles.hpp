@@ -1,4 +1,4 @@
-// Rows in tiles, and the blocks of 64 keys that each tile attends to, as kernels for the tensor cores read them.
+// Rows in tiles, and the blocks of 64 keys that each tile attends to, as tensor-core kernels read them.
 #pragma once
 
 #include <limits>
@@ -11,29 +11,29 @@
 namespace reticle::cuda {
 
 inline constexpr int kTileRowCount = 64;
-inline constexpr int kWideTileRows = 128;  // of wide_tile_block.hpp
+inline constexpr int kWideTileRows = 128;  // in wide_tile_block.hpp
 inline constexpr int kKeyBlock = 64;
 
-/// A block of keys of a tile's plan. One whose entries have several p comes as often as that asks for.
+/// A block of keys in a tile's plan. A block is listed several times if a row's entries in it have several p.
 struct KeyBlock {
   std::int32_t first_key;
-  std::int32_t bits;          // the number of its words in TileLists::bits; -1: all rows attend to all of it
-  std::int32_t weights = -1;  // the number of its weights in TileLists::weights; -1: every p is 1
+  std::int32_t bits;          // index of its words in TileLists::bits; -1: all rows attend to all of it
+  std::int32_t weights = -1;  // index of its weights in TileLists::weights; -1: every p is 1
 
   bool operator==(const KeyBlock&) const = default;
 };
 
-/// What a row attends to of a block by p other than 1: one p, as sampling gives them.
+/// A row's keys in a block whose p is not 1; all have the same p, as sampling produces.
 struct RowWeights {
-  std::uint64_t sampled = 0;  // its keys
-  float added = 0;            // to their scores, in powers of two: -log2(p)
+  std::uint64_t sampled = 0;  // bits of these keys
+  float added = 0;            // added to their scores, in powers of two: -log2(p)
 
   RETICLE_HD float of(int key) const { return (sampled >> key & 1) != 0 ? added : 0; }
   bool operator==(const RowWeights&) const = default;
 };
 
-/// Query heads [first_head, + heads) at queries [first_query, ...): row r is head first_head + r % heads at query
-/// first_query + r / heads. All heads have one KV head.
+/// Query heads [first_head, first_head + heads) at consecutive queries from first_query on: row r is head first_head +
+/// r % heads at query first_query + r / heads. All heads share one KV head.
 struct Tile {
   std::int32_t batch, first_head, heads, first_query, rows;
   std::int32_t first_block, blocks;  // in TileLists::blocks, ascending
@@ -42,8 +42,8 @@ struct Tile {
   RETICLE_HD int query_of(int row) const { return first_query + row / heads; }
 };
 
-/// How rows are cut into tiles of up to tile_rows: as many heads of a group as fit, at neighbouring queries, so that
-/// GQA fills them. The last queries, which attend to most under causality, come first.
+/// How rows are grouped into tiles of up to tile_rows: as many heads of a group as fit, at neighbouring queries, so
+/// that GQA fills the tiles. The last queries, which attend to most under causality, come first.
 struct Tiling {
   int batch = 1, kv_heads = 1, group = 1, queries = 1, tile_rows = kTileRowCount;
 
@@ -64,41 +64,41 @@ struct Tiling {
   RETICLE_HD int query_tiles() const { return (queries + queries_of_tile() - 1) / queries_of_tile(); }
   RETICLE_HD int tiles_of_kv_head() const { return query_tiles() * tiles_of_group(); }
   RETICLE_HD int tiles() const { return batch * kv_heads * tiles_of_kv_head(); }
-  /// Words of a block of keys that is attended to in part.
+  /// Words per block of keys that is attended to in part.
   RETICLE_HD int words(bool heads_share) const { return heads_share ? queries_of_tile() : tile_rows; }
 
-  /// The i-th tile of a KV head.
-  RETICLE_HD int number(int of_batch, int kv_head, int i) const {
-    return (i / tiles_of_group() * batch + of_batch) * kv_heads * tiles_of_group() + kv_head * tiles_of_group() +
+  /// The number of the i-th tile of a KV head.
+  RETICLE_HD int number(int batch_index, int kv_head, int i) const {
+    return (i / tiles_of_group() * batch + batch_index) * kv_heads * tiles_of_group() + kv_head * tiles_of_group() +
            i % tiles_of_group();
   }
-  /// Without blocks of keys.
+  /// Tile number `number`, without blocks of keys.
   RETICLE_HD Tile at(int number) const {
     const int parts = tiles_of_group(), part = number % parts, kv_head = number / parts % kv_heads,
-              of_batch = number / parts / kv_heads % batch,
+              batch_index = number / parts / kv_heads % batch,
               query = (query_tiles() - 1 - number / parts / kv_heads / batch) * queries_of_tile();
     const int head = part * heads_of_tile(), left = group - head,
               heads = left < heads_of_tile() ? left : heads_of_tile();
-    const int own = queries - query < queries_of_tile() ? queries - query : queries_of_tile();
-    return {of_batch, kv_head * group + head, heads, query, own * heads, 0, 0};
+    const int query_count = queries - query < queries_of_tile() ? queries - query : queries_of_tile();
+    return {batch_index, kv_head * group + head, heads, query, query_count * heads, 0, 0};
   }
 };
 
-/// A tile that attends to a block of keys, which is number `block` of TileLists::blocks.
+/// A tile that attends to a block of keys; `block` is the index of the entry in TileLists::blocks.
 struct TileOfKeys {
   std::int32_t tile, block;
 };
 
-/// A plan, as kernels see it.
+/// A plan as kernels read it.
 struct TileLists {
   const Tile* tiles = nullptr;
   const KeyBlock* blocks = nullptr;
   const std::uint64_t* bits = nullptr;
   const RowWeights* weights = nullptr;
-  int words = kTileRowCount;  // of a block of keys that is attended to in part
-  bool heads_share = false;   // they are of queries, not of rows
+  int words = kTileRowCount;  // words per block of keys that is attended to in part
+  bool heads_share = false;   // words are per query instead of per row
 
-  /// Which keys of a block row `row` attends to; none where the tile has no such row.
+  /// The bits of the keys of a block that row `row` attends to; 0 where the tile has no such row.
   RETICLE_HD std::uint64_t word(const Tile& tile, const KeyBlock& keys, int row) const {
     if (row >= tile.rows) return 0;
     if (keys.bits < 0) return ~std::uint64_t{0};

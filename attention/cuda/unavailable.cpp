@@ -1,4 +1,4 @@
-// What stands in for the GPU in a build without a CUDA toolkit.
+// Replaces the GPU code in a build without a CUDA toolkit.
 #include <span>
 #include <string>
 
@@ -11,7 +11,7 @@ namespace {
 
 [[noreturn]] void refuse() { throw DeviceError(std::string("CUDA: ") + why_unavailable()); }
 
-/// Arguments are checked as where there is a GPU, so that what is wrong with them is said first.
+/// Checks the arguments as a GPU build would, so that invalid arguments are reported before the missing GPU.
 [[noreturn]] void refuse(const AttentionInputs& inputs) {
   inputs.validate_on(Device::Kind::cuda);
   refuse();

@@ -1,10 +1,10 @@
-// Attention of tiles of 128 rows over blocks of keys on Hopper's tensor cores: prefill on compute capability 9.0.
+// Prefill on compute capability 9.0: attention of tiles of 128 rows over blocks of keys on Hopper's tensor cores.
 //
-// As attend_tile, with what Hopper needs to be kept busy: two warpgroups of 64 rows share every block of keys, which
-// halves what comes from the L2 cache; products are begun and not waited for (`wgmma`), so that the scores of the next
-// block are computed while this one's weights are multiplied by values, and the softmax of one warpgroup runs beside
-// the products of the other; blocks are copied ahead, kStages of them in shared memory (FlashAttention-3, Shah et al.
-// 2024). Queries and weights come from registers, keys and values from panels of shared memory.
+// Extends attend_tile by what keeps Hopper busy. Two warpgroups of 64 rows share every block of keys, which halves the
+// traffic from the L2 cache. Products are asynchronous (`wgmma`), so that the scores of the next block are computed
+// while this block's weights are multiplied by values, and the softmax of one warpgroup runs beside the products of the
+// other. Blocks are copied ahead, kStages of them in shared memory (FlashAttention-3, Shah et al. 2024). Queries and
+// weights come from registers, keys and values from panels in shared memory.
 #pragma once
 
 #include <cstring>
@@ -15,7 +15,7 @@ namespace reticle::cuda {
 
 inline constexpr int kWideTileThreads = 2 * kWarpgroup;
 
-/// Shared memory of a block: panels of 64 keys by 64 elements of a row.
+/// Shared memory of a block: panels of 64 keys by 64 elements.
 template <class T, int head_dim>
 struct WideTileShared {
   static constexpr int kStages = 4;
@@ -54,7 +54,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
   const T* const values = static_cast<const T*>(problem.values) + tile.batch * v.batch + kv_head * v.head;
   const KeyBlock* const blocks = problem.plan.blocks + tile.first_block;
 
-  // Every call ends a group of copies, so that waiting can count them.
+  // Every call commits a group of copies, even an empty one, so that wait() can count groups.
   const auto fetch = [&](int i) {
     if (i < tile.blocks) {
       const int first = blocks[i].first_key;
@@ -120,7 +120,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
     for (int i = 0; i < kStages - 1; ++i) fetch(i);
     block.each([&](int thread) {
       unrolled<2>([&](int half) {
-        const int own = tile_row(thread, half), row = own < tile.rows ? own : 0;
+        const int thread_row = tile_row(thread, half), row = thread_row < tile.rows ? thread_row : 0;
         const T* const from = queries + tile.head_of(row) * q.head + tile.query_of(row) * q.row + thread % 4 * 2;
         unrolled<kKeySteps>([&](int step) {
           own_queries[thread].of[step][half] = load_pair(from + step * 16);
@@ -140,7 +140,7 @@ RETICLE_HD void attend_wide_tile(const Block& block, WideTileShared<T, head_dim>
     for (int i = 0; i + 1 < tile.blocks; ++i) {
       block.template wait<kStages - 3>();
       block.publish();
-      block.sync();  // the next block is there for all, and nobody reads the last one any more
+      block.sync();  // the next block has arrived for all threads, and no thread reads the last one
       fetch(i + kStages - 1);
       block.open_products();
       begin_scores(i + 1);

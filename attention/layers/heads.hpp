@@ -1,4 +1,5 @@
-// Between (tokens, heads, head_dim), as projections make it, and (1, heads, tokens, head_dim), as attention takes it.
+// Conversions between (tokens, heads, head_dim), as projections produce it, and (1, heads, tokens, head_dim), as
+// attention takes it.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +9,7 @@
 
 namespace reticle {
 
-/// Tokens [begin, end) of (tokens, heads * head_dim), seen as (end - begin, heads, head_dim); no copy.
+/// Views tokens [begin, end) of (tokens, heads * head_dim) as (end - begin, heads, head_dim); no copy.
 inline TensorView by_heads(const Tensor& packed, Index begin, Index end, Index head_dim) {
   const TensorView rows = packed.view().slice(0, begin, end);
   return {rows.data, rows.dtype, {rows.size(0), rows.size(1) / head_dim, head_dim}};
@@ -17,7 +18,7 @@ inline TensorView by_heads(const Tensor& packed, Index head_dim) {
   return by_heads(packed, 0, packed.view().size(0), head_dim);
 }
 
-/// (n, heads, d) seen as (1, heads, n, d); no copy.
+/// Views (n, heads, d) as (1, heads, n, d); no copy.
 inline TensorView heads_first(const TensorView& tokens_first) {
   TensorView view = tokens_first.permute({1, 0, 2});
   view.rank = 4;
@@ -26,7 +27,7 @@ inline TensorView heads_first(const TensorView& tokens_first) {
   return view;
 }
 
-/// Copies a (1, heads, n, d) F32 tensor to tokens that are `stride` elements apart.
+/// Copies a (1, heads, n, d) F32 tensor to rows (one per token) that are `stride` elements apart.
 inline void copy_tokens_first(const TensorView& heads_first, float* to, Index stride) {
   const Index width = heads_first.size(3);
   for (Index head = 0; head < heads_first.size(1); ++head) {
@@ -35,7 +36,7 @@ inline void copy_tokens_first(const TensorView& heads_first, float* to, Index st
   }
 }
 
-/// Adds it instead.
+/// The same, adding instead of copying.
 inline void add_tokens_first(const TensorView& heads_first, float* to, Index stride) {
   const Index width = heads_first.size(3);
   for (Index head = 0; head < heads_first.size(1); ++head) {
@@ -47,7 +48,7 @@ inline void add_tokens_first(const TensorView& heads_first, float* to, Index str
   }
 }
 
-/// The elements of rows [begin, end) of `width` each.
+/// The elements of rows [begin, end), each `width` long.
 template <class T>
 std::span<T> rows_of(std::span<T> data, Index begin, Index end, Index width) {
   return data.subspan(static_cast<std::size_t>(begin * width), static_cast<std::size_t>((end - begin) * width));

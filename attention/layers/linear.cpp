@@ -10,13 +10,13 @@
 namespace reticle {
 namespace {
 
-/// Up to so many rows, reading the weights costs more than the multiply-adds.
+/// Up to this many rows, reading the weights costs more than the multiply-adds.
 constexpr Index kFewRows = 2 * kQueriesPerPass;
 
 /// Multiply-adds below which waking threads costs more than they save.
-constexpr double kLeastWorkForThreads = 1e6;
+constexpr double kMinWorkForThreads = 1e6;
 
-/// Weight rows that are turned into floats together: with 4096 inputs 4 MB, what a last-level cache keeps.
+/// Weight rows that are converted to floats together: with 4096 inputs 4 MB, which fits into a last-level cache.
 constexpr Index kPanelRows = 256;
 
 const float* floats(const TensorView& view) { return static_cast<const float*>(view.data); }
@@ -26,12 +26,12 @@ void require_matrix(const TensorView& view, const char* name) {
   require_on(view, Device::Kind::cpu, name);
   if (view.dtype != DType::f32 || !view.contiguous())
     throw ShapeError(std::string(name) + ": is " + view.describe() + "; expected contiguous F32");
-  // BLAS counts in int.
+  // BLAS takes sizes as int.
   if (view.size(0) > kMaxColumns || view.size(1) > kMaxColumns)
     throw ShapeError(std::string(name) + ": is " + view.describe() + "; at most 2^31 - 1 rows and columns");
 }
 
-/// c (m, n) = a b, each as it lies or transposed; leading dimensions are those of what lies in memory.
+/// c (m, n) = a b, each as stored or transposed; leading dimensions are those of the matrices as stored.
 void multiply(CBLAS_TRANSPOSE a_as, CBLAS_TRANSPOSE b_as, Index m, Index n, Index k, const float* a, Index lda,
               const float* b, Index ldb, float* c, Index ldc) {
   if (m == 0 || n == 0) return;
@@ -53,7 +53,7 @@ Tensor linear(const TensorView& x, const TensorView& weight, const Context& cont
   float* to = y.span<float>().data();
   if (rows <= kFewRows) {
     const auto work = static_cast<double>(rows) * static_cast<double>(in) * static_cast<double>(out);
-    const Index per_chunk = work < kLeastWorkForThreads ? std::max<Index>(1, out) : std::max<Index>(64, out / 64);
+    const Index per_chunk = work < kMinWorkForThreads ? std::max<Index>(1, out) : std::max<Index>(64, out / 64);
     context.for_each_chunk(out, per_chunk, [&](Index, Index begin, Index end) {
       const TensorView part = weight.slice(0, begin, end);
       for (Index row = 0; row < rows; row += kQueriesPerPass)

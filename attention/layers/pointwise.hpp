@@ -1,4 +1,4 @@
-// What a decoder layer does to each token apart from products: RMSNorm, SwiGLU's gate, residual sums.
+// Pointwise operations of a decoder layer: RMSNorm, the gate of SwiGLU, residual sums.
 #pragma once
 
 #include <span>
@@ -8,7 +8,8 @@
 
 namespace reticle {
 
-/// weight * x / sqrt(mean(x^2) + epsilon) of each row of x (n, width) F32 (Zhang and Sennrich 2019); weight (width).
+/// Each row of x (n, width) F32 becomes weight * x / sqrt(mean(x^2) + epsilon) (Zhang and Sennrich 2019); weight
+/// (width).
 RETICLE_API Tensor rms_norm(const TensorView& x, const TensorView& weight, float epsilon, const Context& context = {});
 /// gate = silu(gate) * up, element by element (Shazeer 2020).
 RETICLE_API void swiglu(std::span<float> gate, std::span<const float> up, const Context& context = {});

@@ -16,8 +16,8 @@ Rope::Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scali
   if (head_dim <= 0 || head_dim % 2 != 0)
     throw ValueError("rope: head_dim is " + std::to_string(head_dim) + "; expected an even number > 0");
   positive(theta, "theta");
-  // In float, operation by operation, as models were trained: at position 100 000 a frequency that is rounded another
-  // way turns by 0.01 more.
+  // Computed in float, operation by operation, as in the models' training code: at position 100 000 a frequency that is
+  // rounded differently changes the angle by 0.01.
   const auto base = static_cast<float>(theta), width = static_cast<float>(head_dim);
   for (Index i = 0; i < head_dim / 2; ++i)
     inverse_frequencies_.push_back(1.0f / std::pow(base, static_cast<float>(2 * i) / width));
@@ -34,7 +34,7 @@ Rope::Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scali
   positive(static_cast<double>(original), "original_max_position_embeddings");
   if (!(high > low)) throw ValueError("rope: high_freq_factor must be above low_freq_factor");
   for (float& frequency : inverse_frequencies_) {
-    // Short waves stay, long ones are stretched, those between go from one to the other.
+    // Short wavelengths stay, long ones are stretched, and those between are interpolated.
     const float wavelength = 2 * std::numbers::pi_v<float> / frequency;
     if (wavelength > original / low) {
       frequency /= factor;

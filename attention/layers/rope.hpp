@@ -12,15 +12,15 @@
 
 namespace reticle {
 
-/// How frequencies are stretched for contexts longer than a model was first trained on.
+/// How frequencies are scaled for contexts longer than those of a model's training.
 struct RopeScaling {
   enum class Type : std::uint8_t { linear, llama3 };
   Type type = Type::llama3;
-  double factor = 8, low_freq_factor = 1, high_freq_factor = 4;  // the last two of llama3
-  Index original_max_position_embeddings = 8192;                 // of llama3
+  double factor = 8, low_freq_factor = 1, high_freq_factor = 4;  // the last two only in llama3
+  Index original_max_position_embeddings = 8192;                 // only in llama3
 };
 
-/// Cosines and sines of some positions, to be applied to any number of tensors.
+/// Cosines and sines for some positions, which can be applied to any number of tensors.
 class RETICLE_API RopeTable {
  public:
   RopeTable(std::span<const float> inverse_frequencies, std::span<const Index> positions);
@@ -31,7 +31,7 @@ class RETICLE_API RopeTable {
   std::span<const float> sines() const { return sines_; }
   /// Rotates x (rows, heads, head_dim) in place, row i by position i. ValueError when the size does not fit.
   void rotate(std::span<float> x) const { apply(x, 1); }
-  /// The gradient of rotate: the rotation back.
+  /// The gradient of rotate: the inverse rotation.
   void rotate_back(std::span<float> x) const { apply(x, -1); }
 
  private:
@@ -44,9 +44,9 @@ class RETICLE_API Rope {
  public:
   /// ValueError unless head_dim is even and positive, and theta and the scaling are positive and finite.
   Rope(Index head_dim, double theta, const std::optional<RopeScaling>& scaling);
-  /// Of frequencies that another Rope had.
+  /// From the frequencies of another Rope.
   explicit Rope(std::vector<float> inverse_frequencies) : inverse_frequencies_(std::move(inverse_frequencies)) {}
-  /// (head_dim / 2), as float: angles are products of floats, as those that models were trained with.
+  /// (head_dim / 2), as float: angles are products of floats, as in the models' training code.
   std::span<const float> inverse_frequencies() const { return inverse_frequencies_; }
   RopeTable at(std::span<const Index> positions) const { return {inverse_frequencies_, positions}; }
 
@@ -54,9 +54,9 @@ class RETICLE_API Rope {
   std::vector<float> inverse_frequencies_;
 };
 
-/// ShapeError unless `cu_seqlens`, where packed sequences begin and the last ends, ascend from 0 to `tokens`.
+/// ShapeError unless `cu_seqlens`, where packed sequences begin and the last one ends, ascends from 0 to `tokens`.
 RETICLE_API void require_offsets(std::span<const Index> cu_seqlens, Index tokens, std::string_view name);
-/// 0, stride, 2 * stride, ... of each packed sequence.
+/// 0, stride, 2 * stride, ... for each packed sequence.
 RETICLE_API std::vector<Index> packed_positions(std::span<const Index> cu_seqlens, Index stride = 1);
 
 }  // namespace reticle

@@ -23,7 +23,7 @@ std::set<std::string> shards_of(const std::filesystem::path& index) {
     throw FormatError(index.string() + ": has no \"weight_map\" from tensors to files");
   std::set<std::string> shards;
   for (const auto& [tensor, file] : document["weight_map"].items()) {
-    // A shard is a file beside the index, never a path out of the folder.
+    // A shard is a file beside the index; paths that lead out of the folder are refused.
     if (!file.is_string() || std::filesystem::path(file.get<std::string>()).filename() != file.get<std::string>())
       throw FormatError(index.string() + ": \"" + tensor + "\" is mapped to " + file.dump() +
                         "; expected the name of a file in this folder");
@@ -84,7 +84,8 @@ TensorView WeightReader::take(const std::string& name, std::initializer_list<Ind
   const TensorView wanted(nullptr, DType::f32, shape);
   const auto found = weights_.tensors().find(name);
   if (found == weights_.tensors().end()) {
-    // What is not shown is only counted: a model that lacks all of many layers would be compared by name for minutes.
+    // Complaints that are not shown are only counted: comparing names for each of them would take minutes for a model
+    // that lacks many layers.
     std::vector<std::string_view> known;
     if (complaints_.size() < kShownComplaints) {
       for (const auto& [key, view] : weights_.tensors()) known.push_back(key);

@@ -14,7 +14,7 @@ using Json = nlohmann::ordered_json;
 
 namespace decoder_config {
 
-/// config.json's keys of these names, by reflection. Others are looked at one by one, or passed over.
+/// The keys of config.json with these names, read by reflection. Other keys are checked one by one, or ignored.
 struct Keys {
   Index vocab_size = 0, hidden_size = 0, intermediate_size = 0, num_hidden_layers = 0, num_attention_heads = 0;
   std::optional<Index> num_key_value_heads, head_dim;
@@ -66,7 +66,7 @@ struct Theta {
 
 namespace {
 
-/// The keys of `document` that a reflected type has, nulls left out.
+/// Reads those keys of `document` that a reflected type has; nulls are left out.
 template <class T>
 T read_known(const Json& document, const JsonPlace& place) {
   Json known = Json::object();
@@ -120,7 +120,7 @@ std::vector<std::int32_t> token_ids(const Json& document, const char* key, const
   return ids;
 }
 
-/// Keys whose other values would make another model than is built here.
+/// Refuses keys whose values would describe a model that is not supported.
 void refuse_unbuilt(const Json& document, const JsonPlace& place) {
   const auto refuse = [&](const char* key, const Json& built) {
     const auto found = document.find(key);
@@ -132,7 +132,7 @@ void refuse_unbuilt(const Json& document, const JsonPlace& place) {
   refuse("is_causal", true);
   refuse("hidden_act", "silu");
   refuse("pretraining_tp", 1);
-  // What other architectures multiply by, cap or turn less of; Llama's have none of it.
+  // Factors, caps and partial rotations of other architectures, which Llama does not have.
   for (const char* factor : {"partial_rotary_factor", "embedding_multiplier", "residual_multiplier", "logits_scaling"})
     refuse(factor, 1.0);
   for (const char* other : {"attention_multiplier", "query_pre_attn_scalar", "final_logit_softcapping",
@@ -166,7 +166,7 @@ DecoderConfig DecoderConfig::from_json(std::string_view text) {
   config.rms_norm_eps = static_cast<float>(keys.rms_norm_eps);
   config.tie_word_embeddings = keys.tie_word_embeddings;
   config.rope_theta = keys.rope_theta;
-  // transformers 5 has both under one key.
+  // transformers 5 stores both under one key.
   if (const auto parameters = document.find("rope_parameters");
       parameters != document.end() && parameters->is_object()) {
     if (const auto older = document.find("rope_scaling"); older != document.end() && !older->is_null())

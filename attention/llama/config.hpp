@@ -1,4 +1,4 @@
-// What a Llama-architecture decoder is made of.
+// The configuration of a Llama-architecture decoder.
 #pragma once
 
 #include <filesystem>
@@ -11,11 +11,11 @@
 
 namespace reticle {
 
-/// The architectures that differ in the names of their tensors or in their attention.
+/// Architectures that differ in the names of their tensors or in their attention.
 enum class DecoderFamily : std::uint8_t {
   llama,          // Hugging Face's LlamaForCausalLM, and MistralForCausalLM without a sliding window
   toy_llama,      // native-sparse-attention-triton's ToyLlama
-  toy_nsa_llama,  // its ToyNSALlama: every layer a NativeSparseAttention
+  toy_nsa_llama,  // native-sparse-attention-triton's ToyNSALlama: every layer is a NativeSparseAttention
 };
 
 struct RETICLE_API DecoderConfig {
@@ -29,14 +29,14 @@ struct RETICLE_API DecoderConfig {
   bool tie_word_embeddings = false;
   std::optional<std::int32_t> bos_token;
   std::vector<std::int32_t> eos_tokens;
-  std::optional<NsaConfig> nsa;  // of toy_nsa_llama
+  std::optional<NsaConfig> nsa;  // only in toy_nsa_llama
 
-  /// From the text of a config.json: "model_type" llama, mistral, toy_llama or toy_nsa_llama, and Hugging Face's keys
-  /// (of the toys, those of their dataclasses). Keys that say nothing about the computation are passed over.
-  /// ConfigError for what is missing, wrong or would compute something else than is built here.
+  /// Reads the text of a config.json: "model_type" llama, mistral, toy_llama or toy_nsa_llama, and Hugging Face's keys
+  /// (for the toys, those of their dataclasses). Keys that do not affect the computation are ignored. ConfigError for
+  /// keys that are missing, wrong, or ask for something that is not supported.
   static DecoderConfig from_json(std::string_view text);
   static DecoderConfig from_file(const std::filesystem::path& path);
-  /// ConfigError for extents that do not go together.
+  /// ConfigError for extents that are inconsistent.
   void validate() const;
 };
 

@@ -16,10 +16,10 @@ struct Layer {
   std::optional<std::variant<SelfAttention, NativeSparseAttention>> attention;
 };
 
-/// What tensors are called.
+/// The names of a family's tensors.
 struct Names {
   const char *embedding, *layer, *attention_norm, *feed_forward_norm, *feed_forward, *norm;
-  const char *q_proj, *k_proj, *v_proj, *o_proj;  // of self attention
+  const char *q_proj, *k_proj, *v_proj, *o_proj;  // only for self attention
 };
 
 constexpr Names kHuggingFace{
@@ -83,13 +83,14 @@ struct Decoder::Model {
                                 reader.take(attention + names.k_proj, {keys, hidden}),
                                 reader.take(attention + names.v_proj, {keys, hidden}),
                                 reader.take(attention + names.o_proj, {hidden, queries})});
-        // Older files have the frequencies, which the config gives.
+        // Older files contain the frequencies, which are computed from the config here.
         reader.pass_over(attention + "rotary_emb.inv_freq");
       }
       layers.push_back(std::move(layer));
     }
     norm = reader.take(names.norm, {hidden});
-    // A checkpoint may have a head of its own, whatever its config says; transformers takes that, too.
+    // A checkpoint may contain an output head although its config says that embeddings are tied; transformers uses it,
+    // too.
     head = config.tie_word_embeddings && !weights.tensors().contains("lm_head.weight")
                ? embedding
                : reader.take("lm_head.weight", {config.vocab_size, hidden});
@@ -107,7 +108,7 @@ struct Decoder::Model {
     return {*config.nsa, config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim};
   }
 
-  /// Nothing has changed yet when this throws.
+  /// Throws before anything has changed.
   void require_fits(std::span<const std::int32_t> tokens, std::span<const Index> cu_seqlens,
                     std::span<DecoderState* const> states, const ForwardOptions& options) const {
     if (cu_seqlens.size() != states.size() + 1 || cu_seqlens.front() != 0 ||
@@ -166,7 +167,7 @@ DecoderState Decoder::start(Index capacity, DType dtype) const {
 
 namespace {
 
-/// Rows of a matrix as floats.
+/// The given rows of a matrix, as floats.
 Tensor gather_rows(const TensorView& matrix, std::span<const std::int32_t> rows) {
   Tensor gathered(DType::f32, {static_cast<Index>(rows.size()), matrix.size(1)});
   const std::span<float> to = gathered.span<float>();
@@ -175,7 +176,7 @@ Tensor gather_rows(const TensorView& matrix, std::span<const std::int32_t> rows)
   return gathered;
 }
 
-/// Takes back what caches were extended by, unless told to keep it.
+/// Truncates caches to their lengths before the call, unless told to keep the new tokens.
 class Extension {
  public:
   explicit Extension(std::span<DecoderState* const> states) : states_(states) {

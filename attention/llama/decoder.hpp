@@ -1,5 +1,5 @@
 // A Llama-architecture decoder on the CPU: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU (Touvron et al.
-// 2023), with any sparse pattern for the prompt and another for what is generated.
+// 2023), with any sparse pattern for the prompt and another for generated tokens.
 #pragma once
 
 #include <filesystem>
@@ -16,33 +16,33 @@
 
 namespace reticle {
 
-/// One sequence on its way through a decoder. Moves.
+/// The state of one sequence in a decoder. Movable.
 struct RETICLE_API DecoderState {
   KvCache cache;
-  std::vector<NsaCache> nsa;  // per layer, of models with Native Sparse Attention
+  std::vector<NsaCache> nsa;  // per layer, for models with Native Sparse Attention
   SequenceState attention{Recording::figures};
 
   Index length() const { return cache.length(); }
-  /// Back to an empty sequence, with the same memory.
+  /// Makes the sequence empty, and keeps its memory.
   void reset();
 };
 
 enum class Logits : std::uint8_t { all, last };
 
 struct ForwardOptions {
-  /// Which tokens' logits to return: of all, or of each sequence's last.
+  /// Which logits to return: for all tokens, or for the last token of each sequence.
   Logits logits = Logits::all;
-  /// Which stage of the pipeline the tokens go through; default: prefill for a sequence's first tokens, generation
-  /// for later ones.
+  /// Which stage of the pipeline processes the tokens; default: prefill for a sequence's first tokens, generation for
+  /// later ones.
   std::optional<Stage> stage;
-  /// Chooses the keys of every layer; null: all, as the model was trained. Not for models with Native Sparse Attention.
+  /// Chooses the keys of every layer; null: all keys, as in training. Not for models with Native Sparse Attention.
   const SparseAttention* sparse = nullptr;
 };
 
-/// Immutable, and cheap to copy: copies share the weights. May be used from many threads, each with its own states.
+/// Immutable and cheap to copy: copies share the weights. Thread-safe, provided each thread has its own states.
 class RETICLE_API Decoder {
  public:
-  /// From a folder as Hugging Face lays it out: config.json and *.safetensors. ConfigError and FormatError say what is
+  /// Loads a folder in Hugging Face's layout: config.json and *.safetensors. ConfigError and FormatError say what is
   /// missing, misshapen or not supported.
   static Decoder load(const std::filesystem::path& folder);
   Decoder(const DecoderConfig& config, const Weights& weights);
@@ -55,14 +55,14 @@ class RETICLE_API Decoder {
   DecoderState start(Index capacity, DType dtype = DType::f32) const;
 
   /// Appends tokens [cu_seqlens[i], cu_seqlens[i + 1]) to sequence i and returns logits F32: (tokens, vocab_size), or
-  /// (sequences, vocab_size) of the last ones. ValueError, changing nothing, for tokens outside the vocabulary, a
-  /// sequence longer than max_position_embeddings or its cache, and, of last logits, for a sequence without new tokens.
-  /// Where attention itself fails (NaN, a masker's error), caches are as before; what maskers keep, and compressed
-  /// keys, may not be: reset the state.
+  /// (sequences, vocab_size) for the last token of each. ValueError, changing nothing, for tokens outside the
+  /// vocabulary, a sequence longer than max_position_embeddings or its cache, and, with Logits::last, for a sequence
+  /// without new tokens. If attention itself fails (NaN, a masker's error), caches are restored, but the state of
+  /// maskers and compressed keys may not be: reset the sequence.
   Tensor forward(std::span<const std::int32_t> tokens, std::span<const Index> cu_seqlens,
                  std::span<DecoderState* const> states, const ForwardOptions& options = {},
                  const Context& context = {}) const;
-  /// Of one sequence.
+  /// The same for one sequence.
   Tensor forward(std::span<const std::int32_t> tokens, DecoderState& state, const ForwardOptions& options = {},
                  const Context& context = {}) const;
 

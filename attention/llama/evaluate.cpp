@@ -21,13 +21,13 @@ std::span<const float> row_of(const TensorView& logits, Index row) {
   return {logits.at<float>(row, 0), static_cast<std::size_t>(logits.size(1))};
 }
 
-/// Tokens [0, prompt) through the prefill pipeline, the others through that of generation: logits of all, one tensor
-/// after the other.
+/// Logits of all tokens in two tensors: tokens [0, prompt) go through the prefill pipeline, the others through that of
+/// generation.
 struct StagedLogits {
   Tensor prompt, generated;
   std::span<const float> row(Index i) const {
-    const Index of_prompt = prompt.view().rank == 0 ? 0 : prompt.view().size(0);
-    return i < of_prompt ? row_of(prompt, i) : row_of(generated, i - of_prompt);
+    const Index prompt_rows = prompt.view().rank == 0 ? 0 : prompt.view().size(0);
+    return i < prompt_rows ? row_of(prompt, i) : row_of(generated, i - prompt_rows);
   }
 };
 
@@ -78,8 +78,8 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
   const Stopwatch watch;
   LossResult result;
   DecoderState state = decoder.start(window);
-  // The token that predicts the first target that counts is generated, too: every logit that counts is one of that
-  // stage.
+  // The token that predicts the first counted target goes through the generation pipeline, too, so that every logit
+  // that counts comes from that stage.
   const Index prompt = options.output_length == 0 ? window : window - counted;
   double sum = 0;
   for (Index w = 0; w < windows; ++w) {
@@ -120,7 +120,7 @@ constexpr Index kNeedles = 8, kChain = 4;
 
 std::size_t below(Philox& random, std::size_t bound) { return random.below(static_cast<std::uint32_t>(bound)); }
 
-/// A piece of the filler of so many bytes, from a random place, wrapping around.
+/// `length` bytes of the filler from a random position, wrapping around.
 std::string piece_of(std::string_view filler, std::size_t length, Philox& random) {
   std::string piece;
   std::size_t at = below(random, filler.size());
@@ -132,7 +132,7 @@ std::string piece_of(std::string_view filler, std::size_t length, Philox& random
   return piece;
 }
 
-/// Sentences hidden at random places, in their order, in a text of so many bytes that ends with a question.
+/// Hides sentences at random places, in their order, in a text of `length` bytes that ends with a question.
 RetrievalExample hide(const std::vector<std::string>& sentences, const std::string& question, std::string answer,
                       Index length, std::string_view filler, Philox& random) {
   std::size_t needed = question.size();
@@ -140,7 +140,7 @@ RetrievalExample hide(const std::vector<std::string>& sentences, const std::stri
   if (static_cast<std::size_t>(length) < needed)
     throw ValueError("a prompt of " + std::to_string(length) + " bytes is too short for the task; expected " +
                      std::to_string(needed));
-  // What stands for the sentences where there is nothing to be found comes last, so that the rest is the same.
+  // In the unaided prompt the filler that replaces the sentences comes last, so that the rest of the text is the same.
   const std::size_t hidden = needed - question.size(), around = static_cast<std::size_t>(length) - needed;
   const std::string unaided = piece_of(filler, around + hidden, random), hay = unaided.substr(0, around);
   std::vector<std::size_t> places;
@@ -160,7 +160,7 @@ std::string number(Philox& random) { return std::to_string(1000 + below(random, 
 std::string asks(std::string_view name) { return " The number of " + std::string(name) + " is "; }
 std::string says(std::string_view name, const std::string& value) { return asks(name) + value + "."; }
 
-/// Words of the filler, about `length` bytes of them.
+/// About `length` bytes of words from the filler.
 std::string word_list(std::string_view filler, std::size_t length, Philox& random) {
   std::string list;
   std::string_view rest;
@@ -181,7 +181,7 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
   Philox random(seed, static_cast<std::uint32_t>(task), 0, 0, 0);
   switch (task) {
     case RetrievalTask::repeated_phrase: {
-      // The list, text, and the list again, whose first words are the cue.
+      // The list, text, and the beginning of the list again as a cue.
       constexpr std::size_t kList = 96, kCue = 16;
       const std::string list = word_list(filler, kList, random);
       return hide({" " + list}, list.substr(0, kCue), list.substr(kCue), length, filler, random);
@@ -201,7 +201,7 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
       return hide(sentences, asks(kNames[asked]), values[asked], length, filler, random);
     }
     default: {
-      // One value, handed on from name to name.
+      // One value that is assigned from name to name.
       const std::string value = number(random);
       std::vector<std::string> sentences{says(kNames[0], value)};
       for (Index i = 1; i < kChain; ++i)
@@ -233,14 +233,14 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
     DecoderState state = decoder.start(count);
     const StagedLogits logits =
         staged_forward(decoder, std::span(tokens).first(tokens.size() - 1), prompt, state, options.sparse, context);
-    Index own = 0;
+    Index correct = 0;
     for (Index i = prompt; i < count; ++i) {
       const auto row = logits.row(i - 1);
-      own += std::max_element(row.begin(), row.end()) - row.begin() == tokens[static_cast<std::size_t>(i)] ? 1 : 0;
+      correct += std::max_element(row.begin(), row.end()) - row.begin() == tokens[static_cast<std::size_t>(i)] ? 1 : 0;
     }
-    right += own;
+    right += correct;
     bytes += count - prompt;
-    exact += own == count - prompt ? 1 : 0;
+    exact += correct == count - prompt ? 1 : 0;
     result.prefill.merge(state.attention.recorded(Stage::prefill));
     result.generation.merge(state.attention.recorded(Stage::generation));
   }

@@ -1,4 +1,4 @@
-// What a sparse pattern costs in quality: loss over text, and retrieval from generated contexts.
+// The cost of a sparse pattern in quality: loss over text, and retrieval from generated contexts.
 #pragma once
 
 #include <functional>
@@ -11,51 +11,52 @@
 namespace reticle {
 
 /// Mean cross-entropy, in nats, of the last `output_length` of `tokens`, each predicted from the logits (tokens,
-/// vocab_size) F32 of the one before: nano-sparse-attention's loss. ShapeError unless output_length is in [1, tokens).
+/// vocab_size) F32 of the token before it: the loss of nano-sparse-attention. ShapeError unless output_length is in [1,
+/// tokens).
 RETICLE_API double loss_of_last(const TensorView& logits, std::span<const std::int32_t> tokens, Index output_length);
 
-/// Called before each part of a long evaluation with how much of it is done; may throw to stop it.
+/// Called before each part of a long evaluation with the parts done so far; may throw to stop it.
 using EvaluationProgress = std::function<void(Index done, Index total)>;
 
 struct LossOptions {
-  Index window = 1024;  // inputs of a piece of text
-  /// 0: whole windows are prefilled, and every token counts. Else the last output_length targets of a window count; the
-  /// tokens before the first of them are prefilled, the others go through the generation pipeline.
+  Index window = 1024;  // input tokens per window of text
+  /// 0: whole windows are prefilled, and every token counts. Otherwise the last output_length targets of a window
+  /// count: the tokens before the first of them are prefilled, the others go through the generation pipeline.
   Index output_length = 0;
-  Index tokens = 32768;  // of the text, at most; whole windows of them are used
+  Index tokens = 32768;  // at most this many tokens of the text; only whole windows are used
   const SparseAttention* sparse = nullptr;
   EvaluationProgress progress;
 };
 
 struct RETICLE_API LossResult {
   double loss = 0;   // nats per token
-  Index tokens = 0;  // that counted
+  Index tokens = 0;  // tokens that counted
   double seconds = 0;
-  StageRecord prefill, generation;  // of all windows
+  StageRecord prefill, generation;  // over all windows
   double perplexity() const;
 };
 
-/// Over consecutive windows of the text: window w's inputs are tokens [w * window, (w + 1) * window), its targets those
-/// one later. ValueError when the text holds no whole window and one token more.
+/// The loss over consecutive windows of the text: window w's inputs are tokens [w * window, (w + 1) * window), its
+/// targets the same tokens shifted by one. ValueError when the text has no whole window and one more token.
 RETICLE_API LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> text,
                                      const LossOptions& options = {}, const Context& context = {});
 
-/// Contexts with something to be found in them, after RULER (Hsieh et al. 2024).
+/// Generated contexts with something to retrieve, after RULER (Hsieh et al. 2024).
 enum class RetrievalTask : std::uint8_t {
-  repeated_phrase,    // a list of words, said twice: the second time is the answer
+  repeated_phrase,    // a list of words, given twice; the answer is its second occurrence
   needle,             // one number hidden in text
-  multi_needle,       // eight, one of which is asked for
-  variable_tracking,  // a chain of assignments through the text: the value of the last
+  multi_needle,       // eight numbers, one of which is asked for
+  variable_tracking,  // a chain of assignments distributed over the text; the answer is the value of the last
 };
-/// "repeated_phrase", ...
+/// The name of a task, such as "repeated_phrase".
 RETICLE_API std::string_view name_of(RetrievalTask task);
 
 struct RetrievalExample {
   std::string prompt, answer;
-  std::string unaided;  // as long, with the same question and filler, but nothing to be found
+  std::string unaided;  // same length, question and filler, but without the answer
 };
-/// A prompt of `length` bytes, with its answer, by a seed: filled with pieces of `filler`. ValueError when the length
-/// is too short for the task, or the filler has no words.
+/// A prompt of `length` bytes filled with pieces of `filler`, and its answer, determined by the seed. ValueError when
+/// the length is too short for the task, or the filler has no words.
 RETICLE_API RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler,
                                           std::uint64_t seed);
 
@@ -64,20 +65,20 @@ struct RetrievalOptions {
   Index length = 1024;  // of a prompt, in bytes
   Index samples = 16;
   std::uint64_t seed = 0;
-  /// Ask with nothing to be found in the prompt: what language and chance alone give.
+  /// Ask without the answer in the prompt, which measures what language and chance alone give.
   bool unaided = false;
   const SparseAttention* sparse = nullptr;
   EvaluationProgress progress;
 };
 
 struct RetrievalResult {
-  double accuracy = 0;  // bytes of the answers that were the most likely ones, given those before
-  double exact = 0;     // answers all of whose bytes were
+  double accuracy = 0;  // fraction of the answers' bytes that were predicted, given the bytes before
+  double exact = 0;     // fraction of answers of which all bytes were predicted
   double seconds = 0;
   StageRecord prefill, generation;
 };
 
-/// Of a model with a byte-level vocabulary: prompts are prefilled, answers generated (teacher-forced). ValueError for
+/// For a model with a byte-level vocabulary: prompts are prefilled, answers generated (teacher-forced). ValueError for
 /// another vocabulary.
 RETICLE_API RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view filler,
                                                const RetrievalOptions& options = {}, const Context& context = {});

@@ -72,13 +72,13 @@ Generation generate(const Decoder& decoder, std::span<const std::vector<std::int
   std::vector<DecoderState*> states;
   generation.states.reserve(prompts.size());
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    // The last token is never fed back.
+    // No space is needed for the last token, which is never fed back.
     generation.states.push_back(
         decoder.start(cu_seqlens[i + 1] - cu_seqlens[i] + options.max_new_tokens - 1, options.cache_dtype));
     generation.states.back().attention.record(options.recording);
     states.push_back(&generation.states[i]);
   }
-  std::vector<Index> live(prompts.size());  // the sequences of `states`
+  std::vector<Index> live(prompts.size());  // indices of the sequences in `states`
   for (std::size_t i = 0; i < live.size(); ++i) live[i] = static_cast<Index>(i);
 
   ForwardOptions forward{Logits::last, Stage::prefill, options.sparse};

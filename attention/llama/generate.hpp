@@ -1,4 +1,4 @@
-// From prompts to tokens.
+// Text generation.
 #pragma once
 
 #include <functional>
@@ -14,10 +14,10 @@ struct GenerateOptions {
   Index max_new_tokens = 128;
   /// 0: the most likely token (ties to the lower id); else logits are divided by it and a token is drawn.
   double temperature = 0;
-  /// Draws come from the smallest set of tokens of this probability; 1: from all.
+  /// Draws come from the smallest set of tokens whose probability reaches this; 1: from all tokens.
   double top_p = 1;
   std::uint64_t seed = 0;
-  /// End a sequence, besides the config's eos_tokens.
+  /// Tokens that end a sequence, besides the config's eos_tokens.
   std::vector<std::int32_t> stop_tokens;
   const SparseAttention* sparse = nullptr;
   Recording recording = Recording::figures;  // of what the sequences attend to
@@ -27,24 +27,24 @@ struct GenerateOptions {
 };
 
 struct Generation {
-  std::vector<std::vector<std::int32_t>> tokens;  // of each sequence, a stop token that ended it included
-  std::vector<DecoderState> states;               // what was attended to, and the caches
-  double prefill_seconds = 0;                     // to the first token of all sequences
-  double decode_seconds = 0;                      // for all later ones
+  std::vector<std::vector<std::int32_t>> tokens;  // for each sequence, including a stop token that ended it
+  std::vector<DecoderState> states;               // caches, and records of what was attended to
+  double prefill_seconds = 0;                     // until all sequences have their first token
+  double decode_seconds = 0;                      // for all later tokens
   Index steps = 0;                                // decode steps
 };
 
-/// Prompts of any lengths together: one prefill, then one token of each unfinished sequence at a time, each through its
-/// own cache. An empty prompt starts from the config's bos_token; ValueError when there is none, or when prompt and
-/// max_new_tokens exceed the model's context.
+/// Generates for prompts of any lengths together: one prefill, then one token of each unfinished sequence at a time,
+/// each through its own cache. An empty prompt starts from the config's bos_token; ValueError when there is none, or
+/// when prompt and max_new_tokens exceed the model's context.
 RETICLE_API Generation generate(const Decoder& decoder, std::span<const std::vector<std::int32_t>> prompts,
                                 const GenerateOptions& options = {}, const Context& context = {});
 
-/// The next token by the options' rule: `row` numbers the draw.
+/// Chooses the next token as the options say; the draw is determined by `sequence` and `row`.
 RETICLE_API std::int32_t choose_token(std::span<const float> logits, const GenerateOptions& options, Index sequence,
                                       Index row);
 
-/// Text as the tokens of a byte-level vocabulary, and back.
+/// Converts text to the tokens of a byte-level vocabulary, and back.
 RETICLE_API std::vector<std::int32_t> bytes_to_tokens(std::string_view text);
 RETICLE_API std::string tokens_to_bytes(std::span<const std::int32_t> tokens);
 

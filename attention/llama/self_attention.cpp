@@ -100,11 +100,14 @@ SelfAttentionGradients SelfAttention::backward(const SelfAttentionTape& tape, co
   Tensor d_queries = zeros_like(tape.queries), d_keys = zeros_like(tape.keys), d_values = zeros_like(tape.values);
   for (std::size_t i = 0; i < tape.attention.size(); ++i) {
     const Index begin = tape.cu_seqlens[i], end = tape.cu_seqlens[i + 1];
-    const auto of_sequence = [&](const Tensor& packed) { return heads_first(by_heads(packed, begin, end, head_dim_)); };
-    const AttentionInputs in = inputs(of_sequence(tape.queries), of_sequence(tape.keys), of_sequence(tape.values));
+    const auto sequence_rows = [&](const Tensor& packed) {
+      return heads_first(by_heads(packed, begin, end, head_dim_));
+    };
+    const AttentionInputs in =
+        inputs(sequence_rows(tape.queries), sequence_rows(tape.keys), sequence_rows(tape.values));
     const AttentionResult& result = tape.attention[i];
     const AttentionGradients gradients = attention_backward(in, Mask::full(in.shape()), result.output, result.lse,
-                                                            of_sequence(through_o.x), {}, context);
+                                                            sequence_rows(through_o.x), {}, context);
     const auto add_to = [&](Tensor& packed, const Tensor& gradient) {
       const Index width = packed.view().size(1);
       add_tokens_first(gradient, packed.span<float>().data() + begin * width, width);

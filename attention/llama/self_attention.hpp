@@ -1,4 +1,4 @@
-// Grouped-query attention with rotary embeddings, as a layer: projections, attention, projection.
+// Grouped-query attention with rotary embeddings, as a layer: input projections, attention, output projection.
 #pragma once
 
 #include <optional>
@@ -18,19 +18,19 @@ struct SelfAttentionWeights {
   TensorView o_proj;          // (hidden_size, heads * head_dim)
 };
 
-/// Where one sequence's keys are, and how its next tokens choose among them.
+/// The cache and layer with one sequence's keys, and how its next tokens choose among them.
 struct AttendedSequence {
   KvCache* cache;
   int layer;
   Stage stage;
-  SequenceState* state;  // used with a pipeline
+  SequenceState* state;  // only used with a pipeline
 };
 
-/// What a forward pass leaves for the backward one.
+/// Results of a forward pass that the backward pass needs.
 struct SelfAttentionTape {
   Tensor x, queries, keys, values, mixed, output;  // (tokens, ...); queries and keys rotated
   std::vector<Index> cu_seqlens;
-  std::vector<AttentionResult> attention;  // of each sequence
+  std::vector<AttentionResult> attention;  // for each sequence
 };
 
 struct SelfAttentionGradients {
@@ -39,17 +39,17 @@ struct SelfAttentionGradients {
 
 class RETICLE_API SelfAttention {
  public:
-  /// ShapeError for weights that do not fit together. They must outlive it.
+  /// ShapeError for weights that do not fit together. The weights must outlive the layer.
   SelfAttention(Index head_dim, const Rope& rope, const SelfAttentionWeights& weights);
 
-  /// Whole sequences, packed: x (tokens, hidden_size) F32; every token attends to all of its sequence up to its own.
+  /// Whole sequences, packed: x (tokens, hidden_size) F32; every token attends to its sequence up to its own position.
   /// The tape's `output` is the result.
   SelfAttentionTape forward(const TensorView& x, std::span<const Index> cu_seqlens, const Context& context = {}) const;
-  /// For dy (tokens, hidden_size) F32.
+  /// Gradients for dy (tokens, hidden_size) F32.
   SelfAttentionGradients backward(const SelfAttentionTape& tape, const TensorView& dy,
                                   const Context& context = {}) const;
-  /// The next tokens of sequences through their caches, which must have been extended by them; (tokens, hidden_size).
-  /// `sparse`: what chooses the keys; null: all.
+  /// Appends the next tokens of sequences to their caches, which must have been extended by them, and attends; returns
+  /// (tokens, hidden_size). `sparse` chooses the keys; null: all keys.
   Tensor extend(const TensorView& x, std::span<const Index> cu_seqlens, std::span<const AttendedSequence> sequences,
                 const SparseAttention* sparse, const Context& context = {}) const;
 

@@ -9,7 +9,7 @@
 namespace reticle {
 namespace {
 
-/// One head's windows, as the operations read them.
+/// The windows of all heads, as forward and backward read them.
 class Windows {
  public:
   Windows(const TensorView& x, std::span<const Index> cu_seqlens, const CompressionWeights& weights,
@@ -44,25 +44,25 @@ class Windows {
   Index width() const { return x_.size(2); }
   Index count() const { return static_cast<Index>(first_.size()); }
   const std::vector<Index>& cu_seqlens() const { return cu_seqlens_; }
-  /// The token that a window's element k is.
+  /// The number of the token that is element k of a window.
   Index token(Index window, Index k) const { return first_[static_cast<std::size_t>(window)] + k; }
-  const float* of_token(Index token, Index head) const { return x_.at<float>(token, head, 0); }
-  /// (kernel_size, head_dim); null: none.
+  const float* token_data(Index token, Index head) const { return x_.at<float>(token, head, 0); }
+  /// (kernel_size, head_dim); null without position embedding.
   const float* embedding(Index head) const {
     return weights_.position_embedding ? weights_.position_embedding->at<float>(head, 0, 0) : nullptr;
   }
-  /// The weight of a pooled token.
+  /// The weight of a window's token k in pooling.
   float pool(Index head, Index k) const {
     return weights_.weight ? *weights_.weight->at<float>(head, k) : 1 / static_cast<float>(config_.kernel_size);
   }
-  /// Windows laid out as the rows of a matrix, embedding added: (count, kernel_size * head_dim).
+  /// The windows as rows of a matrix, with the embedding added: (count, kernel_size * head_dim).
   Tensor rows(Index head) const {
     const Index k = config_.kernel_size, d = width();
     Tensor rows(DType::f32, {count(), k * d});
     float* to = rows.span<float>().data();
     for (Index window = 0; window < count(); ++window) {
       for (Index i = 0; i < k; ++i, to += d) {
-        std::copy_n(of_token(token(window, i), head), d, to);
+        std::copy_n(token_data(token(window, i), head), d, to);
         if (embedding(head) != nullptr) add_scaled(embedding(head) + i * d, 1, d, to);
       }
     }
@@ -85,7 +85,7 @@ class Windows {
   std::vector<Index> first_, cu_seqlens_{0};
 };
 
-/// (kernel_size * head_dim, head_dim) of one head, turned into the (out, in) of `linear`.
+/// One head's (kernel_size * head_dim, head_dim), transposed to the (out, in) of `linear`.
 Tensor transposed(const TensorView& weight, Index head) {
   const Index in = weight.size(1), out = weight.size(2);
   Tensor result(DType::f32, {out, in});
@@ -119,7 +119,7 @@ Packed compress(const TensorView& x, std::span<const Index> cu_seqlens, const Co
         std::fill_n(y, d, 0.0f);
         for (Index i = 0; i < k; ++i) {
           const float weight = windows.pool(head, i);
-          Windows::add_scaled(windows.of_token(windows.token(window, i), head), weight, d, y);
+          Windows::add_scaled(windows.token_data(windows.token(window, i), head), weight, d, y);
           if (windows.embedding(head) != nullptr) Windows::add_scaled(windows.embedding(head) + i * d, weight, d, y);
         }
       }
@@ -140,20 +140,20 @@ CompressionGradients compress_backward(const TensorView& x, std::span<const Inde
   if (weights.weight) gradients.weight = zeros_like(*weights.weight);
   if (weights.position_embedding) gradients.position_embedding = zeros_like(*weights.position_embedding);
   float* const dx = gradients.x.span<float>().data();
-  // Heads share nothing, and each adds up in the order of its windows.
+  // Heads share nothing, and each is summed in the order of its windows.
   context.for_each_chunk(heads, 1, [&](Index, Index head, Index) {
     float* const dpe =
         gradients.position_embedding ? gradients.position_embedding->span<float>().data() + head * k * d : nullptr;
-    // What a window's tokens (with their embeddings) get.
+    // Adds a gradient to a token of a window and to its position embedding.
     const auto add_to_tokens = [&](Index window, Index i, const float* from, float factor) {
       Windows::add_scaled(from, factor, d, dx + (windows.token(window, i) * heads + head) * d);
       if (dpe != nullptr) Windows::add_scaled(from, factor, d, dpe + i * d);
     };
     if (config.compress_type == Compression::linear) {
-      Tensor of_head(DType::f32, {windows.count(), d});
+      Tensor head_dy(DType::f32, {windows.count(), d});
       for (Index window = 0; window < windows.count(); ++window)
-        std::copy_n(dy.at<float>(window, head, 0), d, of_head.span<float>().data() + window * d);
-      const LinearGradients linear = linear_backward(windows.rows(head), transposed(*weights.weight, head), of_head);
+        std::copy_n(dy.at<float>(window, head, 0), d, head_dy.span<float>().data() + window * d);
+      const LinearGradients linear = linear_backward(windows.rows(head), transposed(*weights.weight, head), head_dy);
       float* dw = gradients.weight->span<float>().data() + head * k * d * d;
       for (Index in = 0; in < k * d; ++in) {
         for (Index out = 0; out < d; ++out) *dw++ = *linear.weight.view().at<float>(out, in);
@@ -169,7 +169,7 @@ CompressionGradients compress_backward(const TensorView& x, std::span<const Inde
       for (Index i = 0; i < k; ++i) {
         add_to_tokens(window, i, g, windows.pool(head, i));
         if (!gradients.weight) continue;
-        const float* token = windows.of_token(windows.token(window, i), head);
+        const float* token = windows.token_data(windows.token(window, i), head);
         const float* embedding = windows.embedding(head);
         for (Index j = 0; j < d; ++j)
           dw[static_cast<std::size_t>(i)] +=

@@ -17,7 +17,7 @@ BlockOverlap overlap_of(const NsaConfig& config) {
   const Index in_token = config.kernel_size / config.kernel_stride, in_block = config.block_size / config.kernel_stride;
   BlockOverlap overlap{in_block, in_token - 1,
                        std::vector<float>(static_cast<std::size_t>(in_token + in_block - 1), 0)};
-  // A token of `in_token` chunks and a block of `in_block`: how many they share, by how far they are apart.
+  // How many strides a compressed token of `in_token` strides and a block of `in_block` share, by their distance.
   for (Index m = 0; m < in_token; ++m) {
     for (Index n = 0; n < in_block; ++n) overlap.overlap[static_cast<std::size_t>(m + n)] += 1;
   }
@@ -29,7 +29,7 @@ Index visible_at(Index t, Index compressed, const NsaConfig& config) {
   return std::min(compressed, config.compressed_length(t + 1));
 }
 
-/// One problem, tile by tile: some queries of some heads of one KV head.
+/// One problem, computed tile by tile; a tile has some queries and some heads of one KV head.
 class Scoring {
  public:
   Scoring(const TensorView& queries, const TensorView& keys, const TensorView& values, Index first_query, float scaling,
@@ -65,13 +65,13 @@ class Scoring {
   Index kv_heads() const { return keys_.size(1); }
   Index group() const { return heads() / kv_heads(); }
   Index value_dim() const { return values_.size(2); }
-  /// Blocks up to the last query's own.
+  /// Blocks up to the one that contains the last query.
   Index blocks() const { return count() == 0 ? 0 : (first_query_ + count() - 1) / config_.block_size + 1; }
   Index own_block(Index query) const { return (first_query_ + query) / config_.block_size; }
 
   /// Calls `use(kv_head, first, count, scores)` for a few neighbouring queries of a KV head at a time, in parallel,
-  /// with scores (count, blocks()) of these; and puts attention where `output` and `lse` are, if not null. `scored`:
-  /// whether scores are wanted.
+  /// with their scores (count, blocks()); also writes attention to `output` and `lse`, if not null. `scored`: whether
+  /// scores are wanted.
   void for_each_tile(bool scored, float* output, float* lse, const Context& context,
                      FunctionRef<void(Index, Index, Index, std::span<float>)> use) const {
     const Index heads_per_tile = std::min(group(), kTileRows);
@@ -95,7 +95,7 @@ class Scoring {
   struct Workspace {
     Workspace(const Scoring& s, Index stride)
         : queries(static_cast<std::size_t>(s.queries_.size(2) * stride)),
-          weights(static_cast<std::size_t>(std::max<Index>(1, s.keys_.size(0)) * stride)),  // columns without keys, too
+          weights(static_cast<std::size_t>(std::max<Index>(1, s.keys_.size(0)) * stride)),  // also without keys
           output(static_cast<std::size_t>(s.value_dim() * stride)) {}
     Array<float> queries, weights, output;
     std::vector<float> scores;
@@ -122,7 +122,7 @@ class Scoring {
     tile.key_stride = keys_.stride(0);
     tile.values = values_.at<float>(0, kv_head, 0);
     tile.value_stride = values_.stride(0);
-    tile.count = visible[tile.rows - 1];  // of the last query, who sees the most
+    tile.count = visible[tile.rows - 1];  // the last query sees the most keys
     tile.visible = visible;
     tile.weights = work.weights.data();
     tile.output = work.output.data();
@@ -168,11 +168,11 @@ CompressedAttention compressed_attention(const TensorView& queries, const Tensor
                         [&](Index kv_head, Index first, Index count, std::span<float> scores) {
                           std::vector<std::int32_t> selected;
                           for (Index i = 0; i < count; ++i) {
-                            const Index own = scoring.own_block(first + i);
+                            const Index last_block = scoring.own_block(first + i);
                             const std::span<float> row = scores.subspan(static_cast<std::size_t>(i * scoring.blocks()),
-                                                                        static_cast<std::size_t>(own + 1));
-                            std::fill_n(row.begin(), std::min(config.init_blocks, own + 1), kInfinity);
-                            std::fill(row.end() - std::min(config.local_blocks, own + 1), row.end(), kInfinity);
+                                                                        static_cast<std::size_t>(last_block + 1));
+                            std::fill_n(row.begin(), std::min(config.init_blocks, last_block + 1), kInfinity);
+                            std::fill(row.end() - std::min(config.local_blocks, last_block + 1), row.end(), kInfinity);
                             selected.clear();
                             top_k(row, blocks.width, selected);
                             std::int32_t* to = blocks.indices.data() + (kv_head * n + first + i) * blocks.width;

@@ -1,4 +1,4 @@
-// Native Sparse Attention (Yuan et al. 2025): how much each of its three branches sees.
+// The configuration of Native Sparse Attention (Yuan et al. 2025): how much each of its three branches sees.
 #pragma once
 
 #include <optional>
@@ -32,7 +32,7 @@ struct RETICLE_API NsaConfig {
 
   /// ConfigError that names the field and the rule.
   void validate() const;
-  /// Compressed tokens of a sequence: a window counts once all of it is there.
+  /// The number of compressed tokens of a sequence; only complete windows count.
   Index compressed_length(Index tokens) const {
     return tokens < kernel_size ? 0 : (tokens - kernel_size) / kernel_stride + 1;
   }

@@ -14,8 +14,9 @@ namespace {
 
 float scaling_of(Index head_dim) { return 1 / std::sqrt(static_cast<float>(head_dim)); }
 
-/// The queries of one KV head, and its keys and values.
-AttentionInputs of_kv_head(const TensorView& queries, const TensorView& keys, const TensorView& values, Index kv_head) {
+/// The queries, keys and values of one KV head.
+AttentionInputs kv_head_inputs(const TensorView& queries, const TensorView& keys, const TensorView& values,
+                               Index kv_head) {
   const Index group = queries.size(1) / keys.size(1);
   AttentionInputs inputs;
   inputs.queries = queries.slice(1, kv_head * group, (kv_head + 1) * group);
@@ -63,7 +64,7 @@ NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, cons
   const TensorView by_head = heads_first(queries);
   const Index kv_heads = keys.size(1), group = heads / kv_heads;
   const auto attend_selected = [&](Index kv_head) {
-    const AttentionInputs inputs = of_kv_head(by_head, keys, values, kv_head);
+    const AttentionInputs inputs = kv_head_inputs(by_head, keys, values, kv_head);
     const Mask mask =
         selected_mask(branches.compressed.blocks, kv_head, group, length, first_query, config.block_size, context);
     const AttentionResult result = attention(inputs, mask, {}, context);
@@ -84,7 +85,7 @@ NsaBranches nsa_branches(const TensorView& queries, const TensorView& keys, cons
     std::copy(lse.begin(), lse.end(), branches.window_lse.span<float>().begin());
   };
   if (n == 1) {
-    // A decode step is too small to be split within a branch: KV heads and the window go beside each other.
+    // A decode step is too small to be split within a branch: the KV heads and the window branch run in parallel.
     context.for_each_chunk(kv_heads + 1, 1, [&](Index, Index task, Index) {
       if (task < kv_heads) {
         attend_selected(task);
@@ -223,7 +224,7 @@ NsaTape NativeSparseAttention::forward(const TensorView& x, std::span<const Inde
 
 namespace {
 
-/// A branch's share of the gradient of what was mixed, and the gate's own gradient before its sigmoid.
+/// Computes the gradient of a branch's output, and writes the gates' gradients before their sigmoid to d_gates.
 Tensor through_gate(const Tensor& branch, std::span<const float> gates, std::size_t which,
                     std::span<const float> d_mixed, std::span<float> d_gates) {
   const TensorView& shape = branch.view();
@@ -244,7 +245,7 @@ Tensor through_gate(const Tensor& branch, std::span<const float> gates, std::siz
   return gradient;
 }
 
-/// (heads, n) seen as (1, heads, n).
+/// Views (heads, n) as (1, heads, n).
 TensorView with_batch(const Tensor& lse) {
   return {lse.view().data, DType::f32, {1, lse.view().size(0), lse.view().size(1)}};
 }
@@ -294,7 +295,7 @@ NsaGradients NativeSparseAttention::backward(const NsaTape& tape, const TensorVi
       const Mask mask =
           selected_mask(branches.compressed.blocks, kv_head, group, end - begin, 0, shape_.config.block_size, context);
       const AttentionGradients selected = attention_backward(
-          of_kv_head(queries, keys, values, kv_head), mask, heads_first(branches.selected).slice(1, first, last),
+          kv_head_inputs(queries, keys, values, kv_head), mask, heads_first(branches.selected).slice(1, first, last),
           with_batch(branches.selected_lse).slice(1, first, last), heads_first(d_selected).slice(1, first, last), {},
           context);
       add_tokens_first(selected.queries, to_queries + first * d, heads * d);

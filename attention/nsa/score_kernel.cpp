@@ -1,7 +1,7 @@
-// A tile's weights over all compressed keys stay in cache between the softmax, the product with the values and the
-// sums over blocks, so that scores are computed once: 2 * keys * rows * (d + dv) flops, and 256 bytes of workspace per
-// key (512 kB at 2048 keys, a sequence of 32k tokens at stride 16). The sums over blocks add 2 - 5 vectors of rows per
-// key. Bound by multiply-adds.
+// A tile's weights over all compressed keys stay in cache between the softmax, the product with the values and the sums
+// over blocks, so that scores are computed once: 2 * keys * rows * (d + dv) flops, and 256 bytes of workspace per key
+// (512 kB at 2048 keys, for a sequence of 32k tokens with stride 16). The sums over blocks add 2 to 5 vectors of rows
+// per key. Bound by multiply-adds.
 #include <reticle/attention/nsa/score_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE
@@ -20,7 +20,7 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Scores become weights exp(score - max) for one vector of rows; returns 1 / their sum, 0 where a row sees nothing.
+/// Turns scores into weights exp(score - max) for one vector of rows; returns 1 / their sum, 0 where a row sees no key.
 template <class D, class V = hn::Vec<D>>
 V SoftmaxColumn(D tag, const ScoreTile& tile, Index column) {
   const hn::RebindToSigned<D> integer;
@@ -70,7 +70,7 @@ void AttendAndScore(const ScoreTile& tile, const BlockOverlap& overlap, Index bl
       hn::StoreU(hn::Mul(hn::LoadU(tag, at), factor), tag, at);
     }
   }
-  HWY_ALIGN float of_rows[kTileRows];
+  HWY_ALIGN float row_sums[kTileRows];
   for (Index block = 0; block < blocks; ++block) {
     const Index first = block * overlap.per_block - overlap.lead;
     const Index from = first < 0 ? -first : 0;
@@ -81,11 +81,11 @@ void AttendAndScore(const ScoreTile& tile, const BlockOverlap& overlap, Index bl
       for (Index o = from; o < to; ++o)
         sum = hn::MulAdd(hn::Set(tag, overlap.overlap[static_cast<std::size_t>(o)]),
                          hn::LoadU(tag, tile.weights + (first + o) * tile.stride() + column), sum);
-      hn::StoreU(hn::Mul(sum, hn::LoadU(tag, inverse + column)), tag, of_rows + column);
+      hn::StoreU(hn::Mul(sum, hn::LoadU(tag, inverse + column)), tag, row_sums + column);
     }
     for (Index query = 0; query < tile.rows / tile.heads; ++query) {
       float sum = 0;
-      for (Index head = 0; head < tile.heads; ++head) sum += of_rows[query * tile.heads + head];
+      for (Index head = 0; head < tile.heads; ++head) sum += row_sums[query * tile.heads + head];
       scores[query * stride + block] += sum;
     }
   }

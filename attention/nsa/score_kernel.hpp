@@ -1,4 +1,5 @@
-// Attention over compressed keys, and the importance of blocks that follows from it. Internal to compressed_attention.
+// Attention over compressed keys, and the block scores computed from its probabilities. Internal to
+// compressed_attention.
 #pragma once
 
 #include <span>
@@ -8,14 +9,14 @@
 
 namespace reticle {
 
-/// How much of each of the compressed tokens around a block counts for it: block j gets sum over o of overlap[o] *
+/// How much each compressed token near a block contributes to its score: block j gets the sum over o of overlap[o] *
 /// probability of compressed token j * per_block - lead + o.
 struct BlockOverlap {
   Index per_block = 1, lead = 0;
   std::vector<float> overlap;
 };
 
-/// Up to kTileRows rows, of which `heads` neighbouring ones each are the heads of one query.
+/// Up to kTileRows rows; each `heads` consecutive rows are the heads of one query.
 struct ScoreTile {
   Index rows = 0, heads = 1, head_dim = 0, value_dim = 0;
   /// Elements between rows of the arrays below: `rows`, rounded up to the widest vectors.
@@ -32,8 +33,8 @@ struct ScoreTile {
   float* lse = nullptr;                   // (stride)
 };
 
-/// Softmax attention of a tile; then, for each query q of the tile and each block j < blocks, the probabilities of its
-/// heads added to scores[q * stride + j] as `overlap` says. blocks = 0: attention only.
+/// Computes softmax attention of a tile; then adds, for each query q of the tile and each block j < blocks, the
+/// probabilities of its heads to scores[q * stride + j], weighted by `overlap`. blocks = 0: attention only.
 void attend_and_score(const ScoreTile& tile, const BlockOverlap& overlap, Index blocks, float* scores, Index stride);
 
 }  // namespace reticle

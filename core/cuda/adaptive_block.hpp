@@ -1,5 +1,5 @@
-// Adaptive sampling of a row on a GPU: what maskers/sampling/adaptive_sampling.cpp draws, from the same stream. Weights
-// are read where they are needed: of the keys chosen already, and of a sample.
+// Adaptive sampling of a row on a GPU: draws the same keys as maskers/sampling/adaptive_sampling.cpp, from the same
+// stream. Weights are computed only for the keys chosen already and for the sampled keys.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ struct AdaptiveShared {
   std::uint32_t largest;
 };
 
-/// Adds p to the keys i < count drawn by a rule of kind `adaptive`; p[i] > 0: chosen already.
+/// Adds p to the keys i < count that a rule of kind `adaptive` draws; keys with p[i] > 0 were chosen before.
 template <class Block>
 RETICLE_HD void sample_adaptively(const Block& block, AdaptiveShared& shared, const Rule& rule, const float* scores,
                                   Index keys, Index count, const Philox& random, std::int32_t* draws,

@@ -1,8 +1,8 @@
-// What a kernel's body is written against, so that the same source runs on a GPU and, thread after thread, on the CPU,
-// where it is tested. A body is a sequence of steps: block.each(f) runs f(thread) for every thread, values that live
-// from one step to the next are PerThread, and what threads exchange goes through shared memory after block.sync() or
-// through the operations of warps below. On a GPU `each` is a call, PerThread a register, and the rest the instructions
-// of that name.
+// The interface that kernel bodies are written against, so that the same source runs on a GPU and, one thread after
+// another, on the CPU, where it is tested. A body is a sequence of steps: block.each(f) runs f(thread) for every
+// thread, values that live from one step to the next are PerThread, and threads exchange data through shared memory
+// after block.sync() or through the warp operations below. On a GPU `each` is a call, PerThread is a register, and the
+// other operations are the instructions of the same name.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace reticle::cuda {
 
 inline constexpr int kWarp = 32;
 
-/// The size of an array, which C++ has unsigned.
+/// The size of an array as size_t.
 template <int n>
 inline constexpr std::size_t extent = static_cast<std::size_t>(n);
 
@@ -33,7 +33,8 @@ RETICLE_HD void call_each(F& f, std::integer_sequence<int, i...>) {
 
 }  // namespace block_detail
 
-/// f(0), ..., f(n - 1), written out: registers have no addresses, so what is indexed by i must be known when compiling.
+/// Calls f(0), ..., f(n - 1), unrolled: registers have no addresses, so arrays in registers need indices that are known
+/// at compile time.
 template <int n, class F>
 RETICLE_HD void unrolled(F&& f) {
   block_detail::call_each(f, std::make_integer_sequence<int, n>());
@@ -41,21 +42,22 @@ RETICLE_HD void unrolled(F&& f) {
 
 inline constexpr int kWarpgroup = 4 * kWarp;
 
-/// A panel is 64 rows of 64 elements of 16 bits in shared memory as Hopper's tensor cores read them (swizzled by 128
-/// bytes): of a row's pieces of 16 bytes, number p lies at p ^ row % 8, so that a column of pieces meets every bank. It
-/// begins at a multiple of kPanelAlignment.
+/// A panel has 64 rows of 64 16-bit elements in shared memory, in the layout that Hopper's tensor cores read (128-byte
+/// swizzle): the 16-byte piece number p of a row is stored at p ^ row % 8, so that a column of pieces uses every bank.
+/// Panels are aligned to kPanelAlignment bytes.
 inline constexpr int kPanelRows = 64, kPanelElements = kPanelRows * 64, kPanelAlignment = 1024;
 RETICLE_HD constexpr int panel_place(int row, int element) {
   return row * 64 + ((element / 8) ^ (row % 8)) * 8 + element % 8;
 }
-/// Where in its panel the second factor of product number `step` begins, in bytes: 16 columns of all rows, or, where
-/// the panel is transposed, 16 rows.
+/// Offset in bytes, within its panel, of the second factor of product number `step`: 16 columns of all rows or, if the
+/// panel is transposed, 16 rows.
 template <bool transposed>
 RETICLE_HD constexpr int panel_step(int step) {
   return step * (transposed ? 16 * 128 : 32);
 }
-/// What the instruction is told of such a factor (PTX ISA, matrix descriptor): its address, the distance of one group
-/// of eight rows from the next, and the swizzle. The other distance says nothing here: 64 columns are one group.
+/// The wgmma shared-memory matrix descriptor of such a factor (PTX ISA, asynchronous warpgroup instructions): its
+/// address, the distance between groups of eight rows, and the swizzle. The other distance is not used, since 64
+/// columns are one group.
 RETICLE_HD constexpr std::uint64_t panel_descriptor(std::uint32_t address) {
   constexpr std::uint64_t kGroup = 8 * 128 >> 4, kSwizzled128 = 1;
   return (address & 0x3FFFFu) >> 4 | kGroup << 16 | kGroup << 32 | kSwizzled128 << 62;
@@ -63,7 +65,7 @@ RETICLE_HD constexpr std::uint64_t panel_descriptor(std::uint32_t address) {
 
 #if defined(__CUDACC__)
 
-/// One thread of a real block.
+/// One thread of a block on the GPU.
 class DeviceBlock {
  public:
   template <class T>
@@ -80,29 +82,30 @@ class DeviceBlock {
   }
   __device__ void sync() const { __syncthreads(); }
 
-  /// Every thread's of(x) becomes the sum over the `lanes` (a power of two) neighbours that it is one of.
+  /// Replaces every thread's of(x) by the sum over its group of `lanes` (a power of two) neighbouring threads.
   template <int lanes, class T, class Of>
   __device__ void sum_over(PerThread<T>& x, Of&& of) const {
-    float& own = of(x.value);
+    float& value = of(x.value);
 #pragma unroll
-    for (int offset = lanes / 2; offset > 0; offset /= 2) own += __shfl_xor_sync(0xFFFFFFFFu, own, offset);
+    for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);
   }
   template <int lanes>
   __device__ void sum_over(PerThread<float>& x) const {
-    sum_over<lanes>(x, [](float& own) -> float& { return own; });
+    sum_over<lanes>(x, [](float& value) -> float& { return value; });
   }
 
-  /// The same for the maximum.
+  /// The same with the maximum.
   template <int lanes, class T, class Of>
   __device__ void max_over(PerThread<T>& x, Of&& of) const {
-    float& own = of(x.value);
+    float& value = of(x.value);
 #pragma unroll
-    for (int offset = lanes / 2; offset > 0; offset /= 2) own = fmaxf(own, __shfl_xor_sync(0xFFFFFFFFu, own, offset));
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+      value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
   }
 
-  /// Four 8 x 8 matrices of 16-bit elements from shared memory: lane l has the address of row l % 8 of matrix l / 8,
-  /// and gets in to(thread)[i] elements (l / 4, l % 4 * 2) and the next of matrix i; transposed, those of its
-  /// transpose.
+  /// Loads four 8 x 8 matrices of 16-bit elements from shared memory. Lane l passes the address of row l % 8 of matrix
+  /// l / 8, and gets in to(thread)[i] elements (l / 4, l % 4 * 2) and the next of matrix i, or of its transpose if
+  /// `transposed`.
   template <bool transposed, class RowOf, class To>
   __device__ void load_matrices(RowOf&& row_of, To&& to) const {
     const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row_of(static_cast<int>(threadIdx.x))));
@@ -118,9 +121,9 @@ class DeviceBlock {
     }
   }
 
-  /// C (16 x 8, float) += A (16 x 16) B (16 x 8) of Half or BFloat16, by the tensor cores, for every warp. With g =
-  /// lane / 4 and t = lane % 4 * 2, a thread holds C(g, t), C(g, t+1), C(g+8, t), C(g+8, t+1); in pairs of neighbours
-  /// A(g, t), A(g+8, t), A(g, t+8), A(g+8, t+8); and B(t, g), B(t+8, g).
+  /// C (16 x 8, float) += A (16 x 16) B (16 x 8) of Half or BFloat16 on the tensor cores, for every warp. With
+  /// g = lane / 4 and t = lane % 4 * 2, a thread holds C(g, t), C(g, t+1), C(g+8, t), C(g+8, t+1); pairs of neighbours
+  /// A(g, t), A(g+8, t), A(g, t+8), A(g+8, t+8); and pairs B(t, g), B(t+8, g).
   template <class T, class C, class A, class B>
   __device__ void multiply_add(C&& c_of, A&& a_of, B&& b_of) const {
     float* const c = c_of(static_cast<int>(threadIdx.x));
@@ -140,10 +143,11 @@ class DeviceBlock {
     }
   }
 
-  /// C (64 x 64, float) += A (64 x 16) B (16 x 64) of Half or BFloat16 for every warpgroup, begun and not waited for; C
-  /// is 0 before unless `accumulate`. A thread's warp has 16 rows of C, of every 8 columns as above, and A likewise. B
-  /// is step number `step` of a panel: B(k, n) is its element (n, step * 16 + k) or, transposed, (step * 16 + k, n).
-  /// Between open_products and close_products. Compute capability 9.0 only.
+  /// Starts C (64 x 64, float) += A (64 x 16) B (16 x 64) of Half or BFloat16 for every warpgroup, without waiting;
+  /// unless `accumulate`, C is overwritten. A warp has 16 rows of C and of A; a thread holds its elements of A, and of
+  /// each 8 columns of C, as in multiply_add. B is step number `step` of a panel: B(k, n) is its element
+  /// (n, step * 16 + k) or, transposed, (step * 16 + k, n). To be called between open_products and close_products.
+  /// Compute capability 9.0 only.
   template <class T, bool transposed, bool accumulate, class C, class A>
   __device__ void multiply_panel(C&& c_of, A&& a_of, const T* panel, int step) const {
     float* const c = c_of(static_cast<int>(threadIdx.x));
@@ -176,16 +180,16 @@ class DeviceBlock {
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(accumulate ? 1 : 0), "n"(transposed ? 1 : 0));
     }
   }
-  /// What products read and add to is as this thread has left it.
+  /// wgmma.fence: orders this thread's register and shared-memory accesses before the next products.
   __device__ void open_products() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-  /// Ends a group of products.
+  /// wgmma.commit_group: ends a group of products.
   __device__ void close_products() const { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-  /// Waits until at most `pending` groups are on their way.
+  /// Waits until at most `pending` groups of products are unfinished.
   template <int pending>
   __device__ void wait_products() const {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
   }
-  /// Tells the compiler that products that were begun have used these registers, and may have changed them, until here.
+  /// Compiler barrier: asynchronous products may read and write these registers up to this point.
   template <int n, class Of>
   __device__ void settle(Of&& of) const {
     auto* const values = of(static_cast<int>(threadIdx.x));
@@ -197,11 +201,11 @@ class DeviceBlock {
       }
     });
   }
-  /// What this thread has put into shared memory may be read by products, after sync().
+  /// Makes this thread's writes to shared memory visible to products, after sync().
   __device__ void publish() const { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-  /// 16 bytes into shared memory, on the way while the thread goes on; zeros where there is nothing to copy. `from`
-  /// must be an address even then.
+  /// Starts an asynchronous copy of 16 bytes into shared memory; if `there` is false, zeros are written. `from` must be
+  /// a valid address even then.
   __device__ void copy_16(void* to, const void* from, bool there) const {
     const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)
@@ -209,14 +213,14 @@ class DeviceBlock {
   }
   /// Ends a group of copies.
   __device__ void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
-  /// Waits until at most `pending` groups of this thread's are on their way.
+  /// Waits until at most `pending` groups of this thread's copies are unfinished.
   template <int pending>
   __device__ void wait() const {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
   }
 
-  /// Every thread's count becomes the sum of those before it in the block; returns the sum of all. `scratch` is shared
-  /// memory for 33 counts.
+  /// Replaces every thread's count by the sum of the counts before it in the block; returns the total. `scratch` is
+  /// shared memory for 33 counts.
   template <class T>
   __device__ T exclusive_scan(PerThread<T>& count, T* scratch) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -231,13 +235,13 @@ class DeviceBlock {
     if (warp == 0) {
       const int warps = threads() / kWarp;
       T total = lane < warps ? scratch[lane] : T{};
-      const T own = total;
+      const T warp_sum = total;
 #pragma unroll
       for (int offset = 1; offset < kWarp; offset *= 2) {
         const T before = __shfl_up_sync(0xFFFFFFFFu, total, offset);
         if (lane >= offset) total += before;
       }
-      if (lane < warps) scratch[lane] = total - own;
+      if (lane < warps) scratch[lane] = total - warp_sum;
       if (lane == kWarp - 1) scratch[kWarp] = total;
     }
     __syncthreads();
@@ -247,19 +251,19 @@ class DeviceBlock {
     return all;
   }
 
-  /// Adds to memory that the block shares; the value before.
+  /// Atomically adds to shared memory; returns the value before.
   __device__ int add(int* to, int value) const { return atomicAdd(to, value); }
   __device__ void add(std::uint64_t* to, std::uint64_t value) const {
     static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
   }
   __device__ void set_bits(std::uint32_t* in, std::uint32_t bits) const { atomicOr(in, bits); }
-  /// Keeps the larger, or the smaller.
+  /// Atomically keeps the larger value, or the smaller.
   __device__ void keep_max(std::uint32_t* in, std::uint32_t value) const { atomicMax(in, value); }
   __device__ void keep_min(std::int32_t* in, std::int32_t value) const { atomicMin(in, value); }
 
-  /// Whether this is the last of `blocks` blocks to come here; what the others wrote before is then visible. The
-  /// counter, 0 at first, is 0 again after that. `scratch` is shared memory for an int.
+  /// Whether this is the last of `blocks` blocks to call this; the writes of the others before their calls are then
+  /// visible. The counter must be 0 and is reset to 0. `scratch` is shared memory for an int.
   __device__ bool last_to_arrive(int* counter, int blocks, int* scratch) const {
     __threadfence();
     __syncthreads();
@@ -276,7 +280,7 @@ class DeviceBlock {
 
 #endif  // __CUDACC__
 
-/// B(k, n) of multiply_panel, as the hardware finds it: from the descriptor's fields, on addresses.
+/// B(k, n) of multiply_panel, computed from the descriptor's fields as the hardware does.
 template <bool transposed, class T>
 float panel_element(const T* panel, int step, int k, int n) {
   const std::uint64_t descriptor = panel_descriptor(static_cast<std::uint32_t>(panel_step<transposed>(step)));
@@ -290,7 +294,7 @@ float panel_element(const T* panel, int step, int k, int n) {
   return to_float(element);
 }
 
-/// A block whose threads take turns.
+/// A block on the CPU, whose threads run one after another.
 class HostBlock {
  public:
   template <class T>
@@ -314,7 +318,7 @@ class HostBlock {
   }
   template <int lanes>
   void sum_over(PerThread<float>& x) const {
-    sum_over<lanes>(x, [](float& own) -> float& { return own; });
+    sum_over<lanes>(x, [](float& value) -> float& { return value; });
   }
   template <int lanes, class T, class Of>
   void max_over(PerThread<T>& x, Of&& of) const {
@@ -361,7 +365,7 @@ class HostBlock {
   void multiply_panel(C&& c_of, A&& a_of, const T* panel, int step) const {
     const auto half = [](std::uint16_t bits) { return to_float(T{bits}); };
     for (int thread = 0; thread < threads_; ++thread) {
-      // A thread's quad has all of its two rows of A.
+      // The threads of a quad hold the same two rows of A.
       const int quad = thread / 4 * 4;
       for (int piece = 0; piece < 4; ++piece) {
         for (int tile = 0; tile < 8; ++tile) {
@@ -400,9 +404,9 @@ class HostBlock {
   T exclusive_scan(PerThread<T>& count, T*) const {
     T sum{};
     for (T& value : count.values) {
-      const T own = value;
+      const T current = value;
       value = sum;
-      sum += own;
+      sum += current;
     }
     return sum;
   }

@@ -8,7 +8,7 @@
 
 namespace reticle::cuda {
 
-/// DeviceError that says what was attempted, unless it succeeded.
+/// Throws DeviceError that says what was attempted, unless it succeeded.
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }

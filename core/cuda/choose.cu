@@ -66,7 +66,7 @@ struct ScorePages {
   }
 };
 
-/// Bounds of one layer's pages, with room for all.
+/// Bounds of one layer's pages, with space for all pages.
 struct LayerPages {
   Buffer bounds;
   Index batch = 0, kv_heads = 0, head_dim = 0, page_size = 0, seen = 0;
@@ -82,16 +82,16 @@ struct LayerPages {
 struct KeyChooser::State {
   Index rows, most_keys;
   Buffer scores, p, indices, counts;
-  Buffer extra;  // of sampling, while it lasts; then the lists' p
+  Buffer extra;  // used by sampling; then holds the lists' p
   Buffer page_scores{}, reachable{};
   std::map<int, LayerPages> pages{};
   HashScorer hashes{};
   QuantisedScorer quantised{};
   CollisionScorer collisions{};
 
-  /// Takes in new keys and scores all pages; how many there are.
-  Index score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* of_keys, Stream stream);
-  /// Which keys are reachable, (b * hkv, keys); null without an attention mask.
+  /// Bounds the pages of new keys, scores all pages, and returns their number.
+  Index score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* reachable_keys, Stream stream);
+  /// Marks which keys are reachable, (b * hkv, keys); null without an attention mask.
   const std::uint8_t* mark_reachable(const AttentionInputs& inputs, Stream stream);
 };
 
@@ -106,7 +106,7 @@ const std::uint8_t* KeyChooser::State::mark_reachable(const AttentionInputs& inp
   return reachable.as<std::uint8_t>();
 }
 
-Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* of_keys,
+Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* reachable_keys,
                                      Stream stream) {
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
@@ -135,7 +135,7 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
   problem.pages.page_size = static_cast<int>(page_size);
   problem.pages.capacity = static_cast<int>(capacity);
   problem.pages.bounds = layer.bounds.as<float>();
-  problem.pages.reachable = of_keys;
+  problem.pages.reachable = reachable_keys;
   problem.queries = inputs.queries.data;
   problem.query_strides = strides_of(inputs.queries);
   problem.heads = static_cast<int>(inputs.heads());
@@ -144,7 +144,7 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
   problem.scores = page_scores.as<float>();
   const Index parts = (count + kPagesPerBlock - 1) / kPagesPerBlock;
   const Index scored_rows = inputs.batch() * inputs.heads() * inputs.queries_length();
-  // The page that the last keys seen stand in is bounded again, with those that came to it.
+  // The page that contains the last keys seen is bounded again, since keys may have been added to it.
   const Index first = layer.seen / page_size;
   dispatch_float(inputs.queries.dtype, "queries", [&]<class T>() {
     if (first < count)
@@ -157,8 +157,8 @@ Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_s
 }
 
 KeyChooser::KeyChooser(Index rows, Index most_keys, Stream stream) {
-  constexpr Index kMost = 2147483647;
-  if (rows < 1 || most_keys < 1 || rows > kMost || most_keys > kMost)
+  constexpr Index kMaxCount = 2147483647;
+  if (rows < 1 || most_keys < 1 || rows > kMaxCount || most_keys > kMaxCount)
     throw ValueError("choosing keys: for " + std::to_string(rows) + " rows of " + std::to_string(most_keys) +
                      " keys; expected at least one of each, and fewer than 2^31");
   const std::size_t bytes = static_cast<std::size_t>(rows) * static_cast<std::size_t>(most_keys) * sizeof(float);
@@ -171,28 +171,28 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
                             std::int32_t* counts, const AttentionInputs* fitted) const {
   validate_on_current_gpu(inputs);
   const AttentionInputs& scored = fitted == nullptr ? inputs : *fitted;
-  State& own = *state_;
+  State& state = *state_;
   const Index rows = inputs.batch() * inputs.heads() * inputs.queries_length(), keys = inputs.keys_length();
-  if (rows > own.rows || keys > own.most_keys)
+  if (rows > state.rows || keys > state.most_keys)
     throw ShapeError("choosing keys: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
-                     "; expected at most " + std::to_string(own.rows) + " rows of " + std::to_string(own.most_keys) +
-                     " keys");
+                     "; expected at most " + std::to_string(state.rows) + " rows of " +
+                     std::to_string(state.most_keys) + " keys");
   if (rules.empty() || rules.size() > static_cast<std::size_t>(kMostRules))
     throw ValueError("choosing keys: " + std::to_string(rules.size()) + " rules; expected 1 to " +
                      std::to_string(kMostRules));
   if (inputs.attention_mask && inputs.attention_mask->dtype != DType::f32)
     throw DeviceError("attention_mask: " + inputs.attention_mask->describe() + "; on a GPU it is F32");
   const bool weighted = std::ranges::any_of(rules, &Rule::weighs);
-  if (counts == nullptr) counts = own.counts.as<std::int32_t>();
-  const KeyLists lists{own.indices.as<std::int32_t>(), counts, weighted ? own.extra.as<float>() : nullptr, keys};
+  if (counts == nullptr) counts = state.counts.as<std::int32_t>();
+  const KeyLists lists{state.indices.as<std::int32_t>(), counts, weighted ? state.extra.as<float>() : nullptr, keys};
   if (rows == 0 || keys == 0) return lists;
   ChooseProblem problem;
   if (std::ranges::any_of(rules, &Rule::scores)) {
-    dot_scores(scored, own.scores.as<float>(), stream);
-    problem.scores = own.scores.as<float>();
+    dot_scores(scored, state.scores.as<float>(), stream);
+    problem.scores = state.scores.as<float>();
   }
   const bool summarises = std::ranges::any_of(rules, &Rule::summarises);
-  const std::uint8_t* const of_keys = summarises ? own.mark_reachable(inputs, stream) : nullptr;
+  const std::uint8_t* const reachable_keys = summarises ? state.mark_reachable(inputs, stream) : nullptr;
   std::ranges::copy(rules, problem.rules);
   problem.rule_count = static_cast<int>(rules.size());
   for (Rule& rule : problem.rules) {
@@ -200,17 +200,19 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
       if (problem.code_scores != nullptr)
         throw ValueError("choosing keys: two rules go by codes; expected at most one");
       if (rule.kind == Rule::Kind::hashed)
-        problem.code_scores = own.hashes.score(inputs, *rule.hash, own.rows, own.most_keys, stream);
+        problem.code_scores = state.hashes.score(inputs, *rule.hash, state.rows, state.most_keys, stream);
       else if (rule.kind == Rule::Kind::quantised)
-        problem.code_scores = own.quantised.score(inputs, *rule.quantiser, own.rows, own.most_keys, of_keys, stream);
+        problem.code_scores =
+            state.quantised.score(inputs, *rule.quantiser, state.rows, state.most_keys, reachable_keys, stream);
       else
-        problem.code_scores = own.collisions.score(inputs, *rule.lsh, own.rows, own.most_keys, of_keys, stream);
+        problem.code_scores =
+            state.collisions.score(inputs, *rule.lsh, state.rows, state.most_keys, reachable_keys, stream);
     }
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; expected at most one");
-    rule.page_size = std::clamp<Index>(rule.page_size, 1, own.most_keys);
-    problem.page_count = static_cast<int>(own.score_pages(scored, rule.page_size, of_keys, stream));
-    problem.page_scores = own.page_scores.as<float>();
+    rule.page_size = std::clamp<Index>(rule.page_size, 1, state.most_keys);
+    problem.page_count = static_cast<int>(state.score_pages(scored, rule.page_size, reachable_keys, stream));
+    problem.page_scores = state.page_scores.as<float>();
   }
   problem.heads = static_cast<int>(inputs.heads());
   problem.rows = static_cast<int>(inputs.queries_length());
@@ -218,11 +220,11 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
   problem.causal = inputs.causal;
   problem.bias = BiasView::of(inputs.attention_mask);
   problem.layer = inputs.layer;
-  problem.p = own.p.as<float>();
-  problem.indices = own.indices.as<std::int32_t>();
+  problem.p = state.p.as<float>();
+  problem.indices = state.indices.as<std::int32_t>();
   problem.counts = counts;
-  problem.list_p = weighted ? own.extra.as<float>() : nullptr;
-  problem.scratch = own.extra.as<std::int32_t>();
+  problem.list_p = weighted ? state.extra.as<float>() : nullptr;
+  problem.scratch = state.extra.as<std::int32_t>();
   launch(ChooseRow{problem}, rows, stream, "choosing keys");
   return lists;
 }

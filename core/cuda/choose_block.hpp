@@ -1,6 +1,7 @@
-// A chain of rules on a GPU: one block takes one row through all of them, and leaves the list of keys, with p, that
-// attention reads. The mask in between is p of every key, which is all that the algebra needs: rules add to what the
-// ones before them chose. Cost: the row's scores and p, 8 bytes a key, a few times over, from the second-level cache.
+// A chain of rules on a GPU: one block takes one row through all rules, and writes the list of keys, with p, that
+// attention reads. Between rules the mask is stored as p of every key, which is all that the algebra needs: a rule adds
+// to what earlier rules chose. Cost: the row's scores and p, 8 bytes per key, read a few times from the second-level
+// cache.
 #pragma once
 
 #include <limits>
@@ -15,21 +16,21 @@ namespace reticle::cuda {
 inline constexpr int kMostRules = 8;
 
 struct ChooseProblem {
-  float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null where no rule asks
-  float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, of the one rule that keeps pages
+  float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null if no rule needs scores
+  float* page_scores = nullptr;  // (b * hq * sq, page_count), likewise, for the one rule that keeps pages
   int page_count = 0;
-  float* code_scores = nullptr;  // (b * hq * sq, sk), of the one rule that goes by codes; p if `colliding`
+  float* code_scores = nullptr;  // (b * hq * sq, sk), for the one rule that uses codes; p if it is `colliding`
   int heads = 1, rows = 1, key_count = 0;
   bool causal = false;
-  BiasView bias;  // what scores do not have yet
+  BiasView bias;  // added to the scores here
   int layer = 0;
   Rule rules[kMostRules];
   int rule_count = 0;
-  // Per row, room for all keys. Lists of what is chosen, ascending; list_p is null where every p is 1.
+  // Per row, with space for all keys: the chosen keys, ascending; list_p is null where every p is 1.
   float* p = nullptr;
   std::int32_t *indices = nullptr, *counts = nullptr;
   float* list_p = nullptr;
-  std::int32_t* scratch = nullptr;  // of rules that sample; may be where list_p is, which is written after them
+  std::int32_t* scratch = nullptr;  // for rules that sample; may be the memory of list_p, which is written afterwards
 };
 
 union ChooseShared {
@@ -39,7 +40,7 @@ union ChooseShared {
 
 namespace choose_detail {
 
-/// A rule of kind `sample`.
+/// Applies a rule of kind `sample`.
 template <class Block>
 RETICLE_HD void sample_uniformly(const Block& block, SampleShared& shared, double rate, Index count,
                                  const Philox& random, std::int32_t* draws, std::int32_t* first, float* p) {
@@ -52,7 +53,7 @@ RETICLE_HD void sample_uniformly(const Block& block, SampleShared& shared, doubl
              [&](int, Index key) { p[key] = share; });
 }
 
-/// Keys whose p is not 0, with it, ascending; returns how many.
+/// Lists the keys whose p is greater than 0, with their p, ascending; returns their number.
 template <class Block>
 RETICLE_HD int list_chosen(const Block& block, int* scan, const float* p, Index count, std::int32_t* indices,
                            float* list_p) {
@@ -85,12 +86,12 @@ RETICLE_HD int list_chosen(const Block& block, int* scan, const float* p, Index 
   return listed;
 }
 
-/// Marks keys that the row's bias forbids by p = -1, so that they are no candidates, and adds it to the row's scores.
+/// Marks keys that the row's bias forbids with p = -1, so that no rule chooses them, and adds the bias to the scores.
 template <class Block>
 RETICLE_HD void apply_bias(const Block& block, const ChooseProblem& problem, const float* bias, int row, int visible,
                            float* p) {
   const Index first = static_cast<Index>(row) * problem.key_count;
-  bool codes = false;  // probabilities stay what they are
+  bool codes = false;  // codes give scores; those of `colliding` are probabilities and stay unchanged
   int page_size = 0;
   for (int i = 0; i < problem.rule_count; ++i) {
     codes |= problem.rules[i].codes() && problem.rules[i].kind != Rule::Kind::colliding;
@@ -106,12 +107,12 @@ RETICLE_HD void apply_bias(const Block& block, const ChooseProblem& problem, con
   });
   block.sync();
   if (page_size == 0) return;
-  float* const of_pages = problem.page_scores + static_cast<Index>(row) * problem.page_count;
+  float* const page_scores = problem.page_scores + static_cast<Index>(row) * problem.page_count;
   block.each([&](int thread) {
     for (int page = thread; page < problem.page_count; page += block.threads()) {
       bool allowed = false;
       for (int key = page * page_size; key < (page + 1) * page_size && key < visible; ++key) allowed |= p[key] == 0;
-      if (!allowed) of_pages[page] = -std::numeric_limits<float>::infinity();
+      if (!allowed) page_scores[page] = -std::numeric_limits<float>::infinity();
     }
   });
   block.sync();
@@ -147,15 +148,15 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
   for (int i = 0; i < problem.rule_count; ++i) {
     const Rule& rule = problem.rules[i];
     const auto count = static_cast<int>(rule.count < keys ? rule.count : keys);
-    const float* const of_rows = rule.codes() ? problem.code_scores : problem.scores;
-    const float* const scores = of_rows == nullptr ? nullptr : of_rows + first;
+    const float* const all_scores = rule.codes() ? problem.code_scores : problem.scores;
+    const float* const scores = all_scores == nullptr ? nullptr : all_scores + first;
     block.sync();
     if (rule.kind == Rule::Kind::sinks) {
       keep(count, [](Index nth) { return nth; });
     } else if (rule.kind == Rule::Kind::window) {
       keep(count, [&](Index nth) { return end - 1 - nth * rule.dilation; });
     } else if (rule.kind == Rule::Kind::colliding) {
-      if (scores == nullptr) continue;  // nobody has scored for it
+      if (scores == nullptr) continue;  // no scores were computed
       block.each([&](int thread) {
         for (int key = thread; key < visible; key += block.threads()) {
           if (p[key] == 0) p[key] = scores[key];
@@ -166,7 +167,7 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
                           static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(query));
       std::int32_t* const scratch = problem.scratch + first;
       if (rule.kind == Rule::Kind::adaptive) {
-        if (scores == nullptr) continue;  // nobody has scored for it
+        if (scores == nullptr) continue;  // no scores were computed
         sample_adaptively(block, shared.adaptive, rule, scores, keys, visible, random, indices, scratch, p);
       } else {
         choose_detail::sample_uniformly(block, shared.adaptive.sample, rule.share, visible, random, indices, scratch,
@@ -174,8 +175,10 @@ RETICLE_HD void choose_row(const Block& block, ChooseShared& shared, const Choos
       }
     } else if (rule.kind == Rule::Kind::pages) {
       const auto page_size = static_cast<int>(rule.page_size);
-      const float* const of_pages = problem.page_scores + static_cast<Index>(row) * problem.page_count;
-      const auto key_of_page = [&](Index page) { return page * page_size < visible ? order_key(of_pages[page]) : 0u; };
+      const float* const page_scores = problem.page_scores + static_cast<Index>(row) * problem.page_count;
+      const auto key_of_page = [&](Index page) {
+        return page * page_size < visible ? order_key(page_scores[page]) : 0u;
+      };
       const int chosen = top_k_row(block, shared.top.selection, key_of_page, problem.page_count, count, indices);
       block.sync();
       block.each([&](int thread) {

@@ -38,7 +38,7 @@ struct ScoreCodes {
   }
 };
 
-/// The linear maps of one side in device memory.
+/// The linear maps for queries or for keys, in device memory.
 class DeviceHash {
  public:
   DeviceHash() = default;
@@ -50,7 +50,7 @@ class DeviceHash {
     }
   }
 
-  /// Codes vectors [first, end) of `tensor` for all query heads.
+  /// Computes the codes of vectors [first, end) of `tensor` for all query heads.
   void code(const TensorView& tensor, Index heads, Index first, std::uint64_t* codes, Index capacity,
             Stream stream) const {
     HashProblem problem;
@@ -82,9 +82,9 @@ class DeviceHash {
   std::vector<Map> maps_;
 };
 
-/// Codes of one layer's keys, with room for all.
+/// Codes of one layer's keys, with space for all keys.
 struct LayerCodes {
-  const LearnedHash* of = nullptr;
+  const LearnedHash* made_for = nullptr;
   DeviceHash query, key;
   Buffer codes;
   Index batch = 0, seen = 0;
@@ -114,7 +114,8 @@ float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash,
   const Index keys = inputs.keys_length(), heads = inputs.heads(), words = (hash.query.bits() + 63) / 64;
   const auto room = [&](Index vectors) { return static_cast<std::size_t>(vectors * words) * sizeof(std::uint64_t); };
   LayerCodes& layer = codes[inputs.layer];
-  if (layer.of != &hash) layer = {&hash, DeviceHash(hash.query, stream), DeviceHash(hash.key, stream), Buffer(), 0, 0};
+  if (layer.made_for != &hash)
+    layer = {&hash, DeviceHash(hash.query, stream), DeviceHash(hash.key, stream), Buffer(), 0, 0};
   if (layer.batch != inputs.batch() || layer.seen > keys) {
     layer.codes = Buffer(room(inputs.batch() * heads * most_keys), stream);
     layer.batch = inputs.batch();

@@ -1,4 +1,4 @@
-// Scores by learned hash codes in device memory.
+// Scores from learned hash codes, in device memory.
 #pragma once
 
 #include <memory>
@@ -9,16 +9,17 @@
 
 namespace reticle::cuda {
 
-/// Codes of keys by layer, kept so that a decode step codes new ones only. Memory: bits / 8 bytes per key and query
-/// head and layer, and 4 per key and row; the weights.
+/// Keeps the codes of keys by layer, so that a decode step codes only new keys. Memory: bits / 8 bytes per key, query
+/// head and layer, 4 per key and row, and the weights.
 class HashScorer {
  public:
-  /// (b * hq * sq, sk) in device memory, until the next call: the bits that a key's code shares with the query's less
-  /// the others, -infinity for keys that causality forbids. Keys are those of the layer's last call and new ones behind
-  /// them; `rows` and `most_keys` are the most there will be. Three launches; waits when a layer's weights come first.
-  /// ShapeError when the weights are for other heads; DeviceError for MLPs that are too wide.
+  /// Scores (b * hq * sq, sk) in device memory, valid until the next call: the number of bits in which a key's code
+  /// agrees with the query's, minus the number in which it differs; -infinity for keys that causality forbids. Keys
+  /// must be those of the layer's last call, with new ones appended; `rows` and `most_keys` are upper limits for all
+  /// calls. Three launches; waits when a layer's weights are used for the first time. ShapeError when the weights are
+  /// for other heads; DeviceError for MLPs that are too wide.
   float* score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys, Stream stream);
-  /// Forgets the codes: before the keys of another sequence.
+  /// Forgets the codes; to be called before the keys of another sequence.
   void reset();
 
  private:

@@ -1,6 +1,7 @@
-// Learned hash codes on a GPU, as core/ops/hash_codes.hpp has them: an MLP for each query head turns vectors into sign
-// bits, and a key scores the bits it shares with the query less the others. Coding reads weights once for eight vectors
-// and is done when a key is new; scoring reads bits / 8 bytes per key and query head, where exact scores read the key.
+// Learned hash codes on a GPU, as in core/ops/hash_codes.hpp: an MLP for each query head turns vectors into sign bits,
+// and a key's score is the number of bits that agree with the query's minus the number that differ. Coding reads the
+// weights once for eight vectors, and only new keys are coded; scoring reads bits / 8 bytes per key and query head,
+// where exact scores read the key.
 #pragma once
 
 #include <bit>
@@ -13,17 +14,17 @@
 namespace reticle::cuda {
 
 inline constexpr int kHashThreads = 128;
-inline constexpr int kHashVectors = 8;      // that a block codes
-inline constexpr int kMostHashWidth = 512;  // of vectors, and between and after the linear maps
+inline constexpr int kHashVectors = 8;      // vectors that a block codes
+inline constexpr int kMostHashWidth = 512;  // largest head_dim and largest output of a linear map
 inline constexpr int kMostHashLayers = 8;
 
-/// A linear map: weights (hq, in, out), so that neighbouring threads read neighbours, and bias (hq, out).
+/// A linear map: weights (hq, in, out), in which neighbouring threads read neighbouring elements, and bias (hq, out).
 struct HashLayer {
   int in = 0, out = 0;
   const float *weights = nullptr, *bias = nullptr;
 };
 
-/// A map's weights so, on the host.
+/// A map's weights in this layout, on the host.
 inline std::vector<float> weights_by_input(const HashMlp::Linear& map, Index heads) {
   std::vector<float> weights;
   weights.reserve(map.weights.size());
@@ -37,7 +38,7 @@ inline std::vector<float> weights_by_input(const HashMlp::Linear& map, Index hea
 }
 
 struct HashProblem {
-  const void* vectors = nullptr;  // (b, h, n, d), h being a divisor of the query heads
+  const void* vectors = nullptr;  // (b, h, n, d), where h divides the number of query heads
   Strides strides;
   int heads = 1, heads_of_vectors = 1, end = 0;  // query heads; vectors before `end` are coded
   HashLayer layers[kMostHashLayers];
@@ -55,7 +56,7 @@ struct HashShared {
   float values[2][kHashVectors][kMostHashWidth];
 };
 
-/// Codes of vectors [first, first + kHashVectors) for (batch, query head) number `number`.
+/// Codes vectors [first, first + kHashVectors) for (batch, query head) number `number`.
 template <class T, class Block>
 RETICLE_HD void code_vectors(const Block& block, HashShared& shared, const HashProblem& problem, int number,
                              int first) {
@@ -116,7 +117,7 @@ struct HashScoreProblem {
   float* scores = nullptr;                // (b * hq * sq, sk)
 };
 
-/// Scores of row number `row` with keys [part * kHashThreads, (part + 1) * kHashThreads).
+/// Scores keys [part * kHashThreads, (part + 1) * kHashThreads) for row number `row`.
 template <class Block>
 RETICLE_HD void score_codes(const Block& block, const HashScoreProblem& problem, int row, int part) {
   const int words = (problem.bits + 63) / 64, position = problem.key_count - problem.rows + row % problem.rows;

@@ -1,6 +1,6 @@
-// Kernels, and the one place that starts them. For .cu files.
+// Kernels, and the only function that launches them. For .cu files.
 //
-// A kernel is a small struct that is copied to the device: what it works on as members, and
+// A kernel is a small struct that is copied to the device. Its members are its arguments, and it has
 //
 //   static constexpr int kThreads = ...;          // of a block
 //   static constexpr int kBlocks = ...;           // optional: blocks that a multiprocessor must have room for
@@ -25,7 +25,7 @@
 
 namespace reticle::cuda {
 
-/// Shared memory of a block: what kernels have unasked, what they may ask for on compute capability 8.9, which has
+/// Limits of shared memory per block: without opting in, after opting in on compute capability 8.9, which has the
 /// least, and on 9.0.
 inline constexpr std::size_t kUnaskedSharedMemory = 48 * 1024, kMaxSharedMemory = 99 * 1024,
                              kMaxSharedMemoryOfHopper = 227 * 1024;
@@ -46,11 +46,11 @@ struct SharedOf<Kernel> {
 
 template <class Kernel>
 inline constexpr bool has_shared = requires { typename Kernel::Shared; };
-/// Static shared memory is limited, and aligned to 16 bytes.
+/// Whether shared memory is allocated dynamically: static memory has a limit, and is aligned to 16 bytes only.
 template <class Kernel>
 inline constexpr bool is_dynamic = sizeof(typename SharedOf<Kernel>::type) > kUnaskedSharedMemory ||
                                    alignof(typename SharedOf<Kernel>::type) > 16;
-/// How dynamic memory is aligned is nowhere promised beyond 16 bytes: room to align it is asked for.
+/// Bytes of dynamic shared memory. CUDA promises an alignment of 16 bytes only, so larger alignments need extra space.
 template <class Kernel>
 inline constexpr std::size_t dynamic_bytes =
     !is_dynamic<Kernel>
@@ -108,7 +108,8 @@ auto* function_of() {
 
 #endif
 
-/// Starts so many blocks in the stream's order, and does not wait; none is no launch. DeviceError, naming `what`.
+/// Launches `blocks` blocks in the stream's order, without waiting; 0 blocks launch nothing. DeviceError, naming
+/// `what`.
 template <class Kernel>
 void launch(const Kernel& kernel, Index blocks, Stream stream, const char* what) {
   constexpr Index kMaxBlocks = 2147483647;
@@ -131,7 +132,7 @@ void launch(const Kernel& kernel, Index blocks, Stream stream, const char* what)
     const HostBlock block(Kernel::kThreads);
     for (Index number = 0; number < blocks; ++number) {
       if constexpr (launch_detail::has_shared<Kernel>) {
-        const emulated::SharedMemory<typename Kernel::Shared> shared;  // of this block alone, and not cleared
+        const emulated::SharedMemory<typename Kernel::Shared> shared;  // used by this block only, and not cleared
         kernel(block, *shared, number);
       } else {
         kernel(block, number);

@@ -67,9 +67,9 @@ struct ScoreCollisions {
   }
 };
 
-/// What is kept of one layer's keys, with room for all.
+/// Data about one layer's keys, with space for all keys.
 struct LayerCollisions {
-  const LshRecipe* of = nullptr;
+  const LshRecipe* made_for = nullptr;
   Index batch = 0, kv_heads = 0, head_dim = 0;
   Buffer projections, means, largest, codes;
   Index seen = 0;
@@ -96,7 +96,7 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
   LshProblem problem = lsh_problem(inputs, recipe);
   problem.reachable = reachable;
   LayerCollisions& layer = state_->layers[inputs.layer];
-  if (layer.of != &recipe || layer.head_dim != d) layer = {&recipe, 0, 0, d};
+  if (layer.made_for != &recipe || layer.head_dim != d) layer = {&recipe, 0, 0, d};
   if (layer.batch != inputs.batch() || layer.kv_heads != inputs.kv_heads() || layer.seen > keys) {
     layer.batch = inputs.batch();
     layer.kv_heads = inputs.kv_heads();
@@ -138,7 +138,7 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
     }
     if (fresh > 0) {
       const auto seen = static_cast<int>(layer.seen);
-      // Norms first: codes depend on the largest of the sequence.
+      // Norms are computed first: codes depend on the largest norm of the sequence.
       Index parts = blocks_for(fresh, kLshThreads);
       launch(KeepLargestNorm<T>{problem, seen, static_cast<int>(parts)}, matrices * parts, stream, kWhat);
       parts = blocks_for(fresh, kLshVectors);

@@ -1,4 +1,4 @@
-// Collisions under locality-sensitive hashing in device memory.
+// Collisions under locality-sensitive hashing (LSH), in device memory.
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,19 @@
 
 namespace reticle::cuda {
 
-/// Codes of keys by layer, kept so that a decode step codes new ones only. Memory: tables * bits / 8 bytes per key of a
-/// KV head and layer, and 4 per key and row; the projections.
+/// Keeps the codes of keys by layer, so that a decode step codes only new keys. Memory: tables * bits / 8 bytes per
+/// key, KV head and layer, 4 per key and row, and the projections.
 class CollisionScorer {
  public:
-  /// (b * hq * sq, sk) in device memory, until the next call: the probability of colliding for keys that collide with
-  /// the query, 0 for others and those that causality forbids. Keys are those of the layer's last call and new ones
-  /// behind them; `rows` and `most_keys` are the most there will be. What is made of many keys leaves those out whose
-  /// byte in `reachable` (b * hkv, keys), if it is given, is 0. Four launches; one more, and waiting for the
-  /// projections, when a layer's first keys come. DeviceError for a head_dim above 256, recorded projections, or rows
+  /// Scores (b * hq * sq, sk) in device memory, valid until the next call: the probability of a collision for keys that
+  /// collide with the query, 0 for others and for keys that causality forbids. Keys must be those of the layer's last
+  /// call, with new ones appended; `rows` and `most_keys` are upper limits for all calls. Means and norms leave out
+  /// keys whose byte in `reachable` (b * hkv, keys) is 0; null: all keys count. Four launches; for a layer's first keys
+  /// one more, and waiting for the projections. DeviceError for a head_dim above 256, recorded projections, or rows
   /// that are not contiguous.
   float* score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
                const std::uint8_t* reachable, Stream stream);
-  /// Forgets the codes: before the keys of another sequence.
+  /// Forgets the codes; to be called before the keys of another sequence.
   void reset();
 
  private:

@@ -1,7 +1,7 @@
-// Locality-sensitive hashing on a GPU, as maskers/sampling/magic_pig.cpp has it: sign bits of random projections,
-// tables of a few bits one behind the other in a code, and of every key that shares tables with the query how likely
-// that was. Coding reads the projections once for eight vectors and is done when a key is new; scoring reads a code per
-// key and query head, and the keys that collide.
+// Locality-sensitive hashing on a GPU, as in maskers/sampling/magic_pig.cpp: a code holds the sign bits of random
+// projections, in tables of a few bits each; a key that shares enough tables with the query gets the probability of
+// that event. Coding reads the projections once for eight vectors, and only new keys are coded; scoring reads a code
+// per key and query head, and the keys that collide.
 #pragma once
 
 #include <cmath>
@@ -13,17 +13,17 @@
 
 namespace reticle::cuda {
 
-inline constexpr int kLshThreads = 128;   // and signs that a block finds
-inline constexpr int kLshVectors = 8;     // that a block codes
+inline constexpr int kLshThreads = 128;   // and signs that a block computes
+inline constexpr int kLshVectors = 8;     // vectors that a block codes
 inline constexpr int kMaxLshDim = 256;    // head_dim
-inline constexpr int kMeanElements = 32;  // that a block averages, over kLshThreads / kMeanElements parts of the keys
+inline constexpr int kMeanElements = 32;  // elements of a block, over kLshThreads / kMeanElements parts of the keys
 
 struct LshProblem : ScoredInputs {
   int tables = 1, bits = 1, least = 1;  // see LshRecipe
   bool lift = true, center_query = true;
-  const float* projections = nullptr;                    // (width, tables * bits): neighbours read neighbours
+  const float* projections = nullptr;                    // (width, tables * bits): neighbouring threads read neighbours
   float* means = nullptr;                                // (b * hkv, d)
-  std::uint32_t* largest = nullptr;                      // (b), largest norms of centred keys, as bits
+  std::uint32_t* largest = nullptr;                      // (b), largest norms of centred keys, as the bits of a float
   std::uint64_t *key_codes = nullptr, *codes = nullptr;  // (b * hkv, capacity, words), (b * hq * sq, words)
   Index capacity = 0;
   float* scores = nullptr;  // (b * hq * sq, sk)
@@ -45,13 +45,13 @@ struct LshProblem : ScoredInputs {
     return static_cast<const T*>(queries) + row / rows / heads * query_strides.batch +
            row / rows % heads * query_strides.head + row % rows * query_strides.row;
   }
-  /// The KV head of (batch, head, query) number `row`, as a number of (batch, KV head).
+  /// The number of the (batch, KV head) of (batch, head, query) number `row`.
   RETICLE_HD int matrix_of(int row) const {
     return row / rows / heads * kv_heads + row / rows % heads * kv_heads / heads;
   }
 };
 
-/// Without what memory there is.
+/// A problem without the pointers to memory.
 inline LshProblem lsh_problem(const AttentionInputs& inputs, const LshRecipe& recipe) {
   LshProblem problem{ScoredInputs::of(inputs)};
   problem.tables = static_cast<int>(recipe.tables);
@@ -62,19 +62,19 @@ inline LshProblem lsh_problem(const AttentionInputs& inputs, const LshRecipe& re
   return problem;
 }
 
-/// Projections as the problem has them.
+/// The projections in the problem's layout.
 inline std::vector<float> projections_by_element(const LshRecipe& recipe, Index head_dim, int layer) {
-  const std::vector<float> of_rows = recipe.projections(head_dim, layer);
-  const auto width = static_cast<std::size_t>(recipe.width(head_dim)), rows = of_rows.size() / width;
-  std::vector<float> by_element(of_rows.size());
+  const std::vector<float> by_row = recipe.projections(head_dim, layer);
+  const auto width = static_cast<std::size_t>(recipe.width(head_dim)), rows = by_row.size() / width;
+  std::vector<float> by_element(by_row.size());
   for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t e = 0; e < width; ++e) by_element[e * rows + row] = of_rows[row * width + e];
+    for (std::size_t e = 0; e < width; ++e) by_element[e * rows + row] = by_row[row * width + e];
   }
   return by_element;
 }
 
-/// The mean of those keys of [first, end) that are reachable, elements from part * kMeanElements on. `sums` is shared
-/// memory, one for a thread.
+/// Averages the reachable keys of [first, end), elements from part * kMeanElements on. `sums` is shared memory with one
+/// element for each thread.
 template <class T, class Block>
 RETICLE_HD void average_keys(const Block& block, double* sums, const LshProblem& problem, int matrix, int part,
                              int first, int end) {
@@ -107,7 +107,7 @@ RETICLE_HD void average_keys(const Block& block, double* sums, const LshProblem&
 
 namespace lsh_detail {
 
-/// The norm of a vector of elements at(e).
+/// The norm of a vector with elements at(e).
 template <class At>
 RETICLE_HD float norm(int count, At&& at) {
   double squares = 0;
@@ -125,7 +125,7 @@ RETICLE_HD inline std::uint64_t bits_of(const std::uint64_t* code, int first, in
 
 }  // namespace lsh_detail
 
-/// Makes the largest norm that of reachable keys [first + kLshThreads * part, ...), if it is larger.
+/// Raises the largest norm to the norms of reachable keys [first + kLshThreads * part, ...).
 template <class T, class Block>
 RETICLE_HD void keep_largest_norm(const Block& block, const LshProblem& problem, int matrix, int first, int part) {
   const float* const mean = problem.means + matrix * problem.head_dim;
@@ -134,20 +134,20 @@ RETICLE_HD void keep_largest_norm(const Block& block, const LshProblem& problem,
     if (number >= problem.key_count || !problem.reaches(matrix, number)) return;
     const T* const key = problem.key<T>(matrix, number);
     const float norm = lsh_detail::norm(problem.head_dim, [&](int e) { return widened(key[e]) - mean[e]; });
-    std::uint32_t bits = 0;  // of floats that are not negative, in their order
+    std::uint32_t bits = 0;  // the bits of floats that are not negative have the floats' order
     std::memcpy(&bits, &norm, sizeof(bits));
     block.keep_max(problem.largest + matrix / problem.kv_heads, bits);
   });
 }
 
-/// Shared memory of a block: vectors, centred and lifted, and signs, a bit for each vector.
+/// Shared memory of a block: vectors, centred and lifted; and signs, one bit for each vector.
 struct LshShared {
   float vectors[kLshVectors][kMaxLshDim + 1];
   std::uint8_t signs[kLshThreads];
 };
 
-/// Signs [panel * kLshThreads, ...) of vectors [first, first + kLshVectors): of keys of (batch, KV head) number
-/// `matrix`, or of rows.
+/// Computes signs [panel * kLshThreads, ...) of vectors [first, first + kLshVectors): of the keys of (batch, KV head)
+/// number `matrix`, or of rows.
 template <class T, bool of_keys, class Block>
 RETICLE_HD void code_by_signs(const Block& block, LshShared& shared, const LshProblem& problem, int matrix, int first,
                               int end, int panel) {
@@ -170,11 +170,11 @@ RETICLE_HD void code_by_signs(const Block& block, LshShared& shared, const LshPr
   block.sync();
   block.each([&](int thread) {
     if (thread >= kLshVectors || !problem.lift) return;
-    float* const own = shared.vectors[thread];
-    const float length = lsh_detail::norm(d, [&](int e) { return own[e]; });
+    float* const lifted = shared.vectors[thread];
+    const float length = lsh_detail::norm(d, [&](int e) { return lifted[e]; });
     const float largest = of_keys ? problem.largest_of(matrix / problem.kv_heads) : length;
     const float above = largest * largest - length * length;
-    own[d] = of_keys && above > 0 ? std::sqrt(above) : 0.0f;
+    lifted[d] = of_keys && above > 0 ? std::sqrt(above) : 0.0f;
   });
   block.sync();
   const int base = panel * kLshThreads;
@@ -204,16 +204,17 @@ RETICLE_HD void code_by_signs(const Block& block, LshShared& shared, const LshPr
   });
 }
 
-/// Row number `row` with keys [part * kLshThreads, (part + 1) * kLshThreads): the probability of colliding where they
-/// do, 0 elsewhere.
+/// Scores keys [part * kLshThreads, (part + 1) * kLshThreads) for row number `row`: the probability of a collision
+/// where there is one, 0 elsewhere.
 template <class T, class Block>
 RETICLE_HD void score_collisions(const Block& block, float* query, const LshProblem& problem, int row, int part) {
   const int d = problem.head_dim, matrix = problem.matrix_of(row), words = problem.words();
   const int position = problem.key_count - problem.rows + row % problem.rows;
   const float* const mean = problem.means + matrix * d;
   block.each([&](int thread) {
-    const T* const own = problem.query<T>(row);
-    for (int e = thread; e < d; e += kLshThreads) query[e] = widened(own[e]) - (problem.center_query ? mean[e] : 0.0f);
+    const T* const row_query = problem.query<T>(row);
+    for (int e = thread; e < d; e += kLshThreads)
+      query[e] = widened(row_query[e]) - (problem.center_query ? mean[e] : 0.0f);
   });
   block.sync();
   block.each([&](int thread) {
@@ -240,7 +241,7 @@ RETICLE_HD void score_collisions(const Block& block, float* query, const LshProb
     const auto query_norm = static_cast<double>(lsh_detail::norm(d, [&](int e) { return query[e]; }));
     const double cosine = key_norm > 0 ? product / ((query_norm + 1e-8) * static_cast<double>(key_norm)) : 0;
     const auto p = static_cast<float>(collision_probability(cosine, problem.bits, problem.tables, problem.least));
-    if (p > 0) score = p < 1 ? p : 1;  // 0: exactly opposite, never drawn but by rounding
+    if (p > 0) score = p < 1 ? p : 1;  // 0: exactly opposite vectors, which collide only by rounding
   });
 }
 

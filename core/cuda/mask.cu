@@ -12,7 +12,7 @@
 namespace reticle::cuda {
 namespace {
 
-// One block to a stored row.
+// Kernels: one block for each stored row.
 
 template <class Op>
 struct CombineLists {
@@ -99,12 +99,12 @@ struct StoredMask::State {
     return {columns.as<std::int32_t>(), p.as<float>(), counts.as<std::int32_t>(), list_size};
   }
 
-  static std::shared_ptr<State> of_bits(const MaskShape& shape, Stream stream) {
+  static std::shared_ptr<State> make_bits(const MaskShape& shape, Stream stream) {
     auto state = std::make_shared<State>(State{shape, true, false});
     state->words = Buffer(bytes_for<std::uint64_t>(shape.stored_rows() * state->width()), stream);
     return state;
   }
-  static std::shared_ptr<State> of_lists(const MaskShape& shape, bool weighted, Index list_size, Stream stream) {
+  static std::shared_ptr<State> make_lists(const MaskShape& shape, bool weighted, Index list_size, Stream stream) {
     const Index rows = shape.stored_rows();
     auto state = std::make_shared<State>(State{shape, false, weighted, list_size});
     state->columns = Buffer(bytes_for<std::int32_t>(rows * list_size), stream);
@@ -120,14 +120,14 @@ StoredMask::~StoredMask() = default;
 StoredMask::StoredMask(const Mask& mask, Stream stream) {
   if (!mask.weighted() && mask.density() > 1.0 / 32) {
     const Mask bits = convert(mask, MaskKind::bits);
-    auto state = State::of_bits(bits.shape(), stream);
+    auto state = State::make_bits(bits.shape(), stream);
     state->words.copy_from(std::get<BitDense>(bits.representation()).words.data(), stream);
     state_ = std::move(state);
     return;
   }
   const Mask listed = convert(mask, MaskKind::csr);
   const PaddedLists padded = padded_lists(std::get<Csr>(listed.representation()));
-  auto state = State::of_lists(listed.shape(), !padded.p.empty(), padded.list_size, stream);
+  auto state = State::make_lists(listed.shape(), !padded.p.empty(), padded.list_size, stream);
   state->columns.copy_from(padded.columns.data(), stream);
   state->p.copy_from(padded.p.data(), stream);
   state->counts.copy_from(padded.counts.data(), stream);
@@ -135,7 +135,7 @@ StoredMask::StoredMask(const Mask& mask, Stream stream) {
 }
 
 StoredMask::StoredMask(const MaskShape& shape, const KeyLists& lists, Stream stream) {
-  auto state = State::of_lists(shape.unshared(), lists.p != nullptr, lists.list_size, stream);
+  auto state = State::make_lists(shape.unshared(), lists.p != nullptr, lists.list_size, stream);
   state->columns.copy_on_device(lists.indices, stream);
   state->p.copy_on_device(lists.p, stream);
   state->counts.copy_on_device(lists.counts, stream);
@@ -159,40 +159,40 @@ const std::uint64_t* StoredMask::words() const { return state_->words.as<std::ui
 ColumnLists StoredMask::lists() const { return state_->lists(); }
 
 Index StoredMask::bytes() const {
-  const State& own = *state_;
-  return static_cast<Index>(own.words.bytes() + own.columns.bytes() + own.p.bytes() + own.counts.bytes());
+  const State& state = *state_;
+  return static_cast<Index>(state.words.bytes() + state.columns.bytes() + state.p.bytes() + state.counts.bytes());
 }
 
 Index StoredMask::nnz(const Context& context) const {
-  const State& own = *state_;
-  const Index rows = own.shape.stored_rows();
-  const Index stored = own.bits ? bits_set(words(), rows * own.width(), context.stream)
-                                : sum_of(own.counts.as<std::int32_t>(), rows, context.stream);
-  return stored * own.shape.rows_per_stored_row();
+  const State& state = *state_;
+  const Index rows = state.shape.stored_rows();
+  const Index stored = state.bits ? bits_set(words(), rows * state.width(), context.stream)
+                                  : sum_of(state.counts.as<std::int32_t>(), rows, context.stream);
+  return stored * state.shape.rows_per_stored_row();
 }
 
 Mask StoredMask::to_host(const Context& context) const {
-  const State& own = *state_;
-  const Index rows = own.shape.stored_rows();
-  if (own.bits) {
-    Array<std::uint64_t> words(static_cast<std::size_t>(rows * own.width()));
-    own.words.copy_to(words.data(), context.stream);
-    return Mask::bits(own.shape, std::move(words));
+  const State& state = *state_;
+  const Index rows = state.shape.stored_rows();
+  if (state.bits) {
+    Array<std::uint64_t> words(static_cast<std::size_t>(rows * state.width()));
+    state.words.copy_to(words.data(), context.stream);
+    return Mask::bits(state.shape, std::move(words));
   }
-  const auto entries = static_cast<std::size_t>(rows * own.list_size);
-  PaddedLists padded{own.list_size, Array<std::int32_t>(entries), Array<float>(own.weighted ? entries : 0),
+  const auto entries = static_cast<std::size_t>(rows * state.list_size);
+  PaddedLists padded{state.list_size, Array<std::int32_t>(entries), Array<float>(state.weighted ? entries : 0),
                      std::vector<std::int32_t>(static_cast<std::size_t>(rows))};
-  own.columns.copy_to(padded.columns.data(), context.stream);
-  own.p.copy_to(padded.p.data(), context.stream);
-  own.counts.copy_to(padded.counts.data(), context.stream);
+  state.columns.copy_to(padded.columns.data(), context.stream);
+  state.p.copy_to(padded.p.data(), context.stream);
+  state.counts.copy_to(padded.counts.data(), context.stream);
   Csr csr = csr_of(padded);
-  return Mask::csr(own.shape, std::move(csr.row_ptr), std::move(csr.indices), std::move(csr.p));
+  return Mask::csr(state.shape, std::move(csr.row_ptr), std::move(csr.indices), std::move(csr.p));
 }
 
 std::shared_ptr<const StoredMask> StoredMask::as_bits(Stream stream) const {
   if (state_->bits) return std::shared_ptr<const StoredMask>(new StoredMask(state_));
   if (state_->weighted) throw ValueError("bits of a mask on the device: it is weighted; bits hold no p");
-  auto state = State::of_bits(state_->shape, stream);
+  auto state = State::make_bits(state_->shape, stream);
   launch(BitsOfLists{state_->lists(), state->words.as<std::uint64_t>(), state->width()}, state->shape.stored_rows(),
          stream, "bits of a mask");
   return std::shared_ptr<const StoredMask>(new StoredMask(std::move(state)));
@@ -200,7 +200,7 @@ std::shared_ptr<const StoredMask> StoredMask::as_bits(Stream stream) const {
 
 std::shared_ptr<const StoredMask> StoredMask::as_lists(Stream stream) const {
   if (!state_->bits) return std::shared_ptr<const StoredMask>(new StoredMask(state_));
-  auto state = State::of_lists(state_->shape, false, state_->shape.keys, stream);
+  auto state = State::make_lists(state_->shape, false, state_->shape.keys, stream);
   launch(ListsOfBits{words(), state->width(), state->lists()}, state->shape.stored_rows(), stream, "lists of a mask");
   return std::shared_ptr<const StoredMask>(new StoredMask(std::move(state)));
 }
@@ -210,19 +210,19 @@ std::shared_ptr<const StoredMask> StoredMask::combined(const StoredMask& a, cons
                                                        Stream stream) {
   a.shape().require_same_logical(b.shape(), operation);
   const MaskShape shape = a.shape().sharing_both(b.shape());
-  const RowMap of_a = RowMap::between(shape, a.shape()), of_b = RowMap::between(shape, b.shape());
+  const RowMap map_a = RowMap::between(shape, a.shape()), map_b = RowMap::between(shape, b.shape());
   const bool weighted = a.weighted() || b.weighted();
   std::shared_ptr<State> state;
   if (!weighted && (a.is_bits() || b.is_bits())) {
     const auto left = a.as_bits(stream), right = b.as_bits(stream);
-    state = State::of_bits(shape, stream);
+    state = State::make_bits(shape, stream);
     launch(
-        CombineWords<Op>{left->words(), of_a, right->words(), of_b, state->words.as<std::uint64_t>(), state->width()},
+        CombineWords<Op>{left->words(), map_a, right->words(), map_b, state->words.as<std::uint64_t>(), state->width()},
         shape.stored_rows(), stream, operation);
   } else {
     const auto left = a.as_lists(stream), right = b.as_lists(stream);
-    state = State::of_lists(shape, weighted, room_for<Op>(left->list_size(), right->list_size(), shape.keys), stream);
-    launch(CombineLists<Op>{left->lists(), of_a, right->lists(), of_b, state->lists()}, shape.stored_rows(), stream,
+    state = State::make_lists(shape, weighted, room_for<Op>(left->list_size(), right->list_size(), shape.keys), stream);
+    launch(CombineLists<Op>{left->lists(), map_a, right->lists(), map_b, state->lists()}, shape.stored_rows(), stream,
            operation);
   }
   return std::shared_ptr<const StoredMask>(new StoredMask(std::move(state)));

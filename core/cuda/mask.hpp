@@ -1,4 +1,4 @@
-// Masks in device memory as kernels read them: what a Mask on a GPU is stored as.
+// The storage of a Mask on a GPU, in the layout that kernels read.
 #pragma once
 
 #include <memory>
@@ -11,24 +11,25 @@ namespace reticle::cuda {
 struct ColumnLists;
 struct KeyLists;
 
-/// A mask on the device: bits, or for each stored row a list of columns and, if it is weighted, their p. Lists have as
-/// much room in every row, 4 bytes a column, 8 with p: the longest row's, and for a union that of both operands' lists,
-/// so that nothing has to be counted beforehand and nothing waits. Combining is one launch: bits with bits are bits;
-/// bits beside lists are, where neither is weighted, and are listed where one is.
+/// A mask on the device: bits, or for each stored row a list of columns and, if it is weighted, their p. All rows'
+/// lists have the same capacity, 4 bytes per column, 8 with p: that of the longest row or, for a union, the sum of both
+/// operands', so that no counting pass and no waiting are needed. Combining two masks is one launch. Two masks of bits
+/// give bits; bits and unweighted lists give bits; bits beside weighted lists are converted to lists.
 class RETICLE_API StoredMask final : public DeviceStorage {
  public:
-  /// A copy: dense and 0/1 masks by more than a 32nd as bits, others as lists. Waits for what the stream has before.
+  /// Copies a mask: as bits if it is not weighted and more than a 32nd of its positions are set; otherwise as lists.
+  /// Waits for the earlier work of the stream.
   StoredMask(const Mask& mask, Stream stream);
-  /// A copy of lists of all rows of a shape, which are in device memory.
+  /// Copies lists for all rows of a shape, which are in device memory.
   StoredMask(const MaskShape& shape, const KeyLists& lists, Stream stream);
   ~StoredMask() override;
-  /// Of a Mask that lies on a GPU. DeviceError for others.
+  /// The storage of a Mask that is on a GPU. DeviceError for others.
   static const StoredMask& of(const Mask& mask);
 
   Device device() const override;
   const MaskShape& shape() const override;
   MaskKind kind() const override { return is_bits() ? MaskKind::bits : MaskKind::csr; }
-  /// Whether entries carry a p; all of them may be 1.
+  /// Whether entries have a p; even so, all of them may be 1.
   bool weighted() const override;
   Index bytes() const override;
   Index nnz(const Context& context) const override;
@@ -37,15 +38,15 @@ class RETICLE_API StoredMask final : public DeviceStorage {
                                                const Context& context) const override;
 
   bool is_bits() const;
-  /// Columns that a list has room for; 0 for bits.
+  /// Capacity of a list in columns; 0 for bits.
   Index list_size() const;
-  // For kernels: bits of stored rows, BitDense::words_per_row(keys) to a row, or lists.
+  // For kernels: the bits of stored rows, BitDense::words_per_row(keys) words each, or the lists.
   const std::uint64_t* words() const;
   ColumnLists lists() const;
 
-  /// The same mask as bits, with its own memory if it is lists. ValueError for a weighted one.
+  /// The same mask as bits, in new memory if it is stored as lists. ValueError for a weighted mask.
   std::shared_ptr<const StoredMask> as_bits(Stream stream) const;
-  /// ... as lists; of bits, with room for every key.
+  /// The same mask as lists; if it is stored as bits, with space for every key.
   std::shared_ptr<const StoredMask> as_lists(Stream stream) const;
 
  private:

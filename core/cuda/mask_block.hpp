@@ -1,10 +1,10 @@
-// Algebra of masks on a GPU. A mask is lists of columns with room for `list_size` in every row, or words of bits.
+// Algebra of masks on a GPU. A mask is lists of columns with space for `list_size` in every row, or words of bits.
 //
-// Lists: a block takes a row of both, 1024 columns at a time, by merge path (Green, McColl and Bader 2012): a thread
-// finds by bisection where its 8 columns begin in either list, and merges them; a scan of how many it keeps says where
-// they go. Cost: both lists once from memory and twice from shared memory, and the result. No row waits for another,
-// since each has room for what it may become.
-// Words: one pass over both.
+// Lists: a block merges one row of both, 1024 columns at a time, by merge path (Green, McColl and Bader 2012): a thread
+// finds by bisection where its 8 columns begin in each list, and merges them; a scan of the numbers of kept columns
+// gives their positions in the result. Cost: both lists once from memory and twice from shared memory, and the result.
+// No row waits for another, since each has space for the largest possible result.
+// Words: one pass over both masks.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ inline constexpr int kMaskThreads = 128;
 inline constexpr int kColumnsPerThread = 8;
 inline constexpr int kColumnsPerStep = kMaskThreads * kColumnsPerThread;
 
-/// Where a stored row of a result stands among an operand's, which may share more dimensions.
+/// Maps a stored row of a result to the stored row of an operand, which may share more dimensions.
 struct RowMap {
   Index heads = 1, queries = 1;  // as the result stores them
   Index batch_stride = 0, head_stride = 0, query_stride = 0;
@@ -38,15 +38,15 @@ struct RowMap {
   }
 };
 
-/// Rows of ascending columns: counts[row] of them from row * list_size on.
+/// Rows of ascending columns: row `row` has counts[row] columns from row * list_size on.
 struct ColumnLists {
   std::int32_t* columns = nullptr;
-  float* p = nullptr;  // laid out alike; null: 1
+  float* p = nullptr;  // same layout; null: 1
   std::int32_t* counts = nullptr;
   Index list_size = 0;
 };
 
-/// One row of them.
+/// One row of ColumnLists.
 struct ColumnList {
   const std::int32_t* columns;
   const float* p;
@@ -57,7 +57,7 @@ struct ColumnList {
             lists.counts[row]};
   }
   RETICLE_HD float p_of(int i) const { return p == nullptr ? 1.0f : p[i]; }
-  /// How many columns are below `end`.
+  /// The number of columns below `end`.
   RETICLE_HD int before(Index end) const {
     int low = 0, high = count;
     while (low < high) {
@@ -72,11 +72,11 @@ struct ColumnList {
   }
 };
 
-/// Lists as they lie in device memory, on the host.
+/// Lists in the layout of device memory, on the host.
 struct PaddedLists {
   Index list_size = 0;
   Array<std::int32_t> columns;
-  Array<float> p;  // laid out alike; empty: 1
+  Array<float> p;  // same layout; empty: 1
   std::vector<std::int32_t> counts;
 };
 
@@ -107,16 +107,16 @@ inline Csr csr_of(const PaddedLists& lists) {
     indices.insert(indices.end(), columns, columns + lists.counts[row]);
     row_ptr.push_back(static_cast<Index>(indices.size()));
     if (lists.p.empty()) continue;
-    const float* const of_columns = lists.p.data() + static_cast<Index>(row) * lists.list_size;
-    p.insert(p.end(), of_columns, of_columns + lists.counts[row]);
+    const float* const row_p = lists.p.data() + static_cast<Index>(row) * lists.list_size;
+    p.insert(p.end(), row_p, row_p + lists.counts[row]);
   }
   return {std::move(row_ptr), std::move(indices), std::move(p)};
 }
 
-/// Columns that a row of an operation's result may have.
+/// The largest number of columns in a row of an operation's result.
 template <class Op>
 Index room_for(Index a, Index b, Index keys) {
-  const Index of_both = std::min(a, b), all = Op::p(0.0f, 1.0f) > 0 ? a + b : Op::p(1.0f, 0.0f) > 0 ? a : of_both;
+  const Index common = std::min(a, b), all = Op::p(0.0f, 1.0f) > 0 ? a + b : Op::p(1.0f, 0.0f) > 0 ? a : common;
   return std::min(keys, all);
 }
 
@@ -125,7 +125,7 @@ struct CombineShared {
   int scan[kWarp + 1];
 };
 
-/// How many of the first `steps` columns, merged, a's before b's equal ones, come from a.
+/// How many of the first `steps` columns of the merged lists come from a; of equal columns a's come first.
 RETICLE_HD inline int merge_path(const std::int32_t* a, int a_count, const std::int32_t* b, int b_count, int steps) {
   int low = steps > b_count ? steps - b_count : 0, high = steps < a_count ? steps : a_count;
   while (low < high) {
@@ -139,7 +139,7 @@ RETICLE_HD inline int merge_path(const std::int32_t* a, int a_count, const std::
   return low;
 }
 
-/// Row `row` of `to` becomes the operation, one of row_op, of a's and b's: what has p > 0 after it.
+/// Row `row` of `to` becomes the operation Op, one of row_op, of a and b: the columns with p > 0 in the result.
 template <class Op, class Block>
 RETICLE_HD void combine_lists(const Block& block, CombineShared& shared, const ColumnList& a, const ColumnList& b,
                               const ColumnLists& to, Index row) {
@@ -155,7 +155,8 @@ RETICLE_HD void combine_lists(const Block& block, CombineShared& shared, const C
       for (int i = thread; i < left_b; i += kMaskThreads) shared.b[i] = b.columns[at_b + i];
     });
     block.sync();
-    // keep(column, p) for what the thread's steps leave. A column's p is known when a's comes up: b's is its head then.
+    // Calls keep(column, p) for the columns of the thread's steps that are in the result. When a's column comes up, its
+    // p in b is known, since b's next column is then the same one or a later one.
     const auto merge = [&](int thread, auto&& keep) {
       const int begin = thread * kColumnsPerThread,
                 end = begin + kColumnsPerThread < steps ? begin + kColumnsPerThread : steps;
@@ -192,9 +193,9 @@ RETICLE_HD void combine_lists(const Block& block, CombineShared& shared, const C
         ++next;
       });
     });
-    const int of_a = merge_path(shared.a, left_a, shared.b, left_b, steps);
-    at_a += of_a;
-    at_b += steps - of_a;
+    const int from_a = merge_path(shared.a, left_a, shared.b, left_b, steps);
+    at_a += from_a;
+    at_b += steps - from_a;
     written += kept;
     block.sync();
   }
@@ -210,7 +211,7 @@ RETICLE_HD std::uint64_t combine_bits(std::uint64_t a, std::uint64_t b) {
          (Op::p(0.0f, 1.0f) > 0 ? b & ~a : 0);
 }
 
-/// The list's columns among [64 word, 64 word + 64), as bits.
+/// The list's columns in [64 word, 64 word + 64), as bits.
 RETICLE_HD inline std::uint64_t word_of_list(const ColumnList& list, int word) {
   const Index begin = Index{word} * 64;
   std::uint64_t bits = 0;

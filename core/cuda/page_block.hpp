@@ -1,6 +1,6 @@
-// Page bounds on a GPU: the elementwise largest and least key of every page, and from them upper bounds of q.k, as
-// core/ops/page_bounds.hpp has them. Bounding reads a page's keys once, when they are new; scoring reads 8 bytes per
-// element of head_dim and page, where scoring keys would read page_size of them.
+// Page bounds on a GPU: the elementwise maximum and minimum of the keys of every page, which give upper bounds of q.k,
+// as in core/ops/page_bounds.hpp. Bounding reads a page's keys once, when they are new; scoring reads 8 bytes per
+// element of head_dim and page, where scoring keys would read page_size elements.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,10 @@
 namespace reticle::cuda {
 
 inline constexpr int kPageThreads = 128;
-inline constexpr int kPagesPerBlock = 64;  // that a block scores
+inline constexpr int kPagesPerBlock = 64;  // pages that a block scores
 inline constexpr int kMaxHeadDim = 256;
 
-/// Bounds of pages, (batch * KV heads, capacity, [largest | least], head_dim).
+/// Bounds of pages, (batch * KV heads, capacity, [maximum | minimum], head_dim).
 struct PageBoundsProblem {
   const void* keys = nullptr;  // (b, hkv, sk, d)
   Strides key_strides;
@@ -27,7 +27,7 @@ struct PageBoundsProblem {
   }
 };
 
-/// Bounds page `page` by the keys that there are.
+/// Computes the bounds of page `page` from the keys that exist so far.
 template <class T, class Block>
 RETICLE_HD void bound_page(const Block& block, const PageBoundsProblem& problem, int batch, int kv_head, int page) {
   const int first = page * problem.page_size, d = problem.head_dim;
@@ -41,7 +41,7 @@ RETICLE_HD void bound_page(const Block& block, const PageBoundsProblem& problem,
           : problem.reachable + (static_cast<Index>(batch) * problem.kv_heads + kv_head) * problem.key_count;
   block.each([&](int thread) {
     for (int e = thread; e < d; e += block.threads()) {
-      // Of no key, finite: a query of 0 makes no NaN of it.
+      // Without any key the bounds are finite, so that 0 * bound is not NaN.
       float largest = -std::numeric_limits<float>::max(), least = std::numeric_limits<float>::max();
       for (int key = first; key < last; ++key) {
         if (reachable != nullptr && reachable[key] == 0) continue;
@@ -63,17 +63,17 @@ struct PageScoreProblem {
   float* scores = nullptr;  // (b * hq * sq, page_count)
 };
 
-/// Scores of row number `row` with pages [part * kPagesPerBlock, (part + 1) * kPagesPerBlock): a warp a page, its lanes
-/// side by side.
+/// Scores pages [part * kPagesPerBlock, (part + 1) * kPagesPerBlock) for row number `row`; each warp takes a page, and
+/// its lanes take neighbouring elements.
 template <class T, class Block>
 RETICLE_HD void score_pages(const Block& block, float* query, const PageScoreProblem& problem, int row, int part) {
   const int head = row / problem.rows % problem.heads, batch = row / problem.rows / problem.heads;
   const int kv_head = head * problem.pages.kv_heads / problem.heads, d = problem.pages.head_dim;
   const Strides& strides = problem.query_strides;
-  const T* const own = static_cast<const T*>(problem.queries) + batch * strides.batch + head * strides.head +
-                       row % problem.rows * strides.row;
+  const T* const row_query = static_cast<const T*>(problem.queries) + batch * strides.batch + head * strides.head +
+                             row % problem.rows * strides.row;
   block.each([&](int thread) {
-    for (int e = thread; e < d; e += block.threads()) query[e] = widened(own[e]);
+    for (int e = thread; e < d; e += block.threads()) query[e] = widened(row_query[e]);
   });
   block.sync();
   const int first = part * kPagesPerBlock, warps = block.threads() / kWarp;

@@ -39,7 +39,7 @@ struct ScoreByTable {
   }
 };
 
-/// One head's keys on the host; waits for the stream.
+/// Copies one head's keys to the host; waits for the stream.
 Tensor keys_of_head(const TensorView& keys, Index batch, Index kv_head, Stream stream) {
   Tensor copy(keys.dtype, {keys.size(2), keys.size(3)});
   const auto element = static_cast<std::size_t>(size_of(keys.dtype)),
@@ -54,9 +54,9 @@ Tensor keys_of_head(const TensorView& keys, Index batch, Index kv_head, Stream s
   return copy;
 }
 
-/// Codebooks and codes of one layer, with room for all keys.
+/// Codebooks and codes of one layer, with space for all keys.
 struct QuantisedLayer {
-  const PqRecipe* of = nullptr;
+  const PqRecipe* made_for = nullptr;
   Buffer centroids, lifts, radii, codes;
   Index count = 0, batch = 0, seen = 0;
 };
@@ -79,17 +79,17 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
                       "; on a GPU a table has at most " + std::to_string(kMaxTableEntries) +
                       " entries, rows are contiguous, and tensors have one dtype");
   QuantisedLayer& layer = state_->layers[inputs.layer];
-  if (layer.of != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};
+  if (layer.made_for != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};
   if (layer.seen == 0 && keys > recipe.init_offset) {
     PackedCodebooks packed;
     std::vector<std::uint8_t> counts(reachable == nullptr ? 0 : static_cast<std::size_t>(matrices * keys));
     if (!counts.empty())
       check(cudaMemcpyAsync(counts.data(), reachable, counts.size(), cudaMemcpyDeviceToHost,
                             static_cast<cudaStream_t>(stream)),
-            "copying the reachable keys");  // which keys_of_head waits for
+            "copying the reachable keys");  // keys_of_head waits for this copy
     for (Index head = 0; head < matrices; ++head) {
-      const Tensor of_head = keys_of_head(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads(), stream);
-      const ProductQuantiser quantiser = recipe.train(of_head.view(), inputs.layer, head, [&](Index key) {
+      const Tensor head_keys = keys_of_head(inputs.keys, head / inputs.kv_heads(), head % inputs.kv_heads(), stream);
+      const ProductQuantiser quantiser = recipe.train(head_keys.view(), inputs.layer, head, [&](Index key) {
         return counts.empty() || counts[static_cast<std::size_t>(head * keys + key)] != 0;
       });
       layer.count = quantiser.centroids();

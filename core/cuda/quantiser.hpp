@@ -1,4 +1,4 @@
-// Scores of product-quantised keys in device memory.
+// Scores of product-quantised keys, in device memory.
 #pragma once
 
 #include <cstdint>
@@ -10,18 +10,19 @@
 
 namespace reticle::cuda {
 
-/// Codebooks and codes of keys by layer, kept so that a decode step encodes new keys only. Memory: 2 bytes per part and
-/// key of a KV head, 4 per key and row.
+/// Keeps codebooks and codes of keys by layer, so that a decode step encodes only new keys. Memory: 2 bytes per part,
+/// key and KV head, and 4 per key and row.
 class QuantisedScorer {
  public:
-  /// (b * hq * sq, sk) in device memory, until the next call: sums of the query's table, -infinity for keys before
-  /// recipe.init_offset and those that causality forbids. Keys are those of the layer's last call and new ones behind
-  /// them; `rows` and `most_keys` are the most there will be. Codebooks are the CPU's, from those first keys of a
-  /// sequence whose byte in `reachable` (b * hkv, keys), if it is given, is not 0: that call copies them to the host
-  /// and waits; others are two launches. DeviceError for tables that are too large.
+  /// Scores (b * hq * sq, sk) in device memory, valid until the next call: sums of entries of the query's table,
+  /// -infinity for keys before recipe.init_offset and for keys that causality forbids. Keys must be those of the
+  /// layer's last call, with new ones appended; `rows` and `most_keys` are upper limits for all calls. Codebooks are
+  /// trained on the CPU, from the first keys of a sequence, without those whose byte in `reachable` (b * hkv, keys) is
+  /// 0 (null: all keys): that call copies the keys to the host and waits; other calls are two launches. DeviceError for
+  /// tables that are too large.
   float* score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
                const std::uint8_t* reachable, Stream stream);
-  /// Forgets codebooks and codes: before the keys of another sequence.
+  /// Forgets codebooks and codes; to be called before the keys of another sequence.
   void reset();
 
  private:

@@ -1,6 +1,6 @@
-// Product-quantised keys on a GPU, as core/ops/product_quantiser.hpp has them: a key is, part by part, the number of
-// the nearest centroid, and scores a sum of entries of its query's table. Encoding reads a key once, when it is new;
-// scoring reads 2 bytes per part and key of a KV head, where exact scores read the key.
+// Product-quantised keys on a GPU, as in core/ops/product_quantiser.hpp: a key is stored as the index of the nearest
+// centroid for each of its parts, and its score is a sum of entries of the query's table. Encoding reads a key once,
+// when it is new; scoring reads 2 bytes per part, key and KV head, where exact scores read the key.
 #pragma once
 
 #include <algorithm>
@@ -15,13 +15,13 @@
 namespace reticle::cuda {
 
 inline constexpr int kQuantiserThreads = 128;
-inline constexpr int kQuantisedKeys = 1024;    // that a block scores
+inline constexpr int kQuantisedKeys = 1024;    // keys that a block scores
 inline constexpr int kMaxTableEntries = 8192;  // parts * centroids
 
-/// The codebooks of a layer's KV heads. Part u of a vector of head_dim is [u * head_dim / parts, (u + 1) * head_dim /
-/// parts).
+/// The codebooks of a layer's KV heads. Part u of a vector consists of elements [u * head_dim / parts, (u + 1) *
+/// head_dim / parts).
 struct Codebooks {
-  const float* centroids = nullptr;  // (b * hkv, count * head_dim): those of part u, (count, width), from count * begin
+  const float* centroids = nullptr;  // (b * hkv, count * head_dim); part u: (count, width) from count * begin(u) on
   const float* lifts = nullptr;      // (b * hkv, parts, count)
   const float* radii = nullptr;      // (b * hkv, parts), squared
   int parts = 1, count = 1, head_dim = 0;
@@ -32,11 +32,11 @@ struct Codebooks {
   }
 };
 
-/// Codebooks on the host, laid out so.
+/// Codebooks on the host, in the same layout.
 struct PackedCodebooks {
   std::vector<float> centroids, lifts, radii;
 
-  /// Of the next KV head.
+  /// Appends the codebooks of the next KV head.
   void add(const ProductQuantiser& quantiser) {
     for (const ProductQuantiser::Book& book : quantiser.books()) {
       centroids.insert(centroids.end(), book.centroids.begin(), book.centroids.end());
@@ -66,7 +66,7 @@ inline EncodeProblem encode_problem(const AttentionInputs& inputs, const Codeboo
           capacity};
 }
 
-/// The nearest centroids of keys from `first` on, (key, part) numbers [step * kQuantiserThreads, ...).
+/// Finds the nearest centroids for the (key, part) pairs [step * kQuantiserThreads, ...) from key `first` on.
 template <class T, class Block>
 RETICLE_HD void encode_keys(const Block& block, const EncodeProblem& problem, int head, int first, int step) {
   const Codebooks& books = problem.books;
@@ -78,18 +78,18 @@ RETICLE_HD void encode_keys(const Block& block, const EncodeProblem& problem, in
               part = number % books.parts;
     if (key >= problem.key_count) return;
     const int begin = books.begin(part), width = books.begin(part + 1) - begin;
-    const T* const own = keys + static_cast<Index>(key) * strides.row + begin;
+    const T* const key_part = keys + static_cast<Index>(key) * strides.row + begin;
     const float* const centroids = books.of_part(head, part);
     const float* const lifts = books.lifts + (static_cast<Index>(head) * books.parts + part) * books.count;
     float squares = 0;
-    for (int i = 0; i < width; ++i) squares += widened(own[i]) * widened(own[i]);
+    for (int i = 0; i < width; ++i) squares += widened(key_part[i]) * widened(key_part[i]);
     const float above = books.radii[head * books.parts + part] - squares, lift = std::sqrt(above > 0 ? above : 0.0f);
     int best = 0;
     float least = std::numeric_limits<float>::infinity();
     for (int c = 0; c < books.count; ++c) {
       float distance = (lift - lifts[c]) * (lift - lifts[c]);
       for (int i = 0; i < width; ++i) {
-        const float apart = widened(own[i]) - centroids[c * width + i];
+        const float apart = widened(key_part[i]) - centroids[c * width + i];
         distance += apart * apart;
       }
       if (distance < least) {
@@ -106,14 +106,14 @@ struct TableScoreProblem {
   Strides query_strides;
   int heads = 1, kv_heads = 1, rows = 1, key_count = 0;  // rows: queries of a head
   int first_key = 0;                                     // keys before it score -infinity
-  bool causal = false;                                   // and so do those after a row's own position
+  bool causal = false;                                   // and so do keys after a row's own position
   Codebooks books;
   const std::uint16_t* codes = nullptr;
   Index capacity = 0;
   float* scores = nullptr;  // (b * hq * sq, sk)
 };
 
-/// Of what encode_keys has written.
+/// The problem of scoring keys that encode_keys has encoded.
 inline TableScoreProblem table_score_problem(const AttentionInputs& inputs, const EncodeProblem& encoded,
                                              Index first_key, float* scores) {
   return {inputs.queries.data,
@@ -130,8 +130,8 @@ inline TableScoreProblem table_score_problem(const AttentionInputs& inputs, cons
           scores};
 }
 
-/// Scores of row number `row` with keys [part * kQuantisedKeys, (part + 1) * kQuantisedKeys). `table`: shared memory
-/// for kMaxTableEntries.
+/// Scores keys [part * kQuantisedKeys, (part + 1) * kQuantisedKeys) for row number `row`. `table` is shared memory for
+/// kMaxTableEntries floats.
 template <class T, class Block>
 RETICLE_HD void score_by_table(const Block& block, float* table, const TableScoreProblem& problem, int row, int part) {
   const Codebooks& books = problem.books;
@@ -139,14 +139,14 @@ RETICLE_HD void score_by_table(const Block& block, float* table, const TableScor
             batch = row / problem.rows / problem.heads;
   const int kv_head = batch * problem.kv_heads + head * problem.kv_heads / problem.heads;
   const Strides& strides = problem.query_strides;
-  const T* const own =
+  const T* const row_query =
       static_cast<const T*>(problem.queries) + batch * strides.batch + head * strides.head + query * strides.row;
   block.each([&](int thread) {
     for (int entry = thread; entry < books.parts * books.count; entry += kQuantiserThreads) {
-      const int of = entry / books.count, begin = books.begin(of), width = books.begin(of + 1) - begin;
-      const float* const centroid = books.of_part(kv_head, of) + static_cast<Index>(entry % books.count) * width;
+      const int book = entry / books.count, begin = books.begin(book), width = books.begin(book + 1) - begin;
+      const float* const centroid = books.of_part(kv_head, book) + static_cast<Index>(entry % books.count) * width;
       float sum = 0;
-      for (int i = 0; i < width; ++i) sum += widened(own[begin + i]) * centroid[i];
+      for (int i = 0; i < width; ++i) sum += widened(row_query[begin + i]) * centroid[i];
       table[entry] = sum;
     }
   });

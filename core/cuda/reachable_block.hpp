@@ -1,5 +1,5 @@
-// Which keys some query of a KV head may attend to, as ReachableKeys has them: a byte for each, made anew for every
-// call with an attention mask. Reads the mask once, at most.
+// Marks the keys that some query of a KV head may attend to, as ReachableKeys does: a byte for each, computed anew for
+// every call with an attention mask. Reads the mask at most once.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,12 @@
 
 namespace reticle::cuda {
 
-inline constexpr int kReachableThreads = 128;  // and keys of a block
+inline constexpr int kReachableThreads = 128;  // also the keys that a block marks
 
 struct ReachableProblem {
   BiasView bias;
   int group = 1, kv_heads = 1, key_count = 0;
-  int heads = 1, queries = 1;         // of a KV head, that the mask tells apart
+  int heads = 1, queries = 1;         // of a KV head, as far as the mask distinguishes them
   std::uint8_t* reachable = nullptr;  // (b * hkv, sk)
 
   static ReachableProblem of(const AttentionInputs& inputs, std::uint8_t* reachable) {
@@ -30,7 +30,7 @@ struct ReachableProblem {
   }
 };
 
-/// Keys [part * kReachableThreads, ...) of (batch, KV head) number `matrix`.
+/// Marks keys [part * kReachableThreads, ...) for (batch, KV head) number `matrix`.
 template <class Block>
 RETICLE_HD void mark_reachable(const Block& block, const ReachableProblem& problem, int matrix, int part) {
   block.each([&](int thread) {
@@ -39,7 +39,7 @@ RETICLE_HD void mark_reachable(const Block& block, const ReachableProblem& probl
     const int batch = matrix / problem.kv_heads, first = matrix % problem.kv_heads * problem.group;
     bool reachable = false;
     for (int head = first; head < first + problem.heads && !reachable; ++head) {
-      // Late queries see most.
+      // Late queries see the most keys, so they are read first.
       for (int query = problem.queries - 1; query >= 0 && !reachable; --query)
         reachable =
             problem.bias.of(problem.bias.row(batch, head, query), key) != -std::numeric_limits<float>::infinity();

@@ -1,5 +1,5 @@
-// Sums over device memory, by Thrust: nothing here is worth a kernel of its own. On the emulated device the standard
-// library's do the same.
+// Reductions and scans over device memory, with Thrust: none of them is worth its own kernel. On the emulated device
+// the standard library's algorithms replace them.
 #pragma once
 
 #include <bit>
@@ -34,7 +34,7 @@ struct BitsSet {
 
 #if defined(__CUDACC__)
 
-/// Where Thrust's temporaries come from: the stream's pool, and back to it in its order.
+/// Allocator for Thrust's temporaries: takes memory from the stream's pool, and returns it in the stream's order.
 class StreamMemory {
  public:
   using value_type = char;
@@ -51,7 +51,7 @@ class StreamMemory {
   cudaStream_t stream_;
 };
 
-/// The sum of f over n elements of device memory; waits for it.
+/// The sum of f over n elements of device memory; waits for the result.
 template <class T, class F>
 Index sum_over(const T* elements, Index n, F f, Stream stream) {
   StreamMemory memory(stream);
@@ -59,7 +59,7 @@ Index sum_over(const T* elements, Index n, F f, Stream stream) {
   return thrust::transform_reduce(policy, elements, elements + n, f, Index{0}, thrust::plus<Index>());
 }
 
-/// starts[i + 1] becomes the sum of the first i + 1 counts; starts[0] stays.
+/// Sets starts[i + 1] to the sum of the first i + 1 counts; starts[0] is not written.
 inline void running_sums(const std::int32_t* counts, Index count, Index* starts, Stream stream) {
   StreamMemory memory(stream);
   const auto policy = thrust::cuda::par_nosync(memory).on(static_cast<cudaStream_t>(stream));
@@ -84,12 +84,12 @@ inline void running_sums(const std::int32_t* counts, Index count, Index* starts,
 
 #endif
 
-/// The sum of counts in device memory.
+/// The sum of `count` counts in device memory; waits for it.
 inline Index sum_of(const std::int32_t* counts, Index count, Stream stream) {
   return sum_over(counts, count, Widened(), stream);
 }
 
-/// Bits that are set in so many words of device memory.
+/// The number of bits set in `count` words of device memory; waits for it.
 inline Index bits_set(const std::uint64_t* words, Index count, Stream stream) {
   return sum_over(words, count, BitsSet(), stream);
 }

@@ -1,4 +1,4 @@
-// Rows of queries, keys and values as neighbouring lanes of a warp hold them: in pieces of 16 bytes.
+// Rows of queries, keys and values, distributed over neighbouring lanes of a warp in pieces of 16 bytes.
 #pragma once
 
 #include <cstring>
@@ -14,13 +14,13 @@
 
 namespace reticle::cuda {
 
-/// Where tensors lie, in elements. The last dimension is contiguous, and rows are aligned to 16 bytes.
+/// Strides of a tensor in elements. The last dimension is contiguous, and rows are aligned to 16 bytes.
 struct Strides {
   Index batch = 0, head = 0, row = 0;
 };
 inline Strides strides_of(const TensorView& view) { return {view.stride(0), view.stride(1), view.stride(2)}; }
 
-/// An additive attention mask: F32, to be broadcast where a stride is 0; null: none.
+/// An additive attention mask: F32, broadcast where a stride is 0; null: none.
 struct BiasView {
   const float* data = nullptr;
   Strides strides;
@@ -34,7 +34,7 @@ struct BiasView {
   RETICLE_HD const float* row(int batch, int head, int query) const {
     return data + batch * strides.batch + head * strides.head + query * strides.row;
   }
-  /// What is added to a score; -infinity for a key that is forbidden, as AttentionMaskRow has it.
+  /// The number to add to a score; -infinity for a forbidden key, as in AttentionMaskRow.
   RETICLE_HD float of(const float* row, int key) const {
     const float bias = row[key * key_stride];
     constexpr float kForbidden = -std::numeric_limits<float>::max() / 2;
@@ -42,7 +42,7 @@ struct BiasView {
   }
 };
 
-/// to_float, by the instruction where there is one.
+/// to_float, with the hardware's instruction where there is one.
 template <class T>
 RETICLE_HD float widened(T x) {
   return to_float(x);
@@ -71,8 +71,8 @@ struct Piece {
   }
 };
 
-/// How many neighbouring heads of a group a block takes together, so that it loads keys once for them: what registers
-/// hold.
+/// How many neighbouring heads of a group a block processes together, so that it loads keys once for them; registers
+/// limit the number to 4.
 constexpr int heads_taken_together(Index group) { return group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1; }
 
 /// Calls work.operator()<together>().
@@ -83,43 +83,43 @@ void dispatch_together(int together, Work&& work) {
   work.template operator()<1>();
 }
 
-/// The lanes that share a row: lane l has pieces l, l + kCount, ...
+/// The lanes that share a row: lane l holds pieces l, l + kCount, ...
 template <class T, int head_dim>
 struct RowLanes {
   static constexpr int kPieces = head_dim / Piece<T>::kElements;
   static constexpr int kCount = kPieces < kWarp ? kPieces : kWarp;
-  static constexpr int kOwn = kPieces / kCount;  // pieces of a lane
+  static constexpr int kLanePieces = kPieces / kCount;  // pieces per lane
   static_assert(kPieces % kCount == 0 && (kCount & (kCount - 1)) == 0);
 };
 
-/// A lane's share of a row, as it is stored.
+/// A lane's share of a row, in the tensor's dtype.
 template <class T, int head_dim>
 struct RowShare {
   using Lanes = RowLanes<T, head_dim>;
-  Piece<T> pieces[extent<Lanes::kOwn>];
+  Piece<T> pieces[extent<Lanes::kLanePieces>];
 
   RETICLE_HD void load(const T* row, int lane) {
-    unrolled<Lanes::kOwn>(
+    unrolled<Lanes::kLanePieces>(
         [&](int o) { pieces[o] = Piece<T>::load(row + (o * Lanes::kCount + lane) * Piece<T>::kElements); });
   }
 };
 
-/// A lane's share of a row as floats.
+/// A lane's share of a row, as floats.
 template <class T, int head_dim>
 struct FloatShare {
   using Lanes = RowLanes<T, head_dim>;
   static constexpr int kElements = Piece<T>::kElements;
-  float of[extent<Lanes::kOwn>][extent<kElements>] = {};
+  float of[extent<Lanes::kLanePieces>][extent<kElements>] = {};
 
   RETICLE_HD void load(const T* row, int lane) {
     RowShare<T, head_dim> share;
     share.load(row, lane);
     each([&](int o, int e, float& x) { x = widened(share.pieces[o].elements[e]); });
   }
-  /// f(piece, element, number), for all.
+  /// Calls f(piece, index in the piece, element) for all elements.
   template <class F>
   RETICLE_HD void each(F&& f) {
-    unrolled<Lanes::kOwn>([&](int o) { unrolled<kElements>([&](int e) { f(o, e, of[o][e]); }); });
+    unrolled<Lanes::kLanePieces>([&](int o) { unrolled<kElements>([&](int e) { f(o, e, of[o][e]); }); });
   }
   RETICLE_HD float product(const RowShare<T, head_dim>& row) {
     float sum = 0;

@@ -20,7 +20,7 @@ int attribute(cudaDeviceAttr which) {
 int device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  cudaGetLastError();  // asking is no error
+  cudaGetLastError();  // clears the error: asking for devices may fail
   return 0;
 }
 
@@ -33,8 +33,8 @@ const char* why_unavailable() {
 
 namespace {
 
-/// Freed memory stays with the pool: given back at every synchronisation, as is the default, it would be mapped anew
-/// for every plan.
+/// Keeps freed memory in the pool. By default it is returned at every synchronisation, and would be mapped again for
+/// every plan.
 void keep_freed_memory() {
   static const bool asked = [] {
     int device = 0;
@@ -42,7 +42,7 @@ void keep_freed_memory() {
     std::uint64_t all = std::numeric_limits<std::uint64_t>::max();
     if (cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetDefaultMemPool(&pool, device) == cudaSuccess)
       cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
-    cudaGetLastError();  // without it memory is there as well
+    cudaGetLastError();  // clears the error: without this setting allocation still works
     return true;
   }();
   static_cast<void>(asked);
@@ -56,7 +56,7 @@ Buffer::Buffer(std::size_t bytes, Stream stream) : bytes_(bytes), stream_(stream
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) cudaFreeAsync(data_, native(stream_));  // what fails at exit is gone anyway
+  if (data_ != nullptr) cudaFreeAsync(data_, native(stream_));  // errors are ignored: at exit the driver may be gone
 }
 
 Buffer Buffer::zeros(std::size_t bytes, Stream stream) {

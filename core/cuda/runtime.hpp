@@ -1,5 +1,5 @@
-// The GPU as the rest of the library sees it: memory and errors. Without a CUDA toolkit in the build, unavailable.cpp
-// stands in.
+// The GPU as the rest of the library sees it: memory and errors. In a build without a CUDA toolkit, unavailable.cpp
+// replaces the implementation.
 #pragma once
 
 #include <cstddef>
@@ -11,25 +11,26 @@
 
 namespace reticle::cuda {
 
-/// A caller's cudaStream_t; null is the default stream. Nothing here waits for one unless it says so.
+/// The caller's cudaStream_t; null is the default stream. Functions here wait for a stream only if they say so.
 using Stream = void*;
 
-/// GPUs that there are: 0 without a driver, or in a build without CUDA.
+/// Number of GPUs: 0 without a driver, or in a build without CUDA.
 RETICLE_API int device_count();
 /// Why device_count() is 0, for messages.
 RETICLE_API const char* why_unavailable();
 
-/// Copies of bytes, queued on the stream. Of host memory, which may be changed as soon as this returns; to host memory,
-/// waiting for the stream; within the device's.
+/// Copies of bytes, queued on the stream. To the device: the host memory may be changed as soon as the function
+/// returns. To the host: waits for the stream. Third: within the device.
 RETICLE_API void copy_to_device(void* device, const void* host, std::size_t bytes, Stream stream);
 RETICLE_API void copy_to_host(void* host, const void* device, std::size_t bytes, Stream stream);
 RETICLE_API void copy_on_device(void* to, const void* from, std::size_t bytes, Stream stream);
 
-/// Device memory, from the stream's pool and back to it in its order. Moves; a moved-from buffer is empty.
+/// Device memory, allocated from the stream's pool and returned to it in the stream's order. Movable; a moved-from
+/// buffer is empty.
 class RETICLE_API Buffer {
  public:
   Buffer() = default;
-  /// Uninitialised. DeviceError when there is no such memory.
+  /// Uninitialised. DeviceError when there is not enough memory.
   Buffer(std::size_t bytes, Stream stream);
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -38,9 +39,9 @@ class RETICLE_API Buffer {
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer();  // NOLINT(performance-trivially-destructible): it is not where there is CUDA
+  ~Buffer();  // NOLINT(performance-trivially-destructible): not trivial in builds with CUDA
 
-  /// A copy of host memory, which may be changed as soon as this returns: it waits for what the stream has before.
+  /// A copy of host memory, which may be changed as soon as this returns: waits for the earlier work of the stream.
   template <class T>
   static Buffer copy_of(std::span<const T> host, Stream stream) {
     Buffer buffer(host.size_bytes(), stream);
@@ -54,7 +55,7 @@ class RETICLE_API Buffer {
     return static_cast<T*>(data_);
   }
   std::size_t bytes() const { return bytes_; }
-  /// As copy_to_device, copy_to_host and copy_on_device, of as many bytes.
+  /// Copies of bytes() bytes with copy_to_device, copy_to_host and copy_on_device.
   void copy_from(const void* host, Stream stream) { copy_to_device(data_, host, bytes_, stream); }
   void copy_to(void* host, Stream stream) const { copy_to_host(host, data_, bytes_, stream); }
   void copy_on_device(const void* from, Stream stream) { cuda::copy_on_device(data_, from, bytes_, stream); }
@@ -73,9 +74,9 @@ class RETICLE_API Buffer {
 
 /// The current device's number.
 RETICLE_API int current_device();
-/// Of the current device.
+/// Number of multiprocessors of the current device.
 RETICLE_API int multiprocessors();
-/// Likewise, 90 for 9.0.
+/// Compute capability of the current device, as 90 for 9.0.
 RETICLE_API int compute_capability();
 
 }  // namespace reticle::cuda

@@ -1,10 +1,10 @@
-// Per-row sampling without replacement on a GPU: one block a row, the candidates that core/ops/select.cpp's
-// sample_without_replacement draws from the same Philox stream.
+// Sampling of a row without replacement on a GPU, one block per row: draws the same candidates as
+// sample_without_replacement in core/ops/select.cpp, from the same Philox stream.
 //
-// Floyd's algorithm draws t_j from [0, base + j] for j = 0, 1, ..., and takes base + j where t_j is taken already: one
-// after another, as it is written. But t_j is taken already if and only if an earlier draw was t_j too, or t_j is base
-// + i for an earlier i whose draw was taken already. The first draw of every number is a minimum, which threads find in
-// any order; the rest is a short walk backwards.
+// Floyd's algorithm (Bentley and Floyd 1987) draws t_j from [0, base + j] for j = 0, 1, ..., and takes base + j if t_j
+// is already taken, which is sequential as written. But t_j is already taken if and only if an earlier draw was t_j,
+// too, or t_j is base + i for an earlier i whose own draw was already taken. The first draw of every number is a
+// minimum, which threads compute in any order; the rest is a short walk backwards.
 #pragma once
 
 #include <limits>
@@ -15,19 +15,19 @@
 
 namespace reticle::cuda {
 
-inline constexpr int kSamplePerThread = 4;  // neighbours that a thread looks at together
+inline constexpr int kSamplePerThread = 4;  // neighbouring candidates that a thread checks together
 
 struct SampleShared {
   int scan[kWarp + 1];
-  std::uint32_t rejected;  // whether a number of the stream was skipped
-  std::uint32_t next;      // the first that was not used, then
+  std::uint32_t rejected;  // whether a number of the stream was rejected
+  std::uint32_t next;      // the first number not used, in that case
 };
 
 namespace sample_detail {
 
 inline constexpr std::int32_t kNever = std::numeric_limits<std::int32_t>::max();
 
-/// Draws from [0, bound) with number `i` of the stream, as Philox::below does; false where it rejects that number.
+/// Draws from [0, bound) with number `i` of the stream, as Philox::below does; false if that number is rejected.
 RETICLE_HD inline bool draw_below(const Philox& random, std::uint32_t i, std::uint32_t bound, std::int32_t& drawn) {
   const std::uint64_t product = static_cast<std::uint64_t>(random.word(i)) * bound;
   const auto low = static_cast<std::uint32_t>(product);
@@ -35,8 +35,8 @@ RETICLE_HD inline bool draw_below(const Philox& random, std::uint32_t i, std::ui
   return low >= bound || low >= (0u - bound) % bound;
 }
 
-/// Whether draw j met a number that was taken already. first[t]: the first draw that was t; less than any where t is
-/// known to be taken by then, which says the same.
+/// Whether draw j met a number that was already taken. first[t] is the first draw that was t, or any smaller number if
+/// t is known to be taken by then, which gives the same result.
 RETICLE_HD inline bool was_taken(const std::int32_t* draws, const std::int32_t* first, std::int32_t base,
                                  std::int32_t j) {
   for (;;) {
@@ -49,7 +49,7 @@ RETICLE_HD inline bool was_taken(const std::int32_t* draws, const std::int32_t* 
 
 }  // namespace sample_detail
 
-/// How many i < count are candidates.
+/// The number of candidates i < count.
 template <class Block, class IsCandidate>
 RETICLE_HD std::int32_t count_candidates(const Block& block, SampleShared& shared, IsCandidate&& is_candidate,
                                          Index count) {
@@ -62,14 +62,14 @@ RETICLE_HD std::int32_t count_candidates(const Block& block, SampleShared& share
   return block.exclusive_scan(found, shared.scan);
 }
 
-/// Calls take(thread, i) for each of the `wanted` drawn of the n candidates i < count, in no order, by the thread that
-/// found it. Draws with the stream's numbers from `number` on; returns the first that was not used. Scratch: draws and
-/// first, `count` each.
+/// Calls take(thread, i) for each of the `wanted` candidates drawn from the n candidates i < count, in any order, from
+/// the thread that found it. Draws with the stream's numbers from `number` on, and returns the first number not used.
+/// Scratch memory: `draws` and `first`, `count` elements each.
 template <class Block, class IsCandidate, class Take>
 RETICLE_HD std::uint32_t sample_row(const Block& block, SampleShared& shared, IsCandidate&& is_candidate, Index count,
                                     std::int32_t n, std::int32_t wanted, const Philox& random, std::uint32_t number,
                                     std::int32_t* draws, std::int32_t* first, Take&& take) {
-  const bool inverse = wanted > n / 2;  // draw what to leave out
+  const bool inverse = wanted > n / 2;  // draw the candidates to leave out
   const std::int32_t drawn = inverse ? n - wanted : wanted, base = n - drawn;
   block.each([&](int thread) {
     if (thread == 0) shared.rejected = 0;
@@ -78,13 +78,13 @@ RETICLE_HD std::uint32_t sample_row(const Block& block, SampleShared& shared, Is
   block.each([&](int thread) {
     for (std::int32_t v = thread; v < n; v += block.threads()) first[v] = sample_detail::kNever;
     for (std::int32_t j = thread; j < drawn; j += block.threads()) {
-      const auto own = static_cast<std::uint32_t>(j), bound = static_cast<std::uint32_t>(base + j + 1);
-      if (!sample_detail::draw_below(random, number + own, bound, draws[j])) block.keep_max(&shared.rejected, 1u);
+      const auto index = static_cast<std::uint32_t>(j), bound = static_cast<std::uint32_t>(base + j + 1);
+      if (!sample_detail::draw_below(random, number + index, bound, draws[j])) block.keep_max(&shared.rejected, 1u);
     }
   });
   block.sync();
   std::uint32_t next = number + static_cast<std::uint32_t>(drawn);
-  if (shared.rejected != 0) {  // one row in some dozens: later draws come from later numbers
+  if (shared.rejected != 0) {  // about one row in some dozens: the draws after it use later numbers
     block.each([&](int thread) {
       if (thread != 0) return;
       std::uint32_t at = number;

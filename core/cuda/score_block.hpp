@@ -1,7 +1,7 @@
-// Scores of decoding on a GPU: the product of a query with every key, written where selection reads it.
+// Scores for decoding on a GPU: the product of a query with every key, written to memory for selection.
 //
-// A block takes some keys for a query of up to four heads of their KV head; lanes share a key. Cost: the bytes of the
-// keys once for those heads, 4 per score.
+// A block takes some keys, and the query of up to four heads of their KV head; lanes share a key. Cost: the bytes of
+// the keys, once for those heads, and 4 per score.
 #pragma once
 
 #include <limits>
@@ -11,14 +11,13 @@
 namespace reticle::cuda {
 
 inline constexpr int kScoreThreads = 128;
-inline constexpr int kScoreKeys = 512;  // of a block
+inline constexpr int kScoreKeys = 512;  // keys per block
 
 struct ScoreProblem : ScoredInputs {
   float* scores = nullptr;  // (b * hq * sq, sk); -infinity where causality forbids
 };
 
-/// Scores of row number `row` of (batch, head / together, query) with keys [part * kScoreKeys, (part + 1) *
-/// kScoreKeys).
+/// Scores keys [part * kScoreKeys, (part + 1) * kScoreKeys) for row number `row` of (batch, head / together, query).
 template <class T, int head_dim, int together, class Block>
 RETICLE_HD void score_part(const Block& block, const ScoreProblem& problem, int row, int part) {
   using Lanes = RowLanes<T, head_dim>;
@@ -43,10 +42,10 @@ RETICLE_HD void score_part(const Block& block, const ScoreProblem& problem, int 
   struct Products {
     float of[extent<together>][kInFlight];
   };
-  PerThread<Block, Queries> own(block);
+  PerThread<Block, Queries> loaded_queries(block);
   PerThread<Block, Products> products(block);
   block.each([&](int thread) {
-    unrolled<together>([&](int h) { own[thread].of[h].load(queries + h * q.head, thread % Lanes::kCount); });
+    unrolled<together>([&](int h) { loaded_queries[thread].of[h].load(queries + h * q.head, thread % Lanes::kCount); });
   });
   for (int first = part * kScoreKeys; first < end; first += kGroups * kInFlight) {
     unrolled<kInFlight>([&](int i) {
@@ -54,7 +53,7 @@ RETICLE_HD void score_part(const Block& block, const ScoreProblem& problem, int 
         const int key = first + i * kGroups + thread / Lanes::kCount;
         RowShare<T, head_dim> share;
         share.load(keys + static_cast<Index>(key < end ? key : end - 1) * k.row, thread % Lanes::kCount);
-        unrolled<together>([&](int h) { products[thread].of[h][i] = own[thread].of[h].product(share); });
+        unrolled<together>([&](int h) { products[thread].of[h][i] = loaded_queries[thread].of[h].product(share); });
       });
     });
     unrolled<kInFlight>([&](int i) {

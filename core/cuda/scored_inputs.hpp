@@ -1,4 +1,4 @@
-// What kernels that score keys are told of queries and keys.
+// Queries and keys, as kernels that score keys take them.
 #pragma once
 
 #include <cstdint>

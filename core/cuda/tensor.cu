@@ -13,12 +13,12 @@ namespace {
 
 constexpr int kCopyThreads = 256;
 
-/// Elements of a tensor of four dimensions, each of which a stride moves along.
+/// The elements of a tensor of up to four dimensions, addressed by strides.
 struct Elements {
   const void* data = nullptr;
   Index extents[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
 
-  /// Dimensions that are missing have extent 1.
+  /// Missing dimensions have extent 1.
   static Elements of(const TensorView& view) {
     if (view.rank > 4) throw ShapeError("a tensor on a GPU: " + view.describe() + "; expected at most 4 dimensions");
     Elements elements;
@@ -30,14 +30,14 @@ struct Elements {
     return elements;
   }
   RETICLE_HD Index rows() const { return extents[0] * extents[1] * extents[2]; }
-  /// Where row number `row` begins.
+  /// Offset of row number `row`.
   RETICLE_HD Index row(Index row) const {
     const Index query = row % extents[2], head = row / extents[2] % extents[1], batch = row / extents[2] / extents[1];
     return batch * strides[0] + head * strides[1] + query * strides[2];
   }
 };
 
-/// Moves elements of so many bytes, whatever they are.
+/// Copies elements by their size, whatever their dtype.
 template <class Word>
 struct PackRows {
   static constexpr int kThreads = kCopyThreads;
@@ -62,7 +62,7 @@ struct ToBias {
   static constexpr int kThreads = kCopyThreads;
   Elements from;
   float* to;
-  float forbidden;  // this and less forbids a key
+  float forbidden;  // this value and lower ones forbid a key
 
   template <class Block>
   RETICLE_HD void operator()(const Block& block, Index number) const {
@@ -83,7 +83,7 @@ struct ToBias {
 
 Index blocks_for(Index elements) { return (elements + kCopyThreads - 1) / kCopyThreads; }
 
-/// Body with an unsigned type of so many bytes.
+/// Calls body with an unsigned type of the dtype's size.
 template <class Body>
 void dispatch_bytes(DType dtype, Body&& body) {
   switch (size_of(dtype)) {
@@ -169,7 +169,8 @@ Tensor as_bias(const TensorView& mask, Stream stream) {
 
 namespace {
 
-/// The least head size of a kernel that holds those of the inputs; 0: none does, and kernels will say so.
+/// The smallest head size with a kernel that is at least that of the inputs; 0 if there is none, and then the kernels
+/// throw.
 Index fitted_width(const AttentionInputs& inputs) {
   const Index widest = std::max(inputs.head_dim(), inputs.values.size(3));
   const auto* const held = std::ranges::find_if(kHeadDims, [&](Index size) { return size >= widest; });

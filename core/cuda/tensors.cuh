@@ -1,4 +1,4 @@
-// What kernels are told of tensors. For .cu files.
+// Checks and dispatch for the tensors that kernels read. For .cu files.
 #pragma once
 
 #include <string>
@@ -24,7 +24,7 @@ inline void require_aligned(const TensorView& view, const char* name) {
                       "; expected contiguous rows that are aligned to 16 bytes");
 }
 
-/// body.template operator()<T, head_dim>() for the sizes that kernels are compiled for; DeviceError for others.
+/// Calls body.template operator()<T, head_dim>() for the sizes that kernels are compiled for; DeviceError for others.
 template <class Body>
 void dispatch_head_dim(DType dtype, Index head_dim, Body&& body) {
   dispatch_float(dtype, "queries", [&]<class T>() {

@@ -5,9 +5,9 @@
 
 namespace reticle::cuda {
 
-/// Of each of `rows` rows of `count` scores, one after another: the indices of the k highest, ascending, to
-/// indices[row * k], and how many there are (fewer than k where scores are NaN or -infinity) to counts[row]. Equal
-/// scores go to the lower index: the CPU's selection, bit for bit. Pointers are the device's; waits for nothing.
+/// Selects the k highest of each of `rows` contiguous rows of `count` scores: writes their indices, ascending, from
+/// indices[row * k] on, and their number (less than k where scores are NaN or -infinity) to counts[row]. Ties go to the
+/// lower index. Selects the same indices as the CPU, bit for bit. Pointers are to device memory. Does not wait.
 /// ValueError unless 0 < k <= 2^20 and the extents fit.
 RETICLE_API void top_k(const float* scores, Index rows, Index count, Index k, std::int32_t* indices,
                        std::int32_t* counts, Stream stream);

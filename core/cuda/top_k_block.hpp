@@ -1,12 +1,12 @@
-// Per-row top-k on a GPU: one block a row, the indices of the k highest scores in ascending order, equal scores to the
-// lower index, NaN and -infinity never: what core/ops/top_k.cpp selects, bit for bit.
+// Top-k of a row on a GPU, one block per row: the indices of the k highest scores, ascending; ties go to the lower
+// index, and NaN and -infinity are never selected. Selects the same indices as core/ops/top_k.cpp, bit for bit.
 //
-// Two reads of a row. The first counts scores by the leading 12 bits of their order key (sign, exponent, 3 bits of
-// mantissa), which finds the bin that the k-th score lies in. The second keeps, in order, what lies in that bin or
-// above: k and the bin's own few, as (key, index) in shared memory. There the exact threshold is found, by 8 bits at a
-// time, and what is over it is written out. A bin of too many (all scores equal, say) does not fit; then the threshold
-// is found by reading the row once for every 8 bits, and the row is read once more. Bytes: 8 per score in the first
-// case, 20 in the second, and 4 per selected index.
+// Reads a row twice. The first pass counts scores by the leading 12 bits of their order key (sign, exponent, 3 bits of
+// mantissa), which gives the bin of the k-th score. The second pass copies, in order, the scores in that bin or above,
+// k and the bin's few others, as (key, index) to shared memory. There the exact threshold is found, 8 bits at a time,
+// and the indices above it are written. If the bin has too many scores for shared memory (all scores equal, say), the
+// threshold is found by reading the row once for every 8 bits, and the row is read once more. Bytes: 8 per score in the
+// first case, 20 in the second, and 4 per selected index.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,10 @@ namespace reticle::cuda {
 
 inline constexpr int kTopKThreads = 512;
 inline constexpr int kTopKBins = 4096;        // 12 bits
-inline constexpr int kTopKCandidates = 8192;  // that fit into shared memory
+inline constexpr int kTopKCandidates = 8192;  // capacity in shared memory
 inline constexpr int kTopKPerThread = 4;      // scores that a thread reads at once: 16 bytes
 
-/// What lies over a bin, in order.
+/// The scores in the bin or above, in order.
 struct TopKCandidates {
   std::uint32_t keys[kTopKCandidates];
   std::int32_t indices[kTopKCandidates];
@@ -32,19 +32,20 @@ struct TopKCandidates {
 struct TopKShared {
   int bins[kTopKBins];
   int scan[kWarp + 1];
-  int bin, wanted, count;  // what one thread found for all
+  int bin, wanted, count;  // results of one thread for all threads
   std::uint32_t threshold;
   TopKCandidates candidates;
 };
 
 namespace top_k_detail {
 
-/// From the highest bin down: the bin that the `wanted`-th falls into, how many of it are wanted, and how many are in
-/// it or above. Less than `wanted` in all: the lowest bin that is not empty, and all of it.
+/// Searches from the highest bin down: finds the bin of the `wanted`-th score, how many of its scores are wanted, and
+/// how many scores are in it or above. With fewer than `wanted` scores in all: the lowest bin that is not empty, and
+/// all of it.
 template <class Block>
 RETICLE_HD void find_bin(const Block& block, TopKShared& shared, int bins) {
   const int share = (bins + block.threads() - 1) / block.threads();
-  PerThread<Block, int> before(block), own(block);
+  PerThread<Block, int> before(block), sums(block);
   block.sync();
   block.each([&](int thread) {
     int sum = 0;
@@ -52,7 +53,7 @@ RETICLE_HD void find_bin(const Block& block, TopKShared& shared, int bins) {
       const int bin = bins - 1 - (thread * share + i);
       if (bin >= 0) sum += shared.bins[bin];
     }
-    before[thread] = own[thread] = sum;
+    before[thread] = sums[thread] = sum;
   });
   const int all = block.exclusive_scan(before, shared.scan);
   const int wanted = shared.wanted < all ? shared.wanted : all;
@@ -62,7 +63,7 @@ RETICLE_HD void find_bin(const Block& block, TopKShared& shared, int bins) {
       shared.bin = bins - 1;
       shared.wanted = shared.count = 0;
     }
-    if (all == 0 || before[thread] >= wanted || before[thread] + own[thread] < wanted) return;
+    if (all == 0 || before[thread] >= wanted || before[thread] + sums[thread] < wanted) return;
     int bin = bins - 1 - thread * share, above = before[thread];
     while (above + shared.bins[bin] < wanted) above += shared.bins[bin--];
     shared.bin = bin;
@@ -80,8 +81,8 @@ RETICLE_HD void clear(const Block& block, TopKShared& shared, int bins) {
   block.sync();
 }
 
-/// The exact threshold among keys that share the bits above `shift`, 8 bits at a time; key_of(i), i < count, 0 for what
-/// takes no part. `shared.wanted` of those that equal the threshold are to be selected.
+/// Finds the exact threshold among keys that share the bits above `shift`, 8 bits at a time. key_of(i), i < count, is 0
+/// for scores to be ignored. `shared.wanted` of the keys that equal the threshold are to be selected.
 template <class Block, class KeyOf>
 RETICLE_HD void refine(const Block& block, TopKShared& shared, std::uint32_t prefix, int shift, Index count,
                        KeyOf&& key_of) {
@@ -153,8 +154,8 @@ RETICLE_HD int write_selected(const Block& block, TopKShared& shared, Index coun
 
 }  // namespace top_k_detail
 
-/// Indices of the k highest of `count` order keys key_of(i), ascending, to out[0, n); returns n <= k, less where fewer
-/// can be selected: a key of 0 cannot. k > 0.
+/// Writes the indices of the k highest of `count` order keys key_of(i), ascending, to out[0, n); returns n <= k, which
+/// is less than k if fewer keys are greater than 0. k > 0.
 template <class Block, class KeyOf>
 RETICLE_HD int top_k_row(const Block& block, TopKShared& shared, KeyOf&& key_of, Index count, int k,
                          std::int32_t* out) {

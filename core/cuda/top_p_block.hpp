@@ -1,8 +1,10 @@
-// Per-row top-p on a GPU: one block a row, the fewest keys of highest score whose softmax mass exceeds a share, what
-// core/ops/select.cpp's top_p selects, bit for bit: masses are whole numbers, so threads may add them in any order.
+// Top-p of a row on a GPU, one block per row: the fewest keys of highest score whose softmax mass exceeds a share.
+// Selects the same keys as top_p in core/ops/select.cpp, bit for bit: masses are integers, so threads may add them in
+// any order.
 //
-// The row is read for the highest score, for the sum of all, once for each of three digits of the order key (masses are
-// added up by digit, and the digit in which the share is passed is gone into), and to write out what is over the cut.
+// The row is read once for the highest score, once for the total mass, once for each of three digits of the order key
+// (the masses are added by digit, and the search continues in the digit where the share is exceeded), and once to write
+// the keys above the cut.
 #pragma once
 
 #include <limits>
@@ -19,7 +21,7 @@ struct TopPCut {
   std::uint32_t largest, digit;
 };
 
-/// Shared memory of a block; what writes out comes after what has found the cut.
+/// Shared memory of a block; the selection begins after the cut has been found.
 union TopPShared {
   TopPCut cut;
   TopKShared selection;
@@ -27,13 +29,13 @@ union TopPShared {
 
 namespace top_p_detail {
 
-/// Where the selection ends: all keys above `key`, and the first `ties` that equal it.
+/// The end of the selection: all keys above `key`, and the first `ties` that equal it.
 struct Cut {
   std::uint32_t key = 0;
   int ties = 0;
 };
 
-/// For a row with a highest key; share < 1.
+/// Finds the cut of a row that has a key above 0; share < 1.
 template <class Block, class KeyOf>
 RETICLE_HD Cut find_cut(const Block& block, TopPCut& shared, const MassScale& mass, KeyOf&& key_of, Index count,
                         double share) {
@@ -63,20 +65,20 @@ RETICLE_HD Cut find_cut(const Block& block, TopPCut& shared, const MassScale& ma
       }
     });
     block.sync();
-    const int own = (bins + block.threads() - 1) / block.threads();
+    const int bins_per_thread = (bins + block.threads() - 1) / block.threads();
     PerThread<Block, std::uint64_t> before(block), sums(block);
     block.each([&](int thread) {
       std::uint64_t sum = 0;
-      for (int n = 0; n < own; ++n) {
-        const int bin = bins - 1 - (thread * own + n);
+      for (int n = 0; n < bins_per_thread; ++n) {
+        const int bin = bins - 1 - (thread * bins_per_thread + n);
         if (bin >= 0) sum += shared.bins[bin];
       }
       before[thread] = sums[thread] = sum;
     });
-    if (block.exclusive_scan(before, shared.scan) <= left) return {prefix, kAllTies};  // rounding: take what is left
+    if (block.exclusive_scan(before, shared.scan) <= left) return {prefix, kAllTies};  // rounding error: take all
     block.each([&](int thread) {
       if (before[thread] > left || before[thread] + sums[thread] <= left) return;
-      int bin = bins - 1 - thread * own;
+      int bin = bins - 1 - thread * bins_per_thread;
       std::uint64_t passed = before[thread];
       while (passed + shared.bins[bin] <= left) passed += shared.bins[bin--];
       shared.digit = static_cast<std::uint32_t>(bin);
@@ -87,14 +89,15 @@ RETICLE_HD Cut find_cut(const Block& block, TopPCut& shared, const MassScale& ma
     prefix |= shared.digit << shift;
     block.sync();
   }
-  const std::uint64_t each = mass.of(prefix);  // not 0: the digits were found by it
+  const std::uint64_t each = mass.of(prefix);  // not 0, since the digits were found by masses
   return {prefix, each == 0 ? kAllTies : static_cast<int>(left / each) + 1};
 }
 
 }  // namespace top_p_detail
 
-/// The fewest of `count` order keys key_of(i), highest first, whose mass exceeds `share` of that of all: their indices,
-/// ascending, to out[0, n); returns n. share < 0 selects nothing, 0 the highest, 1 or more all keys but 0.
+/// Writes the indices, ascending, of the fewest of `count` order keys key_of(i), highest first, whose mass exceeds
+/// `share` of the total, to out[0, n); returns n. share < 0 selects nothing, 0 the highest key, 1 or more all keys
+/// above 0.
 template <class Block, class KeyOf>
 RETICLE_HD int top_p_row(const Block& block, TopPShared& shared, KeyOf&& key_of, Index count, double share,
                          std::int32_t* out) {

@@ -41,9 +41,9 @@ void block_scores(const AttentionInputs& inputs, Index first_query, const NsaCon
                       inputs.keys.describe() +
                       "; on a GPU these are F16 or BF16, head_dim is 64 or 128, a KV head has at most 64 query heads, "
                       "and a block and a window have at most 33 strides");
-  constexpr Index kMost = std::numeric_limits<std::int32_t>::max() / 2;
-  if (first_query < 0 || first_query + inputs.queries_length() > kMost || blocks < 0 ||
-      blocks > kMost / config.block_size)
+  constexpr Index kMaxPosition = std::numeric_limits<std::int32_t>::max() / 2;
+  if (first_query < 0 || first_query + inputs.queries_length() > kMaxPosition || blocks < 0 ||
+      blocks > kMaxPosition / config.block_size)
     throw ValueError("block scores: " + std::to_string(inputs.queries_length()) + " queries from " +
                      std::to_string(first_query) + " on and " + std::to_string(blocks) +
                      " blocks; expected fewer than 2^30 positions");
@@ -54,10 +54,10 @@ void block_scores(const AttentionInputs& inputs, Index first_query, const NsaCon
   const auto run = [&]<class T, int head_dim>() {
     launch(ScoreKeyBlocks<T, head_dim>{problem}, problem.tiling.tiles(), stream, "scoring blocks");
   };
-  const auto of_type = [&]<class T>() {
+  const auto run_type = [&]<class T>() {
     inputs.head_dim() == 64 ? run.template operator()<T, 64>() : run.template operator()<T, 128>();
   };
-  inputs.queries.dtype == DType::f16 ? of_type.template operator()<Half>() : of_type.template operator()<BFloat16>();
+  inputs.queries.dtype == DType::f16 ? run_type.template operator()<Half>() : run_type.template operator()<BFloat16>();
 }
 
 }  // namespace reticle::cuda

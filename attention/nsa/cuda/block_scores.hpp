@@ -1,4 +1,4 @@
-// Scores of blocks of keys by compressed keys, in device memory: what Native Sparse Attention selects by.
+// Block scores for the selection of Native Sparse Attention, in device memory.
 #pragma once
 
 #include <reticle/attention/nsa/config.hpp>
@@ -7,13 +7,13 @@
 
 namespace reticle::cuda {
 
-/// Whether block_scores has a kernel for such queries and compressed keys: F16 or BF16, head_dim 64 or 128, at most 64
-/// query heads to a KV head, and windows and blocks of few strides.
+/// Whether block_scores has a kernel for these queries and compressed keys: F16 or BF16, head_dim 64 or 128, at most 64
+/// query heads per KV head, and windows and blocks of few strides.
 RETICLE_API bool block_scores_serve(const AttentionInputs& inputs, const NsaConfig& config);
 
-/// scores (b, hkv, sq, blocks) F32 of the first `blocks` blocks, as reticle::block_scores has them, for queries (b, hq,
-/// sq, d) from position `first_query` on and compressed keys (b, hkv, m, d); lse (b, hq, sq) is compressed attention's.
-/// inputs.values is not read. One launch, no waiting. DeviceError where there is no kernel.
+/// Writes the scores (b, hkv, sq, blocks) F32 of the first `blocks` blocks, as defined by reticle::block_scores, for
+/// queries (b, hq, sq, d) from position `first_query` on and compressed keys (b, hkv, m, d); lse (b, hq, sq) is that of
+/// compressed attention. inputs.values is not read. One launch, no waiting. DeviceError where there is no kernel.
 RETICLE_API void block_scores(const AttentionInputs& inputs, Index first_query, const NsaConfig& config,
                               const float* lse, Index blocks, float* scores, Stream stream);
 

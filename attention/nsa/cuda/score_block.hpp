@@ -1,9 +1,9 @@
-// How much a block of keys matters to a query by compressed keys, on a GPU's tensor cores (Native Sparse Attention,
-// Yuan et al. 2025, Eq. 8 to 10): the probabilities of compressed attention, whose log-sum-exp is known, are computed
-// again, summed over the query heads of a KV head and, by what windows and blocks share, over compressed keys. Neither
-// scores nor probabilities are stored. As in attend_tile, a block of threads has a tile of 64 rows, all heads of a KV
-// head at neighbouring queries, and meets 64 compressed keys at a time. Cost: 2 * 64 * 64 * head_dim flops of each 64
-// compressed keys that a tile sees, and 4 bytes a query and block.
+// Block scores on a GPU's tensor cores: how much a block of keys matters to a query, by compressed keys (Native Sparse
+// Attention, Yuan et al. 2025, Eq. 8 to 10). The probabilities of compressed attention, whose log-sum-exp is known, are
+// recomputed, summed over the query heads of a KV head, and added to the blocks in proportion to what their windows
+// share with them. Neither scores nor probabilities are stored. As in attend_tile, a block of threads has a tile of 64
+// rows, all heads of a KV head at neighbouring queries, and reads 64 compressed keys at a time. Cost: 2 * 64 * 64 *
+// head_dim flops for each 64 compressed keys that a tile sees, and 4 bytes per query and block.
 #pragma once
 
 #include <reticle/attention/cuda/backward_block.hpp>
@@ -17,16 +17,16 @@ namespace reticle::cuda {
 inline constexpr int kScoreTileThreads = 128;
 inline constexpr int kMostTaps = 32;  // compressed keys that share tokens with a block
 
-struct NsaScoreProblem : ScoredInputs {         // keys are compressed
-  Tiling tiling;                                // tiles of kTileRowCount rows, which have all heads of a KV head
+struct NsaScoreProblem : ScoredInputs {         // the keys are compressed keys
+  Tiling tiling;                                // tiles of kTileRowCount rows with all heads of a KV head
   BandMask visible;                             // compressed keys that queries see
   const float* lse = nullptr;                   // (b, hq, sq), of compressed attention
-  int blocks = 0, in_block = 1, in_window = 1;  // compressed keys are this far apart: strides to a block, to a window
+  int blocks = 0, in_block = 1, in_window = 1;  // strides per block and per window; keys are one stride apart
   float* scores = nullptr;                      // (b, hkv, sq, blocks)
 
-  /// Block j shares tokens with compressed keys [j * in_block - in_window + 1, (j + 1) * in_block), taps() of them.
+  /// Block j shares tokens with compressed keys [j * in_block - in_window + 1, (j + 1) * in_block), taps() in number.
   RETICLE_HD int taps() const { return in_block + in_window - 1; }
-  /// How many strides block and key number `tap` of these have in common.
+  /// How many strides a block and the `tap`-th of these keys have in common.
   RETICLE_HD int overlap(int tap) const {
     const int first = tap - in_block + 1 > 0 ? tap - in_block + 1 : 0, last = tap < in_window ? tap : in_window - 1;
     return last - first + 1;
@@ -58,11 +58,11 @@ struct NsaScoreShared {
   alignas(16) T queries[extent<kTileRowCount * kRow>];
   alignas(16) T keys[2][extent<kKeyBlock * kRow>];
   float p[kTileRowCount][kKeyBlock + 1];
-  // Of a query, summed over its heads: the last keys of the step before, then this step's.
+  // For each query, summed over its heads: the last keys of the previous step, then those of this step.
   float sums[kTileRowCount][kMostTaps + kKeyBlock + 1];
 };
 
-/// Tile number `number` of the tiling.
+/// Computes the scores for tile number `number` of the tiling.
 template <class T, int head_dim, class Block>
 RETICLE_HD void score_key_blocks(const Block& block, NsaScoreShared<T, head_dim>& shared,
                                  const NsaScoreProblem& problem, int number) {
@@ -73,7 +73,7 @@ RETICLE_HD void score_key_blocks(const Block& block, NsaScoreShared<T, head_dim>
   const Tile tile = problem.tiling.at(number);
   const int kv_head = tile.first_head * problem.kv_heads / problem.heads, queries = tile.rows / tile.heads;
   const Strides &q = problem.query_strides, &k = problem.key_strides;
-  const T* const own = static_cast<const T*>(problem.queries) + tile.batch * q.batch;
+  const T* const batch_queries = static_cast<const T*>(problem.queries) + tile.batch * q.batch;
   const T* const keys = static_cast<const T*>(problem.keys) + tile.batch * k.batch + kv_head * k.head;
   const int before = problem.taps() - 1;
   const int seen = (problem.visible.end(tile.first_query + queries - 1) + kKeyBlock - 1) / kKeyBlock,
@@ -90,7 +90,7 @@ RETICLE_HD void score_key_blocks(const Block& block, NsaScoreShared<T, head_dim>
   copy_rows<head_dim, kTileRowCount, kScoreTileThreads>(block, shared.queries, [&](int row) {
     const bool there = row < tile.rows;
     const int from = there ? row : 0;
-    return SourceRow<T>{own + tile.head_of(from) * q.head + tile.query_of(from) * q.row, there};
+    return SourceRow<T>{batch_queries + tile.head_of(from) * q.head + tile.query_of(from) * q.row, there};
   });
   block.commit();
   if (seen > 0) fetch(0);
@@ -150,13 +150,13 @@ RETICLE_HD void score_key_blocks(const Block& block, NsaScoreShared<T, head_dim>
       }
     });
     block.sync();
-    // Blocks whose last key is among these.
+    // Blocks whose last compressed key is among the keys of this step.
     const int from = first / problem.in_block, last = (first + kKeyBlock) / problem.in_block,
               end = last < problem.blocks ? last : problem.blocks;
     block.each([&](int thread) {
       for (int i = thread; i < queries * (end - from); i += kScoreTileThreads) {
         const int query = i / (end - from), number_of = from + i % (end - from);
-        // Where the first key of the block lies in `sums`, whose first is key first - before.
+        // Index of the block's first key in `sums`, which begins with key first - before.
         const int at = (number_of + 1) * problem.in_block - 1 - first;
         float score = 0;
         for (int tap = 0; tap <= before; ++tap)

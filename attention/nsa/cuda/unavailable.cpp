@@ -1,4 +1,4 @@
-// What stands in for the GPU in a build without a CUDA toolkit.
+// Replaces the GPU code in a build without a CUDA toolkit.
 #include <string>
 
 #include <reticle/attention/nsa/cuda/block_scores.hpp>

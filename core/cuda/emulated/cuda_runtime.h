@@ -1,6 +1,6 @@
-// The part of the CUDA runtime that Reticle calls, on the host: device memory that only kernels and copies may touch,
-// streams that run their work in order, as late as it may be. In place of the toolkit's header in the `emulated`
-// preset.
+// Replaces the CUDA toolkit's header in the `emulated` preset: the part of the CUDA runtime that Reticle calls, on the
+// host. Device memory can only be accessed by kernels and copies, and streams run their work in order, on request as
+// late as CUDA allows.
 #pragma once
 
 #include <cstddef>

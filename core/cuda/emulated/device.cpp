@@ -27,17 +27,17 @@ namespace {
 class Memory {
  public:
   Memory() {
-    void* const mapped = mmap(nullptr, kRoom, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const mapped = mmap(nullptr, kReservedBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();
     begin_ = static_cast<unsigned char*>(mapped);
-    free_[0] = kRoom;
-    forbid(begin_, kRoom);
+    free_[0] = kReservedBytes;
+    forbid(begin_, kReservedBytes);
   }
 
-  /// Null when there is none left. Blocks stand apart, so that what runs over one's end meets none of another's.
+  /// Null when no memory is left. Blocks are kGuardBytes apart, so that an overrun does not reach another block.
   void* allocate(std::size_t bytes) {
     const std::lock_guard lock(mutex_);
-    const std::size_t wanted = (bytes + kApart + kAlignment - 1) / kAlignment * kAlignment;
+    const std::size_t wanted = (bytes + kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
     const auto found = std::find_if(free_.begin(), free_.end(), [&](const auto& gap) { return gap.second >= wanted; });
     if (found == free_.end()) return nullptr;
     const auto [at, size] = *found;
@@ -75,10 +75,10 @@ class Memory {
 
   bool holds(const void* address) const {
     const auto* const at = static_cast<const unsigned char*>(address);
-    return at >= begin_ && at < begin_ + kRoom;
+    return at >= begin_ && at < begin_ + kReservedBytes;
   }
 
-  /// For as long as something runs on the device.
+  /// Makes device memory accessible while something runs on the device.
   void open() {
     const std::lock_guard lock(mutex_);
     if (open_++ == 0) protect(PROT_READ | PROT_WRITE);
@@ -89,7 +89,7 @@ class Memory {
   }
 
  private:
-  static constexpr std::size_t kRoom = std::size_t{1} << 36, kAlignment = 256, kApart = 256, kPage = 4096;
+  static constexpr std::size_t kReservedBytes = std::size_t{1} << 36, kAlignment = 256, kGuardBytes = 256, kPage = 4096;
 
   void protect(int how) {
     const std::size_t bytes = (end_ + kPage - 1) / kPage * kPage;
@@ -105,7 +105,7 @@ class Memory {
 
   std::mutex mutex_;
   unsigned char* begin_ = nullptr;
-  std::size_t end_ = 0;  // of what was ever given out
+  std::size_t end_ = 0;  // end of the highest block ever allocated
   int open_ = 0;
   std::map<std::size_t, std::size_t> free_;                          // begin -> bytes
   std::map<std::size_t, std::pair<std::size_t, std::size_t>> used_;  // begin -> bytes taken, bytes asked for
@@ -117,7 +117,7 @@ Memory& memory() {
   return *made;
 }
 
-/// While it lives, this thread is the device.
+/// While this object lives, its thread may access device memory.
 class OnDevice {
  public:
   OnDevice() { memory().open(); }
@@ -126,7 +126,7 @@ class OnDevice {
   ~OnDevice() { memory().close(); }
 };
 
-/// Work that waits, by stream.
+/// Work that is waiting, by stream.
 struct Streams {
   std::mutex mutex;
   std::map<Stream, std::deque<std::function<void()>>> waiting;
@@ -145,7 +145,7 @@ bool runs_late() {
   return late;
 }
 
-/// Runs what the stream has; work that is enqueued meanwhile comes after it.
+/// Runs the work of the stream, including work that is enqueued meanwhile.
 void finish(Stream stream) {
   for (;;) {
     std::function<void()> work;
@@ -165,7 +165,7 @@ thread_local cudaError_t last = cudaSuccess;
 
 cudaError_t refuse(cudaError_t error) { return last = error; }
 
-/// Tests of the bindings bring tensors that say they lie on a GPU and lie on the host.
+/// Whether tests of the bindings pass tensors in host memory that claim to be on a GPU.
 bool takes_host_tensors() {
   static const bool takes = [] {
     const char* const how = std::getenv("RETICLE_EMULATED_HOST_TENSORS");
@@ -174,7 +174,7 @@ bool takes_host_tensors() {
   return takes;
 }
 
-/// "90" unless RETICLE_EMULATED_CAPABILITY says another.
+/// The compute capability: 90, unless RETICLE_EMULATED_CAPABILITY is set.
 int capability() {
   const char* const asked = std::getenv("RETICLE_EMULATED_CAPABILITY");
   return asked == nullptr ? 90 : std::atoi(asked);
@@ -233,7 +233,7 @@ RETICLE_API cudaError_t cudaMallocAsync(void** to, std::size_t bytes, cudaStream
   *to = memory().allocate(bytes);
   if (*to == nullptr) return refuse(cudaErrorMemoryAllocation);
   const OnDevice here;
-  std::memset(*to, 0xFF, bytes);  // NaN: what nobody wrote is noticed
+  std::memset(*to, 0xFF, bytes);  // NaN, so that reading uninitialised memory is noticed
   return cudaSuccess;
 }
 
@@ -251,7 +251,7 @@ RETICLE_API cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const 
   const bool strict = !takes_host_tensors();
   if (strict && (memory().holds(to) != to_device || memory().holds(from) != from_device))
     return refuse(cudaErrorInvalidValue);
-  // Of the host's memory the runtime takes a copy: it may be changed, or gone, when the device's turn comes.
+  // Host memory is copied now, since the caller may change or free it before the stream reaches this work.
   std::shared_ptr<std::vector<unsigned char>> held;
   if (!from_device) {
     held = std::make_shared<std::vector<unsigned char>>(width * height);

@@ -1,4 +1,4 @@
-// The emulated device as launches see it, and its memory. See cuda_runtime.h beside this.
+// The emulated device for launches: its streams and shared memory. See cuda_runtime.h in this folder.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +11,11 @@
 
 namespace reticle::cuda::emulated {
 
-/// Runs `work`, which may touch device memory, in the stream's order: at once, or, where RETICLE_EMULATED_STREAMS is
-/// "late", when somebody waits for the stream, so that what is read without waiting is not there yet.
+/// Runs `work`, which may access device memory, in the stream's order: immediately, or, if RETICLE_EMULATED_STREAMS is
+/// "late", when something waits for the stream, so that reading a result without waiting finds old data.
 RETICLE_API void enqueue(Stream stream, std::function<void()> work);
 
-/// Shared memory of one block. What it holds at first is nothing: bytes that make NaN of floats.
+/// Shared memory of one block, initialised with bytes that are NaN as floats.
 template <class T>
 class SharedMemory {
  public:
