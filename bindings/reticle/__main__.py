@@ -1,4 +1,4 @@
-"""The command `reticle`, as the package installs it: the C++ command, and what needs Python."""
+"""The `reticle` command as the package installs it: the C++ command, and the subcommands that need Python."""
 
 from __future__ import annotations
 
