@@ -1,10 +1,10 @@
-"""What a plugin in C++ is built with against an installed wheel: a template, folders, compiler flags.
+"""Resources for building a C++ plugin against an installed wheel: a template, folders, compiler flags.
 
     python -m reticle.sdk new my_masker      # a folder with its own CMakeLists.txt and test
     g++ -std=c++20 -O2 -shared -fPIC my_masker.cpp -o my_masker.so $(python -m reticle.sdk --cflags --libs)
 
-Headers of Reticle include Boost.PFR's: install the package boost-headers, or your distribution's Boost, where the compiler
-does not find it.
+Reticle's headers include Boost.PFR. If the compiler does not find it, install the package boost-headers or your
+distribution's Boost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-#: Words of C++ that a file and a namespace of it cannot be called.
+#: C++ keywords and taken names, which cannot name a plugin's file and namespace.
 _CPP_WORDS = """
 alignas alignof and and_eq asm auto bitand bitor bool break case catch char class co_await co_return co_yield compl
 concept const const_cast consteval constexpr constinit continue decltype default delete do double dynamic_cast else
@@ -28,10 +28,10 @@ unsigned using virtual void volatile wchar_t while xor xor_eq std reticle
 
 
 def include_dirs() -> list[Path]:
-    """Folders for the compiler's -I: Reticle's headers, and Boost's where the package boost-headers is installed.
+    """Folders for the compiler's -I: Reticle's headers, and Boost's if the package boost-headers is installed.
 
     Raises:
-        FileNotFoundError: in a build tree, whose headers are not beside the package.
+        FileNotFoundError: in a build tree, where the headers are not beside the package.
     """
     own = _HERE / "include"
     if not own.is_dir():
@@ -42,10 +42,10 @@ def include_dirs() -> list[Path]:
 
 
 def library() -> Path:
-    """The shared library that a plugin is linked to.
+    """The shared library to link a plugin to.
 
     Raises:
-        FileNotFoundError: when it is not beside the package.
+        FileNotFoundError: when the library is not beside the package.
     """
     found = sorted(_HERE.glob("libreticle.so*"))
     if not found:
@@ -54,7 +54,7 @@ def library() -> Path:
 
 
 def _built_in() -> list[str]:
-    """Names of maskers; none where this file runs by itself."""
+    """Names of the built-in maskers; empty if this file runs without the package."""
     try:
         import reticle._core as _core
     except ImportError:
@@ -63,19 +63,19 @@ def _built_in() -> list[str]:
 
 
 def new_plugin(name: str, folder: str | Path = ".") -> Path:
-    """A plugin's folder, ready to build: the template `plugins/template`, renamed.
+    """Creates a plugin's folder, ready to build, from the template `plugins/template`.
 
     Args:
-        name: of the masker, in snake_case, as configs will write it.
-        folder: where the folder `name` is made.
+        name: name of the masker in configs, in snake_case.
+        folder: parent of the new folder `name`.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: when the name is not one that a masker may have, or is taken.
-        FileExistsError: when the folder is there.
-        FileNotFoundError: when this package holds no template.
+        ValueError: when the name is not valid for a masker, or is taken.
+        FileExistsError: when the folder exists.
+        FileNotFoundError: when this package has no template.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f'"{name}" is not the name of a masker; expected snake_case, as "my_masker"')
@@ -99,7 +99,7 @@ def new_plugin(name: str, folder: str | Path = ".") -> Path:
 
 
 def main() -> int:
-    """`python -m reticle.sdk`; returns its exit status."""
+    """The command `python -m reticle.sdk`; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reticle.sdk", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
