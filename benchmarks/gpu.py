@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Checks attention and selection on a GPU against float64, then times them beside torch: one call, a few minutes.
+"""Checks attention and selection on a GPU against float64, then times them beside torch, in a few minutes.
 
     cmake --preset cuda -DRETICLE_BUILD_PYTHON=ON && cmake --build --preset cuda --target reticle_python
     PYTHONPATH=build-cuda/python python benchmarks/gpu.py [--quick] [--json FILE] [--seconds N]
 
-A row that fails, or whose result is wrong, is reported, and the others go on; the exit status is then 1. Shares are of what this GPU does in the same run: bytes over the bandwidth of a large copy, flops over the rate of a large
-bf16 matrix product. Times are medians of replays of a CUDA graph. Needs torch with CUDA.
+A row that fails, or whose result is wrong, is reported, and the other rows still run; the exit status is then 1. Shares
+are relative to limits measured on this GPU in the same run: the bandwidth of a large copy in bytes, and the flop rate
+of a large bf16 matrix product. Times are medians of replays of a CUDA graph. Needs torch with CUDA.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class WrongResult(Exception):
 
 
 def seconds(body: Callable[[], Any], repeats: int = 30, graph: bool = True) -> float:
-    """Median time of one replay of a graph of `body`, or of one call."""
+    """Median seconds of one replay of a CUDA graph of `body`, or of one call."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -57,7 +58,7 @@ def seconds(body: Callable[[], Any], repeats: int = 30, graph: bool = True) -> f
 
 
 def ceilings() -> tuple[float, float]:
-    """Bytes a second of a copy (read and written), flops a second of a product."""
+    """(bytes per second of a copy, read plus written; flops per second of a matrix product)."""
     a = torch.randn(1 << 28, device="cuda")
     b = torch.empty_like(a)
     copy = 2 * a.nbytes / seconds(lambda: b.copy_(a))
@@ -66,7 +67,8 @@ def ceilings() -> tuple[float, float]:
 
 
 def check(name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: torch.Tensor) -> None:
-    """Against float64, for a dense mask `p` or where it is attended to; WrongResult when it is another."""
+    """Compares an output with float64, for a mask `p` of probabilities or booleans; raises WrongResult if they
+    differ."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
     scores = (q.double() @ k.mT / q.shape[-1] ** 0.5 - p.double().log()).masked_fill(p == 0, -torch.inf)
@@ -90,7 +92,7 @@ def record(name: str, ours: float, share: float, of: str, peer: str = "", peer_s
 
 
 def decode(copy: float, keys: int, tokens: int, run: int) -> None:
-    """One query over `tokens` keys by KV head, in runs of `run`."""
+    """One query over `tokens` keys per KV head, in runs of `run`."""
     random = np.random.default_rng(0)
     starts = np.concatenate([random.choice(keys // run, tokens // run, replace=False) for _ in range(KV_HEADS)])
     starts = np.sort(starts.reshape(KV_HEADS, -1), 1).repeat(HEADS // KV_HEADS, 0) * run
@@ -111,7 +113,7 @@ def decode(copy: float, keys: int, tokens: int, run: int) -> None:
 
 
 def prefill(rate: float, length: int, block: int, density: float) -> None:
-    """Blocks of `block` at random below the diagonal, the diagonal's among them."""
+    """Random blocks of `block` below the diagonal, and all diagonal blocks."""
     random = np.random.default_rng(1)
     count = length // block
     kept = np.tril(random.random((count, count)) < density) | np.eye(count, dtype=bool)
@@ -148,7 +150,7 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
 
 
 def sampled(rate: float, length: int, share: float) -> None:
-    """A window, and of the keys before it a random share, weighted by it: of all heads the same keys."""
+    """A window, and a random share of the keys before it, weighted by it; all heads attend to the same keys."""
     positions = torch.arange(length)
     apart = positions[:, None] - positions
     p = torch.where((apart >= 0) & (apart < 256), 1.0, share * ((apart >= 256) & (torch.rand(length, length) < share)))
@@ -161,13 +163,14 @@ def sampled(rate: float, length: int, share: float) -> None:
     check(name, plan(q, k, v)[0][:, :, last], q[:, :, last], k, v, p[last].expand(1, HEADS, 256, length))
     bias = -p.log().masked_fill(p == 0, torch.inf).to(q.dtype)
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
-    flops = 2.0 * DIM * HEADS * length * length  # tiles below the diagonal are computed whole
+    flops = 2.0 * DIM * HEADS * length * length  # tiles below the diagonal are computed entirely
     ours = seconds(lambda: plan(q, k, v), 10)
     record(name, ours, flops / ours / rate, "the bf16 matrix product", "sdpa, dense bias", seconds(sdpa, 10))
 
 
 def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to `count` blocks of 64 for each query and KV head, its own among them, as numbers and as a dense mask by blocks."""
+    """Up to `count` blocks of 64 for each query and KV head, including its own block: block numbers, and a dense block
+    mask."""
     blocks = length // 64
     own = torch.arange(length, device="cuda") // 64
     ranks = torch.rand(1, KV_HEADS, length, blocks, device="cuda")
@@ -180,7 +183,7 @@ def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def gradients(rate: float, length: int, count: int) -> None:
-    """Forward and backward over selected blocks, planned on the device with every call, beside dense causal attention."""
+    """Forward and backward over selected blocks, planned on the device in every call, beside dense causal attention."""
     for checked in (1024, length):
         numbers, chosen = selected_blocks(checked, count)
         mask = reticle.torch.SelectedBlocks(numbers, 64)
@@ -200,7 +203,7 @@ def gradients(rate: float, length: int, count: int) -> None:
             print(f"gradient by {name}: relative error {error:.1e}", flush=True)
             if not error < 2e-2:
                 raise WrongResult(f"the gradient by {name} is off by {error:.1e}; expected below 2e-2")
-    entries = HEADS // KV_HEADS * int(chosen.sum()) * 64  # the queries' own blocks count as whole
+    entries = HEADS // KV_HEADS * int(chosen.sum()) * 64  # diagonal blocks count entirely
     dense = [x.detach().requires_grad_() for x in inputs]
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(*dense, is_causal=True, enable_gqa=True)
     peer = seconds(lambda: torch.autograd.grad(sdpa(), dense, upstream), 10, graph=False)
@@ -210,7 +213,8 @@ def gradients(rate: float, length: int, count: int) -> None:
 
 
 def native_sparse_attention(rate: float, length: int) -> None:
-    """A module of Native Sparse Attention, forward, beside dense causal attention of its queries, keys and values."""
+    """Forward pass of a Native Sparse Attention module, beside dense causal attention of its queries, keys and
+    values."""
     from reticle.nsa import NativeSparseAttention
 
     module = NativeSparseAttention("weightedpool", 2048, 64, 4, DIM, 32, 16, 64, 16, 1, 2, 512).cuda().bfloat16()
@@ -226,7 +230,7 @@ def native_sparse_attention(rate: float, length: int) -> None:
 
 
 def choice_of_blocks(rate: float, length: int) -> None:
-    """What Native Sparse Attention selects by: scores of blocks by compressed keys, and the best of them."""
+    """The selection of Native Sparse Attention: block scores from compressed keys, and the best blocks."""
     from reticle import nsa_gpu
 
     config = reticle._core.NsaConfig()
@@ -249,13 +253,13 @@ def choice_of_blocks(rate: float, length: int) -> None:
     if not (best - found).abs().max() < 0.5:
         raise WrongResult("chooses others than the best")
     took = seconds(ours, 10, graph=False)
-    peer = seconds(by_torch, 10, graph=False) * (length / first)  # all compressed keys are scored for any query
+    peer = seconds(by_torch, 10, graph=False) * (length / first)  # every query is scored against all compressed keys
     flops = 2.0 * DIM * 64 * length * k.shape[0] / 2
     record(name, took, flops / took / rate, "the bf16 matrix product", "torch's operations", peer)
 
 
 def build_and_attend(copy: float, keys: int, heavy: int) -> None:
-    """Sinks, a window and the best keys, chosen on the device, and attention over them."""
+    """Sinks, a window and the best keys, selected on the device, and attention over them."""
     q, k, v = random_tensors(1, keys)
     fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
     config = {"maskers": [*fixed, {"type": "oracle_top_k", "heavy_size": heavy}]}
@@ -281,7 +285,7 @@ def build_and_attend(copy: float, keys: int, heavy: int) -> None:
 
 
 def plan(copy: float, length: int, density: float) -> None:
-    """From blocks of 64 that are attended to, by head, to what the tensor cores' kernel reads."""
+    """The plan for the tensor-core kernel, made from attended blocks of 64 per head."""
     q, k, v = random_tensors(length, length)
     blocks = torch.rand(1, HEADS, length // 64, length // 64, device="cuda") < density
     make = lambda: reticle.plan(q, k, reticle.torch.blocks(blocks, (64, 64)))
@@ -294,7 +298,7 @@ def plan(copy: float, length: int, density: float) -> None:
 
 
 def unite(copy: float, queries: int, keys: int, density: float) -> None:
-    """Two masks of random tokens in device memory, against a logical or of dense ones."""
+    """The union of two masks of random tokens in device memory, beside a logical or of dense masks."""
     dense = [torch.rand(1, HEADS, queries, keys, device="cuda") < density for _ in range(2)]
     a, b = (reticle.Mask.dense(each.cpu().numpy()).to("cuda") for each in dense)
     name = f"union, {HEADS} x {queries} rows of {keys}, {100 * density:g} %, as {a.kind}"

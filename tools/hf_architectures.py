@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Every causal architecture of the installed transformers that can be made small, attached with dense attention: its logits
-beside those of its own eager attention, or what it was refused for. Exits with 1 where one differs, or fails within the model.
+"""Attaches dense attention to every causal architecture of the installed transformers that can be made small, and
+compares the logits with those of its eager attention, or reports why it is refused. Exits with 1 if one differs or
+fails in the model.
 
     python tools/hf_architectures.py [NAME ...]      # names of model types, such as llama; all by default
 """
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-# What configs call their extents; each model takes those that it knows.
+# Names of extents in configs, with small values; each model takes the names that it has.
 SMALL: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -81,7 +82,7 @@ SMALL: dict[str, Any] = {
     "is_decoder": True,
     "use_cache": False,
 }
-#: Extents that configs may leave to be told.
+#: Extents that configs may leave unset.
 UNTOLD = (
     "head_dim",
     "num_key_value_heads",
@@ -91,7 +92,7 @@ UNTOLD = (
     "n_group",
     "topk_group",
 )
-#: What else makes a type small.
+#: Further settings that make a model type small.
 OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {
         "num_expert_group": 1,
@@ -152,7 +153,7 @@ BOUND = 1e-3
 
 
 def shrink(config: Any, without: frozenset[str] = frozenset()) -> Any:
-    """A config of the same class with what it has of SMALL, and its parts alike."""
+    """A config of the same class with the applicable values of SMALL, also in its sub-configs."""
     kind = type(config)
     own: dict[str, Any] = {}
     for name, value in SMALL.items():
@@ -164,7 +165,7 @@ def shrink(config: Any, without: frozenset[str] = frozenset()) -> Any:
     for name, value in vars(config).items():
         if isinstance(value, transformers.PreTrainedConfig):
             own[name] = shrink(value, without).to_dict()
-    if "qk_rope_head_dim" in own:  # multi-head latent attention
+    if "qk_rope_head_dim" in own:  # multi-head latent attention (MLA)
         own.pop("head_dim", None)
         own["num_key_value_heads"] = own["num_attention_heads"]
     if "rotary_dim" in vars(config):
@@ -196,7 +197,7 @@ def small_model(model_type: str) -> torch.nn.Module:
 
 
 def verdict(model_type: str) -> tuple[str, str]:
-    """("equal", "refused", "not made", "DIFFERENT" or "FAILED", a note)."""
+    """(verdict, note); the verdict is "equal", "refused", "not made", "DIFFERENT" or "FAILED"."""
     try:
         model: Any = small_model(model_type)
         ids = torch.randint(3, 90, (1, 24), generator=torch.Generator().manual_seed(1))
@@ -218,7 +219,7 @@ def verdict(model_type: str) -> tuple[str, str]:
     difference = distance(found, own)
     if difference < BOUND:
         return "equal", f"{difference:.1e}"
-    try:  # a model may multiply what rounding makes
+    try:  # a model may amplify rounding errors
         model.set_attn_implementation("sdpa")
         with torch.no_grad():
             rounding = distance(model(input_ids=ids).logits, own)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Random HashAttention weights, in the shapes of learned ones: for trying configs where no published weights fit the model.
+"""Makes random HashAttention weights in the shapes of learned ones, to try configs when no published weights fit the
+model.
 
     python tools/make_hash_weights.py [--output configs/research/hat_weights.safetensors]
 
@@ -23,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def make(
     layers: int, heads: int, head_dim: int, bits: int, mlp_layers: int, hidden: int, seed: int
 ) -> dict[int, dict[str, list[np.ndarray]]]:
-    """{layer: {query_matrix, query_bias, key_matrix, key_bias}}, a list over the linear maps in each: matrices (heads, in, out)
-    and biases (heads, out), float32. The variance of a map's output is that of its input, about."""
+    """{layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear maps: matrices (heads, in,
+    out) and biases (heads, out), float32. The variance of a map's output is about that of its input."""
     random = np.random.default_rng(seed)
     widths = [head_dim, *[hidden] * (mlp_layers - 1), bits]
 

@@ -3,9 +3,9 @@
 
     tools/measure_quality.py --reticle build/tools/reticle
 
-Runs the commands that the page shows: sweeps of prefill and generation patterns, retrieval, and times; draws loss
-against sparsity and the masks of a few patterns as nano-sparse-attention's notebook does. Results are kept beside the
-command (quality_*.json), and a second run goes on from them. Needs matplotlib and numpy.
+Runs the commands that the page shows: sweeps of prefill and generation patterns, retrieval, and times. Draws loss
+against sparsity, and the masks of a few patterns as nano-sparse-attention's notebook does. Results are stored beside
+the command (quality_*.json), and a second run continues from them. Needs matplotlib and numpy.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RETRIEVAL = [
 TIMES = ["bench-model", "configs/sink_local.json", "configs/sink_local_oracle_top_k.json", "configs/quest.json"]
 
 PROMPT_BYTES = 640
-# Drawn as in the notebook: what two stages of some patterns keep, layer 1, head 0.
+# Drawn as in the notebook: the masks of some patterns in both stages, layer 1, head 0.
 PICTURES = {
     "prefill": {
         "dense": [],

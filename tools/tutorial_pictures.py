@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the pictures of docs/tutorial.md by the tutorial's own configs, code and commands.
+"""Draws the pictures of docs/tutorial.md with the tutorial's configs, code and commands.
 
     PYTHONPATH=build/python build/venv/bin/python tools/tutorial_pictures.py
 

@@ -137,8 +137,8 @@ class Band:
         return self.pattern().mask(shape)
 
 
-#: The types of masks that attention accepts. Tensors hold booleans, or integers 0 and 1, and are broadcastable to (batch,
-#: heads, queries, keys).
+#: The types of masks that attention accepts. Tensors hold booleans, or integers 0 and 1, and are broadcastable to
+#: (batch, heads, queries, keys).
 AnyMask: TypeAlias = "Mask | SelectedBlocks | Band | Tensor | _core.AttentionPlan"
 
 
