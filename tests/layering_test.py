@@ -1,4 +1,4 @@
-"""Includes go down only, and headers keep heavy things out. The table is the architecture."""
+"""Includes go down only, and headers exclude heavy dependencies. The table is the architecture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(os.environ["RETICLE_SOURCE_DIR"])
 
-# Who may include what of ours; a room may include itself and what stands in its row.
+# The folders that each folder may include: itself and those in its row.
 ALLOWED: dict[str, set[str]] = {
     "core/base": {"core/base"},
     "core/tensor": {"core/base", "core/tensor"},
@@ -61,7 +61,7 @@ class Layering(unittest.TestCase):
         for path in sources():
             if room_of(str(path.relative_to(ROOT))).split("/")[0] not in ("core", "attention"):
                 continue
-            # Comments may show how a masker or a config looks.
+            # Comments may show the code of a masker or a config.
             code = re.sub(r"//.*", "", path.read_text())
             for name in names:
                 self.assertNotRegex(code, rf'"{name}"', f"{path} names the masker {name}")

@@ -1,8 +1,8 @@
-"""Seeds of the fuzz targets, made of what the repository holds: one folder for each target.
+"""Makes the fuzz targets' seed inputs from files in the repository: one folder per target.
 
     python3 tests/fuzz/seeds.py FOLDER PLUGIN.so
 
-Past findings are in corpus/<target>/ and need no making.
+Inputs of past findings are in corpus/<target>/ and are used directly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What careless callers pass: each is read as what it says, or refused by name; nothing crashes."""
+"""Careless calls: each argument is read as stated, or refused by name; nothing crashes."""
 
 import copy
 import json
@@ -403,7 +403,7 @@ def test_a_config_that_names_plugins_is_refused_where_none_may_be_loaded(tmp_pat
 @reticle.register("resets_its_state")
 @dataclass(frozen=True)
 class Resetting(reticle.Masker):
-    """Does to its state what nobody may do from inside of a call."""
+    """Resets its state during a call, which is forbidden."""
 
     way: str = "reset"
 
@@ -429,7 +429,7 @@ def test_a_state_is_not_changed_from_inside_of_a_call(way):
     Resetting.state.reset()
 
 
-# --- found by trying ------------------------------------------------------------------------------------------------------
+# --- regressions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", [0, 1])

@@ -1,4 +1,4 @@
-"""Models over data sets."""
+"""Evaluation of models on data sets."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def test_results_are_files_and_a_stopped_run_goes_on(model, tmp_path, monkeypatc
         run()
     assert len(rows(tmp_path)) == 2 and not (tmp_path / "metrics.json").exists()
     with (tmp_path / "raw_results.csv").open("a") as file:
-        file.write('2,copy,"cut sho')  # as a power failure leaves it
+        file.write('2,copy,"cut sho')  # the state that a power failure leaves
     result = run()
     assert len(done) == 3 + 2, "two samples were left"
     assert [int(row["index"]) for row in rows(tmp_path)] == [0, 1, 2, 3]
@@ -130,7 +130,7 @@ def test_loss_is_the_models_own_when_dense_and_sparsity_is_reported(model):
     window = {"maskers": [{"type": "local", "window_size": 8}]}
     sparse = evaluate.loss(model, [example], generation=window, progress=False)
     assert sparse.loss > dense.loss and sparse.prefill_sparsity == 0
-    # 68 tokens: the last 20 stand behind 48 and more, and keep 8 of those up to their own.
+    # Of 68 tokens the last 20 have 48 or more tokens before them, and keep the last 8 keys up to their position.
     assert sparse.generation_sparsity == pytest.approx(1 - 20 * 8 / sum(range(49, 69)), abs=1e-6)
     last = evaluate.loss(model, [{**example, "output_length": 1}], generation=window, progress=False)
     assert last.generation_sparsity == pytest.approx(1 - 8 / 68, abs=1e-6)

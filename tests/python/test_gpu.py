@@ -1,4 +1,4 @@
-"""Tensors on a GPU: what of them runs without one. Whole calls are in test_gpu_calls.py, pipelines in tests/cuda."""
+"""GPU calls as far as they run without a GPU. Complete calls are in test_gpu_calls.py, pipelines in tests/cuda."""
 
 import json
 

@@ -69,7 +69,7 @@ def test_sparse_generation_sees_what_its_pattern_keeps():
     with hf.attach(model, generation=LOCAL, keep_masks=True) as attached:
         generate(model, batch)
     assert attached.prefill.density == 1
-    visible = sum(range(21, 32)) + sum(range(14, 25))  # padding is not seen
+    visible = sum(range(21, 32)) + sum(range(14, 25))  # padding is not visible
     assert attached.generation.density == pytest.approx(2 * 6 * 11 / visible)
     layer, mask = attached.masks("generation")[0]
     assert (layer, mask.shape) == (0, (1, 4, 1, 21))
@@ -94,7 +94,7 @@ def test_layers_with_a_sliding_window_attend_to_it(architecture):
         assert torch.equal(generate(model, batch), own)
     short = {"input_ids": batch["input_ids"][:1, :3]}
     tova = {"maskers": [{"type": "tova", "token_capacity": 2}]}
-    with hf.attach(model, generation=tova) as attached:  # the window fills up on the way, twice
+    with hf.attach(model, generation=tova) as attached:  # the window fills up twice during generation
         first = generate(model, short)
         assert torch.equal(generate(model, short), first)
     assert attached.generation.density < 1

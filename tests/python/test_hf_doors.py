@@ -1,4 +1,4 @@
-"""What careless users of attached models do: each gets the right result, or is told what is not supported."""
+"""Careless use of attached models: each case gets the right result, or an error that names the unsupported option."""
 
 import copy
 import threading

@@ -1,5 +1,6 @@
-"""Models x ways of running them, attached: a covering pattern is the model's own eager attention, and patterns that keep state
-choose what they would choose for each sequence alone and from the start. What is not supported raises, with its message."""
+"""Models x ways of running them, attached: a covering pattern equals the model's eager attention, and patterns with
+state choose as they would for each sequence alone and from the start. Unsupported combinations raise a specific
+message."""
 
 import copy
 
@@ -77,7 +78,7 @@ STATEFUL = {
 
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory):
-    """A config by its name; hash attention's weights are of the small models' shape."""
+    """A config by name; the weights of hash attention have the shape of the small models."""
     random = torch.Generator().manual_seed(0)
     weights = {}
     for layer in range(SMALL["num_hidden_layers"]):
@@ -116,7 +117,7 @@ def padded(side):
 
 
 def logits(model, **inputs):
-    """Of tokens: padding's are nobody's."""
+    """The logits of real tokens; those of padding are not compared."""
     found = model(**inputs).logits
     mask = inputs.get("attention_mask")
     return found if mask is None or mask.dim() != 2 else found[mask.bool()[:, -found.shape[1] :]]
@@ -199,7 +200,7 @@ WAYS = {
     "second turn": second_turn,
     "static": static,
 }
-#: What a model's own eager attention does not do either: nothing to compare with.
+#: Combinations that the model's eager attention does not support either, so there is nothing to compare with.
 NOT_THE_MODELS = {
     ("qwen3_next", "packed"),
     ("qwen3_next", "4-D mask"),
@@ -230,7 +231,7 @@ def test_a_covering_pattern_is_the_models_own_attention(models, name, way):
 
 
 def encoder(name):
-    """Models whose attention is not causal, or not all of it, and how each is run."""
+    """Models whose attention is not causal, entirely or in part, and a function that runs each."""
     torch.manual_seed(0)
     t, ids = transformers, IDS[:, :20]
     plain = {
@@ -304,7 +305,7 @@ def test_prefill_patterns_of_attention_that_is_not_causal_are_refused():
         run(model)
 
 
-#: What eviction rules refuse: their message.
+#: Combinations that eviction rules refuse, with the message.
 REFUSED = {
     ("h2o", "chunks"): "a prompt in parts",
     ("h2o", "second turn"): "a prompt in parts",
@@ -312,7 +313,8 @@ REFUSED = {
 
 
 def recomputed(model, pattern, tokens):
-    """What each token of a sequence sees, from the start: its logits, the prompt's 24 dense and the rest by the pattern."""
+    """The logits of each token of a sequence, recomputed from the start: a dense prompt of 24 tokens, then the
+    pattern."""
     with hf.attach(model, generation=pattern):
         cache = hf.SparseCache(config=model.config)
         rows = [model(tokens[:, :24], past_key_values=cache).logits]

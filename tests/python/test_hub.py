@@ -1,4 +1,4 @@
-"""sparse-attention-hub's names, on its own recorded numbers."""
+"""reticle.hub against numbers recorded from sparse-attention-hub."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def load(case):
-    """A golden case: its JSON and its tensors."""
+    """The JSON and the tensors of a golden case."""
     safetensors = pytest.importorskip("safetensors.torch")
     return json.loads((GOLDEN / f"{case}.json").read_text()), safetensors.load_file(GOLDEN / f"{case}.safetensors")
 
@@ -86,7 +86,7 @@ def test_state_lives_in_sparse_meta_data():
     again = attention.custom_attention(None, q, k, k, None, 1.0, sparse_meta_data=other, layer_idx=3)[0]
     torch.testing.assert_close(first, again)
     assert list(one) == list(other)
-    with pytest.raises(reticle.ShapeError):  # fewer keys than this sequence had
+    with pytest.raises(reticle.ShapeError):  # fewer keys than the sequence had
         attention.custom_attention(None, q, k[:, :, :9], k[:, :, :9], None, 1.0, sparse_meta_data=one, layer_idx=3)
 
 
@@ -380,7 +380,8 @@ def test_a_masker_alone_adds_what_it_adds_in_a_list():
 
 
 def by_mask(model, tokenizer, context, question, kept):
-    """8 greedy tokens of torch's attention, where what follows the context sees kept(query, key)."""
+    """8 greedy tokens with torch's attention, in which tokens after the context see the keys that kept(query, key)
+    allows."""
     ids, begin = tokenizer.encode(context + question), len(tokenizer.encode(context))
     for _ in range(8):
         i, j = torch.arange(len(ids))[:, None], torch.arange(len(ids))

@@ -1,4 +1,4 @@
-"""nano-sparse-attention's classes, on what it recorded."""
+"""nano-sparse-attention's classes against its recorded results."""
 
 import json
 import os

@@ -180,7 +180,8 @@ def test_lists_of_keys_from_torch_are_attended_to():
 
 
 def selected_blocks(heads, queries, keys, block_size, seed=0):
-    """Numbers of up to 3 blocks (2, heads, queries, 3), ascending, -1 last, and where they attend, as a dense mask."""
+    """Numbers of up to 3 blocks (2, heads, queries, 3), ascending, padded with -1 at the end; and the dense mask of
+    them."""
     generator = torch.Generator().manual_seed(seed)
     blocks = -(-keys // block_size)
     ranks = torch.rand(2, heads, queries, blocks, generator=generator).argsort(-1)[..., :3].sort(-1).values
@@ -192,7 +193,7 @@ def selected_blocks(heads, queries, keys, block_size, seed=0):
 
 
 def band(queries, keys, width, first_query, kernel, stride):
-    """Where a Band attends, as a dense mask."""
+    """The dense mask of a Band."""
     complete = (torch.arange(queries)[:, None] + first_query + 1 - kernel).div(stride, rounding_mode="floor") + 1
     column = torch.arange(keys)
     return (column < complete) & (column >= complete - width)
