@@ -1,6 +1,6 @@
-// To be preloaded: the process is killed, or its disk is full, from its FAIL_AT-th change to files in the folder
-// FAIL_UNDER on. FAIL_HOW is "kill" or "full". A change is: opening a file to write, writing, syncing, renaming,
-// cutting, removing. FAIL_COUNT names a file that the number of changes is written to when the process ends.
+// Preloaded (LD_PRELOAD) to kill the process (FAIL_HOW=kill) or fill its disk (FAIL_HOW=full) from the FAIL_AT-th
+// change on to files in the folder FAIL_UNDER. A change is opening a file for writing, writing, syncing, renaming,
+// truncating or removing. FAIL_COUNT names a file that receives the number of changes when the process ends.
 #include <cerrno>
 #include <csignal>
 #include <cstdarg>
@@ -28,7 +28,7 @@ struct Watch {
   long changes = 0;
 
   static Watch& own() {
-    static Watch* const kWatch = new Watch;  // outlives everything
+    static Watch* const kWatch = new Watch;  // never destroyed
     return *kWatch;
   }
   static bool is_under(const char* path) {
@@ -39,7 +39,7 @@ struct Watch {
     const std::lock_guard lock(mutex);
     return open.count(descriptor) != 0;
   }
-  /// Counts a change; whether it fails for want of room.
+  /// Counts a change; returns true if it fails because the disk is full.
   bool fails(bool needs_room) {
     const char* const at = std::getenv("FAIL_AT");
     const std::lock_guard lock(mutex);
@@ -80,7 +80,7 @@ int opened(int (*open_it)(const char*, int, ...), const char* path, int flags, m
 
 extern "C" {
 
-/// For a process that ends without running destructors.
+/// Reports the count in processes that end without running destructors.
 void report_changes() { report(); }
 
 int open(const char* path, int flags, ...) {
@@ -110,7 +110,7 @@ int mkstemp(char* name) { return mkostemp(name, 0); }
 
 ssize_t write(int descriptor, const void* data, size_t size) {
   if (Watch::own().watches(descriptor)) {
-    // A disk fills up in the middle of a write.
+    // With FAIL_HALF, half of the data is written before the disk is full.
     if (Watch::own().fails(true)) {
       if (size > 1 && std::getenv("FAIL_HALF") != nullptr)
         return next<ssize_t(int, const void*, size_t)>("write")(descriptor, data, size / 2);
