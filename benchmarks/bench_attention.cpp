@@ -22,8 +22,8 @@ struct Problem {
   Problem(DType dtype, Index heads, Index kv_heads, Index queries_length, Index keys_length, Index head_dim) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
-    const auto make = [&](Index of_heads, Index length) {
-      Tensor tensor(DType::f32, {1, of_heads, length, head_dim});
+    const auto make = [&](Index tensor_heads, Index length) {
+      Tensor tensor(DType::f32, {1, tensor_heads, length, head_dim});
       // A few distinct numbers suffice; drawing 32 million of them would take longer than the benchmark.
       std::vector<float> numbers(4099);
       for (float& number : numbers) number = normal(random);

@@ -187,9 +187,9 @@ class Report {
     try {
       const auto [time, amount] = measure();
       const double share = amount / time / (moves_data ? copy_ : rate_);
-      const char* const of = moves_data ? "copy bandwidth" : "a bf16 product";
-      std::printf("%-52s %10.1f us  %5.1f %% of %s\n", name.c_str(), 1e6 * time, 100 * share, of);
-      rows_.push_back({{"name", name}, {"seconds", time}, {"share", share}, {"of", of}});
+      const char* const limit = moves_data ? "copy bandwidth" : "a bf16 product";
+      std::printf("%-52s %10.1f us  %5.1f %% of %s\n", name.c_str(), 1e6 * time, 100 * share, limit);
+      rows_.push_back({{"name", name}, {"seconds", time}, {"share", share}, {"of", limit}});
     } catch (const std::exception& reason) {
       std::printf("%-52s FAILED: %s\n", name.c_str(), reason.what());
       rows_.push_back({{"name", name}, {"failed", reason.what()}});

@@ -85,10 +85,12 @@ def random_tensors(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16)
     return [make(HEADS, queries), make(KV_HEADS, keys), make(KV_HEADS, keys)]
 
 
-def record(name: str, ours: float, share: float, of: str, peer: str = "", peer_seconds: float | None = None) -> None:
+def record(name: str, ours: float, share: float, limit: str, peer: str = "", peer_seconds: float | None = None) -> None:
     ratio = "" if peer_seconds is None else f", {peer_seconds / ours:.2f}x {peer}"
-    print(f"{name}: {1e6 * ours:.1f} us, {100 * share:.0f} % of {of}{ratio}", flush=True)
-    rows.append({"name": name, "seconds": ours, "share": share, "of": of, "peer": peer, "peer_seconds": peer_seconds})
+    print(f"{name}: {1e6 * ours:.1f} us, {100 * share:.0f} % of {limit}{ratio}", flush=True)
+    rows.append(
+        {"name": name, "seconds": ours, "share": share, "of": limit, "peer": peer, "peer_seconds": peer_seconds}
+    )
 
 
 def decode(copy: float, keys: int, tokens: int, run: int) -> None:
@@ -137,9 +139,14 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
     try:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        own = torch.from_numpy(kept).cuda()
+        attended_blocks = torch.from_numpy(kept).cuda()
         blocks_of = create_block_mask(
-            lambda b, h, i, j: own[i // block, j // block] & (j <= i), None, None, length, length, BLOCK_SIZE=128
+            lambda b, h, i, j: attended_blocks[i // block, j // block] & (j <= i),
+            None,
+            None,
+            length,
+            length,
+            BLOCK_SIZE=128,
         )
         compiled = torch.compile(flex_attention)
         peer = seconds(lambda: compiled(q, k, v, block_mask=blocks_of, enable_gqa=True), 10)
@@ -172,10 +179,10 @@ def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor
     """Up to `count` blocks of 64 for each query and KV head, including its own block: block numbers, and a dense block
     mask."""
     blocks = length // 64
-    own = torch.arange(length, device="cuda") // 64
+    query_blocks = torch.arange(length, device="cuda") // 64
     ranks = torch.rand(1, KV_HEADS, length, blocks, device="cuda")
-    ranks[..., torch.arange(length, device="cuda"), own] = 2
-    ranks.masked_fill_(torch.arange(blocks, device="cuda") > own[:, None], -1)
+    ranks[..., torch.arange(length, device="cuda"), query_blocks] = 2
+    ranks.masked_fill_(torch.arange(blocks, device="cuda") > query_blocks[:, None], -1)
     best = ranks.topk(min(count, blocks), dim=-1)
     numbers = best.indices.masked_fill(best.values < 0, blocks).sort(-1).values
     chosen = torch.zeros(1, KV_HEADS, length, blocks + 1, dtype=torch.bool, device="cuda").scatter_(-1, numbers, True)
@@ -243,8 +250,10 @@ def choice_of_blocks(rate: float, length: int) -> None:
         q[:first].float() * DIM**-0.5, k, torch.arange(first, device="cuda"), -(-first // 64), config
     )
     blocks = torch.arange(-(-first // 64), device="cuda")
-    own = torch.arange(first, device="cuda")[:, None] // 64
-    forced = by_torch().masked_fill((blocks < 1) | (blocks > own - 2), 4096).masked_fill(blocks > own, -1)
+    query_blocks = torch.arange(first, device="cuda")[:, None] // 64
+    forced = (
+        by_torch().masked_fill((blocks < 1) | (blocks > query_blocks - 2), 4096).masked_fill(blocks > query_blocks, -1)
+    )
     best = forced.topk(min(16, len(blocks)), -1).values.sum(-1)
     chosen = ours()[:, :first].long()
     found = forced.gather(-1, chosen.clamp(0)).masked_fill(chosen < 0, -1).sum(-1)

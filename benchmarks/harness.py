@@ -144,14 +144,14 @@ def by_section(rows: list[Row]) -> dict[str, list[Row]]:
 def table(rows: list[Row]) -> str:
     """A Markdown table per section."""
     text = []
-    for section, of_section in by_section(rows).items():
+    for section, section_rows in by_section(rows).items():
         text += [
             "",
             f"### {section}",
             "",
             "| workload | Reticle | peer | its time | times as fast | share of the limit |",
         ]
-        text += ["|---|---|---|---|---|---|", *map(line, of_section)]
+        text += ["|---|---|---|---|---|---|", *map(line, section_rows)]
     return "\n".join(text) + "\n"
 
 
@@ -167,10 +167,10 @@ def chart(rows: list[Row], path: Path) -> None:
     for row in rows:
         groups.setdefault(f"{row.section} / {row.peer_name}", []).append(row)
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(groups) + 1))
-    for i, of_group in enumerate(groups.values()):
-        colours = ["#009e73" if row.ratio >= 1 else "#d55e00" for row in of_group]
-        axes.scatter([row.ratio for row in of_group], [i] * len(of_group), c=colours, s=14, alpha=0.7)
-        axes.scatter(statistics.median(row.ratio for row in of_group), i, marker="|", color="black", s=160)
+    for i, group in enumerate(groups.values()):
+        colours = ["#009e73" if row.ratio >= 1 else "#d55e00" for row in group]
+        axes.scatter([row.ratio for row in group], [i] * len(group), c=colours, s=14, alpha=0.7)
+        axes.scatter(statistics.median(row.ratio for row in group), i, marker="|", color="black", s=160)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")

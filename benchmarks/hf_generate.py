@@ -74,10 +74,10 @@ def main() -> None:
         dynamic = DynamicCache(config=config)
         for index, layer in enumerate(cache.layers):
             dynamic.update(layer.keys, layer.values, index)
-    _, own = decode(copy.deepcopy(cache), token)
+    _, expected = decode(copy.deepcopy(cache), token)
     with hf.attach(model):
         _, ours = decode(copy.deepcopy(cache), token)
-    torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
 
     times: dict[str, list[float]] = {}
     density = {SDPA: 1.0, GROWING: 1.0}

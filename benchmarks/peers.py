@@ -328,9 +328,9 @@ def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
 def block_mask(reticle: Any, kept: Any, block: int) -> Any:
     """The mask of the blocks that `kept` (heads, block rows, block columns) marks."""
     heads, rows, columns = kept.shape
-    of_rows = np.repeat(kept.reshape(heads * rows, columns), block, axis=0)
-    row_ptr = np.concatenate([[0], np.cumsum(of_rows.sum(1))])
-    begins = np.nonzero(of_rows)[1] * block
+    row_blocks = np.repeat(kept.reshape(heads * rows, columns), block, axis=0)
+    row_ptr = np.concatenate([[0], np.cumsum(row_blocks.sum(1))])
+    begins = np.nonzero(row_blocks)[1] * block
     # Neighbouring blocks stay separate runs, which the mask accepts.
     return reticle.Mask.runs((1, heads, rows * block, columns * block), row_ptr, np.stack([begins, begins + block], 1))
 

@@ -53,8 +53,8 @@ if __name__ == "__main__":
         sparse, state = pipeline(maskers), reticle.SequenceState()
         errors, densities = [], []
         for step in range(4000, 4096):  # one query at a time, as in decoding
-            of_step = q[:, :, [step - 4096 + 512]], k[:, :, : step + 1], v[:, :, : step + 1]
-            _, _, measured = sparse.measure(*of_step, state, stage="generation")
+            tensors_of_step = q[:, :, [step - 4096 + 512]], k[:, :, : step + 1], v[:, :, : step + 1]
+            _, _, measured = sparse.measure(*tensors_of_step, state, stage="generation")
             errors.append(measured["relative_error"])
             densities.append(measured["density"])
         names = ", ".join(masker.type for masker in maskers)

@@ -70,8 +70,8 @@ def sources() -> list[Path]:
 def included(path: Path) -> set[str]:
     """The headers that a source includes, directly or through the header of the same name."""
     headers = set(INCLUDE.findall(path.read_text()))
-    own = path.with_suffix(".hpp")
-    return headers | (included(own) if own != path and own.exists() else set())
+    header = path.with_suffix(".hpp")
+    return headers | (included(header) if header != path and header.exists() else set())
 
 
 def missing(path: Path) -> list[str]:

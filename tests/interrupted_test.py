@@ -145,10 +145,10 @@ class Interrupted(unittest.TestCase):
         configs = [str(ROOT / "configs" / "sink_local.json")]
 
         def run(folder: Path, settings: dict[str, str]) -> Outcome:
-            own = self.settings_of(folder, settings)
-            preload = {"LD_PRELOAD": str(self.shim)} if own else {}
+            shim_settings = self.settings_of(folder, settings)
+            preload = {"LD_PRELOAD": str(self.shim)} if shim_settings else {}
             command = [str(RETICLE), "evaluate", *configs, *options.split(), "--output", str(folder / "results.json")]
-            environment = {**os.environ, **own, **preload}
+            environment = {**os.environ, **shim_settings, **preload}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             return done.returncode, done.stderr
 

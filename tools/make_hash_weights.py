@@ -51,10 +51,12 @@ def main() -> None:
     for name, value in {"layers": 4, "heads": 4, "head-dim": 64, "bits": 32, "mlp-layers": 3, "hidden": 128}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seed", type=int, default=0)
-    own = parser.parse_args()
-    weights = make(own.layers, own.heads, own.head_dim, own.bits, own.mlp_layers, own.hidden, own.seed)
-    if own.output.suffix == ".pkl":
-        own.output.write_bytes(pickle.dumps(weights))
+    options = parser.parse_args()
+    weights = make(
+        options.layers, options.heads, options.head_dim, options.bits, options.mlp_layers, options.hidden, options.seed
+    )
+    if options.output.suffix == ".pkl":
+        options.output.write_bytes(pickle.dumps(weights))
     else:
         from safetensors.numpy import save_file
 
@@ -64,8 +66,8 @@ def main() -> None:
             for kind, arrays in sides.items()
             for i, array in enumerate(arrays)
         }
-        save_file(named, own.output)
-    print(f"{own.output} written")
+        save_file(named, options.output)
+    print(f"{options.output} written")
 
 
 if __name__ == "__main__":

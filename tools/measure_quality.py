@@ -30,7 +30,7 @@ from matplotlib.colors import ListedColormap
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs/images"
 plt.style.use(ROOT / "bindings/reticle/pictures.mplstyle")
-KEPT, OF_OUTPUT = "#009e73", "#e69f00"
+KEPT, OUTPUT_KEPT = "#009e73", "#e69f00"
 Results = list[dict[str, Any]]
 
 SWEEPS = {
@@ -152,7 +152,7 @@ def draw_masks(command: Command) -> None:
         figure.savefig(IMAGES / "quality_prefill_masks.png")
         plt.close(figure)
 
-        colours = ListedColormap(["white", KEPT, OF_OUTPUT])
+        colours = ListedColormap(["white", KEPT, OUTPUT_KEPT])
         figure, axes = plt.subplots(len(PICTURES["generation"]), 1, figsize=(10, 6.5), layout="constrained")
         for axis, (name, maskers) in zip(axes, PICTURES["generation"].items(), strict=True):
             kept = masks_of("generation", maskers).astype(int)

@@ -127,11 +127,11 @@ def attention(
         "soft_cap": soft_cap,
     }
     torch: Any = sys.modules.get("torch")
-    of_torch = torch is not None and isinstance(queries, torch.Tensor)
+    is_torch = torch is not None and isinstance(queries, torch.Tensor)
     given: Any = mask
     if torch is not None:
         _require_supported(torch, queries, keys, values, attention_mask, sink_logits)
-    if of_torch:
+    if is_torch:
         inputs: tuple[Any, ...] = (queries, keys, values)
         compiling = torch.compiler.is_compiling()
         special = compiling or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs))
@@ -175,23 +175,23 @@ def _require_plain(**numbers: Any) -> None:
 def _require_supported(torch: Any, queries: Any, keys: Any, values: Any, attention_mask: Any, sink_logits: Any) -> None:
     """Requires tensors of one package, no active transforms, and no input that would silently get no gradient."""
     inputs = {"queries": queries, "keys": keys, "values": values}
-    of_torch = isinstance(queries, torch.Tensor)
+    is_torch = isinstance(queries, torch.Tensor)
     for name, given in inputs.items():
-        if of_torch and not isinstance(given, torch.Tensor):
+        if is_torch and not isinstance(given, torch.Tensor):
             raise TypeError(f"{name}: a {type(given).__name__} beside queries of torch; expected a torch tensor")
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._functorch.is_functorch_wrapped_tensor
-    if of_torch and not compiling and any(transformed(tensor) for tensor in inputs.values()):
+    if is_torch and not compiling and any(transformed(tensor) for tensor in inputs.values()):
         raise NotImplementedError(
             "torch.func's transforms (vmap, grad, ...) are not supported; call attention on the batch, and use autograd"
         )
     if not compiling and torch.autograd.forward_ad._current_level >= 0:
-        tangents = (torch.autograd.forward_ad.unpack_dual(each).tangent for each in inputs.values() if of_torch)
+        tangents = (torch.autograd.forward_ad.unpack_dual(each).tangent for each in inputs.values() if is_torch)
         if any(tangent is not None for tangent in tangents):
             raise NotImplementedError("forward-mode derivatives are not supported; use backward()")
     if not torch.is_grad_enabled():
         return
-    without = {"attention_mask": attention_mask, "sink_logits": sink_logits, **({} if of_torch else inputs)}
+    without = {"attention_mask": attention_mask, "sink_logits": sink_logits, **({} if is_torch else inputs)}
     for name, given in without.items():
         if getattr(given, "requires_grad", False):
             raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")

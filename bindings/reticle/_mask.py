@@ -120,16 +120,16 @@ def _by_vmap(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
     by_key = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
     by_query = torch.vmap(by_key, in_dims=(None, None, 0, None))
 
-    def of_tile(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
+    def evaluate(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
         return by_query(torch.tensor(b), torch.tensor(h), torch.from_numpy(q), torch.from_numpy(k)).cpu().numpy()
 
-    return of_tile
+    return evaluate
 
 
 def _by_broadcasting(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
     random = np.random.default_rng(0)
 
-    def of_tile(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
+    def evaluate(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
         seen = np.broadcast_to(
             np.asarray(mask_mod(np.asarray(b), np.asarray(h), q[:, None], k[None])), (len(q), len(k))
         )
@@ -142,10 +142,10 @@ def _by_broadcasting(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
                 )
         return seen
 
-    return of_tile
+    return evaluate
 
 
-def from_tiles(of_tile: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22) -> Mask:
+def from_tiles(evaluate: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22) -> Mask:
     """From a function of (b, h, q (rows), k (keys)) that returns (rows, keys) booleans, for at most `tile` positions a
     call."""
     batch, heads, queries, keys = shape
@@ -156,7 +156,7 @@ def from_tiles(of_tile: Callable[..., Any], shape: Sequence[int], *, tile: int =
         for h in range(heads):
             for first in range(0, queries if keys else 0, rows):
                 q = np.arange(first, min(queries, first + rows))
-                seen = np.asarray(of_tile(b, h, q, k))
+                seen = np.asarray(evaluate(b, h, q, k))
                 if seen.shape != (len(q), keys) or seen.dtype.kind not in "biu":
                     raise ValueError(
                         f"mask_mod gives {seen.dtype} {seen.shape} for {len(q)} queries and {keys} keys; expected booleans"

@@ -413,8 +413,8 @@ def _variable_tracking(rng: random.Random, units: int) -> Sample:
     values = _distinct(rng, lambda r: str(r.randrange(10000, 99999)), chains)
     lines: list[list[str]] = []
     for chain in range(chains):
-        own = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
-        lines.append([f"VAR {own[0]} = {values[chain]}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(own))])
+        variables = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
+        lines.append([f"VAR {variables[0]} = {values[chain]}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(variables))])
     order = [i for i, chain in enumerate(lines) for _ in chain]
     rng.shuffle(order)
     rest = [iter(chain) for chain in lines]

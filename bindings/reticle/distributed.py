@@ -51,9 +51,15 @@ def attention(
 
     Gradients are not supported.
     """
-    own = queries.detach().float()  # states merge in float32, whatever the input dtype
+    queries32 = queries.detach().float()  # states merge in float32, whatever the input dtype
     output, lse = _core.attention(
-        own, keys.detach(), values.detach(), mask, scaling=scaling, attention_mask=attention_mask, soft_cap=soft_cap
+        queries32,
+        keys.detach(),
+        values.detach(),
+        mask,
+        scaling=scaling,
+        attention_mask=attention_mask,
+        soft_cap=soft_cap,
     )
     ranks = dist.get_world_size(group)
     outputs = [torch.empty_like(output) for _ in range(ranks)]

@@ -91,7 +91,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 # numpy 1 and 2 have these in different modules.
-_OF_NUMPY: dict[str, Any] = {
+_NUMPY_STAND_INS: dict[str, Any] = {
     "multiarray._reconstruct": _empty_array,
     "multiarray.scalar": _scalar,
     "numeric._frombuffer": _array_of_buffer,
@@ -105,7 +105,7 @@ class _Unpickler(pickle._Unpickler):
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
         if match := re.fullmatch(r"numpy\.(?:_core|core)\.(multiarray|numeric)", module):
-            found = _OF_NUMPY.get(f"{match[1]}.{name}")
+            found = _NUMPY_STAND_INS.get(f"{match[1]}.{name}")
             if found is not None:
                 return found
         if module == "numpy" and name in ("ndarray", "dtype"):

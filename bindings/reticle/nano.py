@@ -395,13 +395,13 @@ def update_attention(model: Any, inference_handler: InferenceHandler | None) -> 
         raise ValueError(f"{type(model).__name__}: is attached to a pattern by reticle.hf; detach it first")
     AttentionInterface.register(_ATTENTION, _attention_of_layers)
     AttentionMaskInterface.register(_ATTENTION, visibility)
-    own = getattr(backbone, "_reticle_nano_before", None)
+    original = getattr(backbone, "_reticle_nano_before", None)
     if inference_handler is None:
-        if own is not None:
-            backbone.set_attn_implementation(own)
+        if original is not None:
+            backbone.set_attn_implementation(original)
             del backbone._reticle_nano_before
         return
-    if own is None:
+    if original is None:
         backbone._reticle_nano_before = backbone.config._attn_implementation
         backbone.set_attn_implementation(_ATTENTION)
     for layer in layers:

@@ -108,8 +108,8 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, gradients = ctx.core.backward(ctx.tape, dy.float().contiguous())
         found = [dx, *(gradients.get(name) for name in ctx.names)]
-        dx, *own = (None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
-        return dx, None, None, *own
+        dx, *d_parameters = (None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
+        return dx, None, None, *d_parameters
 
 
 class NativeSparseAttention(nn.Module):

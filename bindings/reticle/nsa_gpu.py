@@ -69,17 +69,17 @@ def choose_blocks(
     (n, heads, d), (compressed, kv_heads, _), device = queries.shape, compressed_keys.shape, queries.device
     positions = torch.arange(first_query, first_query + n, device=device)
     blocks = torch.arange((first_query + n - 1) // config.block_size + 1 if n else 0, device=device)
-    width, own = min(config.topk, len(blocks)), (positions // config.block_size)[:, None]
-    always = (blocks < config.init_blocks) | (blocks > own - config.local_blocks)
+    width, query_blocks = min(config.topk, len(blocks)), (positions // config.block_size)[:, None]
+    always = (blocks < config.init_blocks) | (blocks > query_blocks - config.local_blocks)
     factor = d**-0.5 if scaling is None else scaling
-    serves = queries.is_cuda and _core.cuda_block_scores_serve(_by_head(queries), _by_head(compressed_keys), config)
-    if serves and lse is None:
+    by_kernel = queries.is_cuda and _core.cuda_block_scores_serve(_by_head(queries), _by_head(compressed_keys), config)
+    if by_kernel and lse is None:
         _, lse = attend_compressed(queries, compressed_keys, compressed_keys, first_query, config, scaling)
-    step = max(1, _MOST_SCORES // max(1, kv_heads * len(blocks) if serves else heads * compressed))
+    step = max(1, _MOST_SCORES // max(1, kv_heads * len(blocks) if by_kernel else heads * compressed))
     chosen = [torch.zeros((kv_heads, 0, width), dtype=torch.int32, device=device)]
     for begin in range(0, n, step):
         rows = slice(begin, begin + step)
-        if serves and lse is not None:
+        if by_kernel and lse is not None:
             held = queries.new_empty((1, kv_heads, min(step, n - begin), len(blocks)), dtype=torch.float32)
             _core.cuda_block_scores(
                 _by_head(queries[rows]),
@@ -95,7 +95,7 @@ def choose_blocks(
             scores = _block_scores(
                 queries[rows].float() * factor, compressed_keys, positions[rows], len(blocks), config
             )
-        scores = scores.masked_fill(always[rows], torch.inf).masked_fill(blocks > own[rows], -torch.inf)
+        scores = scores.masked_fill(always[rows], torch.inf).masked_fill(blocks > query_blocks[rows], -torch.inf)
         chosen.append(_highest(scores, width))
     return torch.cat(chosen, 1)
 
@@ -250,9 +250,9 @@ def forward(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int]) -> 
     compressed_k = rotated(compressed_k, packed_positions(windows, x.device, config.kernel_stride), rope)
     mixed = [q.new_zeros((0, *q.shape[1:]))]
     for (begin, end), (first, last) in zip(pairwise(cu_seqlens), pairwise(windows), strict=True):
-        own = slice(begin, end)
-        of_windows = (compressed_k[first:last], compressed_v[first:last])
-        mixed.append(_mixed(gates[own], _branches(q[own], k[own], v[own], *of_windows, 0, config)))
+        tokens = slice(begin, end)
+        compressed = (compressed_k[first:last], compressed_v[first:last])
+        mixed.append(_mixed(gates[tokens], _branches(q[tokens], k[tokens], v[tokens], *compressed, 0, config)))
     y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
     return y
 
@@ -309,9 +309,9 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
     q, k, v, gates = _projected(module, x)
     mixed, grown = [q.new_zeros((0, *q.shape[1:]))], []
     for sequence, (begin, end) in zip(sequences, pairwise(cu_seqlens), strict=True):
-        own, first, length = slice(begin, end), sequence.length, sequence.length + end - begin
-        pending_k = torch.cat((sequence.pending_keys, k[own]))
-        pending_v = torch.cat((sequence.pending_values, v[own]))
+        tokens, first, length = slice(begin, end), sequence.length, sequence.length + end - begin
+        pending_k = torch.cat((sequence.pending_keys, k[tokens]))
+        pending_v = torch.cat((sequence.pending_values, v[tokens]))
         new_k, (_, fresh) = compress(pending_k, module.compress_key, module.intra_block_pe, [0, len(pending_k)], config)
         new_v, _ = compress(pending_v, module.compress_value, None, [0, len(pending_v)], config)
         known, compressed = sequence.compressed, sequence.compressed + fresh
@@ -319,8 +319,8 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
         sequence.compressed_keys[known:compressed] = rotated(new_k, at, rope)
         sequence.compressed_values[known:compressed] = new_v
         positions = torch.arange(first, length, device=x.device)
-        sequence.keys[first:length] = rotated(k[own], positions, rope)
-        sequence.values[first:length] = v[own]
+        sequence.keys[first:length] = rotated(k[tokens], positions, rope)
+        sequence.values[first:length] = v[tokens]
         taken = config.kernel_stride * fresh
         grown.append((pending_k[taken:], pending_v[taken:], length, compressed))
         if begin == end:
@@ -331,7 +331,7 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
             sequence.compressed_keys[:compressed],
             sequence.compressed_values[:compressed],
         )
-        mixed.append(_mixed(gates[own], _branches(rotated(q[own], positions, rope), *tensors, first, config)))
+        mixed.append(_mixed(gates[tokens], _branches(rotated(q[tokens], positions, rope), *tensors, first, config)))
     y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
     for sequence, (pending_k, pending_v, length, compressed) in zip(sequences, grown, strict=True):
         sequence.pending_keys, sequence.pending_values = pending_k.clone(), pending_v.clone()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reticle.hf._attach import Config
 
 _BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
-_MOST_LAYERS = 4
+_MAX_LAYERS = 4
 
 
 def text_examples(
@@ -162,7 +162,7 @@ def _plot_mask(axis: Axes, mask: Mask, title: str) -> None:
 
 def _spread(count: int) -> list[int]:
     """Indices of up to four of `count` layers, evenly spread, the first and the last included."""
-    shown = min(count, _MOST_LAYERS)
+    shown = min(count, _MAX_LAYERS)
     return [round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)]
 
 
@@ -180,10 +180,10 @@ def _load(folder: str) -> tuple[Any, Any]:
     on_gpu = torch.cuda.is_available()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    of_bytes = model.config.vocab_size <= 256 and not any(Path(folder, name).exists() for name in files)
+    is_byte_model = model.config.vocab_size <= 256 and not any(Path(folder, name).exists() for name in files)
     return model.to(
         "cuda" if on_gpu else "cpu"
-    ).eval(), evaluate.ByteTokenizer() if of_bytes else AutoTokenizer.from_pretrained(folder)
+    ).eval(), evaluate.ByteTokenizer() if is_byte_model else AutoTokenizer.from_pretrained(folder)
 
 
 def main(arguments: list[str]) -> int:
@@ -206,29 +206,33 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-plugins", action="store_true", help="refuse configs that name plugins")
     parser.add_argument("--prompt", default="{text}", help="what stands in that turn, with {text} in it")
-    own = parser.parse_args(arguments)
-    if own.model is None and not _BUNDLED.exists():
+    options = parser.parse_args(arguments)
+    if options.model is None and not _BUNDLED.exists():
         parser.error("--model is required: this installation has no bundled one")
     try:
         # Unwritable outputs and unreadable inputs are reported before the long computation.
-        Path(own.plot).mkdir(parents=True, exist_ok=True)
+        Path(options.plot).mkdir(parents=True, exist_ok=True)
         try:
-            text = _core.read_file(own.text).decode()
+            text = _core.read_file(options.text).decode()
         except UnicodeDecodeError as error:
-            raise SystemExit(f"{own.text}: is not UTF-8 text ({error}); expected a text file") from None
-        pipelines = [_core.SparseAttention.from_file(config, plugins=not own.no_plugins) for config in own.configs]
-        model, tokenizer = _load(own.model or str(_BUNDLED))
+            raise SystemExit(f"{options.text}: is not UTF-8 text ({error}); expected a text file") from None
+        pipelines = [
+            _core.SparseAttention.from_file(config, plugins=not options.no_plugins) for config in options.configs
+        ]
+        model, tokenizer = _load(options.model or str(_BUNDLED))
         examples = text_examples(
             tokenizer,
             text,
-            window=own.window,
-            output_length=own.output_length,
-            examples=own.examples or None,
-            chat_template=own.chat_template,
-            prompt=own.prompt,
+            window=options.window,
+            output_length=options.output_length,
+            examples=options.examples or None,
+            chat_template=options.chat_template,
+            prompt=options.prompt,
         )
-        results = losses(model, examples, dict(zip(_names(own.configs), pipelines, strict=True)), stage=own.stage)
-        paths = write(results, own.plot)
+        results = losses(
+            model, examples, dict(zip(_names(options.configs), pipelines, strict=True)), stage=options.stage
+        )
+        paths = write(results, options.plot)
     except (OSError, ValueError, NotImplementedError) as error:
         print(f"reticle evaluate --plot: {error}", file=sys.stderr)
         return 2
@@ -238,5 +242,5 @@ def main(arguments: list[str]) -> int:
         print(
             f"{name:{width}}  {result.loss:6.4f}  {result.prefill_sparsity:16.4f}  {result.generation_sparsity:19.4f}"
         )
-    print(f"{', '.join(path.name for path in paths)} written to {own.plot}")
+    print(f"{', '.join(path.name for path in paths)} written to {options.plot}")
     return 0

@@ -33,12 +33,12 @@ def include_dirs() -> list[Path]:
     Raises:
         FileNotFoundError: in a build tree, where the headers are not beside the package.
     """
-    own = _HERE / "include"
-    if not own.is_dir():
-        raise FileNotFoundError(f"{own}: there are no headers; this package was not installed from a wheel")
+    headers = _HERE / "include"
+    if not headers.is_dir():
+        raise FileNotFoundError(f"{headers}: there are no headers; this package was not installed from a wheel")
     boost = importlib.util.find_spec("boost_headers")
     others = [] if boost is None or boost.origin is None else [Path(boost.origin).parent / "include"]
-    return [own, *others]
+    return [headers, *others]
 
 
 def library() -> Path:
@@ -109,16 +109,16 @@ def main() -> int:
     new = commands.add_parser("new", help="make the folder of a plugin, ready to build")
     new.add_argument("name", help="name of the masker, in snake_case")
     new.add_argument("folder", nargs="?", default=".", help="folder to make it in (default: here)")
-    own = parser.parse_args()
-    if not (own.cflags or own.libs or own.command):
+    options = parser.parse_args()
+    if not (options.cflags or options.libs or options.command):
         parser.error("expected --cflags, --libs or both, or the command new")
     try:
-        if own.command == "new":
-            target = new_plugin(own.name, own.folder)
-            print(f"{target}: its rule is in {own.name}.cpp; build and test it as {target / 'README.md'} says")
+        if options.command == "new":
+            target = new_plugin(options.name, options.folder)
+            print(f"{target}: its rule is in {options.name}.cpp; build and test it as {target / 'README.md'} says")
             return 0
-        words = [f"-I{folder}" for folder in include_dirs()] if own.cflags else []
-        if own.libs:
+        words = [f"-I{folder}" for folder in include_dirs()] if options.cflags else []
+        if options.libs:
             words += [f"-L{library().parent}", f"-l:{library().name}", f"-Wl,-rpath,{library().parent}"]
     except (OSError, ValueError) as error:
         print(f"python -m reticle.sdk: {error}", file=sys.stderr)

@@ -117,7 +117,7 @@ class TensorMeasure:
         if not layers:
             raise ValueError(f"{self.path}: has no tensor named queries; there are {', '.join(sorted(tensors)[:9])}")
         pipeline = _core.SparseAttention.from_json(json.dumps({"maskers": trial, "causal": self.causal}))
-        squares, of_dense, densities = 0.0, 0.0, []
+        squares, dense_squares, densities = 0.0, 0.0, []
         for layer in layers:
             q, k, v = (tensors[f"{layer}.{name}".lstrip(".")] for name in ("queries", "keys", "values"))
             last = min(self.queries, q.shape[2])
@@ -131,10 +131,10 @@ class TensorMeasure:
                 output, _, measured = pipeline.measure(own_q, own_k, own_v, state, stage=stage, compare=False)
                 dense, _ = _core.attention(own_q, own_k, own_v, causal=self.causal)
                 squares += float(np.square(dense.astype(np.float64) - output.astype(np.float64)).sum())
-                of_dense += float(np.square(dense.astype(np.float64)).sum())
+                dense_squares += float(np.square(dense.astype(np.float64)).sum())
                 densities.append(measured["visible_density"])
         return {
-            "error": (squares / of_dense) ** 0.5 if of_dense else squares**0.5,
+            "error": (squares / dense_squares) ** 0.5 if dense_squares else squares**0.5,
             "density": sum(densities) / len(densities),
         }
 
@@ -231,9 +231,9 @@ _BEGINNING = '{"maskers": '
 
 def _identity(measure: Measure) -> str:
     """A name and a digest of a measure: its `identity()` if it has one, else from a function's code, or its pickle."""
-    own = getattr(measure, "identity", None)
-    if own is not None:
-        return str(own())
+    identity = getattr(measure, "identity", None)
+    if identity is not None:
+        return str(identity())
     content: bytes
     if isinstance(measure, types.FunctionType):
         code = measure.__code__

@@ -190,10 +190,10 @@ def dense_weights(
     mask. Computed in host memory. Options are those of `reticle.attention`."""
     q, k, v = (tensor.detach().cpu() for tensor in (queries, keys, values))
     bias = None if attention_mask is None else attention_mask.detach().cpu()
-    row_ptr, indices, of_entries = _core.attention_weights(q, k, v, mask, attention_mask=bias, **options)[2]
+    row_ptr, indices, entries = _core.attention_weights(q, k, v, mask, attention_mask=bias, **options)[2]
     rows = torch.arange(len(row_ptr) - 1).repeat_interleave(torch.from_numpy(row_ptr).diff())
     weights = torch.zeros(len(row_ptr) - 1, keys.shape[2])
-    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(of_entries)
+    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(entries)
     return weights.reshape(mask.shape).to(queries.device)
 
 

@@ -24,14 +24,14 @@ HERE = Path(__file__).resolve().parent
 def run_target(build: Path, target: str, seconds: int) -> tuple[str, int, str]:
     """(name, exit status, last lines of output) of a target."""
     findings = build / "findings"
-    own = [build / "corpus" / target]
+    corpora = [build / "corpus" / target]
     past = HERE / "corpus" / target
     if past.exists():
-        own.append(past)
+        corpora.append(past)
     options = ["-timeout=25", "-rss_limit_mb=3072", "-malloc_limit_mb=2048", "-print_final_stats=1", "-len_control=0"]
     # Plugins have some hundred kB; other inputs are small.
     options.append(f"-max_len={1 << 20 if target == 'plugin' else 1 << 16}")
-    command = [build / "tests" / "fuzz" / f"{target}_fuzz", *own, *options, f"-max_total_time={seconds}"]
+    command = [build / "tests" / "fuzz" / f"{target}_fuzz", *corpora, *options, f"-max_total_time={seconds}"]
     command.append(f"-artifact_prefix={findings}/{target}-")
     # Undefined behaviour ends a run and prints its stack.
     environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "allocator_may_return_null=1"}

@@ -111,8 +111,8 @@ IDS = torch.randint(3, 60, (2, 24), generator=torch.Generator().manual_seed(1)) 
 
 def padded(side):
     ids, mask = IDS.clone(), torch.ones_like(IDS)
-    own = slice(0, 7) if side == "left" else slice(-7, None)
-    ids[1, own] = mask[1, own] = 0
+    padding = slice(0, 7) if side == "left" else slice(-7, None)
+    ids[1, padding] = mask[1, padding] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -221,13 +221,13 @@ def test_a_covering_pattern_is_the_models_own_attention(models, name, way):
     model, run = models(name), WAYS[way]
     with torch.no_grad():
         try:
-            own = run(model)
+            expected = run(model)
         except Exception as error:
             pytest.skip(f"the model itself: {type(error).__name__}: {str(error)[:80]}")
         with hf.attach(model, prefill=COVERING, generation=COVERING):
             found = run(model)
-    assert found.shape == own.shape
-    assert ((found - own).norm() / own.norm()).item() < 1e-3
+    assert found.shape == expected.shape
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-3
 
 
 def encoder(name):
@@ -273,12 +273,12 @@ def test_what_is_not_causal_attends_as_the_model_does(name, side):
     given = {} if side is None else {"attention_mask": padded(side)["attention_mask"][:, :20]}
     model.eval().set_attn_implementation("eager")
     with torch.no_grad():
-        own = run(model, **given)
+        expected = run(model, **given)
         with hf.attach(model):
             found = run(model, **given)
     if side is not None and name in ("bert", "modernbert"):
-        own, found = (tensor[given["attention_mask"].bool()] for tensor in (own, found))
-    assert ((found - own).norm() / own.norm()).item() < 1e-3
+        expected, found = (tensor[given["attention_mask"].bool()] for tensor in (expected, found))
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-3
 
 
 def test_patterns_choose_under_masks_of_four_dimensions_or_refuse_them(models):
@@ -386,8 +386,8 @@ def test_a_copied_prefix_serves_several_prompts(models, stateful, pattern):
             model(IDS[:1], past_key_values=cache)
             found = []
             for token in (5, 9, 5):
-                own = copy.deepcopy(cache)
-                steps = [model(torch.tensor([[token + step]]), past_key_values=own).logits for step in range(4)]
+                copied = copy.deepcopy(cache)
+                steps = [model(torch.tensor([[token + step]]), past_key_values=copied).logits for step in range(4)]
                 found.append(torch.cat(steps, 1))
             assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
             expected = recomputed_tokens(model, [5, 6, 7, 8])
@@ -414,8 +414,8 @@ def test_eviction_refuses_a_crop_into_its_prompt(models):
 
 def test_gradients_go_through_patterns_and_dense_attention(models):
     model = copy.deepcopy(models("llama"))
-    own = model(IDS, labels=IDS)
-    own.loss.backward()
+    eager = model(IDS, labels=IDS)
+    eager.loss.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     with hf.attach(model, prefill=COVERING):
@@ -483,9 +483,9 @@ def test_the_cache_is_a_dynamic_cache(capacity):
 def test_models_switch_to_it_by_name(models):
     model = copy.deepcopy(models("llama"))
     with torch.no_grad():
-        own = model(IDS).logits
+        expected = model(IDS).logits
         model.set_attn_implementation("reticle")
-        torch.testing.assert_close(model(IDS).logits, own, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(IDS).logits, expected, atol=1e-4, rtol=1e-4)
         model.config.reticle = {"generation": {"maskers": [{"type": "local", "window_size": 3}]}}
         by_config = generated(model)
         model.set_attn_implementation("eager")
@@ -500,10 +500,10 @@ def test_models_switch_to_it_by_name(models):
 def test_compiled_models_attend_as_they_did(models):
     model = copy.deepcopy(models("llama"))
     with torch.no_grad():
-        own = model(IDS).logits
+        expected = model(IDS).logits
         with hf.attach(model):
             torch.testing.assert_close(
-                torch.compile(model, backend="eager", dynamic=True)(IDS).logits, own, atol=1e-4, rtol=1e-4
+                torch.compile(model, backend="eager", dynamic=True)(IDS).logits, expected, atol=1e-4, rtol=1e-4
             )
 
 

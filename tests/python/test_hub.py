@@ -349,9 +349,9 @@ def test_output_is_numerator_over_denominator_and_gradients_reach_the_inputs():
     weights = torch.where(p > 0, scores.exp() / p.clamp_min(1e-9), 0)
     expected = (weights / weights.sum(-1, keepdim=True)) @ v.repeat_interleave(2, 1)
     call = (None, q, k, v, None, 0.3, 0.0, mask)
-    output, of_keys = hub.get_masked_attention_output(*call, return_attention_weights=True)
+    output, found_weights = hub.get_masked_attention_output(*call, return_attention_weights=True)
     torch.testing.assert_close(output, expected.transpose(1, 2))
-    torch.testing.assert_close(of_keys, (weights / weights.sum(-1, keepdim=True)).detach())
+    torch.testing.assert_close(found_weights, (weights / weights.sum(-1, keepdim=True)).detach())
     largest = torch.where(p > 0, scores, -torch.inf).amax(-1, keepdim=True)
     denominator = hub.get_attention_denominator(None, q, k, None, 0.3, 0.0, mask)
     torch.testing.assert_close(denominator, (weights.sum(-1, keepdim=True) / largest.exp()).detach())
@@ -402,8 +402,8 @@ def test_an_adapter_answers_questions_about_a_context():
     dense = hub.ModelAdapterHF("bundled", None, **given)
     answer = dense.process_request(hub.Request(context, question), {"max_new_tokens": 8}, {}).responses
     ids = torch.tensor([tokenizer.encode(context + question)])
-    own = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-    assert answer == tokenizer.decode(own)
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert answer == tokenizer.decode(expected)
     config = hub.ResearchAttentionConfig([hub.SinkMaskerConfig(2), hub.LocalMaskerConfig(4)])
     sparse = hub.ModelAdapterHF("bundled", config, **given)
     answers = sparse.process_request(hub.Request(context, [question, "And"]), max_new_tokens=8).responses

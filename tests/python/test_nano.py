@@ -18,8 +18,8 @@ def load(case):
 
 
 def pattern_of(params):
-    own = dict(params)
-    return getattr(nano, own.pop("name"))(**own)
+    options = dict(params)
+    return getattr(nano, options.pop("name"))(**options)
 
 
 def cases(*starts):

@@ -111,15 +111,15 @@ def test_sequences_of_a_batch_are_computed_as_alone(kind, lengths, dtype, device
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.06}[dtype]
     tokens = made.generate(ids, cu_seqlens)
     for row, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        own = ids[begin:end]
+        sequence = ids[begin:end]
         if begin == end:
             assert (tokens[row] == -1).all()
             continue
-        torch.testing.assert_close(logits[begin:end], made(own, [0, end - begin]), atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(logits[begin:end], made(sequence, [0, end - begin]), atol=tolerance, rtol=tolerance)
         if dtype == torch.float32:  # in bfloat16 the two best tokens may swap
             for _ in range(6):
-                own = torch.cat([own, made(own, [0, len(own)])[-1:].argmax(-1)])
-            assert torch.equal(tokens[row], own[-6:])
+                sequence = torch.cat([sequence, made(sequence, [0, len(sequence)])[-1:].argmax(-1)])
+            assert torch.equal(tokens[row], sequence[-6:])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -204,8 +204,10 @@ def test_mistakes_are_named():
 
 def blocks_of(tokens, size):
     """Block 0 and each query's block, for one KV head: (1, tokens, 2)."""
-    own = torch.arange(tokens) // size
-    return torch.stack([torch.zeros_like(own), torch.where(own > 0, own, -1)], -1).to(torch.int32)[None]
+    query_blocks = torch.arange(tokens) // size
+    return torch.stack([torch.zeros_like(query_blocks), torch.where(query_blocks > 0, query_blocks, -1)], -1).to(
+        torch.int32
+    )[None]
 
 
 def test_blocks_that_are_repeated_or_out_of_order_count_once():

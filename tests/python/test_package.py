@@ -203,8 +203,8 @@ def test_everything_public_is_documented():
             loaded = importlib.import_module(module)
         except ImportError:  # torch or transformers is not installed
             continue
-        own = [n for n, v in vars(loaded).items() if n[0] != "_" and getattr(v, "__module__", None) == module]
-        for name in getattr(loaded, "__all__", own):
+        names = [n for n, v in vars(loaded).items() if n[0] != "_" and getattr(v, "__module__", None) == module]
+        for name in getattr(loaded, "__all__", names):
             thing = getattr(loaded, name)
             if not callable(thing):
                 continue

@@ -274,9 +274,9 @@ def test_hub_hash_attention_keeps_sinks_a_window_and_the_keys_of_the_closest_cod
     assert torch.equal(p[1] > 0, sinks_and_window())
     weights = pickle.loads((tmp_path / "path/to/hat_weights.pkl").read_bytes())[0]
     check_best(p[2] > 0, p[1] > 0, agreements(weights, q, k) + bias, KEYS // 10)
-    output, of_keys = expected_output(q, k, v, p[2], bias)
+    output, expected_weights = expected_output(q, k, v, p[2], bias)
     torch.testing.assert_close(seed.attention_output, output, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(seed.attention_weights, of_keys, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(seed.attention_weights, expected_weights, atol=1e-6, rtol=1e-4)
 
 
 def test_hub_dropout_drops_weights_while_the_module_trains(tmp_path, monkeypatch):
@@ -376,8 +376,8 @@ def test_hub_examples_are_json_configs_too(name, tmp_path, monkeypatch):
     text = (SOURCE / f"configs/research/{name}.json").read_text()
     maskers = json.loads(text)["maskers"]
     for entry, config in zip(maskers, configs, strict=True):
-        own = {**config.to_dict(), "hat_weight_file": "hat_weights.safetensors"}
-        assert all(own[key] == value for key, value in entry.items())
+        made = {**config.to_dict(), "hat_weight_file": "hat_weights.safetensors"}
+        assert all(made[key] == value for key, value in entry.items())
     command = Path(reticle.__file__).parents[2] / "tools/reticle"  # from the build of this package
     if not command.exists():
         pytest.skip("this build has no command")
@@ -520,7 +520,7 @@ def new_masker(pattern=PATTERN):
     return run(NEW_MASKER.replace("        pass\n", pattern), HUB)
 
 
-def of_pattern(every=20, first=KEYS // 2):
+def pattern_mask(every=20, first=KEYS // 2):
     key = torch.arange(KEYS)
     return ((key % every == 0) | ((key < first) & (key % 2 == 1))).expand(BATCH, HEADS, QUERIES, KEYS)
 
@@ -533,7 +533,7 @@ def test_hub_a_new_masker_is_registered_and_used(monkeypatch):
     assert type(attention.maskers[0]) is module.MyCustomMasker
     q, k, v = tensors()
     output, weights = attention.custom_attention(None, q, k, v, None, 0.125, 0.0, sparse_meta_data={}, layer_idx=0)
-    expected = expected_output(q, k, v, of_pattern().float(), scaling=0.125)
+    expected = expected_output(q, k, v, pattern_mask().float(), scaling=0.125)
     torch.testing.assert_close(output, expected[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(weights, expected[1], atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="Expected MyCustomMaskerConfig"):
@@ -593,19 +593,19 @@ def test_hub_every_masker_is_called_as_the_document_writes_it(masker):
 def test_hub_a_new_masker_stands_between_others():
     module = new_masker()
     q, k, v = tensors()
-    own = module.MyCustomMaskerConfig(0.5, 20)
-    configs = [hub.SinkMaskerConfig(4), own, hub.OracleTopKConfig(30), hub.MagicPigConfig(8, 8)]
+    custom = module.MyCustomMaskerConfig(0.5, 20)
+    configs = [hub.SinkMaskerConfig(4), custom, hub.OracleTopKConfig(30), hub.MagicPigConfig(8, 8)]
     attention = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig(configs))
     p = probabilities(attention, q, k, v, scaling=0.125)
-    before = of_pattern() | (torch.arange(KEYS) < 4)
+    before = pattern_mask() | (torch.arange(KEYS) < 4)
     assert torch.equal(p[1] > 0, before)
     check_best(p[2] > 0, before, scores_of(q, k), 30)
     output, _ = attention.custom_attention(None, q, k, v, None, 0.125, sparse_meta_data={})
     torch.testing.assert_close(output, expected_output(q, k, v, p[3], scaling=0.125)[0], atol=1e-5, rtol=1e-4)
     # After a sampler, the pattern adds to probabilities, up to 1.
-    late = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig([configs[3], own]))
+    late = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig([configs[3], custom]))
     sampled, both = probabilities(late, q, k, v)
-    torch.testing.assert_close(both, (sampled + of_pattern()).clamp(max=1))
+    torch.testing.assert_close(both, (sampled + pattern_mask()).clamp(max=1))
     output, _ = late.custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
     torch.testing.assert_close(output, expected_output(q, k, v, both)[0], atol=1e-5, rtol=1e-4)
 
@@ -1066,9 +1066,9 @@ def nsa_in_torch(x, weights, config):
     q, k, small_k = turn(q, torch.arange(n)), turn(k, torch.arange(n)), turn(small_k, stride * torch.arange(count))
     i, j = torch.arange(n)[:, None], torch.arange(n)
     complete = (stride * torch.arange(count) + kernel - 1 <= i)[None]
-    of_compressed, p = softmax_over(q, small_k, small_v, complete)
+    compressed, p = softmax_over(q, small_k, small_v, complete)
     by_group = p.unflatten(0, (config.num_key_value_heads, -1)).sum(1)
-    blocks, own = -(-n // block), torch.arange(n) // block
+    blocks, query_blocks = -(-n // block), torch.arange(n) // block
     # A compressed token's probability counts for a block once per stride that both contain.
     overlap = torch.zeros(count, blocks)
     for token in range(count):
@@ -1076,15 +1076,15 @@ def nsa_in_torch(x, weights, config):
             overlap[token, (token + part) * stride // block] += 1
     number = torch.arange(blocks)
     scores = by_group @ overlap
-    always = (number < config.init_blocks) | (number > own[:, None] - config.local_blocks)
-    scores = scores.masked_fill(always, torch.inf).masked_fill(number > own[:, None], -torch.inf)
+    always = (number < config.init_blocks) | (number > query_blocks[:, None] - config.local_blocks)
+    scores = scores.masked_fill(always, torch.inf).masked_fill(number > query_blocks[:, None], -torch.inf)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : config.topk]
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (number <= own[:, None])
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (number <= query_blocks[:, None])
     seen = chosen[..., j // block] & (j <= i)
     group = config.num_attention_heads // config.num_key_value_heads
-    of_selected, _ = softmax_over(q, k, v, seen.repeat_interleave(group, 0))
-    of_window, _ = softmax_over(q, k, v, ((j <= i) & (j >= i - config.window_size))[None])
-    mixed = sum(gates[..., b : b + 1] * branch for b, branch in enumerate((of_compressed, of_selected, of_window)))
+    selected, _ = softmax_over(q, k, v, seen.repeat_interleave(group, 0))
+    window, _ = softmax_over(q, k, v, ((j <= i) & (j >= i - config.window_size))[None])
+    mixed = sum(gates[..., b : b + 1] * branch for b, branch in enumerate((compressed, selected, window)))
     return mixed.flatten(1) @ weights["proj_o.weight"].T
 
 
@@ -1093,14 +1093,14 @@ def toy_nsa_llama_in_torch(ids, state, config):
     norm = lambda x, weight: weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     x = state["embedding.weight"][ids]
     for layer in range(config.num_hidden_layers):
-        own = {
+        layer_state = {
             name.removeprefix(f"layers.{layer}."): w for name, w in state.items() if name.startswith(f"layers.{layer}.")
         }
-        attention = {name.removeprefix("nsa."): w for name, w in own.items() if name.startswith("nsa.")}
-        x = x + nsa_in_torch(norm(x, own["attn_norm.weight"]), attention, config)
-        y = norm(x, own["ffn_norm.weight"])
-        gate, up = (y @ own[f"ffn.{name}_proj.weight"].T for name in ("gate", "up"))
-        x = x + (torch.nn.functional.silu(gate) * up) @ own["ffn.down_proj.weight"].T
+        attention = {name.removeprefix("nsa."): w for name, w in layer_state.items() if name.startswith("nsa.")}
+        x = x + nsa_in_torch(norm(x, layer_state["attn_norm.weight"]), attention, config)
+        y = norm(x, layer_state["ffn_norm.weight"])
+        gate, up = (y @ layer_state[f"ffn.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + (torch.nn.functional.silu(gate) * up) @ layer_state["ffn.down_proj.weight"].T
     return norm(x, state["norm.weight"]) @ state["lm_head.weight"].T
 
 

@@ -27,7 +27,7 @@ struct Watch {
   std::set<int> open;
   long changes = 0;
 
-  static Watch& own() {
+  static Watch& instance() {
     static Watch* const kWatch = new Watch;  // never destroyed
     return *kWatch;
   }
@@ -58,7 +58,7 @@ struct Watch {
 void report() {
   if (const char* const path = std::getenv("FAIL_COUNT")) {
     if (std::FILE* const file = std::fopen(path, "w")) {
-      std::fprintf(file, "%ld\n", Watch::own().changes);
+      std::fprintf(file, "%ld\n", Watch::instance().changes);
       std::fclose(file);
     }
   }
@@ -70,9 +70,9 @@ struct ReportAtExit {
 
 int opened(int (*open_it)(const char*, int, ...), const char* path, int flags, mode_t mode) {
   const bool changes = (flags & (O_WRONLY | O_RDWR | O_CREAT)) != 0 && Watch::is_under(path);
-  if (changes && Watch::own().fails((flags & O_CREAT) != 0)) return -1;
+  if (changes && Watch::instance().fails((flags & O_CREAT) != 0)) return -1;
   const int descriptor = open_it(path, flags, mode);
-  if (changes) Watch::own().opened(descriptor);
+  if (changes) Watch::instance().opened(descriptor);
   return descriptor;
 }
 
@@ -100,18 +100,18 @@ int open64(const char* path, int flags, ...) {
 }
 
 int mkostemp(char* name, int flags) {
-  if (Watch::is_under(name) && Watch::own().fails(true)) return -1;
+  if (Watch::is_under(name) && Watch::instance().fails(true)) return -1;
   const int descriptor = next<int(char*, int)>("mkostemp")(name, flags);
-  if (Watch::is_under(name)) Watch::own().opened(descriptor);
+  if (Watch::is_under(name)) Watch::instance().opened(descriptor);
   return descriptor;
 }
 
 int mkstemp(char* name) { return mkostemp(name, 0); }
 
 ssize_t write(int descriptor, const void* data, size_t size) {
-  if (Watch::own().watches(descriptor)) {
+  if (Watch::instance().watches(descriptor)) {
     // With FAIL_HALF, half of the data is written before the disk is full.
-    if (Watch::own().fails(true)) {
+    if (Watch::instance().fails(true)) {
       if (size > 1 && std::getenv("FAIL_HALF") != nullptr)
         return next<ssize_t(int, const void*, size_t)>("write")(descriptor, data, size / 2);
       return -1;
@@ -121,28 +121,28 @@ ssize_t write(int descriptor, const void* data, size_t size) {
 }
 
 int fsync(int descriptor) {
-  if (Watch::own().watches(descriptor) && Watch::own().fails(true)) return -1;
+  if (Watch::instance().watches(descriptor) && Watch::instance().fails(true)) return -1;
   return next<int(int)>("fsync")(descriptor);
 }
 
 int ftruncate(int descriptor, off_t size) {
-  if (Watch::own().watches(descriptor)) Watch::own().fails(false);
+  if (Watch::instance().watches(descriptor)) Watch::instance().fails(false);
   return next<int(int, off_t)>("ftruncate")(descriptor, size);
 }
 
 int rename(const char* from, const char* to) {
-  if (Watch::is_under(to)) Watch::own().fails(false);
+  if (Watch::is_under(to)) Watch::instance().fails(false);
   return next<int(const char*, const char*)>("rename")(from, to);
 }
 
 int unlink(const char* path) {
-  if (Watch::is_under(path)) Watch::own().fails(false);
+  if (Watch::is_under(path)) Watch::instance().fails(false);
   return next<int(const char*)>("unlink")(path);
 }
 
 int close(int descriptor) {
   {
-    Watch& watch = Watch::own();
+    Watch& watch = Watch::instance();
     const std::lock_guard lock(watch.mutex);
     watch.open.erase(descriptor);
   }

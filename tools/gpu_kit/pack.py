@@ -18,7 +18,7 @@ from steps import digest_of_sources
 
 TREE = Path(__file__).resolve().parents[2]
 # The GPU machine provides the C and C++ run-time libraries; its versions are newer.
-OF_THE_MACHINE = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+))\.so.*")
+SYSTEM_LIBRARIES = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+))\.so.*")
 HEADERS = ["boost/pfr.hpp", "boost/pfr", "nlohmann", "hwy", "fmt"]
 MAX_MIB = 26
 
@@ -34,7 +34,7 @@ def needed_by(program: Path, search: Path) -> dict[str, Path]:
         ["ldd", program], check=True, capture_output=True, text=True, env={"LD_LIBRARY_PATH": str(search)}
     ).stdout
     for name, path in re.findall(r"(\S+) => (\S+)", listing):
-        if not OF_THE_MACHINE.fullmatch(name):
+        if not SYSTEM_LIBRARIES.fullmatch(name):
             if path == "not":
                 sys.exit(f"{program}: needs {name}, which is not found")
             found[name] = Path(path)

@@ -264,8 +264,8 @@ def _causal_under(name: str, attention_mask: Tensor, queries: int, keys: int) ->
             f"{_FORBIDS:g}; patterns are for causal attention"
         )
     real = allowed.any(2).any(1)
-    of_tokens = real[:, None, keys - queries :, None]
-    plain = bool(((allowed == (real[:, None, None] & ~later)) | ~of_tokens).all())
+    real_queries = real[:, None, keys - queries :, None]
+    plain = bool(((allowed == (real[:, None, None] & ~later)) | ~real_queries).all())
     if plain and mask.is_floating_point():
         plain = not bool((mask[allowed.expand(mask.shape)] != 0).any())
     seen = Visibility(
@@ -360,14 +360,14 @@ def _by_pattern(
         rows = attached.rows_of(module).follow(keys, before, None if cached is None else cached.changes)
         output = query.new_zeros((*query.shape[:3], value.shape[3]))
         for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
-            own: Any = slice(None) if places is None else places[before[i] :] - old
-            queries = query[i][:, own]
+            rows_of_queries: Any = slice(None) if places is None else places[before[i] :] - old
+            queries = query[i][:, rows_of_queries]
             if queries.shape[1] == 0:
                 continue
-            bias = None if call.bias is None else _bias_of(call.bias, i, places, own)
+            bias = None if call.bias is None else _bias_of(call.bias, i, places, rows_of_queries)
             inputs = (queries[None], keys[i][None], _tokens(value[i], places)[None])
-            of_prompt = prompt if places is None else int((places < prompt).sum())
-            output[i][:, own] = _sequence(attached, layer, row, *inputs, of_prompt, bias, call)[0]
+            prompt_tokens = prompt if places is None else int((places < prompt).sum())
+            output[i][:, rows_of_queries] = _sequence(attached, layer, row, *inputs, prompt_tokens, bias, call)[0]
         if isinstance(cached, EvictingLayer) and total >= prompt:
             _start_evicting(attached, module, query, value, rows, keys, kept, prompt, cached)
     attached.finish(layer, total, output, lambda: _dense(query, key, value, seen, call))
@@ -385,9 +385,9 @@ def _by_documents(
     for i, row in enumerate(documents):
         ends = [*(torch.nonzero(row[1:] != row[:-1])[:, 0] + 1).tolist(), query.shape[2]]
         for begin, end in zip([0, *ends], ends, strict=False):
-            own = torch.arange(begin, end)
+            positions = torch.arange(begin, end)
             q, k, v = (tensor[i : i + 1, :, begin:end] for tensor in (query, key, value))
-            bias = None if call.bias is None else _bias_of(call.bias, i, own, own)
+            bias = None if call.bias is None else _bias_of(call.bias, i, positions, positions)
             output[i, :, begin:end] = _sequence(attached, layer, Row(), q, k, v, end - begin, bias, call)[0]
     attached.finish(layer, query.shape[2], output, lambda: _dense(query, key, value, seen, call))
     return output
@@ -422,12 +422,12 @@ def _start_evicting(
             real = bytearray(
                 torch.zeros(len(real), dtype=torch.uint8).index_fill_(0, places.cpu(), 1).numpy().tobytes()
             )
-        own = StoredRow(row, keys[i], _tokens(value[i], places), real)
+        stored_row = StoredRow(row, keys[i], _tokens(value[i], places), real)
         # Tokens after the prompt are speculative and may be cropped again.
-        first = max(sum(real[:prompt]), own.length - STEPS_BACK)
-        lasting = attached.lasting(int(module.layer_idx), query[i : i + 1, :, -1:], own, first)
-        evicted = own.evict(lasting, first) or evicted
-        stored.append(own)
+        first = max(sum(real[:prompt]), stored_row.length - STEPS_BACK)
+        lasting = attached.lasting(int(module.layer_idx), query[i : i + 1, :, -1:], stored_row, first)
+        evicted = stored_row.evict(lasting, first) or evicted
+        stored.append(stored_row)
     if evicted:
         cached.keep(stored)
         attached.rows_of(module).rows.clear()
@@ -482,8 +482,8 @@ def _by_stored_keys(
 def _record_dense(attached: Patterns, heads: int, places: Tensor, old: int, prompt: int) -> None:
     seen = torch.arange(1, len(places) + 1)[places >= old]
     in_prompt = places[places >= old] < prompt
-    for stage, of_stage in (("prefill", in_prompt), ("generation", ~in_prompt)):
-        entries = float(heads * int(seen[of_stage].sum()))
+    for stage, in_stage in (("prefill", in_prompt), ("generation", ~in_prompt)):
+        entries = float(heads * int(seen[in_stage].sum()))
         attached.add(stage, entries, entries)  # type: ignore[arg-type]
 
 
@@ -503,11 +503,11 @@ def _tokens(tensor: Tensor, places: Tensor | None) -> Tensor:
 
 
 def _bias_of(bias: Tensor, row: int, keys: Tensor | None, queries: Any) -> Tensor:
-    own = bias[row if bias.shape[0] > 1 else 0]
+    row_bias = bias[row if bias.shape[0] > 1 else 0]
     if keys is not None:
-        own = own[..., keys] if own.shape[-1] > 1 else own
-        own = own[:, queries] if own.shape[-2] > 1 else own
-    return own[None]
+        row_bias = row_bias[..., keys] if row_bias.shape[-1] > 1 else row_bias
+        row_bias = row_bias[:, queries] if row_bias.shape[-2] > 1 else row_bias
+    return row_bias[None]
 
 
 def _sequence(
@@ -529,12 +529,12 @@ def _sequence(
     outputs = []
     for begin, end, stage in steps:
         part = query[:, :, begin - old : end - old]
-        own = None
+        step_bias = None
         if bias is not None:
-            own = bias[..., :end] if bias.shape[-1] > 1 else bias
-            own = own[:, :, begin - old : end - old] if own.shape[2] > 1 else own
+            step_bias = bias[..., :end] if bias.shape[-1] > 1 else bias
+            step_bias = step_bias[:, :, begin - old : end - old] if step_bias.shape[2] > 1 else step_bias
         inputs = (part, key[:, :, :end], value[:, :, :end])
-        outputs.append(attached.attend(layer, row, *inputs, stage, own, call))
+        outputs.append(attached.attend(layer, row, *inputs, stage, step_bias, call))
         row.take_in(marks_of(key[0, :, :end]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 

@@ -200,7 +200,8 @@ class LayerRows:
         if same and [row.length for row in self.rows] == list(before):
             return self.rows
         sources = [
-            self._source(i, marks_of(own)[:length]) for i, (own, length) in enumerate(zip(keys, before, strict=True))
+            self._source(i, marks_of(row_keys)[:length])
+            for i, (row_keys, length) in enumerate(zip(keys, before, strict=True))
         ]
         uses = Counter(id(row) for row, _ in sources)
         followed = []

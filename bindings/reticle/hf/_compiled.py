@@ -74,9 +74,9 @@ def _parts(
         return
     for i in range(query.shape[0]):
         tokens: Any = real_tokens(seen, i)
-        own = (slice(i, i + 1), slice(None), slice(None) if tokens is None else tokens)
-        q, k, v = (tensor.detach()[own] for tensor in (query, key, value))
-        yield own, attached.choose_for_prompt(int(module.layer_idx), q, k, v, scaling), True, None
+        index = (slice(i, i + 1), slice(None), slice(None) if tokens is None else tokens)
+        q, k, v = (tensor.detach()[index] for tensor in (query, key, value))
+        yield index, attached.choose_for_prompt(int(module.layer_idx), q, k, v, scaling), True, None
 
 
 @torch.library.custom_op("reticle::hf_attention", mutates_args=())
@@ -85,9 +85,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     output = query.new_zeros((*query.shape[:3], value.shape[3]))
     lse = torch.full(query.shape[:3], -torch.inf, dtype=torch.float32, device=query.device)
-    for own, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
-        q, k, v = (tensor.detach()[own] for tensor in (query, key, value))
-        output[own], lse[own] = reticle.attention(
+    for index, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
+        q, k, v = (tensor.detach()[index] for tensor in (query, key, value))
+        output[index], lse[index] = reticle.attention(
             q,
             k,
             v,
@@ -123,8 +123,8 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (query, key, value)
     gradients = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
-    for own, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
-        q, k, v, attended, sums, upstream = (tensor[own] for tensor in (*inputs, output, lse, d_output))
+    for index, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
+        q, k, v, attended, sums, upstream = (tensor[index] for tensor in (*inputs, output, lse, d_output))
         found = reticle.torch.backward(
             q,
             k,
@@ -139,7 +139,7 @@ def _attend_backward(
             soft_cap=soft_cap,
         )
         for gradient, part in zip(gradients, found, strict=True):
-            gradient[own] = part
+            gradient[index] = part
     return gradients[0], gradients[1], gradients[2]
 
 

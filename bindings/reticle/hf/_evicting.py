@@ -80,8 +80,8 @@ class StoredRow:
         kept = []
         for head in range(heads):
             wanted = columns[rows[head * group] : rows[(head + 1) * group]]
-            own = self.positions[self.begin[head] : self.end[head]]
-            kept.append(self.begin[head] + np.flatnonzero(np.isin(own, wanted)))
+            positions = self.positions[self.begin[head] : self.end[head]]
+            kept.append(self.begin[head] + np.flatnonzero(np.isin(positions, wanted)))
         held = int((self.end - self.begin).sum())
         if held - sum(map(len, kept)) <= held // 8:
             return False
@@ -91,15 +91,15 @@ class StoredRow:
 
     def _keep(self, rows: list[NDArray[np.int64]], room: int) -> None:
         """Keeps the named rows of each head, with room for `room` more tokens after each list."""
-        counts = np.array([len(own) for own in rows], dtype=np.int64)
+        counts = np.array([len(head_rows) for head_rows in rows], dtype=np.int64)
         begin = np.concatenate([[0], np.cumsum(counts + room)])
         keys, values = (m.new_zeros((int(begin[-1]), m.shape[1])) for m in (self.keys, self.values))
         positions = np.zeros(int(begin[-1]), dtype=np.int32)
-        for at, own in zip(begin, rows, strict=False):
-            where = torch.from_numpy(own)
-            keys[at : at + len(own)] = self.keys[where]
-            values[at : at + len(own)] = self.values[where]
-            positions[at : at + len(own)] = self.positions[own]
+        for at, head_rows in zip(begin, rows, strict=False):
+            where = torch.from_numpy(head_rows)
+            keys[at : at + len(head_rows)] = self.keys[where]
+            values[at : at + len(head_rows)] = self.values[where]
+            positions[at : at + len(head_rows)] = self.positions[head_rows]
         self.keys, self.values, self.positions = keys, values, positions
         self.begin, self.end = begin[:-1], begin[:-1] + counts
 

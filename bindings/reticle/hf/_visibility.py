@@ -55,10 +55,10 @@ class Visibility:
         #: (batch, keys) bool, for the keys from key_offset on; None if every key is a real token.
         self.padding = None
         if padding is not None:
-            own = padding[:, key_offset : key_offset + keys].to(torch.bool)
-            if own.shape[1] < keys:
-                own = torch.nn.functional.pad(own, (0, keys - own.shape[1]))
-            self.padding = None if bool(own.all()) else own
+            real = padding[:, key_offset : key_offset + keys].to(torch.bool)
+            if real.shape[1] < keys:
+                real = torch.nn.functional.pad(real, (0, keys - real.shape[1]))
+            self.padding = None if bool(real.all()) else real
         self._mask: Mask | None = None
         self._plain: bool | None = None
         self._dense: Tensor | None = None
@@ -120,14 +120,14 @@ class Visibility:
         if by_vmap:
             function = torch.vmap(torch.vmap(function, in_dims=(None, None, None, 0)), in_dims=(None, None, 0, None))
 
-        def of_tile(b: int, h: int, queries: NDArray[np.int64], keys: NDArray[np.int64]) -> Any:
+        def evaluate(b: int, h: int, queries: NDArray[np.int64], keys: NDArray[np.int64]) -> Any:
             q, k = torch.from_numpy(queries) + self.query_offset, torch.from_numpy(keys) + self.key_offset
             if not by_vmap:
                 q, k = q[:, None], k[None]
             seen = function(torch.tensor(b), torch.tensor(h), q, k)
             return seen.expand(len(queries), len(keys)).cpu().numpy()
 
-        return from_tiles(of_tile, (self.batch, 1, self.queries, self.keys))
+        return from_tiles(evaluate, (self.batch, 1, self.queries, self.keys))
 
     def dense(self) -> Tensor:
         """The mask of `eager` attention: (batch, 1, queries, keys), 0 for visible keys and the dtype's lowest number

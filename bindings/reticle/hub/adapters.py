@@ -107,8 +107,8 @@ class ModelAdapterHF(ModelAdapter):
         self.model_kwargs, self.tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         load: Any = AutoModelForCausalLM.from_pretrained
-        own = load(model_name, **self.model_kwargs) if model is None else model
-        self.model: Any = own.to(self.device).eval()
+        loaded = load(model_name, **self.model_kwargs) if model is None else model
+        self.model: Any = loaded.to(self.device).eval()
         self.tokenizer: Any = (
             AutoTokenizer.from_pretrained(model_name, **self.tokenizer_kwargs) if tokenizer is None else tokenizer
         )

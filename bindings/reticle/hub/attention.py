@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _METRICS = {DENSITY: "research_attention_density", OUTPUT_ERROR: "research_attention_output_error"}
 #: Keyword arguments that would change the scores; refused even if a masker reads them.
-_OF_ATTENTION = ("softcap", "position_bias")
+_SCORE_ARGUMENTS = ("softcap", "position_bias")
 for _name in _METRICS.values():
     MicroMetricLogger.register_metric(_name, float)
 
@@ -185,7 +185,7 @@ def _refuse_unknown(kwargs: dict[str, Any], listeners: Sequence[Any] = ()) -> No
     """Refuses keyword arguments of a layer that neither attention nor a masker reads."""
     known = ("sparse_meta_data", "layer_idx", "s_aux", "output_attentions")
     for word in not_understood({word: given for word, given in kwargs.items() if word not in known}):
-        if word in _OF_ATTENTION or not listeners:
+        if word in _SCORE_ARGUMENTS or not listeners:
             raise NotImplementedError(f"{word} is not supported; leave it out, or use a masker that takes it")
 
 
@@ -233,8 +233,8 @@ def _attend(
         "sink_logits": () if sinks is None else sinks.tolist(),
     }
     output, _ = reticle.attention(queries, keys, values, pattern, **call)
-    of_entries = dense_weights(queries, keys, values, pattern, **call) if weights else None
-    return output.transpose(1, 2).contiguous(), of_entries
+    dense = dense_weights(queries, keys, values, pattern, **call) if weights else None
+    return output.transpose(1, 2).contiguous(), dense
 
 
 def get_masked_attention_output(

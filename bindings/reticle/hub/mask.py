@@ -15,7 +15,7 @@ import reticle._core as _core
 Shape = tuple[int, ...]
 
 
-def _of_rank_four(shape: Shape) -> tuple[int, int, int, int]:
+def _shape_of_rank_four(shape: Shape) -> tuple[int, int, int, int]:
     """The shape as (batch, heads, queries, keys). Missing leading dimensions have extent 1; additional ones are folded
     into the batch. The order of rows does not change."""
     if not shape:
@@ -62,23 +62,23 @@ class Mask:
         self.shape: Shape = tuple(int(extent) for extent in shape)
         self.dtype = dtype
         self.from_dense_mask, self.from_index = from_dense_mask, from_index
-        own = _of_rank_four(self.shape)
+        shape4 = _shape_of_rank_four(self.shape)
         if (is_full or is_empty) and device is None:
             raise ValueError(f"device must be specified for {'full' if is_full else 'empty'} masks")
         if is_full:
-            self.pattern = _core.Mask.full(own)
+            self.pattern = _core.Mask.full(shape4)
         elif is_empty:
-            self.pattern = _core.Mask.empty(own)
+            self.pattern = _core.Mask.empty(shape4)
         elif from_dense_mask and mask is not None:
             if tuple(mask.shape) != self.shape:
                 raise ValueError(f"mask.shape must be {self.shape}, got {tuple(mask.shape)}")
-            self.pattern = _core.Mask.dense(mask.detach().float().cpu().numpy().reshape(own))
+            self.pattern = _core.Mask.dense(mask.detach().float().cpu().numpy().reshape(shape4))
         elif from_index and indices is not None and ptr is not None:
             rows = math.prod(self.shape[:-1])
             if ptr.numel() != rows + 1:
                 raise ValueError(f"ptr.numel() must be {rows + 1}, got {ptr.numel()}")
             flat = (ptr.cpu().numpy(), indices.cpu().numpy())
-            self.pattern = _core.Mask.from_flat_indices(own, *flat, _numbers(data))
+            self.pattern = _core.Mask.from_flat_indices(shape4, *flat, _numbers(data))
         else:
             raise ValueError(
                 "Must specify either from_dense_mask with mask, from_index with indices and ptr, is_full=True, or is_empty=True"
@@ -98,7 +98,7 @@ class Mask:
     ) -> Mask:
         """A hub mask from a reticle.Mask; `shape` is the pattern's by default."""
         made = cls.create_empty_mask(pattern.shape if shape is None else shape, dtype, device)
-        if _of_rank_four(made.shape) != pattern.shape:
+        if _shape_of_rank_four(made.shape) != pattern.shape:
             raise ValueError(f"shape {made.shape} does not hold a mask {pattern.shape}")
         made.pattern = pattern
         held = pattern.nnz > 0 and made.pattern.kind != "full"
@@ -168,7 +168,7 @@ class Mask:
             )
         rows = row_wise_idx.reshape(-1, expected[-1]).cpu().numpy()
         p = data.detach().float().reshape(-1, expected[-1]).cpu().numpy()
-        pattern = _core.Mask.from_row_indices(_of_rank_four(shape), rows, p)
+        pattern = _core.Mask.from_row_indices(_shape_of_rank_four(shape), rows, p)
         made = cls.from_pattern(pattern, shape, dtype, row_wise_idx.device)
         made.from_dense_mask, made.from_index = type == "dense", type == "index"
         return made

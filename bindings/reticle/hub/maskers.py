@@ -439,7 +439,7 @@ class BuiltIn(ResearchMasker):
         )
 
 
-class _OfPositions(BuiltIn, FixedMasker):
+class _PositionMasker(BuiltIn, FixedMasker):
     """Base of maskers that choose by position alone."""
 
     def get_updated_mask(
@@ -460,14 +460,14 @@ class _OfPositions(BuiltIn, FixedMasker):
 
 
 @MaskerRegistry.register(configs.SinkMaskerConfig)
-class SinkMasker(_OfPositions):
+class SinkMasker(_PositionMasker):
     """The masker of SinkMaskerConfig."""
 
     _size = "sink_size"
 
 
 @MaskerRegistry.register(configs.LocalMaskerConfig)
-class LocalMasker(_OfPositions):
+class LocalMasker(_PositionMasker):
     """The masker of LocalMaskerConfig."""
 
     _size = "window_size"

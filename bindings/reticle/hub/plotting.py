@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-_MOST_WRITTEN = 16  # cells per side up to which numbers are written into them
+_MAX_ANNOTATED = 16  # cells per side up to which numbers are written into them
 
 
 class Granularity(enum.Enum):
@@ -75,7 +75,7 @@ class PlotGenerator:
         figure, axis = plt.subplots(figsize=(8, 8), layout="constrained")
         image = axis.imshow(matrix, cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=axis, label="Attention weight", shrink=0.8)
-        if max(matrix.shape) <= _MOST_WRITTEN:
+        if max(matrix.shape) <= _MAX_ANNOTATED:
             _write_cells(axis, matrix)
         axis.set(title="Attention matrix, per head", xlabel="Key position", ylabel="Query position")
         return self._save(figure, "heatmap", granularity, {"attention_matrix": matrix})

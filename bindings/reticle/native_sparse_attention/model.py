@@ -227,9 +227,12 @@ class _Decoder(nn.Module):
         for step in range(count):
             x = self.embedding(tokens)
             for layer, state in zip(layers, states, strict=True):
-                attention, own = layer.attention, offsets if step == 0 else one_each
+                attention, step_offsets = layer.attention, offsets if step == 0 else one_each
                 x = layer(
-                    x, lambda normed, attention=attention, own=own, state=state: attention.extend(normed, own, state)
+                    x,
+                    lambda normed, attention=attention, step_offsets=step_offsets, state=state: attention.extend(
+                        normed, step_offsets, state
+                    ),
                 )
             x = x[last] if step == 0 else x
             tokens = self.lm_head(self.norm(x)).float().argmax(-1)
@@ -260,21 +263,21 @@ class ToyNSALlama(_Decoder):
         super().__init__(config, inference_config)
 
     def _make_attention(self) -> Attention:
-        own = self.config
+        config = self.config
         return NativeSparseAttention(
-            own.compress_type,
-            own.hidden_size,
-            own.num_attention_heads,
-            own.num_key_value_heads,
-            own.head_dim,
-            own.kernel_size,
-            own.kernel_stride,
-            own.block_size,
-            own.topk,
-            own.init_blocks,
-            own.local_blocks,
-            own.window_size,
-            own.rope(),
+            config.compress_type,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.kernel_size,
+            config.kernel_stride,
+            config.block_size,
+            config.topk,
+            config.init_blocks,
+            config.local_blocks,
+            config.window_size,
+            config.rope(),
         )
 
 
@@ -293,6 +296,6 @@ class ToyLlama(_Decoder):
         super().__init__(config, inference_config)
 
     def _make_attention(self) -> Attention:
-        own = self.config
-        heads = (own.num_attention_heads, own.num_key_value_heads)
-        return SelfAttention(own.hidden_size, *heads, own.head_dim, own.rope())
+        config = self.config
+        heads = (config.num_attention_heads, config.num_key_value_heads)
+        return SelfAttention(config.hidden_size, *heads, config.head_dim, config.rope())

@@ -106,8 +106,8 @@ class SelfAttention(nn.Module):
         gradients."""
         offsets = checked_offsets(cu_seqlens, x)
         q, k, v = self._projected(x, nsa_gpu.packed_positions(offsets, x.device))
-        own = [slice(begin, end) for begin, end in pairwise(offsets)]
-        return self._mixed(q, [k[part] for part in own], [v[part] for part in own], offsets)
+        sequences = [slice(begin, end) for begin, end in pairwise(offsets)]
+        return self._mixed(q, [k[part] for part in sequences], [v[part] for part in sequences], offsets)
 
     def start(self, sequences: int, capacity: int) -> KVCache:
         """An empty cache on the module's device for sequences of up to `capacity` tokens each."""
