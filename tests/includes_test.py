@@ -60,11 +60,13 @@ NAMES: dict[str, str] = {
 }
 USES = {header: re.compile(rf"std::(?:{names.replace(' ', '|')})\b") for header, names in NAMES.items()}
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
-ROOMS = ("core", "maskers", "attention", "bindings", "tools", "plugins", "examples", "benchmarks", "tests")
+FOLDERS = ("core", "maskers", "attention", "bindings", "tools", "plugins", "examples", "benchmarks", "tests")
 
 
 def sources() -> list[Path]:
-    return sorted(p for room in ROOMS for p in (ROOT / room).rglob("*") if p.suffix in {".hpp", ".cpp", ".cu", ".cuh"})
+    return sorted(
+        p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.suffix in {".hpp", ".cpp", ".cu", ".cuh"}
+    )
 
 
 def included(path: Path) -> set[str]:

@@ -29,12 +29,12 @@ def run(*command: object, environment: dict[str, str]) -> str:
 
 
 def main() -> None:
-    wheel, house = (Path(word).resolve() for word in sys.argv[1:3])
+    wheel, wheelhouse = (Path(word).resolve() for word in sys.argv[1:3])
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "venv"
         venv.create(home, with_pip=True)
         # Only the system's C library is available: no compiler, no tools.
-        bare = {"PATH": str(home / "bin"), "HOME": folder, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house)}
+        bare = {"PATH": str(home / "bin"), "HOME": folder, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse)}
         run(home / "bin/python", "-m", "pip", "install", "-q", wheel, environment=bare)
         print(run(home / "bin/python", ROOT / "tests/wheel_smoke.py", environment=bare).strip())
         print(run(home / "bin/reticle", "--version", environment=bare).strip())

@@ -4,9 +4,9 @@ model.
 
     python tools/make_hash_weights.py [--output configs/research/hat_weights.safetensors]
 
-The defaults fit the bundled tensors and the configs of configs/research. A .pkl file is written in sparse-attention-hub's form,
-else safetensors. Codes of random maps order keys worse than learned ones do; published weights are converted by
-`reticle convert-hat`. Needs safetensors.
+The defaults fit the bundled tensors and the configs of configs/research. A .pkl file is written in
+sparse-attention-hub's form, else safetensors. Codes of random maps order keys worse than learned ones do; published
+weights are converted by `reticle convert-hat`. Needs safetensors.
 """
 
 from __future__ import annotations

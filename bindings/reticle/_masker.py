@@ -54,9 +54,9 @@ class Masker(MaskerConfig):
     size: a count or a fraction of the keys), lists of int, float, str or Path, and `| None` of these except sizes and
     literals. A ValueError of `__post_init__` whose message begins with a field's name is reported at that field.
 
-    A masker that keeps something in `state` may also have `truncate(self, state, keys)` (forget keys from position `keys` on)
-    and `select_rows(self, state, rows)` (sequence i continues the previous sequence rows[i]). Without them, cropping
-    the cache or reordering its beams is refused.
+    A masker that keeps something in `state` may also have `truncate(self, state, keys)` (forget keys from position
+    `keys` on) and `select_rows(self, state, rows)` (sequence i continues the previous sequence rows[i]). Without them,
+    cropping the cache or reordering its beams is refused.
     """
 
     framework: ClassVar[Literal["numpy", "torch"]] = "numpy"

@@ -1,7 +1,7 @@
 """Attention over keys that are split among the ranks of torch.distributed.
 
-Each rank attends to its share of keys and values; the states (output, LSE) of disjoint shares merge exactly, so every rank
-ends with the result of a single process. Each rank sends one output and one LSE, whatever the number of keys.
+Each rank attends to its share of keys and values; the states (output, LSE) of disjoint shares merge exactly, so every
+rank ends with the result of a single process. Each rank sends one output and one LSE, whatever the number of keys.
 """
 
 from __future__ import annotations

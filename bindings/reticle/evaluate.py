@@ -404,8 +404,8 @@ def loss(
     before them attend to each other by `prefill`.
 
     Args:
-        dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of them
-            are real (left padding is removed), and the number of tokens at the end that are generated.
+        dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of
+            them are real (left padding is removed), and the number of tokens at the end that are generated.
         masks: keep the masks of the first example.
 
     Raises:

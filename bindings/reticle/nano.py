@@ -96,7 +96,7 @@ class Attention(nn.Module):
         passed by name."""
         raise NotImplementedError(f"{type(self).__name__} has no generation_forward: it does not serve the generation")
 
-    # --- helpers for patterns -----------------------------------------------------------------------------------------
+    # --- helpers for patterns ----------------------------------------------------------------------------------------
 
     @staticmethod
     def attention(
@@ -220,7 +220,7 @@ class InferenceHandler(nn.Module):
         return torch.cat([prefill, generation], -2)
 
 
-# --- nano-sparse-attention's patterns, as pipelines of Reticle's maskers ----------------------------------------------
+# --- nano-sparse-attention's patterns, as pipelines of Reticle's maskers --------------------------------------------
 
 
 class _Pattern(Attention):
@@ -373,14 +373,15 @@ class TOVAAttention(_Pattern):
         super().__init__([maskers.TovaConfig(token_capacity=token_capacity)], token_capacity=token_capacity)
 
 
-# --- Hugging Face models --------------------------------------------------------------------------------------------------
+# --- Hugging Face models --------------------------------------------------------------------------------------------
 
 
 def update_attention(model: Any, inference_handler: InferenceHandler | None) -> None:
     """Makes every attention of a Hugging Face model call the handler; None restores the model's original attention.
 
     Raises:
-        ValueError: when the model's attention does not go through transformers' interface, or is attached by `reticle.hf`.
+        ValueError: when the model's attention does not go through transformers' interface, or is attached by
+            `reticle.hf`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 

@@ -24,7 +24,7 @@ enum explicit export extern false float for friend goto if inline int long mutab
 nullptr operator or or_eq private protected public register reinterpret_cast requires return short signed sizeof
 static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
 unsigned using virtual void volatile wchar_t while xor xor_eq std reticle
-""".split()  # noqa: SIM905 - a list of words, one to a line, would be a page
+""".split()  # noqa: SIM905 - one word per line would fill a page
 
 
 def include_dirs() -> list[Path]:

@@ -176,7 +176,8 @@ def blocks(attended: Tensor, block_size: tuple[int, int]) -> _core.Pattern:
     """A mask of blocks of positions, for `reticle.plan` and `reticle.attention`.
 
     Args:
-        attended: bool (batch, heads, ceil(queries / block_size[0]), ceil(keys / block_size[1])); a dimension of 1 is shared.
+        attended: bool (batch, heads, ceil(queries / block_size[0]), ceil(keys / block_size[1])); a dimension of 1 is
+            shared.
         block_size: (queries, keys) of a block.
     """
     whole = _booleans(attended)[(None,) * (4 - attended.dim())]

@@ -23,7 +23,7 @@ def columns(mask):
     return mask.to_csr()[1].tolist()
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 def test_probabilities_that_are_no_numbers_are_refused():
@@ -88,7 +88,7 @@ def test_a_pickled_odd_end_of_an_interval_is_refused():
     assert pickle.loads(pickle.dumps(runs)) == runs
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_a_forbidden_key_holds_does_not_matter():
         assert np.allclose(found, wanted, atol=1e-6) and np.allclose(same, lse, atol=1e-6)
 
 
-# --- conventions ----------------------------------------------------------------------------------------------------------
+# --- conventions ----------------------------------------------------------------------------------------------------
 
 
 def test_masks_compare_with_anything():
@@ -281,7 +281,7 @@ def test_a_float_mask_is_refused_and_says_what_it_may_be():
     assert torch.equal(reticle.attention(q, q, q, torch.ones(4, 4).long())[0], reticle.attention(q, q, q)[0])
 
 
-# --- processes ------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [-1, 1025, 10**9])
@@ -330,7 +330,7 @@ def test_files_are_replaced_whole_and_nothing_else_is(tmp_path):
     mask.save("/dev/null")
 
 
-# --- calls ----------------------------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------------------------
 
 
 def drawn(*shape):
@@ -429,7 +429,7 @@ def test_a_state_is_not_changed_from_inside_of_a_call(way):
     Resetting.state.reset()
 
 
-# --- regressions ------------------------------------------------------------------------------------------------------
+# --- regressions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", [0, 1])

@@ -229,7 +229,7 @@ def test_weights_are_given_as_tensors_or_as_a_file_of_either_form(tmp_path):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and (found[0].sum(-1) == 7).all()
 
 
-# --- Mask -----------------------------------------------------------------------------------------------------------------
+# --- Mask -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 2, 3, 5), (2, 1, 2, 3, 5)])
@@ -337,7 +337,7 @@ def test_masks_that_do_not_fit_are_refused():
             call()
 
 
-# --- attention over a mask ------------------------------------------------------------------------------------------------
+# --- attention over a mask ------------------------------------------------------------------------------------------
 
 
 def test_output_is_numerator_over_denominator_and_gradients_reach_the_inputs():
@@ -376,7 +376,7 @@ def test_a_masker_alone_adds_what_it_adds_in_a_list():
     assert attention.maskers[2].add_mask(k, q, v, None, 1.0, 0.0, {}, full) is full
 
 
-# --- models and metrics ---------------------------------------------------------------------------------------------------
+# --- models and metrics ---------------------------------------------------------------------------------------------
 
 
 def by_mask(model, tokenizer, context, question, kept):

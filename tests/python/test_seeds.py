@@ -35,7 +35,7 @@ def run(snippet, imports, **names):
     return types.SimpleNamespace(**names)
 
 
-# --- sparse-attention-hub -----------------------------------------------------------------------------------------------
+# --- sparse-attention-hub -------------------------------------------------------------------------------------------
 
 HUB = {"from sparse_attention_hub.": "from reticle.hub."}
 
@@ -656,7 +656,7 @@ def test_hub_a_masker_that_drops_what_was_chosen_is_refused():
         hub.ResearchAttention(None, maskers).custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
 
 
-# --- nano-sparse-attention ----------------------------------------------------------------------------------------------
+# --- nano-sparse-attention ------------------------------------------------------------------------------------------
 
 # As printed: the page's markup removed the underscores of __init__ and the asterisks of *args and **kwargs.
 SKELETON = """
@@ -852,7 +852,7 @@ def test_nano_examples_of_a_text_stand_in_a_chat_template_or_not():
         )
 
 
-# --- Sparse Attention Decoder for LLMs ------------------------------------------------------------------------------------
+# --- Sparse Attention Decoder for LLMs ------------------------------------------------------------------------------
 
 DECODER = """
 from sparse_attention_decoder import AttentionConfig, SparseAttention
@@ -955,7 +955,7 @@ def test_decoder_mistakes_are_named():
         decoder.compare(model, torch.tensor([[1, 2]]), 1)
 
 
-# --- native-sparse-attention-triton ---------------------------------------------------------------------------------------
+# --- native-sparse-attention-triton ---------------------------------------------------------------------------------
 
 TOY_NSA_LLAMA = """
 import torch

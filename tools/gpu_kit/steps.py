@@ -443,9 +443,9 @@ def profile(run: Run) -> tuple[str, str]:
 
 def digest_of_sources() -> str:
     """A digest of the compiled sources, which detects a kit of another source tree."""
-    rooms = ("core", "maskers", "attention", "bindings")
+    folders = ("core", "maskers", "attention", "bindings")
     kinds = {".hpp", ".cpp", ".cu", ".cuh"}
-    files = sorted(path for room in rooms for path in (TREE / room).rglob("*") if path.suffix in kinds)
+    files = sorted(path for folder in folders for path in (TREE / folder).rglob("*") if path.suffix in kinds)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -6,8 +6,8 @@
 
 A model qualifies when its attention calls transformers' attention interface, as nearly all do since transformers 4.48;
 `attach` raises where one does not. Importing this module also makes "reticle" an attention implementation:
-`from_pretrained(..., attn_implementation="reticle")` and `model.set_attn_implementation("reticle")` give dense attention,
-or patterns where `model.config.reticle` is {"prefill": config, "generation": config}.
+`from_pretrained(..., attn_implementation="reticle")` and `model.set_attn_implementation("reticle")` give dense
+attention, or patterns where `model.config.reticle` is {"prefill": config, "generation": config}.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def attach(
             further prompt need `stage("generation")`.
 
     Raises:
-        ValueError: when the model is attached already, its attention does not go through transformers' interface, or `evict`
-            is requested with maskers that may return to any key; the model is left unchanged.
+        ValueError: when the model is attached already, its attention does not go through transformers' interface, or
+            `evict` is requested with maskers that may return to any key; the model is left unchanged.
         NotImplementedError: when the running model requests something unsupported, which the message names.
     """
     return Attachment(model, prefill, generation, keep_masks=keep_masks, metrics=metrics, evict=evict)

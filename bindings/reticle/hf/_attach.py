@@ -128,7 +128,7 @@ class Patterns:
             "a part of a model whose attention follows a pattern cannot be copied; copy the model, or detach it first"
         )
 
-    # --- records of attended keys -------------------------------------------------------------------------------------
+    # --- records of attended keys ------------------------------------------------------------------------------------
 
     @property
     def prefill(self) -> StageRecord:
@@ -180,7 +180,7 @@ class Patterns:
         self._call.attended[stage][0] += entries
         self._call.attended[stage][1] += visible
 
-    # --- stages ----------------------------------------------------------------------------------------------------------
+    # --- stages ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def stage(self, stage: Stage | Callable[[int, int], Stage]) -> Iterator[None]:
@@ -209,7 +209,7 @@ class Patterns:
             return self._call.prompt
         return total if new > 1 or new == total else total - new
 
-    # --- a call ----------------------------------------------------------------------------------------------------------
+    # --- a call ------------------------------------------------------------------------------------------------------
 
     def chooses(self, new: int, total: int) -> bool:
         """True if a pattern chooses keys for at least one token of the call."""

@@ -18,7 +18,7 @@ HatWeights = dict[int, dict[str, list[Tensor]]]
 _NAME = re.compile(r"hat\.\d+\.(query|key)_(matrix|bias)\.\d+")
 
 
-# --- keys and values ------------------------------------------------------------------------------------------------------
+# --- keys and values ------------------------------------------------------------------------------------------------
 
 
 def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
@@ -36,7 +36,7 @@ def pseudo_quantize(tensor: Tensor, q_bit: int) -> Tensor:
     return torch.add(least, steps * step)
 
 
-# --- pages (Quest) --------------------------------------------------------------------------------------------------------
+# --- pages (Quest) --------------------------------------------------------------------------------------------------
 
 
 def _by_page(tensor: Tensor, dim: int, page_size: int, num_pages: int, filler: float) -> Tensor:
@@ -106,7 +106,7 @@ def pages_to_token_mask(
     return named.repeat_interleave(page_size, -1)[..., :K]
 
 
-# --- inner products as distances (PQCache) ---------------------------------------------------------------------------------
+# --- inner products as distances (PQCache) --------------------------------------------------------------------------
 
 
 def ip2l2_augment(xb: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def ip2l2_augment_queries(xq: Tensor, phi: Tensor) -> Tensor:
     return torch.nn.functional.pad(xq, (0, 1))
 
 
-# --- samples --------------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------------------------
 
 
 def create_sampling_mask_with_per_head_budget(
@@ -165,7 +165,7 @@ def create_sampling_mask_with_per_head_budget(
     )
 
 
-# --- hash weights (HashAttention) -------------------------------------------------------------------------------------------
+# --- hash weights (HashAttention) -----------------------------------------------------------------------------------
 
 
 def load_hat_weights(hat_weights_path: str | Path, device: torch.device | str = "cpu") -> HatWeights:

@@ -54,8 +54,8 @@ class Mask:
         `create_full_mask` and `create_empty_mask`.
 
         Raises:
-            ValueError: when no form is given, or tensors do not fit the shape; ShapeError (a ValueError): for indices outside
-                their row and probabilities outside [0, 1].
+            ValueError: when no form is given, or tensors do not fit the shape; ShapeError (a ValueError): for indices
+                outside their row and probabilities outside [0, 1].
         """
         if isinstance(device, Tensor):
             raise TypeError("device: is a Tensor; masks come after the device, as mask=, indices=, ptr= and data=")

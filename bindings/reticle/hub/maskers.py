@@ -57,7 +57,7 @@ class AttentionTensorDimensions:
 class MaskerRegistry:
     """Maps types of configs to maskers."""
 
-    _registry: dict[type[MaskerConfig], type[ResearchMasker]] = {}  # noqa: RUF012 - of the class, on purpose
+    _registry: dict[type[MaskerConfig], type[ResearchMasker]] = {}  # noqa: RUF012 - shared by the class on purpose
 
     @classmethod
     def register(cls, config_type: type[MaskerConfig]) -> Callable[[_Masker], _Masker]:

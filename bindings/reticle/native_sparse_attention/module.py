@@ -41,8 +41,8 @@ class KVCache:
 class SelfAttention(nn.Module):
     """Causal attention of every query to all keys, with rotary positions.
 
-    Parameters: proj_q.weight (num_q_heads * head_dim, hidden_size), proj_k.weight and proj_v.weight (num_kv_heads * head_dim,
-    hidden_size), proj_o.weight (hidden_size, num_q_heads * head_dim). No biases.
+    Parameters: proj_q.weight (num_q_heads * head_dim, hidden_size), proj_k.weight and proj_v.weight (num_kv_heads *
+    head_dim, hidden_size), proj_o.weight (hidden_size, num_q_heads * head_dim). No biases.
     """
 
     def __init__(
