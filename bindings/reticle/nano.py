@@ -298,7 +298,7 @@ class DenseAttention(_Pattern):
 
 
 class LocalAndSinksAttention(_Pattern):
-    """The last `window_size` keys and the first `attention_sinks`, in both stages."""
+    """The last `window_size` keys and the first `attention_sinks`, in both stages (Xiao et al. 2023)."""
 
     def __init__(self, window_size: int, attention_sinks: int) -> None:
         chosen: list[MaskerConfig] = [maskers.LocalConfig(window_size=window_size)]
@@ -309,7 +309,7 @@ class LocalAndSinksAttention(_Pattern):
 
 class VerticalAndSlashAttention(_Pattern):
     """The columns and diagonals that the prompt's last `approximation_window` queries attend to most, always including
-    `attention_sinks` columns and a window."""
+    `attention_sinks` columns and a window (MInference, Jiang et al. 2024)."""
 
     _stages = ("prefill",)
 
@@ -348,7 +348,8 @@ class BlockSparseAttention(_Pattern):
 
 
 class SnapKVAttention(_Pattern):
-    """The `token_capacity` prompt keys that the prompt's last queries attend to most, and all generated keys."""
+    """The `token_capacity` prompt keys that the prompt's last queries attend to most, and all generated keys (SnapKV,
+    Li et al. 2024)."""
 
     _stages = ("generation",)
 
@@ -365,7 +366,8 @@ class SnapKVAttention(_Pattern):
 
 
 class TOVAAttention(_Pattern):
-    """`token_capacity` keys; every new key evicts the one that the newest query attends to least."""
+    """`token_capacity` keys; every new key evicts the one that the newest query attends to least (TOVA, Oren et al.
+    2024)."""
 
     _stages = ("generation",)
 

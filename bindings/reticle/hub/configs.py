@@ -169,7 +169,7 @@ class OracleTopPMaskerConfig(TopPMaskerConfig):
 
 @dataclass
 class QuestTopKMaskerConfig(TopKMaskerConfig):
-    """Keeps the pages of keys with the highest upper bounds of their scores (Quest)."""
+    """Keeps the pages of keys with the highest upper bounds of their scores (Quest, Tang et al. 2024)."""
 
     type = "quest_top_k"
     page_size: int
@@ -185,7 +185,7 @@ class QuestTopKMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class DoubleSparsityTopKMaskerConfig(TopKMaskerConfig):
-    """Keeps the keys with the highest scores over a few channels (Double Sparsity)."""
+    """Keeps the keys with the highest scores over a few channels (Double Sparsity, Yang et al. 2024)."""
 
     type = "double_sparsity_top_k"
     sorted_channel_file: str | Path
@@ -204,7 +204,7 @@ class DoubleSparsityTopKMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
-    """Keeps the keys whose learned hash codes agree most with the query's (HashAttention).
+    """Keeps the keys whose learned hash codes agree most with the query's (HashAttention, Desai et al. 2024).
 
     Weights are `hat_weights`, {layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear
     maps, or `hat_weight_file`, the same as a pickle (.pkl, .pt: read as data, never executed) or as safetensors
@@ -256,7 +256,7 @@ class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class PQCacheConfig(TopKMaskerConfig):
-    """Keeps the keys with the highest scores by product quantisation (PQCache)."""
+    """Keeps the keys with the highest scores by product quantisation (PQCache, Zhang et al. 2024)."""
 
     type = "pq_cache"
     pq_group_factor: int
@@ -309,7 +309,7 @@ class RandomSamplingMaskerConfig(SamplingMaskerConfig):
 
 @dataclass
 class MagicPigConfig(SamplingMaskerConfig):
-    """Draws keys by locality-sensitive hashing (MagicPIG): `lsh_l` tables of `lsh_k` bits."""
+    """Draws keys by locality-sensitive hashing (MagicPIG, Chen et al. 2024): `lsh_l` tables of `lsh_k` bits."""
 
     type = "magic_pig"
     lsh_l: int
@@ -334,7 +334,7 @@ class MagicPigConfig(SamplingMaskerConfig):
 
 @dataclass
 class AdaptiveSamplingMaskerConfig(SamplingMaskerConfig):
-    """Draws as many keys as an (epsilon, delta) error bound requires (vAttention)."""
+    """Draws as many keys as an (epsilon, delta) error bound requires (vAttention, Desai et al. 2025)."""
 
     type = "adaptive_sampling"
     base_rate_sampling: Size
