@@ -1,7 +1,7 @@
-// The executor. Decoding over 32k keys: sparse against our own dense in one run, by density and by how the kept keys
-// lie, with the distinct keys' and values' bytes as a share of what the threads can read. Prefill:
-// dense, causal and block-sparse, with the flops as a share of what multiply-adds in registers reach. And what the cost
-// model of attention/plan.cpp rests on: a key in a tile of 64 rows against a gathered one.
+// The executor. Decoding over 32k keys: sparse against Reticle's dense attention in one run, by density and by layout
+// of the kept keys, with the bytes of distinct keys and values as a share of read bandwidth. Prefill: dense, causal and
+// block-sparse, with the flops as a share of register-only multiply-adds. And the premise of the cost model in
+// attention/plan.cpp: the cost of a key in a tile of 64 rows against that of a gathered key.
 #include <random>
 #include <vector>
 
@@ -22,9 +22,9 @@ struct Problem {
   Problem(DType dtype, Index heads, Index kv_heads, Index queries_length, Index keys_length, Index head_dim) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
-    const auto make = [&](Index of_heads, Index length) {
-      Tensor tensor(DType::f32, {1, of_heads, length, head_dim});
-      // Few distinct numbers suffice; drawing 32 million is what would take time.
+    const auto make = [&](Index tensor_heads, Index length) {
+      Tensor tensor(DType::f32, {1, tensor_heads, length, head_dim});
+      // A few distinct numbers suffice; drawing 32 million of them would take longer than the benchmark.
       std::vector<float> numbers(4099);
       for (float& number : numbers) number = normal(random);
       std::size_t at = 0;
@@ -58,7 +58,7 @@ Mask random_mask(const MaskShape& shape, double density, Index run, bool weighte
       Context(1));
 }
 
-/// Distinct keys that the heads of a KV head attend to, over all KV heads: what has to come from memory.
+/// Number of distinct keys that the heads of each KV head attend to, summed over KV heads: the keys read from memory.
 Index keys_read(const AttentionInputs& inputs, const Mask& mask) {
   Index count = 0;
   for (Index kv_head = 0; kv_head < inputs.kv_heads(); ++kv_head) {
@@ -74,7 +74,7 @@ Index keys_read(const AttentionInputs& inputs, const Mask& mask) {
   return count;
 }
 
-/// range(0): per cent kept (100: the Full mask), range(1): keys per run.
+/// range(0): percent of keys kept (100: the Full mask), range(1): keys per run.
 void decode(benchmark::State& state, DType dtype, bool weighted) {
   const Problem problem(dtype, 32, 8, 1, 32768, 128);
   const MaskShape shape = problem.inputs.shape();
@@ -101,7 +101,7 @@ BENCHMARK_CAPTURE(decode, bf16_weighted, DType::bf16, true)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-/// Flops of the mask's entries per second, and as a share of the threads' peak.
+/// Reports flops of the mask's entries per second, also as a share of the threads' peak.
 void report_flops(benchmark::State& state, const Problem& problem, const Mask& mask, const Context& context) {
   const double flops = 4.0 * static_cast<double>(mask.nnz() * problem.inputs.head_dim());
   using benchmark::Counter;
@@ -133,7 +133,7 @@ BENCHMARK_CAPTURE(prefill_full, f32, DType::f32, false)->Apply(lengths);
 BENCHMARK_CAPTURE(prefill_full, f32_causal, DType::f32, true)->Apply(lengths);
 BENCHMARK_CAPTURE(prefill_full, bf16, DType::bf16, false)->Apply(lengths);
 
-/// Blocks of 64 x 64, each kept with some probability, by head. range(0): per cent kept, range(1): length.
+/// Blocks of 64 x 64, each kept with a probability, per head. range(0): percent kept, range(1): length.
 void prefill_blocks(benchmark::State& state) {
   const Index length = state.range(1);
   const Problem problem(DType::f32, 8, 2, length, length, 128);
@@ -158,7 +158,7 @@ BENCHMARK(prefill_blocks)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-/// Random tokens of every row. range(0): per cent kept.
+/// Random tokens in every row. range(0): percent kept.
 void prefill_tokens(benchmark::State& state) {
   const Problem problem(DType::f32, 4, 1, 1024, 4096, 128);
   const Mask mask = random_mask(problem.inputs.shape(), static_cast<double>(state.range(0)) / 100, 1, false);
@@ -179,7 +179,7 @@ BENCHMARK(prefill_tokens)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-/// range(0): keys of one row (a gather), or of 64 rows (a tile), 4096 keys that the caches hold.
+/// range(0): number of rows that attend to all of 4096 keys in cache: 1 is a gather, 64 a tile. range(1): head size.
 void key(benchmark::State& state, DType dtype) {
   const Problem problem(dtype, 1, 1, state.range(0), 4096, state.range(1));
   const Mask mask = Mask::full(problem.inputs.shape());
@@ -197,7 +197,8 @@ BENCHMARK_CAPTURE(key, bf16, DType::bf16)
     ->ArgNames({"rows", "d"})
     ->UseRealTime();
 
-/// What planning costs of what it serves. range(0): per cent of random tokens kept, range(1): queries.
+/// The cost of planning alone, to compare with the attention that it prepares. range(0): percent of random tokens kept,
+/// range(1): queries.
 void plan_alone(benchmark::State& state) {
   const Problem problem(DType::f32, 32, 8, state.range(1), 32768, 128);
   const Mask mask = random_mask(problem.inputs.shape(), static_cast<double>(state.range(0)) / 100, 1, false);

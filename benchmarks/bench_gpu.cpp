@@ -1,13 +1,12 @@
-// The GPU's kernels from C++: each result is compared with the CPU's, then timed as a share of what the GPU can do.
-// Kernels that move data are measured against the bandwidth of a large copy, timed in the same run; kernels that
-// multiply against --rate, a dense bf16 product's in Tflop/s, which needs a library that this program does without.
+// GPU kernels called from C++: each result is compared with the CPU's, then timed as a share of a GPU limit. The limit
+// of kernels that move data is the bandwidth of a large copy, timed in the same run; that of kernels that multiply is
+// --rate, the Tflop/s of a dense bf16 product, which needs a library that this program does not use.
 //
 //   bench_gpu [--rate TFLOPS] [--quick] [--json FILE] [--only TEXT] [--once]
 //
-// A time is the median of repeats of several launches between two events, over as many copies of the keys and values as
-// the L2 cache does not hold. A row that fails says why, and the others go on; the exit status is then 1. For a
-// profiler:
-// --only takes the rows whose names have a text, and --once launches everything once.
+// A time is the median of repeats of several launches between two events. Launches cycle through as many copies of the
+// keys and values as exceed the L2 cache. A row that fails gives the reason, and the others go on; the exit status is
+// then 1. For a profiler: --only runs the rows whose names contain a text, and --once launches everything once.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -40,7 +39,7 @@ namespace reticle {
 namespace {
 
 constexpr Index kHeads = 32, kKvHeads = 8, kHeadDim = 128;
-constexpr std::size_t kL2Bytes = std::size_t{60} << 20;  // Hopper's
+constexpr std::size_t kL2Bytes = std::size_t{60} << 20;  // of Hopper GPUs
 
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw DeviceError(std::string(what) + ": " + cudaGetErrorString(status));
@@ -66,7 +65,7 @@ class Event {
 
 bool once = false;
 
-/// Median seconds of one launch. `launch` is given a number that counts up.
+/// Median seconds of one launch. `launch` receives the number of launches before.
 double seconds(const std::function<void(int)>& launch, int launches = 20, int repeats = 9) {
   if (once) launches = repeats = 1;
   int count = 0;
@@ -92,7 +91,7 @@ TensorView on_gpu(TensorView view, const void* data) {
 Tensor drawn(DType dtype, Index heads, Index length, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
-  std::vector<float> numbers(65537);  // drawing each of 32 million takes longer than all measurements
+  std::vector<float> numbers(65537);  // drawing 32 million numbers takes longer than all measurements
   for (float& number : numbers) number = normal(random);
   Tensor tensor(DType::f32, {1, heads, length, kHeadDim});
   std::size_t at = 0;
@@ -105,7 +104,7 @@ std::span<const std::byte> bytes_of(const Tensor& tensor) {
           static_cast<std::size_t>(tensor.view().elements() * size_of(tensor.view().dtype))};
 }
 
-/// bfloat16 tensors on the host, and copies of them on the GPU that the cache does not hold together.
+/// bfloat16 tensors on the host, and copies of them on the GPU that together exceed the L2 cache.
 class Problem {
  public:
   Problem(Index queries_length, Index keys_length, bool causal)
@@ -136,7 +135,7 @@ class Problem {
   const AttentionInputs& device(int launch = 0) const {
     return devices_[static_cast<std::size_t>(launch) % devices_.size()];
   }
-  /// NaN where a kernel writes nothing.
+  /// Fills the results with NaN, so that outputs which a kernel does not write are detected.
   void poison() const {
     check(cudaMemset(output.as<void>(), 0xff, output.bytes()), "clearing the output");
     check(cudaMemset(lse.as<void>(), 0xff, lse.bytes()), "clearing the LSE");
@@ -182,15 +181,15 @@ class Report {
   Report(double copy, double rate, std::string only, std::string file)
       : copy_(copy), rate_(rate), only_(std::move(only)), file_(std::move(file)) {}
 
-  /// Runs `measure`, which gives seconds and the bytes moved or flops done; what it throws is the row's result.
+  /// Runs `measure`, which returns (seconds, bytes moved or flops done); an exception is reported as the row's failure.
   void row(const std::string& name, const std::function<std::pair<double, double>()>& measure, bool moves_data) {
     if (name.find(only_) == std::string::npos) return;
     try {
       const auto [time, amount] = measure();
       const double share = amount / time / (moves_data ? copy_ : rate_);
-      const char* const of = moves_data ? "copy bandwidth" : "a bf16 product";
-      std::printf("%-52s %10.1f us  %5.1f %% of %s\n", name.c_str(), 1e6 * time, 100 * share, of);
-      rows_.push_back({{"name", name}, {"seconds", time}, {"share", share}, {"of", of}});
+      const char* const limit = moves_data ? "copy bandwidth" : "a bf16 product";
+      std::printf("%-52s %10.1f us  %5.1f %% of %s\n", name.c_str(), 1e6 * time, 100 * share, limit);
+      rows_.push_back({{"name", name}, {"seconds", time}, {"share", share}, {"of", limit}});
     } catch (const std::exception& reason) {
       std::printf("%-52s FAILED: %s\n", name.c_str(), reason.what());
       rows_.push_back({{"name", name}, {"failed", reason.what()}});
@@ -204,7 +203,7 @@ class Report {
   nlohmann::json json() const { return {{"copy", copy_}, {"rate", rate_}, {"rows", rows_}}; }
 
  private:
-  /// After every row, so that what was measured is there whatever the next one does.
+  /// Called after every row, so that results survive a crash in a later one.
   void write() const {
     if (file_.empty()) return;
     std::FILE* const to = std::fopen(file_.c_str(), "w");
@@ -229,7 +228,7 @@ double copy_bandwidth() {
   return 2.0 * static_cast<double>(bytes) / seconds(copy, 4);
 }
 
-/// For each KV head `count` keys in runs of `run`, the same for its query heads.
+/// For each KV head, `count` keys in runs of `run`, shared by its query heads.
 Mask chosen_by_kv_head(Index keys, Index count, Index run) {
   return Mask::from_selections({1, kHeads, 1, keys}, [&](RowId row, Selection& selection) {
     std::mt19937 random(static_cast<unsigned>(row.head / (kHeads / kKvHeads)));
@@ -244,7 +243,7 @@ Mask chosen_by_kv_head(Index keys, Index count, Index run) {
   });
 }
 
-/// Blocks of 128 x 128 at random, and the diagonal's.
+/// Random blocks of 128 x 128, and the diagonal blocks.
 Mask random_blocks(Index length, double density) {
   constexpr Index kBlock = 128;
   const Index blocks = length / kBlock;
@@ -294,7 +293,7 @@ std::pair<double, double> differentiate(Index length) {
       plan.run(inputs, output, problem.lse.as<float>(), given, d_queries.as<float>(), d_keys.as<float>(),
                d_values.as<float>(), nullptr);
     };
-    if (checked == length)  // five products of each visible pair, forward's two computed again among them
+    if (checked == length)  // five products per visible pair, two of which recompute the forward pass
       return {seconds(run, 2),
               10.0 * kHeadDim * kHeads * static_cast<double>(length) * static_cast<double>(length) / 2};
     run(0);

@@ -1,5 +1,5 @@
-// The algebra: union of two masks of 1024 x 32768, by representation and density, one thread, with the bytes that must
-// move (operands read, result written) as a share of copy bandwidth; and the mask of a million queries and keys.
+// The algebra: union of two masks of 1024 x 32768, by representation and density, one thread, with the bytes read and
+// written as a share of copy bandwidth; and the mask of a million queries and keys.
 #include <random>
 #include <string>
 #include <sys/resource.h>
@@ -56,10 +56,10 @@ void million(benchmark::State& state) {
   state.counters["mask MB"] = static_cast<double>(mask.bytes()) / 1e6;
   state.counters["peak MB"] = (peak() - before) / 1e6;
 }
-// First, while the peak of the process is still its own.
+// First, because later benchmarks raise the peak memory of the process.
 BENCHMARK(million)->Unit(benchmark::kMillisecond)->Iterations(1);
 
-/// range(0): density in tenths of a per cent.
+/// range(0): density in tenths of a percent.
 void union_of(benchmark::State& state, bool weighted, MaskKind kind) {
   const Context one(1);
   const double density = static_cast<double>(state.range(0)) / 1000;

@@ -1,5 +1,5 @@
-// Maskers: peak memory of a prefill of 32k queries, time of a decode step's mask over 32k keys, and whether
-// adaptive_sampling keeps its promise on the bundled tensors.
+// Maskers: peak memory of a prefill of 32k queries, time of a decode step's mask over 32k keys, and the error rate of
+// adaptive_sampling on the bundled tensors.
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -17,7 +17,7 @@
 namespace reticle {
 namespace {
 
-/// Standard normal tensors of one layer, from few distinct numbers: drawing millions is what would take time.
+/// Standard normal tensors of one layer with few distinct numbers, because drawing millions would take long.
 struct Problem {
   Tensor queries, keys, values;
   AttentionInputs inputs;
@@ -47,7 +47,7 @@ SparseAttention pipeline(const std::string& maskers) {
   return SparseAttention::from_json("{\"maskers\": [" + maskers + "], \"causal\": true}");
 }
 
-/// The mask's own bytes and how far the peak of the process grows beyond them.
+/// Reports the mask's size and the growth of the process's peak memory.
 void prefill_memory(benchmark::State& state, const char* masker) {
   const auto peak = [] {
     rusage usage{};
@@ -66,7 +66,7 @@ void prefill_memory(benchmark::State& state, const char* masker) {
   state.counters["peak MB"] = (peak() - before) / 1e6;
   state.counters["density"] = mask.density();
 }
-// First, while the peak of the process is still its own; in rising order of what they need.
+// First, because later benchmarks raise the peak memory of the process; in ascending order of their memory.
 BENCHMARK_CAPTURE(prefill_memory, block_sparse, R"({"type": "block_sparse", "top_chunks": 16})")
     ->Iterations(1)
     ->Unit(benchmark::kMillisecond)
@@ -81,14 +81,14 @@ BENCHMARK_CAPTURE(prefill_memory, oracle_top_k, R"({"type": "oracle_top_k", "hea
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-/// One decode step over 32k keys, 32 query heads on 8 KV heads of 128, after the prefix was taken in.
+/// One decode step over 32k keys, 32 query heads on 8 KV heads of 128, after the masker read the prefix.
 void decode_step(benchmark::State& state, const char* masker) {
   static const Problem problem(32, 8, 1, 32768, 128, DType::bf16);
   const SparseAttention sparse = pipeline(std::string(R"({"type": "sink"}, {"type": "local"}, )") + masker);
   AttentionInputs inputs = problem.inputs;
   inputs.stage = Stage::generation;
   SequenceState sequence;
-  Mask mask = sparse.mask(inputs, sequence);  // builds what is kept across steps
+  Mask mask = sparse.mask(inputs, sequence);  // builds the state that is kept across steps
   for (auto _ : state) mask = sparse.mask(inputs, sequence);
   state.counters["density"] = mask.density();
 }
@@ -108,10 +108,10 @@ BENCHMARK_CAPTURE(decode_step, adaptive_sampling, R"({"type": "adaptive_sampling
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-/// range(0): epsilon, range(1): delta, in per cent. The share of rows whose softmax denominator is off by more than
-/// epsilon, over all layers and heads of the bundled tensors and several seeds; promised: at most delta.
-/// `before` is what is kept first: the bound is that of a normal estimate, which a base sample cannot see heavy keys
-/// in.
+/// range(0): epsilon, range(1): delta, in percent. The share of rows whose softmax denominator is off by more than
+/// epsilon, over all layers and heads of the bundled tensors and several seeds; the bound promises at most delta.
+/// The maskers of `before` keep keys first, because the bound assumes a normal estimate, and a base sample misses
+/// heavy keys.
 void promise(benchmark::State& state, const std::string& before) {
   const char* folder = std::getenv("RETICLE_DATA");
   const SafeTensors file(std::filesystem::path(folder != nullptr ? folder : RETICLE_SOURCE_DATA) /

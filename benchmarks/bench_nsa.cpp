@@ -1,7 +1,7 @@
-// Native Sparse Attention against dense flash attention of ours, in one run: forward, backward, and a decode step. Each
-// row is one pass of both; counters: how many times faster, each branch's share of the time, and the keys that a query
-// meets in all as a bound on what can be gained. Queries and keys drift along the sequence, as those of text do, or
-// (drift 0) are independent: then neighbouring queries select other blocks, the worst case.
+// Native Sparse Attention against Reticle's dense attention in one run: forward, backward, and a decode step. Each row
+// is one pass of both; the counters are the speed-up, each branch's share of the time, and the number of keys that a
+// query meets, which bounds the speed-up. Queries and keys drift along the sequence, as those of text do, or (drift 0)
+// are independent: then neighbouring queries select different blocks, the worst case.
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -54,7 +54,7 @@ struct Problem {
     inputs.causal = true;
     return inputs;
   }
-  /// One KV head's.
+  /// The inputs of one KV head and its query heads.
   AttentionInputs inputs(Index kv_head) const {
     AttentionInputs all = inputs();
     const Index group = kHeads / all.keys.size(1);
@@ -84,7 +84,7 @@ class Watch {
 
 struct Times {
   double compress = 0, compressed = 0, selected = 0, window = 0, dense = 0;
-  double together = 0;  // of the branches, where they were timed as one call, too
+  double together = 0;  // of the branches, if they were also timed as one call
   double branches() const { return compress + compressed + selected + window; }
   double nsa() const { return together > 0 ? together : branches(); }
 };
@@ -166,7 +166,7 @@ BENCHMARK(nsa_backward)
     ->Iterations(1)
     ->Unit(benchmark::kMillisecond);
 
-/// One query after so many tokens.
+/// One query after the given number of tokens.
 void nsa_decode(benchmark::State& state) {
   const Index length = state.range(0), kv_heads = state.range(2);
   const Problem problem(1, length, state.range(1), kv_heads, state.range(3) != 0);

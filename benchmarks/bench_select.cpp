@@ -1,5 +1,5 @@
-// Selection: the k highest of one row of scores, one thread, beside std::nth_element over the positions (what is
-// portable and exact), with the scores' bytes as a share of read bandwidth.
+// Selection: the k highest of one row of scores, one thread, beside std::nth_element over the positions (portable and
+// exact), with the scores' bytes as a share of read bandwidth.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -57,7 +57,7 @@ void reticle_top_k(benchmark::State& state, Row kind) {
   count_bytes(state);
 }
 
-/// The share of the mass, per cent, is range(1).
+/// range(1): the share of the mass, in percent.
 void reticle_top_p(benchmark::State& state, Row kind) {
   const std::vector<float> scores = scores_of(kind, state.range(0));
   std::vector<std::int32_t> selected;

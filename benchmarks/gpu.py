@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Checks attention and selection on a GPU against float64, then times them beside torch: one call, a few minutes.
+"""Checks attention and selection on a GPU against float64, then times them beside torch, in a few minutes.
 
     cmake --preset cuda -DRETICLE_BUILD_PYTHON=ON && cmake --build --preset cuda --target reticle_python
     PYTHONPATH=build-cuda/python python benchmarks/gpu.py [--quick] [--json FILE] [--seconds N]
 
-A row that fails, or whose result is wrong, is reported, and the others go on; the exit status is then 1. Shares are of what this GPU does in the same run: bytes over the bandwidth of a large copy, flops over the rate of a large
-bf16 matrix product. Times are medians of replays of a CUDA graph. Needs torch with CUDA.
+A row that fails, or whose result is wrong, is reported, and the other rows still run; the exit status is then 1. Shares
+are relative to limits measured on this GPU in the same run: the bandwidth of a large copy in bytes, and the flop rate
+of a large bf16 matrix product. Times are medians of replays of a CUDA graph. Needs torch with CUDA.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class WrongResult(Exception):
 
 
 def seconds(body: Callable[[], Any], repeats: int = 30, graph: bool = True) -> float:
-    """Median time of one replay of a graph of `body`, or of one call."""
+    """Median seconds of one replay of a CUDA graph of `body`, or of one call."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -57,7 +58,7 @@ def seconds(body: Callable[[], Any], repeats: int = 30, graph: bool = True) -> f
 
 
 def ceilings() -> tuple[float, float]:
-    """Bytes a second of a copy (read and written), flops a second of a product."""
+    """(bytes per second of a copy, read plus written; flops per second of a matrix product)."""
     a = torch.randn(1 << 28, device="cuda")
     b = torch.empty_like(a)
     copy = 2 * a.nbytes / seconds(lambda: b.copy_(a))
@@ -66,7 +67,8 @@ def ceilings() -> tuple[float, float]:
 
 
 def check(name: str, output: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: torch.Tensor) -> None:
-    """Against float64, for a dense mask `p` or where it is attended to; WrongResult when it is another."""
+    """Compares an output with float64, for a mask `p` of probabilities or booleans; raises WrongResult if they
+    differ."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
     scores = (q.double() @ k.mT / q.shape[-1] ** 0.5 - p.double().log()).masked_fill(p == 0, -torch.inf)
@@ -83,14 +85,16 @@ def random_tensors(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16)
     return [make(HEADS, queries), make(KV_HEADS, keys), make(KV_HEADS, keys)]
 
 
-def record(name: str, ours: float, share: float, of: str, peer: str = "", peer_seconds: float | None = None) -> None:
+def record(name: str, ours: float, share: float, limit: str, peer: str = "", peer_seconds: float | None = None) -> None:
     ratio = "" if peer_seconds is None else f", {peer_seconds / ours:.2f}x {peer}"
-    print(f"{name}: {1e6 * ours:.1f} us, {100 * share:.0f} % of {of}{ratio}", flush=True)
-    rows.append({"name": name, "seconds": ours, "share": share, "of": of, "peer": peer, "peer_seconds": peer_seconds})
+    print(f"{name}: {1e6 * ours:.1f} us, {100 * share:.0f} % of {limit}{ratio}", flush=True)
+    rows.append(
+        {"name": name, "seconds": ours, "share": share, "of": limit, "peer": peer, "peer_seconds": peer_seconds}
+    )
 
 
 def decode(copy: float, keys: int, tokens: int, run: int) -> None:
-    """One query over `tokens` keys by KV head, in runs of `run`."""
+    """One query over `tokens` keys per KV head, in runs of `run`."""
     random = np.random.default_rng(0)
     starts = np.concatenate([random.choice(keys // run, tokens // run, replace=False) for _ in range(KV_HEADS)])
     starts = np.sort(starts.reshape(KV_HEADS, -1), 1).repeat(HEADS // KV_HEADS, 0) * run
@@ -111,7 +115,7 @@ def decode(copy: float, keys: int, tokens: int, run: int) -> None:
 
 
 def prefill(rate: float, length: int, block: int, density: float) -> None:
-    """Blocks of `block` at random below the diagonal, the diagonal's among them."""
+    """Random blocks of `block` below the diagonal, and all diagonal blocks."""
     random = np.random.default_rng(1)
     count = length // block
     kept = np.tril(random.random((count, count)) < density) | np.eye(count, dtype=bool)
@@ -135,9 +139,14 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
     try:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        own = torch.from_numpy(kept).cuda()
+        attended_blocks = torch.from_numpy(kept).cuda()
         blocks_of = create_block_mask(
-            lambda b, h, i, j: own[i // block, j // block] & (j <= i), None, None, length, length, BLOCK_SIZE=128
+            lambda b, h, i, j: attended_blocks[i // block, j // block] & (j <= i),
+            None,
+            None,
+            length,
+            length,
+            BLOCK_SIZE=128,
         )
         compiled = torch.compile(flex_attention)
         peer = seconds(lambda: compiled(q, k, v, block_mask=blocks_of, enable_gqa=True), 10)
@@ -148,7 +157,7 @@ def prefill(rate: float, length: int, block: int, density: float) -> None:
 
 
 def sampled(rate: float, length: int, share: float) -> None:
-    """A window, and of the keys before it a random share, weighted by it: of all heads the same keys."""
+    """A window, and a random share of the keys before it, weighted by it; all heads attend to the same keys."""
     positions = torch.arange(length)
     apart = positions[:, None] - positions
     p = torch.where((apart >= 0) & (apart < 256), 1.0, share * ((apart >= 256) & (torch.rand(length, length) < share)))
@@ -161,18 +170,19 @@ def sampled(rate: float, length: int, share: float) -> None:
     check(name, plan(q, k, v)[0][:, :, last], q[:, :, last], k, v, p[last].expand(1, HEADS, 256, length))
     bias = -p.log().masked_fill(p == 0, torch.inf).to(q.dtype)
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
-    flops = 2.0 * DIM * HEADS * length * length  # tiles below the diagonal are computed whole
+    flops = 2.0 * DIM * HEADS * length * length  # tiles below the diagonal are computed entirely
     ours = seconds(lambda: plan(q, k, v), 10)
     record(name, ours, flops / ours / rate, "the bf16 matrix product", "sdpa, dense bias", seconds(sdpa, 10))
 
 
 def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to `count` blocks of 64 for each query and KV head, its own among them, as numbers and as a dense mask by blocks."""
+    """Up to `count` blocks of 64 for each query and KV head, including its own block: block numbers, and a dense block
+    mask."""
     blocks = length // 64
-    own = torch.arange(length, device="cuda") // 64
+    query_blocks = torch.arange(length, device="cuda") // 64
     ranks = torch.rand(1, KV_HEADS, length, blocks, device="cuda")
-    ranks[..., torch.arange(length, device="cuda"), own] = 2
-    ranks.masked_fill_(torch.arange(blocks, device="cuda") > own[:, None], -1)
+    ranks[..., torch.arange(length, device="cuda"), query_blocks] = 2
+    ranks.masked_fill_(torch.arange(blocks, device="cuda") > query_blocks[:, None], -1)
     best = ranks.topk(min(count, blocks), dim=-1)
     numbers = best.indices.masked_fill(best.values < 0, blocks).sort(-1).values
     chosen = torch.zeros(1, KV_HEADS, length, blocks + 1, dtype=torch.bool, device="cuda").scatter_(-1, numbers, True)
@@ -180,7 +190,7 @@ def selected_blocks(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def gradients(rate: float, length: int, count: int) -> None:
-    """Forward and backward over selected blocks, planned on the device with every call, beside dense causal attention."""
+    """Forward and backward over selected blocks, planned on the device in every call, beside dense causal attention."""
     for checked in (1024, length):
         numbers, chosen = selected_blocks(checked, count)
         mask = reticle.torch.SelectedBlocks(numbers, 64)
@@ -200,7 +210,7 @@ def gradients(rate: float, length: int, count: int) -> None:
             print(f"gradient by {name}: relative error {error:.1e}", flush=True)
             if not error < 2e-2:
                 raise WrongResult(f"the gradient by {name} is off by {error:.1e}; expected below 2e-2")
-    entries = HEADS // KV_HEADS * int(chosen.sum()) * 64  # the queries' own blocks count as whole
+    entries = HEADS // KV_HEADS * int(chosen.sum()) * 64  # diagonal blocks count entirely
     dense = [x.detach().requires_grad_() for x in inputs]
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(*dense, is_causal=True, enable_gqa=True)
     peer = seconds(lambda: torch.autograd.grad(sdpa(), dense, upstream), 10, graph=False)
@@ -210,7 +220,8 @@ def gradients(rate: float, length: int, count: int) -> None:
 
 
 def native_sparse_attention(rate: float, length: int) -> None:
-    """A module of Native Sparse Attention, forward, beside dense causal attention of its queries, keys and values."""
+    """Forward pass of a Native Sparse Attention module, beside dense causal attention of its queries, keys and
+    values."""
     from reticle.nsa import NativeSparseAttention
 
     module = NativeSparseAttention("weightedpool", 2048, 64, 4, DIM, 32, 16, 64, 16, 1, 2, 512).cuda().bfloat16()
@@ -226,7 +237,7 @@ def native_sparse_attention(rate: float, length: int) -> None:
 
 
 def choice_of_blocks(rate: float, length: int) -> None:
-    """What Native Sparse Attention selects by: scores of blocks by compressed keys, and the best of them."""
+    """The selection of Native Sparse Attention: block scores from compressed keys, and the best blocks."""
     from reticle import nsa_gpu
 
     config = reticle._core.NsaConfig()
@@ -239,8 +250,10 @@ def choice_of_blocks(rate: float, length: int) -> None:
         q[:first].float() * DIM**-0.5, k, torch.arange(first, device="cuda"), -(-first // 64), config
     )
     blocks = torch.arange(-(-first // 64), device="cuda")
-    own = torch.arange(first, device="cuda")[:, None] // 64
-    forced = by_torch().masked_fill((blocks < 1) | (blocks > own - 2), 4096).masked_fill(blocks > own, -1)
+    query_blocks = torch.arange(first, device="cuda")[:, None] // 64
+    forced = (
+        by_torch().masked_fill((blocks < 1) | (blocks > query_blocks - 2), 4096).masked_fill(blocks > query_blocks, -1)
+    )
     best = forced.topk(min(16, len(blocks)), -1).values.sum(-1)
     chosen = ours()[:, :first].long()
     found = forced.gather(-1, chosen.clamp(0)).masked_fill(chosen < 0, -1).sum(-1)
@@ -249,13 +262,13 @@ def choice_of_blocks(rate: float, length: int) -> None:
     if not (best - found).abs().max() < 0.5:
         raise WrongResult("chooses others than the best")
     took = seconds(ours, 10, graph=False)
-    peer = seconds(by_torch, 10, graph=False) * (length / first)  # all compressed keys are scored for any query
+    peer = seconds(by_torch, 10, graph=False) * (length / first)  # every query is scored against all compressed keys
     flops = 2.0 * DIM * 64 * length * k.shape[0] / 2
     record(name, took, flops / took / rate, "the bf16 matrix product", "torch's operations", peer)
 
 
 def build_and_attend(copy: float, keys: int, heavy: int) -> None:
-    """Sinks, a window and the best keys, chosen on the device, and attention over them."""
+    """Sinks, a window and the best keys, selected on the device, and attention over them."""
     q, k, v = random_tensors(1, keys)
     fixed = [{"type": "sink", "sink_size": 128}, {"type": "local", "window_size": 128}]
     config = {"maskers": [*fixed, {"type": "oracle_top_k", "heavy_size": heavy}]}
@@ -281,7 +294,7 @@ def build_and_attend(copy: float, keys: int, heavy: int) -> None:
 
 
 def plan(copy: float, length: int, density: float) -> None:
-    """From blocks of 64 that are attended to, by head, to what the tensor cores' kernel reads."""
+    """The plan for the tensor-core kernel, made from attended blocks of 64 per head."""
     q, k, v = random_tensors(length, length)
     blocks = torch.rand(1, HEADS, length // 64, length // 64, device="cuda") < density
     make = lambda: reticle.plan(q, k, reticle.torch.blocks(blocks, (64, 64)))
@@ -294,7 +307,7 @@ def plan(copy: float, length: int, density: float) -> None:
 
 
 def unite(copy: float, queries: int, keys: int, density: float) -> None:
-    """Two masks of random tokens in device memory, against a logical or of dense ones."""
+    """The union of two masks of random tokens in device memory, beside a logical or of dense masks."""
     dense = [torch.rand(1, HEADS, queries, keys, device="cuda") < density for _ in range(2)]
     a, b = (reticle.Mask.dense(each.cpu().numpy()).to("cuda") for each in dense)
     name = f"union, {HEADS} x {queries} rows of {keys}, {100 * density:g} %, as {a.kind}"

@@ -1,4 +1,4 @@
-"""Timing by interleaved repeats, and the table and chart that docs/performance.md shows."""
+"""Timing by interleaved repeats, and the table and chart in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Work = Callable[[], object]
 
 @dataclasses.dataclass
 class Row:
-    """One comparison: `ours` and `peer` are seconds, `reach` the ratio aimed at, `limit` a share of what the machine can."""
+    """One comparison: `ours` and `peer` are seconds, `reach` the target ratio, `limit` a share of a machine limit."""
 
     section: str
     workload: str
@@ -45,9 +45,10 @@ def once(work: Work, loops: int) -> float:
 
 
 def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, budget: float = 12.0) -> list[float]:
-    """Median seconds of each piece of work; one repeat of each after the other, so that what slows the machine slows all.
+    """Median seconds of each piece of work. Repeats alternate, so that a slow phase of the machine slows all of them.
 
-    Fast work is looped until a repeat takes `least` seconds; slow work is repeated less often, to keep within `budget`.
+    Fast work is looped until a repeat takes `least` seconds; slow work has fewer repeats, to stay within `budget`
+    seconds.
     """
     loops = []
     spent = 0.0
@@ -64,23 +65,23 @@ def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, bud
 
 
 def limits(folder: Path) -> dict[str, object]:
-    """What the machine can, by benchmarks/machine_limits, and "row_reader", by benchmarks/row_reader.cpp."""
+    """The machine's limits, from benchmarks/machine_limits, and a "row_reader", from benchmarks/row_reader.cpp."""
     printed = subprocess.run([folder / "benchmarks" / "machine_limits"], capture_output=True, text=True, check=True)
     return {**json.loads(printed.stdout), "row_reader": RowReader(folder)}
 
 
 class RowReader:
-    """Reads rows of torch tensors in all threads, and does nothing else."""
+    """Reads rows of torch tensors with all threads, without computing anything."""
 
-    # Bytes that are asked for ahead: the best of these is the machine's.
+    # Prefetch distances in bytes; the fastest one is the machine's limit.
     AHEAD = (4096, 16384, 65536)
 
     def __init__(self, folder: Path) -> None:
         self._read = ctypes.CDLL(str(folder / "benchmarks" / "libbench_row_reader.so")).reticle_bench_read_rows
 
     def works(self, tensors: list[Any], chosen: Any) -> list[Work]:
-        """Reading the rows (groups, n), as a bool array says, of contiguous tensors (1, groups, n, width); one way for each
-        distance."""
+        """One piece of work per distance, which reads the rows selected by a bool array (groups, n) of contiguous
+        tensors (1, groups, n, width)."""
         lists = [np.flatnonzero(rows).astype(np.int32) for rows in chosen] * len(tensors)
         row_bytes = tensors[0].shape[-1] * tensors[0].element_size()
         bases = [group.data_ptr() for tensor in tensors for group in tensor[0]]
@@ -96,7 +97,7 @@ class RowReader:
 
 
 def machine(measured: dict[str, object]) -> str:
-    """One line about the machine and the peers' versions."""
+    """One line with the machine's name and the peers' versions."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -133,7 +134,7 @@ def line(row: Row) -> str:
 
 
 def by_section(rows: list[Row]) -> dict[str, list[Row]]:
-    """In the order of their first rows."""
+    """Rows by section, in the order of the sections' first rows."""
     sections: dict[str, list[Row]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
@@ -141,21 +142,21 @@ def by_section(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, a table per section."""
+    """A Markdown table per section."""
     text = []
-    for section, of_section in by_section(rows).items():
+    for section, section_rows in by_section(rows).items():
         text += [
             "",
             f"### {section}",
             "",
             "| workload | Reticle | peer | its time | times as fast | share of the limit |",
         ]
-        text += ["|---|---|---|---|---|---|", *map(line, of_section)]
+        text += ["|---|---|---|---|---|---|", *map(line, section_rows)]
     return "\n".join(text) + "\n"
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """How many times faster, on a logarithmic axis: a line per section and peer, a dot per row, a bar at the median."""
+    """Draws speed-ups on a logarithmic axis: a line per section and peer, a dot per row, a bar at the median."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -166,10 +167,10 @@ def chart(rows: list[Row], path: Path) -> None:
     for row in rows:
         groups.setdefault(f"{row.section} / {row.peer_name}", []).append(row)
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(groups) + 1))
-    for i, of_group in enumerate(groups.values()):
-        colours = ["#009e73" if row.ratio >= 1 else "#d55e00" for row in of_group]
-        axes.scatter([row.ratio for row in of_group], [i] * len(of_group), c=colours, s=14, alpha=0.7)
-        axes.scatter(statistics.median(row.ratio for row in of_group), i, marker="|", color="black", s=160)
+    for i, group in enumerate(groups.values()):
+        colours = ["#009e73" if row.ratio >= 1 else "#d55e00" for row in group]
+        axes.scatter([row.ratio for row in group], [i] * len(group), c=colours, s=14, alpha=0.7)
+        axes.scatter(statistics.median(row.ratio for row in group), i, marker="|", color="black", s=160)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A Hugging Face model's own attention (sdpa) against Reticle's, decoding after a long prompt, on the CPU.
+"""A Hugging Face model's original attention (sdpa) against Reticle's, decoding after a long prompt, on the CPU.
 
     PYTHONPATH=build/python python benchmarks/hf_generate.py [--keys 16384]
 
-A randomly initialised Llama of a real model's attention shape (32 query heads, 8 KV heads of 128) with small
-feed-forward layers, so that attention is what is timed. One prefill by the model's own attention; then every pattern
-continues from a copy of its cache, interleaved, and medians of the time per token are compared: with sdpa over
-transformers' DynamicCache, which copies all keys and values with every token and is what generate has, and with sdpa over
-SparseCache, which grows in place. Dense output of Reticle is compared with sdpa's before anything is timed.
+A randomly initialised Llama with a real model's attention shape (32 query heads, 8 KV heads of 128) and small
+feed-forward layers, so that attention dominates the time. The model's original attention prefills once; every pattern
+continues from a copy of its cache. Runs alternate, and median times per token are compared, with two baselines: sdpa
+over transformers' DynamicCache, which copies all keys and values for every token and is the default of generate, and
+sdpa over SparseCache, which grows in place. Reticle's dense output is compared with sdpa's before timing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def main() -> None:
 
     @torch.no_grad()
     def decode(cache: object, token: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Seconds per token, the first left out (page bounds and the like are made then), and the last logits."""
+        """(seconds per token, last logits); the first token is not timed, because it builds page bounds and the
+        like."""
         start = 0.0
         for i in range(arguments.tokens + 1):
             if i == 1:
@@ -73,10 +74,10 @@ def main() -> None:
         dynamic = DynamicCache(config=config)
         for index, layer in enumerate(cache.layers):
             dynamic.update(layer.keys, layer.values, index)
-    _, own = decode(copy.deepcopy(cache), token)
+    _, expected = decode(copy.deepcopy(cache), token)
     with hf.attach(model):
         _, ours = decode(copy.deepcopy(cache), token)
-    torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
 
     times: dict[str, list[float]] = {}
     density = {SDPA: 1.0, GROWING: 1.0}

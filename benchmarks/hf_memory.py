@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Memory of a Hugging Face model's cache after a long prompt: all keys, and those that an evicting pattern leaves.
+"""Memory of a Hugging Face model's cache after a long prompt, with all keys and with those an evicting pattern leaves.
 
     PYTHONPATH=build/python python benchmarks/hf_memory.py [--keys 32768] [--share 0.1]
 
-A randomly initialised Llama of a real model's attention shape (32 query heads, 8 KV heads of 128, float32) with small
-feed-forward layers. Every pattern runs in a process of its own: a prompt in one call, then a few tokens. Reported are the bytes of the cache, and the resident memory of the process above what it had before
-the prompt: the most of it, which the activations of a layer and its keys and values are part of, and at the end.
+A randomly initialised Llama with a real model's attention shape (32 query heads, 8 KV heads of 128, float32) and small
+feed-forward layers. Every pattern runs in a separate process: a prompt in one call, then a few tokens. The report has
+the bytes of the cache, and the resident memory of the process beyond what it had before the prompt: the peak, which
+includes the activations and the keys and values of one layer, and the value at the end.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def patterns(kept: int) -> dict[str, list[dict[str, object]]]:
 
 
 def memory(kind: str) -> int:
-    """Resident memory of this process in bytes: VmRSS, now, or VmHWM, the most since it was reset."""
+    """Resident memory of this process in bytes: VmRSS is the current value, VmHWM the peak since it was reset."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{kind}:")[1].split()[0])
 
@@ -58,7 +59,7 @@ def measure(name: str, keys: int, kept: int, layers: int) -> None:
     evict = name != "all keys"
     cache = hf.SparseCache(config=config, evict=evict)
     pattern = {"maskers": patterns(kept)[name]} if evict else None
-    # A window in the prompt, too: what is measured is memory, and a dense prompt of 32k keys takes minutes.
+    # The prompt has a window too, because a dense prompt of 32k keys takes minutes and only memory is measured.
     prefill = {"maskers": [{"type": "sink", "sink_size": 16}, {"type": "local", "window_size": 512}]}
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")

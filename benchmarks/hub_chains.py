@@ -1,5 +1,6 @@
-"""sparse-attention-hub's maskers and attention in plain torch, with dense masks as it has by default: the peer of whole
-pipelines. Written from its behaviour; decode and prefill alike. Shapes are (batch, heads, queries, keys)."""
+"""sparse-attention-hub's maskers and attention in plain torch, with dense masks, its default: the peer of whole
+pipelines. Reimplemented from its behaviour; the same code decodes and prefills. Shapes are (batch, heads, queries,
+keys)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def local(mask: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def take(mask: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` highest scores among what is not chosen yet."""
+    """Adds the `count` highest-scoring keys that are not in the mask."""
     scores = scores.masked_fill(mask != 0, LOWEST)
     chosen = torch.zeros_like(mask).scatter_(-1, scores.topk(count, dim=-1).indices, 1.0)
     return (mask + chosen).clamp(0, 1)
@@ -48,7 +49,7 @@ def adaptive_sampling(
     mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor, scaling: float, *, base: float,
     epsilon: float, delta: float, start: int, recent: int,
 ) -> torch.Tensor:  # fmt: skip
-    """vAttention: a base sample estimates the variance, which sets every row's budget."""
+    """vAttention: a base sample estimates the variance, which determines every row's budget."""
     scores = q @ repeat_kv(k, q.shape[1]).transpose(-1, -2) * scaling + bias
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
     static = torch.where(mask != 0, weights / (mask + 1e-6), 0).sum(-1, keepdim=True)
@@ -84,7 +85,7 @@ def quest(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, count: int, page
 
 @dataclass
 class HashTopK:
-    """HashAttention: signs of a linear map; the codes of old keys are kept."""
+    """HashAttention: codes are signs of a linear map; the codes of old keys are cached."""
 
     query_matrix: torch.Tensor
     query_bias: torch.Tensor
@@ -110,7 +111,7 @@ class HashTopK:
 
 @dataclass
 class MagicPig:
-    """Packed signatures of centred, normalised keys are kept; p is the probability of a collision."""
+    """MagicPIG: packed signatures of centred, normalised keys are cached; p is the collision probability."""
 
     tables: int = 150
     bits: int = 10
@@ -147,7 +148,7 @@ class MagicPig:
         assert self.signatures is not None
         matched = torch.zeros_like(mask, dtype=torch.bool)
         codes = self.pack(queries)
-        for table in range(self.tables):  # the whole comparison at once would need gigabytes
+        for table in range(self.tables):  # a comparison of all tables at once would take gigabytes
             matched |= codes[..., :, None, table] == self.signatures[..., None, :, table]
         return (mask + torch.where(matched, p, 0)).clamp(0, 1)
 
@@ -164,7 +165,7 @@ def attention(
 
 @dataclass
 class Problem:
-    """What one call attends over; `count` is how many keys top-k methods add."""
+    """The inputs of one call; `count` is the number of keys that top-k methods add."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -176,7 +177,8 @@ class Problem:
 
 @dataclass
 class Chain:
-    """Sinks of 128, a window of 128, and what is named; then attention. One key is new to what is kept, if decoding."""
+    """Sinks of 128, a window of 128 and the named maskers, then attention. In decoding, only one key is new to the
+    caches."""
 
     added: tuple[str, ...]
     hash_top_k: HashTopK

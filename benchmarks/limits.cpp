@@ -18,7 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::bench::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Ten chains of multiply-adds; returns the float operations done.
+/// Ten independent chains of multiply-adds; returns the number of float operations.
 double MultiplyAdds(long long repeats, float* out) {
   const hn::ScalableTag<float> tag;
   using V = hn::Vec<decltype(tag)>;
@@ -58,7 +58,7 @@ namespace {
 HWY_EXPORT(MultiplyAdds);
 HWY_EXPORT(ReadWords);
 
-/// The greatest rate of several runs of `work`, which returns how much it did.
+/// The highest rate in five runs of `work`, which returns the amount of work done.
 template <class Work>
 double best_rate(Work&& work) {
   double best = 0;

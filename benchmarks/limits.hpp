@@ -1,17 +1,17 @@
-// The physical limits that benchmarks are measured against, taken on the machine they run on: best of several, measured
-// once a process.
+// The physical limits that benchmarks are compared with, measured on the same machine: the best of several runs, once
+// per process.
 #pragma once
 
 namespace reticle::bench {
 
-/// Bytes per second that so many threads together read of memory that exceeds every cache.
+/// Bytes per second that `threads` threads together read from memory larger than every cache.
 double read_bandwidth(int threads);
 
-/// Bytes per second, read plus written, of one thread's memcpy over memory that exceeds every cache.
+/// Bytes per second, read plus written, of one thread's memcpy in memory larger than every cache.
 double copy_bandwidth();
 
-/// Float operations per second of one thread's independent multiply-adds in registers, two to an element, in the widest
-/// vectors.
+/// Float operations per second of one thread's independent multiply-adds in registers, counted as two per element, with
+/// the widest vectors.
 double multiply_add_peak();
 
 }  // namespace reticle::bench

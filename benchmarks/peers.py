@@ -1,10 +1,10 @@
-"""Reticle beside its peers in one process: numpy, scipy, torch, GraphBLAS, CRoaring and sparse-attention-hub's way.
+"""Reticle beside its peers in one process: numpy, scipy, torch, GraphBLAS, CRoaring and sparse-attention-hub's method.
 
     peers.py BUILD_FOLDER [--section NAME ...] [--write docs/performance.md]
 
-Every row first compares outputs, then times ours and the peer in interleaved repeats; ratios are of medians. A peer that
-is not installed is left out, and said so. The aims are ratios, not times: they travel between machines. OpenMP's threads,
-torch's, sleep when they have nothing to do: otherwise they would spin on, for milliseconds, in the time of who comes next.
+Every row first compares outputs, then times Reticle and the peer in interleaved repeats; ratios are of medians. A peer
+that is not installed is skipped with a message. Targets are ratios, not times, so they hold on any machine. The threads
+of OpenMP, which torch uses, sleep when idle: otherwise they would spin for milliseconds while the next work is timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before anything loads OpenMP
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # takes effect only before OpenMP is loaded
 
 import numpy as np
 from harness import Row, chart, interleaved, limits, line, machine, table
@@ -36,7 +36,7 @@ def installed(name: str) -> bool:
 
 
 def agree(ours: Any, peer: Any, tolerance: float, what: str) -> None:
-    """Fails unless the arrays agree: nothing is timed that computes something else."""
+    """Fails unless the arrays agree, so that only equal computations are timed."""
     worst = float(np.abs(np.asarray(ours, dtype=np.float32) - np.asarray(peer, dtype=np.float32)).max())
     if not worst <= tolerance:
         raise SystemExit(f"{what}: outputs differ by {worst}, more than {tolerance}")
@@ -60,7 +60,7 @@ def as_mask(reticle: Any, csr: Any, *, weighted: bool) -> Any:
 
 
 def unions(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
-    """1024 x 32768, uniform densities, one thread."""
+    """Masks of 1024 x 32768 with uniform densities, one thread."""
     import scipy.sparse as sp
 
     reticle.set_num_threads(1)
@@ -68,7 +68,7 @@ def unions(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
         a, b = (random_csr(1024, 32768, percent / 100, seed) for seed in (1, 2))
         for weighted in (False, True):
             if weighted:
-                for matrix in (a, b):  # multiples of 1/64: sums are exact
+                for matrix in (a, b):  # multiples of 1/64, whose sums are exact
                     matrix.data = np.random.default_rng(3).integers(1, 65, matrix.data.size).astype(np.float32) / 64
             else:
                 a.data[:], b.data[:] = 1, 1
@@ -134,7 +134,7 @@ def unions(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
 
 
 def selection(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
-    """Indices of the k highest, ascending, one row, one thread."""
+    """Ascending indices of the k highest scores in one row, one thread."""
     from reticle._core import top_k
 
     reticle.set_num_threads(1)
@@ -189,7 +189,7 @@ def tensors(heads: int, kv_heads: int, queries: int, keys: int, d: int, dtype: A
 def random_decode_mask(
     reticle: Any, heads: int, groups: int, keys: int, density: float, run: int, p: float | None = None
 ) -> Any:
-    """Random runs of `run` keys; `groups` of heads choose alike."""
+    """Random runs of `run` keys; the heads of each of `groups` groups choose the same keys."""
     random = np.random.default_rng(7)
     kept = random.random((groups, keys // run)) < density
     dense = np.repeat(np.repeat(kept, run, axis=1), heads // groups, axis=0).astype(np.float32)
@@ -197,7 +197,7 @@ def random_decode_mask(
 
 
 def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
-    """32 heads, 8 KV heads, d 128; tokens chosen by head, or by KV head as methods for grouped queries do."""
+    """32 heads, 8 KV heads, d 128; tokens chosen per head, or per KV head as in methods for grouped queries."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -246,7 +246,7 @@ def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
 
 
 def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
-    """8 heads, 2 KV heads; dense, causal, and masks of blocks and windows against torch's dense attention."""
+    """8 heads, 2 KV heads; dense, causal, block and window masks against torch's dense attention."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -326,17 +326,17 @@ def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
 
 
 def block_mask(reticle: Any, kept: Any, block: int) -> Any:
-    """A mask of the blocks that `kept` (heads, block rows, block columns) names."""
+    """The mask of the blocks that `kept` (heads, block rows, block columns) marks."""
     heads, rows, columns = kept.shape
-    of_rows = np.repeat(kept.reshape(heads * rows, columns), block, axis=0)
-    row_ptr = np.concatenate([[0], np.cumsum(of_rows.sum(1))])
-    begins = np.nonzero(of_rows)[1] * block
-    # Neighbouring blocks are two runs here; the mask takes them as they are.
+    row_blocks = np.repeat(kept.reshape(heads * rows, columns), block, axis=0)
+    row_ptr = np.concatenate([[0], np.cumsum(row_blocks.sum(1))])
+    begins = np.nonzero(row_blocks)[1] * block
+    # Neighbouring blocks stay separate runs, which the mask accepts.
     return reticle.Mask.runs((1, heads, rows * block, columns * block), row_ptr, np.stack([begins, begins + block], 1))
 
 
 def flex_attention_for(rule: Any, q: Any, k: Any, v: Any) -> Callable[[], Any] | None:
-    """torch's FlexAttention with the same mask, compiled; None where this torch cannot."""
+    """torch's compiled FlexAttention with the same mask; None if this torch cannot run it."""
     import torch
 
     try:
@@ -358,18 +358,18 @@ def flex_attention_for(rule: Any, q: Any, k: Any, v: Any) -> Callable[[], Any] |
                 return lookup[h, i // size, j // size]
 
             block = create_block_mask(mod, 1, kept.shape[0], length, length, device="cpu", BLOCK_SIZE=128)
-        torch._dynamo.reset()  # a compiled function for each mask, none of changing sizes
+        torch._dynamo.reset()  # one compiled function per mask, instead of one with dynamic sizes
         compiled = torch.compile(flex_attention, dynamic=False)
         run = lambda: compiled(q, k, v, block_mask=block, enable_gqa=True)
         run()
         return run
-    except Exception as error:  # whatever keeps the peer from running is reported, not hidden
+    except Exception as error:  # any failure of the peer is reported, not hidden
         print(f"FlexAttention left out: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
         return None
 
 
 def never_slower(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
-    """Random tokens at every density against the Full mask: decode of 32 heads, and 256 queries of 4 heads."""
+    """Random tokens at every density against the Full mask: decoding with 32 heads, and 256 queries of 4 heads."""
     import torch
 
     reticle.set_num_threads(CORES)
@@ -399,8 +399,8 @@ def never_slower(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
 
 
 def pipelines(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
-    """Masks and attention from a config, against the same chain in torch with dense masks. Decoding, the state of the old
-    keys is there and one key is new."""
+    """Masks and attention from a config, against the same chain in torch with dense masks. In decoding, the state of
+    old keys exists and one key is new."""
     import hub_chains as hub
     import torch
 
@@ -436,12 +436,12 @@ def pipelines(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
         problem = hub.Problem(q, k, v, hub.causal_bias(queries, keys), 64**-0.5, int(0.1 * keys))
         for added in chains:
             if stage == "prefill" and added == ("magic_pig",):
-                continue  # the reference compares queries x keys 150 times
+                continue  # the reference compares queries x keys 150 times, too slow to time
             config = {"causal": True, "maskers": fixed + [maskers[name] for name in added]}
             sparse = reticle.SparseAttention.from_json(json.dumps(config))
             ours = Decoding(reticle, sparse, problem) if stage == "decode" else Prefill(reticle, sparse, problem)
             chain = hub.Chain(added, hub.HashTopK(*weights))
-            if added == ("oracle_top_k",):  # the others choose by chance, among equals, or other pages
+            if added == ("oracle_top_k",):  # the others draw at random, break ties differently, or use other pages
                 agree(ours(), chain(problem), 1e-3, " + ".join(added))
             taken, peer = interleaved([ours, partial(chain, problem)], least=0 if stage == "decode" else 0.02)
             workload = f"{stage} {keys // 1024}k, sink + local + {' + '.join(added)}"
@@ -461,7 +461,7 @@ class Prefill:
 
 
 class Decoding:
-    """One decode step after another sequence's: states that have read all but the last key are made beforehand."""
+    """One decode step, each time of another sequence, whose state has read all but the last key before timing."""
 
     def __init__(self, reticle: Any, sparse: Any, problem: Any) -> None:
         self.sparse, self.problem = sparse, problem
@@ -488,7 +488,7 @@ def hat_weights(heads: int, d: int) -> list[Any]:
 
 
 def save_hash_weights(path: Path, weights: list[Any]) -> Path:
-    """Layer 0 in the form that hash_attention_top_k reads."""
+    """Writes layer 0 in the format that hash_attention_top_k reads."""
     names = ["query_matrix.0", "query_bias.0", "key_matrix.0", "key_bias.0"]
     header: dict[str, Any] = {}
     at = 0
@@ -502,7 +502,7 @@ def save_hash_weights(path: Path, weights: list[Any]) -> Path:
 
 
 def scaling(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
-    """All threads against one; and planning against running."""
+    """All threads against one thread; and planning against running."""
     import torch
 
     if CORES > 1:
@@ -541,7 +541,7 @@ def scaling(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
 
 
 def memory(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
-    """Peak memory beyond the inputs, against 2 x the mask + 256 MB; `ours` and `peer` are bytes here."""
+    """Peak memory beyond the inputs, against 2 x the mask + 256 MB; here `ours` and `peer` are bytes."""
     import torch
 
     reticle.set_num_threads(CORES)
@@ -565,7 +565,7 @@ def memory(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
 
 MEMORY: list[str] = []
 SECTIONS: dict[str, Section] = {
-    "memory": memory,  # first: peaks only grow
+    "memory": memory,  # first, because the peak never shrinks
     "unions": unions,
     "selection": selection,
     "decode": decode,
@@ -586,7 +586,7 @@ NEEDS = {
 
 
 def write(path: Path, rows: list[Row], about: str) -> None:
-    """Replaces what stands between the markers."""
+    """Replaces the text between the markers."""
     text = path.read_text()
     begin, end = "<!-- benchmarks begin -->", "<!-- benchmarks end -->"
     before, rest = text.split(begin)

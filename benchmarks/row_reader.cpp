@@ -1,5 +1,5 @@
-// Reads rows of lists and does nothing else, for what attention over random tokens can at best take on this machine:
-// rows that do not follow each other come slower than a stream, whoever asks for them. Called by peers.py.
+// Reads rows by index lists and computes nothing: the upper limit for attention over random tokens on this machine,
+// because gathering isolated rows is slower than streaming them. Called by peers.py.
 #include <atomic>
 #include <cstdint>
 
@@ -15,7 +15,7 @@ HWY_BEFORE_NAMESPACE();
 namespace reticle::bench::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Asks for the row that comes `ahead` rows later, into the second-level cache.
+/// Prefetches the row that is `ahead` rows later into the L2 cache; returns a byte of the rows' sum.
 std::uint8_t ReadRows(const std::uint8_t* rows, Index row_bytes, const std::int32_t* indices, Index count,
                       Index ahead) {
   const hn::ScalableTag<std::uint8_t> tag;
@@ -40,7 +40,8 @@ namespace reticle::bench {
 HWY_EXPORT(ReadRows);
 }  // namespace reticle::bench
 
-/// Reads, in parallel, list i's counts[i] rows of row_bytes from bases[i] on; returns something of what it read.
+/// Reads, in parallel, list i's counts[i] rows of row_bytes from bases[i] on; returns a checksum that keeps the reads
+/// alive.
 extern "C" __attribute__((visibility("default"))) int reticle_bench_read_rows(
     const std::uint8_t* const* bases, const std::int32_t* const* indices, const std::int64_t* counts,
     std::int64_t lists, std::int64_t row_bytes, std::int64_t ahead) {

@@ -1,6 +1,7 @@
-# Libraries. Each is the system's where there is one; else that of a Python package beside the interpreter, which the build
-# requirements of pyproject.toml bring without root; else, where it may be fetched, an archive pinned by its hash.
-if(SKBUILD)  # whose value is a number, which option() takes for OFF
+# Libraries. Each comes from the system if installed; else from a Python package beside the interpreter, which
+# pyproject.toml's build requirements install without root; else, if fetching is allowed, from an archive pinned by its
+# hash.
+if(SKBUILD)  # its value is a number, which option() would read as OFF
   set(for_pip ON)
 else()
   set(for_pip OFF)
@@ -8,7 +9,7 @@ endif()
 option(RETICLE_FETCH "Fetch libraries that are found nowhere, pinned by hash" ${for_pip})
 include(FetchContent)
 
-# Where a Python distribution holds a header: the folder that includes are relative to; empty without the distribution.
+# Sets `result` to the folder that includes of `header` are relative to in a Python distribution; empty without it.
 function(python_include_root distribution header result)
   set(root "")
   if(SKBUILD OR RETICLE_BUILD_PYTHON)
@@ -27,7 +28,7 @@ print(min(found, key=len)[: -len(header) - 1])" ${distribution} ${header}
   set(${result} "${root}" PARENT_SCOPE)
 endfunction()
 
-# A library of headers as an imported target: `target`, from a Python distribution; FATAL_ERROR that names both ways.
+# Makes an imported target of a header-only library in a Python distribution; FATAL_ERROR names both ways to install it.
 function(headers_from_python target distribution header package)
   python_include_root(${distribution} ${header} root)
   if(NOT root)
@@ -39,7 +40,7 @@ function(headers_from_python target distribution header package)
   target_include_directories(${target} SYSTEM INTERFACE ${root})
 endfunction()
 
-# An archive, unpacked and not built: its own build would add tests and an installation.
+# Fetches and unpacks an archive without building it, because its build would add tests and an installation.
 macro(fetch_pinned name url hash)
   if(NOT RETICLE_FETCH AND NOT FETCHCONTENT_SOURCE_DIR_${name})
     message(FATAL_ERROR "${name} was not found. Install your distribution's package (./bootstrap does), or configure with "
@@ -50,7 +51,7 @@ macro(fetch_pinned name url hash)
   FetchContent_MakeAvailable(${lower})
 endmacro()
 
-set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON)  # where this is a part of another build, its targets link to them
+set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON)  # targets of a parent project link to them
 
 find_package(Threads REQUIRED)
 
@@ -70,7 +71,7 @@ if(NOT hwy_FOUND)
   fetch_pinned(HIGHWAY https://github.com/google/highway/archive/refs/tags/1.2.0.tar.gz
     7e0be78b8318e8bdbf6fa545d2ecb4c90f947df03f7aadc42c1967f019e63343)
   message(STATUS "hwy::hwy: fetched, ${highway_SOURCE_DIR}")
-  # Of its sources those that choose the instruction set.
+  # Only Highway's sources for run-time dispatch are compiled.
   add_library(hwy_fetched STATIC ${highway_SOURCE_DIR}/hwy/abort.cc ${highway_SOURCE_DIR}/hwy/aligned_allocator.cc ${highway_SOURCE_DIR}/hwy/per_target.cc
     ${highway_SOURCE_DIR}/hwy/print.cc ${highway_SOURCE_DIR}/hwy/targets.cc ${highway_SOURCE_DIR}/hwy/timer.cc)
   target_include_directories(hwy_fetched SYSTEM PUBLIC ${highway_SOURCE_DIR})
@@ -81,8 +82,8 @@ if(NOT hwy_FOUND)
   endif()
 endif()
 
-# In a wheel it is scipy's build of OpenBLAS, which needs nothing else and lies beside the library; its symbols have a
-# prefix, so that it can share a process with numpy's.
+# Wheels bundle scipy's build of OpenBLAS, which has no further dependencies and lies beside the library. Its symbols
+# have a prefix, so that it can share a process with numpy's OpenBLAS.
 set(bundled_blas "")
 if(SKBUILD)
   python_include_root(scipy-openblas32 cblas.h CBLAS_INCLUDE_DIR)
@@ -98,7 +99,7 @@ if(NOT bundled_blas)
   find_path(CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas REQUIRED)
 endif()
 
-# What only the command needs.
+# Dependencies of the command only.
 if(RETICLE_BUILD_CLI)
   find_package(CLI11 QUIET)
   if(NOT CLI11_FOUND)

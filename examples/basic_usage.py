@@ -2,7 +2,7 @@
 
     python examples/basic_usage.py [--prompt TEXT] [--model NAME]
 
-The default is the bundled model of bytes. Needs torch and transformers.
+The default is the bundled byte-level model. Needs torch and transformers.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Sparse against dense attention of one model: text, latency, tokens per second, memory, loss.
+"""Sparse against dense attention in one model: text, latency, tokens per second, memory, loss.
 
     python examples/benchmark_example.py [--lengths 512 2048] [--model NAME --text FILE]
 
-The default is the bundled model of bytes and its held-out text. Needs torch and transformers.
+The default is the bundled byte-level model and its held-out text. Needs torch and transformers.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 
 def text_of(arguments: argparse.Namespace, tokenizer) -> torch.Tensor:
-    """Tokens (length)."""
+    """The tokens of the text, (length)."""
     if arguments.text:
         return tokenizer.encode(Path(arguments.text).read_text(), return_tensors="pt")[0]
     (held_out,) = reticle.load_tensors(BUNDLED / "heldout.safetensors").values()
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     for length in arguments.lengths:
         found = compare(model, text[None, :length], arguments.new_tokens)
         example = {"input_ids": text[: length + arguments.new_tokens], "output_length": arguments.new_tokens}
-        with model.dense():  # evaluation attaches the model itself
+        with model.dense():  # restores the original attention, because evaluation attaches the model
             loss = {
                 name: evaluate.loss(model.model, [example], prefill=pattern, generation=pattern, progress=False).loss
                 for name, pattern in (("dense", None), ("sparse", config.maskers()))

@@ -1,8 +1,8 @@
-"""A Hugging Face model with sparse attention: the prompt dense, what is generated after it by Quest's pages.
+"""A Hugging Face model with sparse attention: a dense prompt, then tokens generated with Quest's pages.
 
     python examples/hf_model.py [--model NAME] [--prompt TEXT]
 
-The default is the bundled 3M-parameter model of bytes. Needs torch and transformers.
+The default is the bundled byte-level model with 3M parameters. Needs torch and transformers.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Who chooses which key in a dozen patterns, drawn beside each other: sinks blue, windows orange, the rest by masker.
+"""A picture of a dozen patterns that shows which masker chose each key: sinks blue, windows orange, others by masker.
 
     python examples/mask_gallery.py [--output gallery.png] [--dark]
 

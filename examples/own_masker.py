@@ -1,4 +1,4 @@
-"""A masker of one's own, in Python, beside C++ ones: the keys whose block's mean key scores best.
+"""A custom masker in Python beside C++ maskers: it keeps the blocks of keys whose mean key scores best.
 
 python examples/own_masker.py
 """
@@ -29,10 +29,10 @@ class BlockMeans(reticle.Masker):
 
     def select(self, inputs, previous, state):
         batch, heads, queries, keys = inputs.shape
-        whole = keys // self.block_size  # the last keys, less than a block, are the local window's
+        whole = keys // self.block_size  # a partial block at the end belongs to the local window
         if whole == 0:
             return Mask.empty(inputs.shape)
-        # Means are kept across decode steps: only blocks that were filled since the last call are new.
+        # Means are kept across decode steps, so only blocks completed since the last call are computed.
         means = state.get("means", np.empty((batch, inputs.kv_heads, 0, inputs.keys.shape[3]), np.float32))
         fresh = inputs.keys[:, :, means.shape[2] * self.block_size : whole * self.block_size].astype(np.float32)
         fresh = fresh.reshape(batch, inputs.kv_heads, -1, self.block_size, fresh.shape[3]).mean(3)
@@ -52,9 +52,9 @@ if __name__ == "__main__":
     for maskers in (window, [*window, BlockMeans(blocks=4)], [*window, BlockMeans(blocks=16)]):
         sparse, state = pipeline(maskers), reticle.SequenceState()
         errors, densities = [], []
-        for step in range(4000, 4096):  # as decoding would: one query at a time
-            of_step = q[:, :, [step - 4096 + 512]], k[:, :, : step + 1], v[:, :, : step + 1]
-            _, _, measured = sparse.measure(*of_step, state, stage="generation")
+        for step in range(4000, 4096):  # one query at a time, as in decoding
+            tensors_of_step = q[:, :, [step - 4096 + 512]], k[:, :, : step + 1], v[:, :, : step + 1]
+            _, _, measured = sparse.measure(*tensors_of_step, state, stage="generation")
             errors.append(measured["relative_error"])
             densities.append(measured["density"])
         names = ", ".join(masker.type for masker in maskers)

@@ -1,4 +1,4 @@
-"""Error against density: three ways to choose keys, searched over their settings, on recorded tensors.
+"""Error against density for three ways to choose keys, with their settings searched, on recorded tensors.
 
     python examples/quality_curves.py [--output curves.png] [--workers 2]
 

@@ -1,4 +1,4 @@
-"""sparse-attention-hub's way of writing: four research attentions over the same recorded tensors.
+"""sparse-attention-hub's interface: four research attentions over the same recorded tensors.
 
     python examples/research_attention.py
 

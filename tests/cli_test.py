@@ -1,4 +1,4 @@
-"""The reticle command as users meet it: what it prints, where, and how it exits."""
+"""The reticle command as users meet it: its output, the stream it goes to, and its exit status."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Run(unittest.TestCase):
 
 
 class Errors(unittest.TestCase):
-    """One clear line on stderr, exit 2, nothing half-written."""
+    """One clear line on stderr, exit status 2, and no partial output."""
 
     def refuse(self, *arguments: object, **environment: str) -> str:
         result = reticle(*arguments, **environment)
@@ -226,7 +226,7 @@ class Errors(unittest.TestCase):
                 self.assertRegex(message, "pipe that nobody writes to|not a regular file", command)
             self.assertIn("it is a directory", self.refuse("run", folder))
             self.assertIn("without an end", self.refuse("check", "/dev/zero"))
-        # A pipe that somebody writes to is a file like others.
+        # A pipe with a writer is read like any other file.
         words = f"{RETICLE} check <(cat {ROOT}/configs/sink_local.json)"
         done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -327,7 +327,7 @@ class Look(unittest.TestCase):
 
 
 class Model(unittest.TestCase):
-    """Generating, evaluating and timing with the bundled model."""
+    """Generation, evaluation and timing with the bundled model."""
 
     PROMPT = "And it came to pass"
     CONTINUATION = ", that the LORD hath sent me the son of Jerusalem, and the sons of Jerusalem, and "
@@ -399,7 +399,7 @@ class Model(unittest.TestCase):
             arguments += ["--tasks", "needle", "--lengths", 128, "--samples", 1]
             self.assertEqual(reticle(*arguments, ROOT / "configs/sink_local.json").returncode, 0)
             first = json.loads(output.read_text())["results"]
-            first[0]["seconds"] = 12345  # what is there is not measured again
+            first[0]["seconds"] = 12345  # recorded results are not measured again
             output.write_text(json.dumps({**json.loads(output.read_text()), "results": first}))
             both = [ROOT / "configs/sink_local.json", ROOT / "configs/longformer.json"]
             result = reticle(*arguments, "--csv", table, *both)

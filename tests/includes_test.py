@@ -1,4 +1,5 @@
-"""Each source includes the standard headers whose names it uses: what comes with another header differs by compiler."""
+"""Each source includes the standard headers whose names it uses, because transitive includes differ between
+compilers."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(os.environ["RETICLE_SOURCE_DIR"])
 
-# The names of each header that the sources use, as one alternation after std::. The fixed-width integers, std::size_t,
-# std::pair, std::move and the like come with core/base/types.hpp and every container, and are left out.
+# The names of each header that the sources use, as a regex alternation after std::. The fixed-width integers,
+# std::size_t, std::pair, std::move and the like come with core/base/types.hpp and every container, and are not listed.
 NAMES: dict[str, str] = {
     "algorithm": (
         "adjacent_find all_of any_of binary_search clamp copy copy_backward copy_if copy_n count count_if equal "
@@ -59,18 +60,20 @@ NAMES: dict[str, str] = {
 }
 USES = {header: re.compile(rf"std::(?:{names.replace(' ', '|')})\b") for header, names in NAMES.items()}
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
-ROOMS = ("core", "maskers", "attention", "bindings", "tools", "plugins", "examples", "benchmarks", "tests")
+FOLDERS = ("core", "maskers", "attention", "bindings", "tools", "plugins", "examples", "benchmarks", "tests")
 
 
 def sources() -> list[Path]:
-    return sorted(p for room in ROOMS for p in (ROOT / room).rglob("*") if p.suffix in {".hpp", ".cpp", ".cu", ".cuh"})
+    return sorted(
+        p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.suffix in {".hpp", ".cpp", ".cu", ".cuh"}
+    )
 
 
 def included(path: Path) -> set[str]:
-    """What a source includes, or the header of its name includes for it."""
+    """The headers that a source includes, directly or through the header of the same name."""
     headers = set(INCLUDE.findall(path.read_text()))
-    own = path.with_suffix(".hpp")
-    return headers | (included(own) if own != path and own.exists() else set())
+    header = path.with_suffix(".hpp")
+    return headers | (included(header) if header != path and header.exists() else set())
 
 
 def missing(path: Path) -> list[str]:

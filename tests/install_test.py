@@ -1,4 +1,4 @@
-"""What others build: a consumer of the installed library (shared, static, pkg-config), a plugin, and a new masker."""
+"""Downstream builds: a consumer of the installed library (shared, static, pkg-config), a plugin, and a new masker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Shared(unittest.TestCase):
         run("cmake", "--install", BUILD, "--prefix", cls.prefix)
         build_project(ROOT / "tests/install/consumer", base / "consumer", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
         cls.consumer = base / "consumer" / "consumer"
-        # Out of the tree, from copies: nothing but the installed package is there.
+        # The copies are outside the tree, so that only the installed package is available.
         shutil.copytree(ROOT / "plugins/log_sparse", base / "log_sparse")
         build_project(base / "log_sparse", base / "plugin", f"-DCMAKE_PREFIX_PATH={cls.prefix}")
         cls.plugin = base / "plugin" / "log_sparse.so"
@@ -69,7 +69,8 @@ class Shared(unittest.TestCase):
         return library
 
     def refusal(self, plugin: Path) -> str:
-        """The message, after checking that the registry is as it was and that another plugin can still be loaded."""
+        """The error message of a plugin; also checks that the registry is unchanged and another plugin can still be
+        loaded."""
         lines = run(self.consumer, plugin, self.plugin).splitlines()
         self.assertTrue(lines[0].startswith(f"refused {plugin}: "), lines)
         self.assertEqual(lines[1], "loaded log_sparse")
@@ -118,7 +119,7 @@ class Shared(unittest.TestCase):
         shutil.copy(ROOT / "plugins/log_sparse/log_sparse.json", config)
         report = json.loads(run(command, "run", config, "--json"))
         layer = report["layers"][0]
-        # 4 sinks, the own key and those at distances 1, 2, ..., 2048, of 4096.
+        # 4 sinks, the query's position and the keys at distances 1, 2, ..., 2048, of 4096 keys.
         self.assertAlmostEqual(layer["density"], (4 + 13) / 4096, delta=1e-6)
         self.assertEqual(report["config"]["maskers"][1]["base"], 2)
 
@@ -232,18 +233,18 @@ class Shared(unittest.TestCase):
             bad = bytearray(good)
             bad[offset] ^= 0x55
             self.assertIn(what, self.refusal(self.temporary("bad.so", bytes(bad))))
-        for offset in (32, 40, 54):  # where segments and sections begin, and how large segments are
+        for offset in (32, 40, 54):  # offsets of segments and sections, and the size of a segment entry
             bad = bytearray(good)
             bad[offset : offset + 4] = b"\xf1\xff\xff\x7f"
             self.assertIn("is damaged", self.refusal(self.temporary("bad.so", bytes(bad))))
 
 
 class NewMasker(unittest.TestCase):
-    """A masker in one new file, with nothing else touched, in a static build that must not lose it. The build is a part of
-    another project's, and installed from there."""
+    """A masker in one new file, with no other change, in a static build whose linker must keep it. The build is part of
+    another project's and is installed from there."""
 
     def test_one_new_file_is_listed_described_checked_run_and_linked(self) -> None:
-        # Kept between runs, so that a second one only compiles what changed.
+        # Kept between runs, so that later runs compile only what changed.
         base = BUILD / "embedded-with-new-masker"
         source, build, prefix = base / "source", base / "build", base / "prefix"
         shutil.rmtree(source, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""What is kept of a run that is killed, or whose disk is full, between any two changes to its files: all that it had, once.
+"""A run that is killed, or whose disk fills up, between any two changes to its files keeps all completed results, once
+each.
 
-The runs are those that can be taken up: `reticle evaluate --output`, and of the Python package `reticle.search.run` and
-`reticle.evaluate.answer` (left out where it, pandas or torch is not there).
+The runs are those that can be resumed: `reticle evaluate --output`, and in the Python package `reticle.search.run` and
+`reticle.evaluate.answer` (skipped without the package, pandas or torch).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ BUILD = Path(os.environ["RETICLE_BUILD_DIR"])
 RETICLE = BUILD / "tools" / "reticle"
 PYTHON = os.environ.get("RETICLE_PYTHON", sys.executable)
 
-# Imports once, then runs each run in a child: a line of JSON is a folder and the settings of the shim, the answer is the
-# exit status and what was written to stderr.
+# Imports modules once, then executes each run in a child. A line of JSON gives a folder and the settings of the shim;
+# the reply is the exit status and the text written to stderr.
 DRIVER = """
 import json, os, sys, tempfile, traceback
 exec(sys.argv[1])
@@ -104,13 +105,13 @@ class Interrupted(unittest.TestCase):
         cls.folder.cleanup()
 
     def settings_of(self, folder: Path, settings: dict[str, str]) -> dict[str, str]:
-        # The shim comes before a sanitizer's runtime, which would refuse that.
+        # The shim is preloaded before a sanitizer's runtime, which would refuse that order.
         asan = {"ASAN_OPTIONS": "verify_asan_link_order=0:" + os.environ.get("ASAN_OPTIONS", "")}
         return {"FAIL_UNDER": str(folder), **asan, **settings} if settings else {}
 
     def expect_nothing_lost(self, name: str, run: Run, content: Callable[[Path], list[Any]]) -> None:
-        """The run, stopped at each change in turn and taken up again, gives what it gives unstopped; what it had kept when
-        it was stopped is a part of that, and each row stands there once."""
+        """Stops the run at each file change in turn and resumes it: the results equal those of an uninterrupted run.
+        The results kept at the stop are a part of them, and each row occurs once."""
         with tempfile.TemporaryDirectory(dir=self.folder.name) as unstopped:
             count = Path(self.folder.name) / "count"
             status, errors = run(Path(unstopped), {"FAIL_COUNT": str(count)})
@@ -144,10 +145,10 @@ class Interrupted(unittest.TestCase):
         configs = [str(ROOT / "configs" / "sink_local.json")]
 
         def run(folder: Path, settings: dict[str, str]) -> Outcome:
-            own = self.settings_of(folder, settings)
-            preload = {"LD_PRELOAD": str(self.shim)} if own else {}
+            shim_settings = self.settings_of(folder, settings)
+            preload = {"LD_PRELOAD": str(self.shim)} if shim_settings else {}
             command = [str(RETICLE), "evaluate", *configs, *options.split(), "--output", str(folder / "results.json")]
-            environment = {**os.environ, **own, **preload}
+            environment = {**os.environ, **shim_settings, **preload}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             return done.returncode, done.stderr
 
@@ -188,7 +189,7 @@ class Interrupted(unittest.TestCase):
             text = path.read_text() if path.exists() else ""
             whole = [
                 json.loads(row) for row in text.splitlines(keepends=True) if row.endswith("\n")
-            ]  # a cut line is not kept
+            ]  # an incomplete line does not count
             for row in whole:
                 row["result"].pop("seconds", None)
             return sorted(json.dumps(row) for row in whole)
@@ -201,7 +202,7 @@ class Interrupted(unittest.TestCase):
             text = path.read_bytes().decode() if path.exists() else ""
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
             if not text.endswith("\n"):
-                rows = rows[:-1]  # a line that was cut is not kept
+                rows = rows[:-1]  # an incomplete line does not count
             return [json.dumps(row | {"seconds": 0}) for row in rows]
 
         self.expect_nothing_lost_in_python("answer", ANSWER_IMPORTS, ANSWER, content)

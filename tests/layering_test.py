@@ -1,4 +1,4 @@
-"""Includes go down only, and headers keep heavy things out. The table is the architecture."""
+"""Includes go down only, and headers exclude heavy dependencies. The table is the architecture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(os.environ["RETICLE_SOURCE_DIR"])
 
-# Who may include what of ours; a room may include itself and what stands in its row.
+# The folders that each folder may include: itself and those in its row.
 ALLOWED: dict[str, set[str]] = {
     "core/base": {"core/base"},
     "core/tensor": {"core/base", "core/tensor"},
@@ -29,39 +29,41 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 SUFFIXES = {".hpp", ".cpp", ".cu", ".cuh"}
 
 
-def room_of(path: str) -> str:
+def folder_of(path: str) -> str:
     parts = path.split("/")
     return "/".join(parts[:2]) if parts[0] == "core" and len(parts) > 2 else parts[0]
 
 
 def sources() -> list[Path]:
-    rooms = ("core", "maskers", "attention", "bindings", "tools")
-    return sorted(p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix in SUFFIXES)
+    folders = ("core", "maskers", "attention", "bindings", "tools")
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
 
 
 class Layering(unittest.TestCase):
     def test_includes_go_down_only(self) -> None:
         for path in sources():
-            room = room_of(str(path.relative_to(ROOT)))
+            folder = folder_of(str(path.relative_to(ROOT)))
             for include in INCLUDE.findall(path.read_text()):
                 if not include.startswith("reticle/") or include == "reticle/version.hpp":
                     continue
-                self.assertIn(room_of(include.removeprefix("reticle/")), ALLOWED[room], f"{path} includes {include}")
+                self.assertIn(
+                    folder_of(include.removeprefix("reticle/")), ALLOWED[folder], f"{path} includes {include}"
+                )
 
     def test_models_stand_on_the_executor(self) -> None:
         floors = ["attention/layers", "attention/nsa", "attention/llama"]
         for path in sorted((ROOT / "attention").rglob("*.[ch]pp")):
-            room = "/".join(path.relative_to(ROOT).parts[:2])
-            for above in floors[floors.index(room) + 1 :] if room in floors else floors:
+            folder = "/".join(path.relative_to(ROOT).parts[:2])
+            for above in floors[floors.index(folder) + 1 :] if folder in floors else floors:
                 for include in INCLUDE.findall(path.read_text()):
                     self.assertFalse(include.startswith(f"reticle/{above}/"), f"{path} includes {include}")
 
     def test_core_and_attention_name_no_masker(self) -> None:
         names = {p.stem for p in (ROOT / "maskers").rglob("*.cpp")} - {"local", "causal"}
         for path in sources():
-            if room_of(str(path.relative_to(ROOT))).split("/")[0] not in ("core", "attention"):
+            if folder_of(str(path.relative_to(ROOT))).split("/")[0] not in ("core", "attention"):
                 continue
-            # Comments may show how a masker or a config looks.
+            # Comments may show the code of a masker or a config.
             code = re.sub(r"//.*", "", path.read_text())
             for name in names:
                 self.assertNotRegex(code, rf'"{name}"', f"{path} names the masker {name}")
@@ -76,7 +78,7 @@ class Layering(unittest.TestCase):
 
     def test_maskers_and_public_headers_never_see_json(self) -> None:
         for path in sources():
-            if room_of(str(path.relative_to(ROOT))) != "maskers":
+            if folder_of(str(path.relative_to(ROOT))) != "maskers":
                 continue
             self.assertNotIn("nlohmann", path.read_text(), str(path))
 

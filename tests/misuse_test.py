@@ -1,4 +1,4 @@
-"""Mistakes that the compiler has to refuse: see misuse/README.md."""
+"""Mistakes that the compiler must refuse: see misuse/README.md."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Misuse(unittest.TestCase):
                     self.assertEqual(result.returncode, 0, result.stderr)
                 else:
                     self.assertNotEqual(result.returncode, 0, f"{mistake} compiles")
-                    if IS_GNU:  # others say it in words of their own
+                    if IS_GNU:  # other compilers word it differently
                         self.assertIn(expected, result.stderr)
 
 

@@ -1,10 +1,10 @@
-"""A wheel as a stranger uses it: installed into a new virtual environment, without a compiler, from files alone.
+"""Checks a wheel in a new virtual environment, without a compiler or network access, as a user would install it.
 
     python3 tests/wheel_check.py WHEEL WHEELHOUSE
 
-WHEELHOUSE holds what the wheel depends on (numpy), so that nothing is fetched. Checked are the import, attention against
-numpy, the command on its bundled tensors, a masker in Python, and, where there is a compiler, the plugin template built
-with the headers that the wheel holds.
+WHEELHOUSE holds the wheel's dependencies (numpy). The checks are the import, attention against numpy, the command on
+its bundled tensors, a masker in Python, and, if there is a compiler, the plugin template built with the wheel's
+headers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def run(*command: object, environment: dict[str, str]) -> str:
 
 
 def main() -> None:
-    wheel, house = (Path(word).resolve() for word in sys.argv[1:3])
+    wheel, wheelhouse = (Path(word).resolve() for word in sys.argv[1:3])
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "venv"
         venv.create(home, with_pip=True)
-        # Nothing of the system's but its C library: no compiler, no tools.
-        bare = {"PATH": str(home / "bin"), "HOME": folder, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(house)}
+        # Only the system's C library is available: no compiler, no tools.
+        bare = {"PATH": str(home / "bin"), "HOME": folder, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse)}
         run(home / "bin/python", "-m", "pip", "install", "-q", wheel, environment=bare)
         print(run(home / "bin/python", ROOT / "tests/wheel_smoke.py", environment=bare).strip())
         print(run(home / "bin/reticle", "--version", environment=bare).strip())

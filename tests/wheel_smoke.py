@@ -1,4 +1,4 @@
-"""An installed wheel does what numpy does."""
+"""Attention from an installed wheel equals numpy's."""
 
 import numpy as np
 import reticle

@@ -1,4 +1,4 @@
-"""Plain words where a user reads: what style asks for and a test can hold."""
+"""Plain words in text that users read: the rules of style that a test can check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(os.environ["RETICLE_SOURCE_DIR"])
 RETICLE = Path(os.environ["RETICLE_BUILD_DIR"]) / "tools" / "reticle"
 
-#: Said in errors, help and documentation: -> instead.
+#: Patterns that errors, help and documentation must not contain -> the better wording.
 BETTER = {
     r"\bneeded (is|are)\b": "expected",
     r"(?<!there )\b(is|are) no (multiple|tensor|masker|plugin|config|byte)s?\b": "is not a",

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Files that some maskers read, made from captured attention tensors.
+"""Makes files that some maskers read from captured attention tensors.
 
     tools/calibrate.py TENSORS --loki OUT.safetensors             principal components of the keys (loki_top_k)
     tools/calibrate.py TENSORS --channels OUT.json                channels by mean |q_c k_c| (double_sparsity_top_k)
     tools/calibrate.py TENSORS --random-hash OUT.safetensors      random hyperplanes as hash weights (hash_attention_top_k)
 
-TENSORS is a safetensors file with layers.<i>.queries (b, hq, n, d) and layers.<i>.keys (b, hkv, n, d); it should come
-from text like that which the maskers will see. Random hyperplanes are SimHash: what learned hash weights have to beat.
-Needs numpy.
+TENSORS is a safetensors file with layers.<i>.queries (b, hq, n, d) and layers.<i>.keys (b, hkv, n, d), captured on text
+similar to the maskers' later inputs. Random hyperplanes are SimHash, the baseline for learned hash weights. Needs
+numpy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def layers_of(tensors: dict[str, Array]) -> list[int]:
 
 
 def principal_components(keys: Array) -> Array:
-    """(b, hkv, n, d) -> (hkv, d, d): components as rows, largest first. Not centred: products must be kept."""
+    """(b, hkv, n, d) -> (hkv, d, d): components as rows, largest first. Not centred, because products must be
+    preserved."""
     components = []
     for head in range(keys.shape[1]):
         rows = keys[:, head].reshape(-1, keys.shape[-1])
@@ -71,7 +72,7 @@ def principal_components(keys: Array) -> Array:
 
 
 def ranked_channels(queries: Array, keys: Array) -> list[list[int]]:
-    """Per query head, channels by mean |q_c| * mean |k_c|, most important first."""
+    """Channels per query head by mean |q_c| * mean |k_c|, the most important first."""
     group = queries.shape[1] // keys.shape[1]
     ranking = []
     for head in range(queries.shape[1]):

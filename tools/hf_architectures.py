@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Every causal architecture of the installed transformers that can be made small, attached with dense attention: its logits
-beside those of its own eager attention, or what it was refused for. Exits with 1 where one differs, or fails within the model.
+"""Attaches dense attention to every causal architecture of the installed transformers that can be made small, and
+compares the logits with those of its eager attention, or reports why it is refused. Exits with 1 if one differs or
+fails in the model.
 
     python tools/hf_architectures.py [NAME ...]      # names of model types, such as llama; all by default
 """
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-# What configs call their extents; each model takes those that it knows.
+# Names of extents in configs, with small values; each model takes the names that it has.
 SMALL: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -81,7 +82,7 @@ SMALL: dict[str, Any] = {
     "is_decoder": True,
     "use_cache": False,
 }
-#: Extents that configs may leave to be told.
+#: Extents that configs may leave unset.
 UNTOLD = (
     "head_dim",
     "num_key_value_heads",
@@ -91,8 +92,8 @@ UNTOLD = (
     "n_group",
     "topk_group",
 )
-#: What else makes a type small.
-OWN: dict[str, dict[str, Any]] = {
+#: Further settings that make a model type small.
+TYPE_SETTINGS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {
         "num_expert_group": 1,
         "num_experts_per_token": 2,
@@ -152,25 +153,25 @@ BOUND = 1e-3
 
 
 def shrink(config: Any, without: frozenset[str] = frozenset()) -> Any:
-    """A config of the same class with what it has of SMALL, and its parts alike."""
+    """A config of the same class with the applicable values of SMALL, also in its sub-configs."""
     kind = type(config)
-    own: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in SMALL.items():
         told = vars(config).get(name) is not None or (
             name in UNTOLD and name in vars(config) and "untold" not in without
         )
         if name not in without and told:
-            own[name] = int(value) if type(vars(config)[name]) is int else value
+            values[name] = int(value) if type(vars(config)[name]) is int else value
     for name, value in vars(config).items():
         if isinstance(value, transformers.PreTrainedConfig):
-            own[name] = shrink(value, without).to_dict()
-    if "qk_rope_head_dim" in own:  # multi-head latent attention
-        own.pop("head_dim", None)
-        own["num_key_value_heads"] = own["num_attention_heads"]
+            values[name] = shrink(value, without).to_dict()
+    if "qk_rope_head_dim" in values:  # multi-head latent attention (MLA)
+        values.pop("head_dim", None)
+        values["num_key_value_heads"] = values["num_attention_heads"]
     if "rotary_dim" in vars(config):
-        own["rotary_dim"] = 8
-    own.update(OWN.get(config.model_type, {}))
-    return kind(**own)
+        values["rotary_dim"] = 8
+    values.update(TYPE_SETTINGS.get(config.model_type, {}))
+    return kind(**values)
 
 
 def small_model(model_type: str) -> torch.nn.Module:
@@ -196,13 +197,13 @@ def small_model(model_type: str) -> torch.nn.Module:
 
 
 def verdict(model_type: str) -> tuple[str, str]:
-    """("equal", "refused", "not made", "DIFFERENT" or "FAILED", a note)."""
+    """(verdict, note); the verdict is "equal", "refused", "not made", "DIFFERENT" or "FAILED"."""
     try:
         model: Any = small_model(model_type)
         ids = torch.randint(3, 90, (1, 24), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            own = model(input_ids=ids).logits
-        if not torch.isfinite(own).all():
+            expected = model(input_ids=ids).logits
+        if not torch.isfinite(expected).all():
             raise ValueError("its own logits are not finite")
     except Exception as error:
         return "not made", f"{type(error).__name__}: {error}"
@@ -215,13 +216,13 @@ def verdict(model_type: str) -> tuple[str, str]:
         return "FAILED", f"{type(error).__name__}: {error}"
     except Exception as error:
         return "FAILED", f"{type(error).__name__}: {error}"
-    difference = distance(found, own)
+    difference = distance(found, expected)
     if difference < BOUND:
         return "equal", f"{difference:.1e}"
-    try:  # a model may multiply what rounding makes
+    try:  # a model may amplify rounding errors
         model.set_attn_implementation("sdpa")
         with torch.no_grad():
-            rounding = distance(model(input_ids=ids).logits, own)
+            rounding = distance(model(input_ids=ids).logits, expected)
     except ValueError:
         rounding = 0.0
     answer = "equal" if difference < 3 * rounding else "DIFFERENT"

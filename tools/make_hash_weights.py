@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Random HashAttention weights, in the shapes of learned ones: for trying configs where no published weights fit the model.
+"""Makes random HashAttention weights in the shapes of learned ones, to try configs when no published weights fit the
+model.
 
     python tools/make_hash_weights.py [--output configs/research/hat_weights.safetensors]
 
-The defaults fit the bundled tensors and the configs of configs/research. A .pkl file is written in sparse-attention-hub's form,
-else safetensors. Codes of random maps order keys worse than learned ones do; published weights are converted by
-`reticle convert-hat`. Needs safetensors.
+The defaults fit the bundled tensors and the configs of configs/research. A .pkl file is written in
+sparse-attention-hub's form, else safetensors. Codes of random maps order keys worse than learned ones do; published
+weights are converted by `reticle convert-hat`. Needs safetensors.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def make(
     layers: int, heads: int, head_dim: int, bits: int, mlp_layers: int, hidden: int, seed: int
 ) -> dict[int, dict[str, list[np.ndarray]]]:
-    """{layer: {query_matrix, query_bias, key_matrix, key_bias}}, a list over the linear maps in each: matrices (heads, in, out)
-    and biases (heads, out), float32. The variance of a map's output is that of its input, about."""
+    """{layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear maps: matrices (heads, in,
+    out) and biases (heads, out), float32. The variance of a map's output is about that of its input."""
     random = np.random.default_rng(seed)
     widths = [head_dim, *[hidden] * (mlp_layers - 1), bits]
 
@@ -50,10 +51,12 @@ def main() -> None:
     for name, value in {"layers": 4, "heads": 4, "head-dim": 64, "bits": 32, "mlp-layers": 3, "hidden": 128}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seed", type=int, default=0)
-    own = parser.parse_args()
-    weights = make(own.layers, own.heads, own.head_dim, own.bits, own.mlp_layers, own.hidden, own.seed)
-    if own.output.suffix == ".pkl":
-        own.output.write_bytes(pickle.dumps(weights))
+    options = parser.parse_args()
+    weights = make(
+        options.layers, options.heads, options.head_dim, options.bits, options.mlp_layers, options.hidden, options.seed
+    )
+    if options.output.suffix == ".pkl":
+        options.output.write_bytes(pickle.dumps(weights))
     else:
         from safetensors.numpy import save_file
 
@@ -63,8 +66,8 @@ def main() -> None:
             for kind, arrays in sides.items()
             for i, array in enumerate(arrays)
         }
-        save_file(named, own.output)
-    print(f"{own.output} written")
+        save_file(named, options.output)
+    print(f"{options.output} written")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 
     tools/measure_quality.py --reticle build/tools/reticle
 
-Runs the commands that the page shows: sweeps of prefill and generation patterns, retrieval, and times; draws loss
-against sparsity and the masks of a few patterns as nano-sparse-attention's notebook does. Results are kept beside the
-command (quality_*.json), and a second run goes on from them. Needs matplotlib and numpy.
+Runs the commands that the page shows: sweeps of prefill and generation patterns, retrieval, and times. Draws loss
+against sparsity, and the masks of a few patterns as nano-sparse-attention's notebook does. Results are stored beside
+the command (quality_*.json), and a second run continues from them. Needs matplotlib and numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from matplotlib.colors import ListedColormap
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs/images"
 plt.style.use(ROOT / "bindings/reticle/pictures.mplstyle")
-KEPT, OF_OUTPUT = "#009e73", "#e69f00"
+KEPT, OUTPUT_KEPT = "#009e73", "#e69f00"
 Results = list[dict[str, Any]]
 
 SWEEPS = {
@@ -49,7 +49,7 @@ RETRIEVAL = [
 TIMES = ["bench-model", "configs/sink_local.json", "configs/sink_local_oracle_top_k.json", "configs/quest.json"]
 
 PROMPT_BYTES = 640
-# Drawn as in the notebook: what two stages of some patterns keep, layer 1, head 0.
+# Drawn as in the notebook: the masks of some patterns in both stages, layer 1, head 0.
 PICTURES = {
     "prefill": {
         "dense": [],
@@ -152,7 +152,7 @@ def draw_masks(command: Command) -> None:
         figure.savefig(IMAGES / "quality_prefill_masks.png")
         plt.close(figure)
 
-        colours = ListedColormap(["white", KEPT, OF_OUTPUT])
+        colours = ListedColormap(["white", KEPT, OUTPUT_KEPT])
         figure, axes = plt.subplots(len(PICTURES["generation"]), 1, figsize=(10, 6.5), layout="constrained")
         for axis, (name, maskers) in zip(axes, PICTURES["generation"].items(), strict=True):
             kept = masks_of("generation", maskers).astype(int)

@@ -4,7 +4,7 @@
     tools/plot_methods.py --reticle build/tools/reticle --output docs/images/methods.png
 
 Every method runs over the same rows: the last 256 queries, after a prefill of the queries before them. Methods that
-compress the prompt decide by the prefill; prefill patterns take the 256 queries for their prompt. Error is
+compress the prompt decide in the prefill; for prefill patterns, the 256 queries are the prompt. Error is
 ||dense - sparse|| / ||dense|| over a layer's output, density the share of visible positions kept; both are means over
 the layers. Needs matplotlib; the figures are also printed as CSV.
 """
@@ -48,7 +48,7 @@ def keys(share: float, least: int = 1) -> int:
     return max(least, round(share * KEYS))
 
 
-# Panel -> method -> (how a config is made of a number, the numbers).
+# Panel -> method -> (function from a number to a config, the numbers).
 METHODS: dict[str, dict[str, tuple[Callable[[float], Config], tuple[float, ...]]]] = {
     "fixed": {
         "sink + local": (lambda s: [SINK_LOCAL[0], {"type": "local", "window_size": s}], SHARES),
@@ -212,7 +212,7 @@ def main() -> None:
             axis.plot(
                 *zip(*line(panel, name, method), strict=True),
                 marker="osD^vP*X"[i % 8],
-                linestyle="--" if i >= 8 else "-",  # colors and marks come again
+                linestyle="--" if i >= 8 else "-",  # colors and markers repeat
                 label=name,
             )
         axis.set(

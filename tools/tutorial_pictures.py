@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the pictures of docs/tutorial.md by the tutorial's own configs, code and commands.
+"""Draws the pictures of docs/tutorial.md with the tutorial's configs, code and commands.
 
     PYTHONPATH=build/python build/venv/bin/python tools/tutorial_pictures.py
 
@@ -63,10 +63,10 @@ def main() -> None:
 
         os.chdir(ROOT)
         names: dict[str, Any] = {}
-        own = [text for language, text in found if language == "python"]
-        run(own[0], names)
+        blocks = [text for language, text in found if language == "python"]
+        run(blocks[0], names)
         draw_contributions(names, names["sparse"], images / "tutorial_python.png")
-        run(next(text for text in own if "BestBlocks" in text), names)
+        run(next(text for text in blocks if "BestBlocks" in text), names)
         rule = names["pipeline"]([*names["window"], names["BestBlocks"](blocks=8)], causal=True)
         draw_contributions(names, rule, images / "tutorial_rule.png")
 

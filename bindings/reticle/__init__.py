@@ -43,8 +43,8 @@ from reticle._masker import Masker, register
 if TYPE_CHECKING:
     from reticle.torch import AnyMask
 
-# A torch tensor, a numpy array, or anything with DLPack (on a GPU: where torch is installed); results come back as what
-# the queries are.
+# A torch tensor, a numpy array, or any array that supports DLPack (for GPU arrays, torch must be installed). Results
+# have the framework of the queries.
 Array = TypeVar("Array")
 
 __all__ = [
@@ -96,21 +96,22 @@ def attention(
         queries: (batch, heads, queries, head_dim) float32, float16 or bfloat16, any strides.
         keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads.
         values: (batch, kv_heads, keys, value_dim).
-        mask: which keys each query attends to, a Mask, on the tensors' device or the CPU, or a plan (`reticle.plan`); None:
-            all. With torch tensors also `reticle.torch.SelectedBlocks` or `Band`, or a bool tensor (or one of 0 and 1) that is
-            broadcastable to (batch, heads, queries, keys).
-        scaling: of queries . keys; default 1 / sqrt(head_dim).
+        mask: the keys that each query attends to: a Mask, on the tensors' device or the CPU, or a plan
+            (`reticle.plan`); None: all keys. For torch tensors also `reticle.torch.SelectedBlocks`,
+            `reticle.torch.Band`, or a bool tensor (or an integer one of 0 and 1) broadcastable to (batch, heads,
+            queries, keys).
+        scaling: factor of queries . keys; default 1 / sqrt(head_dim).
         causal: forbid keys after each query's own position; the last query is aligned with the last key.
-        attention_mask: broadcastable to (batch, heads, queries, keys), dimensions that are missing coming first. Floats
-            are added to the scores; of booleans, True is what may be attended to. No gradients.
-        soft_cap: scores become soft_cap * tanh(scores / soft_cap) first.
-        sink_logits: one per query head, which takes part in the softmax with a value of zero (gpt-oss). No gradients.
+        attention_mask: broadcastable to (batch, heads, queries, keys); missing leading dimensions have extent 1. Floats
+            are added to the scores; of booleans, True marks keys that may be attended to. Has no gradients.
+        soft_cap: scores are replaced by soft_cap * tanh(scores / soft_cap).
+        sink_logits: one logit per query head, which joins the softmax with a value of zero (gpt-oss). Has no gradients.
 
     Returns:
-        output (batch, heads, queries, value_dim) of the queries' dtype and framework, and the natural log of the sum of
-        exp(score) / p over the entries, (batch, heads, queries) float32. A row without entries gives 0 and -inf.
+        output (batch, heads, queries, value_dim) in the queries' dtype and framework, and lse (batch, heads, queries)
+        float32, the natural log of the sum of exp(score) / p over the entries. A row without entries gives 0 and -inf.
 
-    Torch tensors that require gradients get them (the mask and the LSE do not).
+    Torch tensors that require gradients receive them; the mask and the LSE have none.
 
     Raises:
         ShapeError: when tensors and mask do not fit together; ValueError: when a result would not be finite.
@@ -125,11 +126,11 @@ def attention(
         "soft_cap": soft_cap,
     }
     torch: Any = sys.modules.get("torch")
-    of_torch = torch is not None and isinstance(queries, torch.Tensor)
+    is_torch = torch is not None and isinstance(queries, torch.Tensor)
     given: Any = mask
     if torch is not None:
         _require_supported(torch, queries, keys, values, attention_mask, sink_logits)
-    if of_torch:
+    if is_torch:
         inputs: tuple[Any, ...] = (queries, keys, values)
         compiling = torch.compiler.is_compiling()
         special = compiling or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs))
@@ -162,7 +163,7 @@ def attention(
 
 
 def _require_plain(**numbers: Any) -> None:
-    """Numbers, or None; tensors that ask for gradients would get none."""
+    """Requires numbers or None; refuses tensors that require gradients, because these arguments have none."""
     for name, given in numbers.items():
         if getattr(given, "requires_grad", False):
             raise NotImplementedError(f"{name}: requires gradients, which it gets none of; give a number")
@@ -171,40 +172,40 @@ def _require_plain(**numbers: Any) -> None:
 
 
 def _require_supported(torch: Any, queries: Any, keys: Any, values: Any, attention_mask: Any, sink_logits: Any) -> None:
-    """Tensors of one package, without transforms, and none that would silently get no gradient."""
+    """Requires tensors of one package, no active transforms, and no input that would silently get no gradient."""
     inputs = {"queries": queries, "keys": keys, "values": values}
-    of_torch = isinstance(queries, torch.Tensor)
+    is_torch = isinstance(queries, torch.Tensor)
     for name, given in inputs.items():
-        if of_torch and not isinstance(given, torch.Tensor):
+        if is_torch and not isinstance(given, torch.Tensor):
             raise TypeError(f"{name}: a {type(given).__name__} beside queries of torch; expected a torch tensor")
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._functorch.is_functorch_wrapped_tensor
-    if of_torch and not compiling and any(transformed(tensor) for tensor in inputs.values()):
+    if is_torch and not compiling and any(transformed(tensor) for tensor in inputs.values()):
         raise NotImplementedError(
             "torch.func's transforms (vmap, grad, ...) are not supported; call attention on the batch, and use autograd"
         )
     if not compiling and torch.autograd.forward_ad._current_level >= 0:
-        tangents = (torch.autograd.forward_ad.unpack_dual(each).tangent for each in inputs.values() if of_torch)
+        tangents = (torch.autograd.forward_ad.unpack_dual(each).tangent for each in inputs.values() if is_torch)
         if any(tangent is not None for tangent in tangents):
             raise NotImplementedError("forward-mode derivatives are not supported; use backward()")
     if not torch.is_grad_enabled():
         return
-    without = {"attention_mask": attention_mask, "sink_logits": sink_logits, **({} if of_torch else inputs)}
+    without = {"attention_mask": attention_mask, "sink_logits": sink_logits, **({} if is_torch else inputs)}
     for name, given in without.items():
         if getattr(given, "requires_grad", False):
             raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
 
 
 def _lies_on_gpu(tensor: Any) -> bool:
-    """Whether DLPack says that a tensor of any package lies in CUDA memory (kDLCUDA)."""
+    """True if DLPack says that a tensor of any package lies in CUDA memory (kDLCUDA)."""
     where = getattr(tensor, "__dlpack_device__", None)
     return where is not None and int(where()[0]) == 2
 
 
-if not TYPE_CHECKING:  # checkers see what is imported
+if not TYPE_CHECKING:  # type checkers see the imports
 
     def __getattr__(name: str) -> Any:
-        """`reticle.hf` and its like without a further import: they import torch or transformers, and so come when asked for."""
+        """Imports `reticle.hf` and the like on first use, because they import torch or transformers."""
         if name.startswith("_") or importlib.util.find_spec(f"reticle.{name}") is None:
             raise AttributeError(f"module 'reticle' has no attribute {name!r}")
         return importlib.import_module(f"reticle.{name}")

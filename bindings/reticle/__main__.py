@@ -1,4 +1,4 @@
-"""The command `reticle`, as the package installs it: the C++ command, and what needs Python."""
+"""The `reticle` command as the package installs it: the C++ command, and the subcommands that need Python."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def _convert_hat(arguments: list[str]) -> int:
     )
     parser.add_argument("source", help="a .pt or .pkl file")
     parser.add_argument("target", help="the .safetensors file to write")
-    own = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         from reticle import hat
     except ImportError as error:
         print(f"reticle convert-hat: {error}; it needs torch and safetensors", file=sys.stderr)
         return 2
     try:
-        config = hat.convert(own.source, own.target)
+        config = hat.convert(options.source, options.target)
     except (OSError, ValueError) as error:
         print(f"reticle convert-hat: {error}", file=sys.stderr)
         return 2
-    print(f"{own.target} written; as a masker of a config:\n{json.dumps(config, indent=2)}")
+    print(f"{options.target} written; as a masker of a config:\n{json.dumps(config, indent=2)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Keyword arguments that layers of models hand to their attention beside queries, keys and values."""
+"""Keyword arguments that a model's layers pass to attention beside queries, keys and values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What layers may say that changes nothing here: bookkeeping of their own, and what the mask and the cache say already.
+#: Keyword arguments that change nothing here: the model's bookkeeping, and facts that the mask and the cache already
+#: hold.
 WITHOUT_EFFECT = frozenset(
     (
         *("cache", "cache_position", "past_key_value", "past_key_values", "position_embeddings", "position_ids"),
@@ -18,7 +19,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def not_understood(others: Mapping[str, Any]) -> list[str]:
-    """Of the words that were said, those that may change what attention computes."""
+    """The names of the given keyword arguments that may change what attention computes."""
     return [
         word for word, given in others.items() if word not in WITHOUT_EFFECT and not (given is None or given is False)
     ]

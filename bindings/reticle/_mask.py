@@ -1,4 +1,5 @@
-"""What masks are to other packages: scipy, torch, FlexAttention, FlashInfer, matplotlib. Methods of reticle.Mask."""
+"""Conversions of masks to and from scipy, torch, FlexAttention and FlashInfer, and pictures. Methods of
+reticle.Mask."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, shape: Sequence[int]) -> Mask:
-    """From a sparse matrix (batch * heads * queries, keys) of p, which stays as it is; shape is the mask's."""
+    """From a sparse matrix (batch * heads * queries, keys) of p, which is not modified; `shape` is the mask's."""
     if not hasattr(matrix, "tocsr"):
         raise TypeError(f"from_scipy: a {type(matrix).__name__}; expected a sparse matrix of scipy")
     _require_rows_and_keys(matrix.shape, shape)
     if np.issubdtype(matrix.dtype, np.complexfloating) or matrix.dtype == object:
         raise TypeError(f"from_scipy: dtype is {matrix.dtype}; expected numbers p in [0, 1]")
     csr: Any = matrix.tocsr(copy=True)
-    csr.data = csr.data.astype(np.float64)  # sums of narrow integers would wrap
+    csr.data = csr.data.astype(np.float64)  # sums of narrow integers would wrap around
     csr.sum_duplicates()
     csr.eliminate_zeros()
     p = None if (csr.data == 1).all() else csr.data
@@ -36,9 +37,9 @@ def from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, shape: Sequ
 
 
 def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
-    """From a tensor (batch * heads * queries, keys) of p, in any of torch's layouts; shape is the mask's.
+    """From a tensor (batch * heads * queries, keys) of p, in any of torch's layouts; `shape` is the mask's.
 
-    Entries of one position are summed, zeros are left out. A mask has no gradients.
+    Duplicate entries are summed and zeros are dropped. A mask has no gradients.
     """
     import torch
 
@@ -51,7 +52,8 @@ def from_torch_sparse(matrix: torch.Tensor, shape: Sequence[int]) -> Mask:
     given = given.to_sparse() if given.layout == torch.strided else given.to_sparse(layout=torch.sparse_coo)
     values = given._values()
     values = values.float() if values.dtype.is_floating_point else values.to(torch.int64).float()
-    # What came from other layouts is said to be coalesced, whatever it holds.
+    # Conversions from other layouts set the coalesced flag even if there are duplicates, so the tensor is coalesced
+    # again.
     entries = torch.sparse_coo_tensor(given._indices(), values, given.shape, is_coalesced=False).coalesce()
     kept = entries.values() != 0
     (rows, columns), p = entries.indices()[:, kept], entries.values()[kept]
@@ -76,17 +78,20 @@ def _require_rows_and_keys(given: Sequence[int], shape: Sequence[int]) -> None:
 def from_mask_mod(
     mask_mod: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22, module: Any = None
 ) -> Mask:
-    """From a predicate mask_mod(b, h, q, k), as FlexAttention's: whether query q of head h of sequence b sees key k.
+    """From a predicate mask_mod(b, h, q, k) as FlexAttention takes it: True if query q of head h of sequence b sees key
+    k.
 
-    A predicate of torch is called as FlexAttention calls it, with scalars, by torch.vmap; one of numpy with arrays that
-    broadcast, q (rows, 1) and k (1, keys), and its answers are compared with those for some scalars. Either is asked for tiles
-    of at most `tile` positions, so memory stays small, and the mask is stored by what it holds.
+    A torch predicate is called as FlexAttention calls it, with scalars under torch.vmap. A numpy predicate is called
+    with arrays that broadcast, q (rows, 1) and k (1, keys), and its answers are compared with those for some scalars.
+    Either is evaluated on at most `tile` positions at a time, which bounds memory; the mask is stored in the smallest
+    representation.
 
     Args:
-        module: torch or numpy, for predicates that take both; by default torch where the predicate takes its tensors.
+        module: torch or numpy, for predicates that accept both; by default torch if the predicate accepts its tensors.
 
     Raises:
-        ValueError: when the predicate can be called in neither way, or does not answer for each position by itself.
+        ValueError: when the predicate can be called in neither way, or its answers depend on the other positions of a
+            call.
     """
     if module is not None and getattr(module, "__name__", None) not in ("numpy", "torch"):
         raise ValueError(f"module is {module!r}; expected numpy or torch")
@@ -115,16 +120,16 @@ def _by_vmap(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
     by_key = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
     by_query = torch.vmap(by_key, in_dims=(None, None, 0, None))
 
-    def of_tile(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
+    def evaluate(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
         return by_query(torch.tensor(b), torch.tensor(h), torch.from_numpy(q), torch.from_numpy(k)).cpu().numpy()
 
-    return of_tile
+    return evaluate
 
 
 def _by_broadcasting(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
     random = np.random.default_rng(0)
 
-    def of_tile(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
+    def evaluate(b: int, h: int, q: NDArray[np.int64], k: NDArray[np.int64]) -> Any:
         seen = np.broadcast_to(
             np.asarray(mask_mod(np.asarray(b), np.asarray(h), q[:, None], k[None])), (len(q), len(k))
         )
@@ -137,11 +142,12 @@ def _by_broadcasting(mask_mod: Callable[..., Any]) -> Callable[..., Any]:
                 )
         return seen
 
-    return of_tile
+    return evaluate
 
 
-def from_tiles(of_tile: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22) -> Mask:
-    """From of_tile(b, h, q (rows), k (keys)): (rows, keys) booleans, asked for at most `tile` positions at once."""
+def from_tiles(evaluate: Callable[..., Any], shape: Sequence[int], *, tile: int = 1 << 22) -> Mask:
+    """From a function of (b, h, q (rows), k (keys)) that returns (rows, keys) booleans, for at most `tile` positions a
+    call."""
     batch, heads, queries, keys = shape
     rows = max(1, min(queries, tile // max(1, keys)))
     k = np.arange(keys)
@@ -150,7 +156,7 @@ def from_tiles(of_tile: Callable[..., Any], shape: Sequence[int], *, tile: int =
         for h in range(heads):
             for first in range(0, queries if keys else 0, rows):
                 q = np.arange(first, min(queries, first + rows))
-                seen = np.asarray(of_tile(b, h, q, k))
+                seen = np.asarray(evaluate(b, h, q, k))
                 if seen.shape != (len(q), keys) or seen.dtype.kind not in "biu":
                     raise ValueError(
                         f"mask_mod gives {seen.dtype} {seen.shape} for {len(q)} queries and {keys} keys; expected booleans"
@@ -188,7 +194,7 @@ def to_bsr(self: Mask, block_q: int, block_k: int) -> tuple[NDArray[np.int64], N
     """FlashInfer's (indptr, indices) over batch * heads * ceil(queries / block_q) block rows.
 
     Raises:
-        ShapeError: when a block is attended to in part only, which BSR without a mask cannot say.
+        ShapeError: when a block is attended to only in part, which BSR without a mask cannot express.
     """
     from reticle import ShapeError
 
@@ -201,11 +207,11 @@ def to_bsr(self: Mask, block_q: int, block_k: int) -> tuple[NDArray[np.int64], N
 
 
 def to_block_mask(self: Mask, block_size: int = 128) -> BlockMask:
-    """FlexAttention's BlockMask, with the mask itself to decide within partial blocks: one byte per
-    position, for that is what FlexAttention can read.
+    """FlexAttention's BlockMask. The mask itself decides within partial blocks, from one byte per position, because
+    that is what FlexAttention can read.
 
     Raises:
-        ShapeError: for a weighted mask, of which FlexAttention knows nothing.
+        ShapeError: for a weighted mask, which FlexAttention cannot express.
     """
     import torch
     from torch.nn.attention.flex_attention import create_block_mask
@@ -226,7 +232,7 @@ def to_block_mask(self: Mask, block_size: int = 128) -> BlockMask:
 
 
 def plot(self: Mask, batch: int = 0, head: int = 0, ax: Axes | None = None) -> Axes:
-    """Draws one head: queries downwards, keys to the right, darker means more is attended to."""
+    """Draws one head: queries downwards, keys to the right; the darker, the more keys are attended to."""
     import matplotlib.pyplot as plt
 
     axes = plt.subplots()[1] if ax is None else ax
@@ -255,16 +261,16 @@ def plot_contributions(
     *,
     legend: bool = True,
 ) -> Axes:
-    """Draws who chose which key: one head, queries downwards, keys to the right, each masker in its color.
+    """Draws which masker chose which key: one head, queries downwards, keys to the right, one color per masker.
 
     Args:
-        contributions: what `SparseAttention.contributions` gives.
-        batch, head: which of them to draw.
-        ax: matplotlib's axes; None: new ones.
+        contributions: the result of `SparseAttention.contributions`.
+        batch, head: the batch entry and the head to draw.
+        ax: matplotlib axes to draw into; None: new ones.
         legend: whether to name the maskers.
 
     Returns:
-        The axes. Their background's color is the ground.
+        The axes. Keys that nobody chose have the axes' background color.
     """
     import matplotlib.colors
     import matplotlib.patches
@@ -282,7 +288,7 @@ def plot_contributions(
         types = [type_ for type_, _ in contributions]
         colors = dict(zip(types, _core.masker_colors(types), strict=True))
         patches = [matplotlib.patches.Patch(color=color, label=type_) for type_, color in colors.items()]
-        # Above the picture, where it hides no key.
+        # The legend stands above the picture, where it hides no key.
         corner = (1, 1)
         axes.legend(
             handles=patches,
@@ -296,7 +302,7 @@ def plot_contributions(
 
 
 def _repr_png_(self: Mask) -> bytes | None:
-    """For notebooks: the first head; nothing without positions or matplotlib."""
+    """The picture that notebooks show: the first head; None if the mask is empty or matplotlib is missing."""
     try:
         import matplotlib.image
     except ImportError:

@@ -21,12 +21,12 @@ _Class = TypeVar("_Class", bound="type[Masker]")
 
 
 class MaskerConfig:
-    """What all config classes share. Values are checked when a pipeline is made of them."""
+    """Base of all config classes. Values are checked when a pipeline is made of them."""
 
     type: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a JSON config; fields that are None by default and were left so are left out."""
+        """The entry of a JSON config; fields that are None and default to None are left out."""
         entry: dict[str, Any] = {"type": self.type}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -49,14 +49,14 @@ class Masker(MaskerConfig):
                 kept = np.arange(0, inputs.shape[3], self.n)
                 return Mask.from_row_indices((1, 1, 1, inputs.shape[3]), kept[None]).broadcast_to(inputs.shape)
 
-    From then on it is a masker like any other: in JSON configs, beside C++ ones, in `reticle.maskers.pipeline`, with a
-    schema and documentation. Fields may be bool, int, float, str, Path, Literal["a", "b"], `int | float` (a size: a count
-    or a fraction of the keys), lists of int, float, str or Path, and `| None` of these but sizes and literals. A ValueError
-    of `__post_init__` that begins with a field's name is reported at that field.
+    Once registered it is a masker like any other: in JSON configs, beside C++ maskers, in `reticle.maskers.pipeline`,
+    with a schema and documentation. Fields may be bool, int, float, str, Path, Literal["a", "b"], `int | float` (a
+    size: a count or a fraction of the keys), lists of int, float, str or Path, and `| None` of these except sizes and
+    literals. A ValueError of `__post_init__` whose message begins with a field's name is reported at that field.
 
-    A masker that keeps something in `state` may also have `truncate(self, state, keys)` (forget keys from position `keys` on)
-    and `select_rows(self, state, rows)` (sequence i becomes what rows[i] was). Without them a cache that is cropped, or whose
-    beams are reordered, is refused.
+    A masker that keeps something in `state` may also have `truncate(self, state, keys)` (forget keys from position
+    `keys` on) and `select_rows(self, state, rows)` (sequence i continues the previous sequence rows[i]). Without them,
+    cropping the cache or reordering its beams is refused.
     """
 
     framework: ClassVar[Literal["numpy", "torch"]] = "numpy"
@@ -67,20 +67,20 @@ class Masker(MaskerConfig):
 
         Args:
             inputs: tensors and settings of this call. Tensors belong to the caller and are not copied.
-            previous: what the maskers before this one chose. The pipeline merges the result into it.
-            state: what this masker keeps for this layer of this sequence, across decode steps; empty at the start.
+            previous: the keys that earlier maskers chose. The pipeline merges the result into it.
+            state: a dict for this layer of this sequence, kept across decode steps; empty at the start.
         """
         raise NotImplementedError
 
     def observe(self, inputs: AttentionInputs, state: dict[str, Any]) -> None:
-        """Shown every prompt before anything is selected, when the masker serves generation."""
+        """Called with every prompt before any selection, if the masker takes part in generation."""
 
 
 _SCALARS = {bool: "boolean", int: "integer", float: "real", str: "text", Path: "path"}
 
 
 def _kind_of(annotation: Any) -> tuple[str, str, list[str]]:
-    """(kind, container, choices) of a field, as _core.register_masker reads them; TypeError when there is none."""
+    """(kind, container, choices) of a field, as _core.register_masker reads them; raises TypeError for other types."""
     container = ""
     options = (
         typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
@@ -104,7 +104,7 @@ def _kind_of(annotation: Any) -> tuple[str, str, list[str]]:
 
 
 def _fields_of(cls: type) -> list[tuple[Any, ...]]:
-    """A dataclass's fields as _core.register_masker reads them."""
+    """The fields of a dataclass as _core.register_masker reads them."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: list[tuple[Any, ...]] = []
     for field in dataclasses.fields(cls):
@@ -125,15 +125,16 @@ def _fields_of(cls: type) -> list[tuple[Any, ...]]:
 
 
 def register(name: str, *, source: str = "", rule: str = "", cost: str = "") -> Callable[[_Class], _Class]:
-    """Makes a dataclass that derives from reticle.Masker the masker `name` of configs.
+    """Registers a dataclass derived from reticle.Masker as the masker `name` of configs.
 
-    Its docstring's first line is its summary; `source` (a paper), `rule` (what it selects) and `cost` are for its
-    documentation. Registering a name again replaces the class for pipelines made later, so that a notebook's cell can
-    run twice.
+    The first line of its docstring is its summary; `source` (a paper), `rule` (what it selects) and `cost` go into its
+    documentation. Registering a name again replaces the class in pipelines made later, so that a notebook cell can run
+    twice.
 
     Raises:
-        ConfigError: when a masker of C++ has the name, or it is not made of a-z, 0-9 and _.
-        TypeError: when the class is no such dataclass, has no `select`, or a field of a type that configs do not hold.
+        ConfigError: when a C++ masker has the name, or the name has characters other than a-z, 0-9 and _.
+        TypeError: when the class is not such a dataclass, has no `select`, or has a field of a type that configs do not
+            hold.
     """
 
     def add(cls: _Class) -> _Class:

@@ -1,11 +1,11 @@
-"""Long-context data sets and how their answers are scored.
+"""Long-context data sets, and the scores of their answers.
 
-    samples = reticle.benchmarks.load("longbench", "hotpotqa")              # downloads, by the `datasets` package
-    samples = reticle.benchmarks.load("ruler", path="my_ruler.jsonl")       # a local file of the same columns
+    samples = reticle.benchmarks.load("longbench", "hotpotqa")              # downloads with the `datasets` package
+    samples = reticle.benchmarks.load("ruler", path="my_ruler.jsonl")       # a local file with the same columns
     samples = reticle.benchmarks.generate("niah_multikey", tokenizer, length=8192, samples=50)
 
-Rows are context, question, answer_prefix, answers, max_new_tokens and task, as the KV-cache compression literature has
-prepared these sets. `reticle.evaluate` runs a model over samples.
+Columns are context, question, answer_prefix, answers, max_new_tokens and task, as the published versions for KV-cache
+compression have them. `reticle.evaluate` runs a model over samples.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 
 class Tokenizer(Protocol):
-    """What of a Hugging Face tokenizer is used here."""
+    """The part of a Hugging Face tokenizer's interface that is used here."""
 
     def encode(self, text: str, /, *, add_special_tokens: bool = ...) -> list[int]:
-        """The text's tokens."""
+        """The tokens of a text."""
         ...
 
     def decode(self, token_ids: Any, /) -> Any:
-        """The tokens' text."""
+        """The text of tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one context. Without answers there is nothing to score: the prediction is just kept."""
+    """One question about one context. Without answers nothing is scored, and only the prediction is recorded."""
 
     context: str
     question: str
@@ -51,11 +51,11 @@ class Sample:
     all_classes: tuple[str, ...] = ()
 
 
-# --- scores, all in [0, 1] --------------------------------------------------------------------------------------------
+# --- scores in [0, 1] -------------------------------------------------------------------------------------------------
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words without punctuation and articles, as SQuAD compares them; Chinese by characters."""
+    """Lower-case words without punctuation and articles, as SQuAD compares them; single characters for Chinese."""
     plain = "".join(c for c in text.lower() if c not in string.punctuation + "，。！？；：、“”‘’（）《》")
     plain = re.sub(r"([\u4e00-\u9fff])", r" \1 ", plain)
     return [word for word in plain.split() if word not in ("a", "an", "the")]
@@ -70,7 +70,7 @@ def _best(score: Callable[[str, str], float], prediction: str, sample: Sample) -
 
 
 def qa_f1(prediction: str, sample: Sample) -> float:
-    """Best F1 of words over the answers (SQuAD, LongBench)."""
+    """The best word F1 over the answers (SQuAD, LongBench)."""
 
     def score(predicted: str, answer: str) -> float:
         a, b = Counter(_words(predicted)), Counter(_words(answer))
@@ -80,7 +80,7 @@ def qa_f1(prediction: str, sample: Sample) -> float:
 
 
 def rouge_l(prediction: str, sample: Sample) -> float:
-    """Best F1 of the longest common subsequence of words over the answers."""
+    """The best F1 of the longest common subsequence of words (ROUGE-L) over the answers."""
 
     def score(predicted: str, answer: str) -> float:
         a, b = _words(predicted), _words(answer)
@@ -99,18 +99,18 @@ def _clean(text: str) -> str:
 
 
 def contains_all(prediction: str, sample: Sample) -> float:
-    """Share of the answers that occur in the prediction (RULER)."""
+    """The share of the answers that occur in the prediction (RULER)."""
     found = sum(_clean(answer) in _clean(prediction) for answer in sample.answers)
     return found / max(1, len(sample.answers))
 
 
 def contains_any(prediction: str, sample: Sample) -> float:
-    """Whether an answer occurs in the prediction (RULER's questions)."""
+    """1 if an answer occurs in the prediction, else 0 (RULER's questions)."""
     return float(any(_clean(answer) in _clean(prediction) for answer in sample.answers))
 
 
 def classification(prediction: str, sample: Sample) -> float:
-    """One over the number of classes named, if the right one is among them (LongBench)."""
+    """1 / (number of classes that the prediction names) if the right class is among them, else 0 (LongBench)."""
 
     def score(predicted: str, answer: str) -> float:
         named = [name for name in sample.all_classes if name in predicted]
@@ -126,7 +126,7 @@ def _share_of_numbers(prediction: str, wanted: str) -> float:
 
 
 def counting(prediction: str, sample: Sample) -> float:
-    """Share of the prediction's numbers that are the answer (LongBench's counts and paragraph numbers)."""
+    """The share of the prediction's numbers that equal the answer (LongBench's counts and paragraph numbers)."""
 
     def score(predicted: str, answer: str) -> float:
         number = re.search(r"\d+", answer)
@@ -136,26 +136,27 @@ def counting(prediction: str, sample: Sample) -> float:
 
 
 def code_similarity(prediction: str, sample: Sample) -> float:
-    """Similarity of the first line of code to the answer's (LongBench)."""
+    """Similarity of the prediction's first line of code to the answer (LongBench)."""
     lines = prediction.lstrip("\n").split("\n")
     first = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
     return _best(lambda a, b: difflib.SequenceMatcher(None, a, b, autojunk=False).ratio(), first, sample)
 
 
 def choice(prediction: str, sample: Sample) -> float:
-    """Whether the letter that is chosen is the answer: after "answer is", or the first that stands alone."""
+    """1 if the chosen letter is the answer, else 0. The letter follows "answer is", or is the first that stands
+    alone."""
     stated = re.search(r"answer is:?\s*\(?([A-D])\b", prediction) or re.search(r"\b([A-D])\b", prediction)
     return float(stated is not None and stated.group(1) in sample.answers)
 
 
 def number(prediction: str, sample: Sample) -> float:
-    """Whether the first number of the prediction is the answer."""
+    """1 if the first number in the prediction is the answer, else 0."""
     first = re.search(r"-?\d+(?:\.\d+)?", prediction)
     return float(first is not None and first.group() in sample.answers)
 
 
 def final_number(prediction: str, sample: Sample) -> float:
-    """Whether the boxed, or else the last, integer of the prediction is the answer (AIME)."""
+    """1 if the boxed integer, or without one the last integer, is the answer, else 0 (AIME)."""
     boxed = re.findall(r"\\boxed\{\s*(\d+)\s*\}", prediction)
     numbers = boxed or re.findall(r"\d+", prediction)
     return float(bool(numbers) and int(numbers[-1]) in {int(answer) for answer in sample.answers})
@@ -188,13 +189,13 @@ _INFINITE_BENCH: dict[str, Callable[[str, Sample], float]] = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a data set is published, its subsets, and how a sample of a task is scored."""
+    """Where a data set is published, its subsets, and how samples of a task are scored."""
 
     hub: str
     subsets: tuple[str, ...]
     score: Callable[[str, Sample], float]
     split: str = "test"
-    columns: Mapping[str, str] = field(default_factory=dict)  # ours by theirs
+    columns: Mapping[str, str] = field(default_factory=dict)  # published column -> field of Sample
 
 
 _LONGBENCH_SUBSETS = (
@@ -238,7 +239,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """Answers as texts: one, several, or a list that a table wrote as text or keeps as an array."""
+    """Answers as texts: from one text, several, a list that a table holds as text, or an array."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None:
@@ -254,7 +255,8 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def sample_from(row: Mapping[str, Any], task: str = "", columns: Mapping[str, str] | None = None) -> Sample:
-    """A sample from a row of a table; `columns` renames. ValueError, naming the columns there are, without a question."""
+    """A sample from a row of a table; `columns` renames columns. Raises ValueError, listing the columns, without a
+    question."""
     named = {(columns or {}).get(key, key): value for key, value in row.items()}
     if not isinstance(named.get("question"), str):
         raise ValueError(f'a row without "question"; its columns are {sorted(row)}')
@@ -282,7 +284,7 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
                     raise ValueError(f"{path}: line {number_of_line} is not JSON: {error}") from None
                 yield row
     elif path.suffix == ".csv":
-        csv.field_size_limit(1 << 30)  # a context is one field
+        csv.field_size_limit(1 << 30)  # a whole context is one field
         with path.open(encoding="utf-8", newline="") as file:
             yield from csv.DictReader(file)
     elif path.suffix == ".parquet":
@@ -296,16 +298,16 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
 def load(
     benchmark: str, subset: str | None = None, *, path: str | Path | None = None, limit: int | None = None
 ) -> list[Sample]:
-    """The samples of a benchmark, of one of its subsets or of all.
+    """The samples of a benchmark, from one subset or all.
 
     Args:
         benchmark: a key of BENCHMARKS.
-        subset: for "longbench" a task, for "ruler" a length, and so on; None: all.
+        subset: a task for "longbench", a length for "ruler", and so on; None: all subsets.
         path: a local file (.jsonl, .csv or .parquet) with the published columns, instead of a download.
-        limit: at most so many samples of each subset.
+        limit: the largest number of samples per subset.
 
     Raises:
-        ValueError: for unknown names, with those there are, and rows without a question.
+        ValueError: for unknown names, listing the known ones, and for rows without a question.
     """
     if benchmark not in BENCHMARKS:
         raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}")
@@ -327,13 +329,13 @@ def load(
 
 
 def score(benchmark: str, prediction: str, sample: Sample) -> float | None:
-    """In [0, 1], as the benchmark scores this sample's task; None without answers."""
+    """The score in [0, 1] by the benchmark's metric for this sample's task; None without answers."""
     return BENCHMARKS[benchmark].score(prediction, sample) if sample.answers else None
 
 
 # --- generated tasks --------------------------------------------------------------------------------------------------
-# RULER's (Hsieh et al. 2024): retrieval, tracing and aggregation in texts of any length. `units` says how much text; the
-# right number for a length is searched for with the model's own tokenizer.
+# RULER's tasks (Hsieh et al. 2024): retrieval, tracing and aggregation in texts of any length. `units` is the amount of
+# text; the amount that fills a given length is found by search with the model's tokenizer.
 
 _WORDS = """
 amber bitter brisk calm clever crimson distant eager faint gentle golden hollow humble icy jagged keen lively mellow narrow
@@ -371,7 +373,7 @@ def _filler(rng: random.Random, sentences: int) -> list[str]:
 
 
 def _hidden(rng: random.Random, units: int, needles: Sequence[str]) -> str:
-    """Needles at random places of a text, in their order."""
+    """A text with the needles inserted at random places, in order."""
     text = _filler(rng, units)
     for place, needle in zip(
         sorted(rng.choices(range(units + 1), k=len(needles)), reverse=True), reversed(needles), strict=True
@@ -411,8 +413,8 @@ def _variable_tracking(rng: random.Random, units: int) -> Sample:
     values = _distinct(rng, lambda r: str(r.randrange(10000, 99999)), chains)
     lines: list[list[str]] = []
     for chain in range(chains):
-        own = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
-        lines.append([f"VAR {own[0]} = {values[chain]}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(own))])
+        variables = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
+        lines.append([f"VAR {variables[0]} = {values[chain]}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(variables))])
     order = [i for i, chain in enumerate(lines) for _ in chain]
     rng.shuffle(order)
     rest = [iter(chain) for chain in lines]
@@ -444,7 +446,7 @@ def _frequent_words(rng: random.Random, units: int) -> Sample:
     words = _distinct(rng, _word, 200)
     weights = [1 / rank**2 for rank in range(1, len(words) + 1)]
     text = rng.choices(words, weights, k=max(60, 10 * units))
-    for i, word in enumerate(words[:3]):  # the three most frequent are so beyond doubt
+    for i, word in enumerate(words[:3]):  # a margin keeps the three most frequent words unambiguous
         text += [word] * ((3 - i) * len(text) // 20)
     rng.shuffle(text)
     counts = Counter(text)
@@ -471,12 +473,12 @@ and common and frequent words."""
 
 
 def generate(task: str, tokenizer: Tokenizer, length: int, samples: int = 10, seed: int = 0) -> list[Sample]:
-    """Samples of a generated task whose context, question and answer fit into `length` tokens, as closely as they can.
+    """Samples of a generated task whose context, question and answer fill `length` tokens as closely as possible.
 
-    The same seed gives the same texts. Score them as benchmark "ruler".
+    The same seed gives the same texts. Their scores are those of the benchmark "ruler".
 
     Raises:
-        ValueError: for an unknown task, or a length that not even the shortest text fits.
+        ValueError: for an unknown task, or a length below that of the shortest text.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; there are {', '.join(TASKS)}")

@@ -1,7 +1,7 @@
-"""Attention over keys that are split over the ranks of torch.distributed.
+"""Attention over keys that are split among the ranks of torch.distributed.
 
-Each rank attends to its share of keys and values; the states (output, LSE) of disjoint shares merge exactly, so every rank
-ends with what one process would have computed. Sent per rank: one output and one LSE, whatever the number of keys.
+Each rank attends to its share of keys and values; the states (output, LSE) of disjoint shares merge exactly, so every
+rank ends with the result of a single process. Each rank sends one output and one LSE, whatever the number of keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def shard_of(length: int, group: dist.ProcessGroup | None = None) -> slice:
-    """The keys of this rank when `length` keys are split evenly, the first ranks taking what is left over."""
+    """The keys of this rank when `length` keys are split evenly; the first ranks take the remainder, one key each."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     share, more = divmod(length, ranks)
     begin = rank * share + min(rank, more)
@@ -42,16 +42,24 @@ def attention(
 
     Args:
         queries: (batch, heads, queries, head_dim), the same on every rank.
-        keys, values: this rank's share, (batch, kv_heads, own keys, head_dim); it may be empty.
-        mask: over this rank's keys: `mask[..., shard_of(length)]` of one over all keys. Causality is the mask's.
+        keys, values: this rank's share, (batch, kv_heads, local keys, head_dim); it may be empty.
+        mask: over this rank's keys: `mask[..., shard_of(length)]` of a mask over all keys. Causality must be in the
+            mask.
         attention_mask: over this rank's keys.
-        group: torch.distributed's; default: all ranks. Its backend must send CPU tensors, as gloo does.
+        group: a process group of torch.distributed; default: all ranks. Its backend must send CPU tensors, as gloo
+            does.
 
     Gradients are not supported.
     """
-    own = queries.detach().float()  # states merge in float32, whatever comes in
+    queries32 = queries.detach().float()  # states merge in float32, whatever the input dtype
     output, lse = _core.attention(
-        own, keys.detach(), values.detach(), mask, scaling=scaling, attention_mask=attention_mask, soft_cap=soft_cap
+        queries32,
+        keys.detach(),
+        values.detach(),
+        mask,
+        scaling=scaling,
+        attention_mask=attention_mask,
+        soft_cap=soft_cap,
     )
     ranks = dist.get_world_size(group)
     outputs = [torch.empty_like(output) for _ in range(ranks)]
@@ -59,6 +67,6 @@ def attention(
     dist.all_gather(outputs, output, group=group)
     dist.all_gather(lses, lse, group=group)
     output, lse = outputs[0], lses[0]
-    for other_output, other_lse in zip(outputs[1:], lses[1:], strict=True):  # in order of ranks, so all agree
+    for other_output, other_lse in zip(outputs[1:], lses[1:], strict=True):  # rank order: same bits everywhere
         output, lse = _core.merge_states(output, lse, other_output, other_lse)
     return output.to(queries.dtype), lse

@@ -1,4 +1,4 @@
-"""What sparse patterns cost a Hugging Face model: answers to long-context questions, and loss.
+"""Measures what sparse patterns cost a Hugging Face model: answers to long-context questions, and loss.
 
     samples = reticle.benchmarks.generate("niah_multikey", tokenizer, length=8192, samples=50)
     result = reticle.evaluate.answer(
@@ -6,9 +6,9 @@
     )
     print(result.overall_score, result.task_scores)
 
-The context is prefilled by `prefill` (dense by default), the question and the answer are computed by `generation`, as
-sparse-attention-hub does. Results are files: raw_results.csv, a row per sample as soon as it is there, so that a run that
-was stopped goes on where it was; metrics.json; config.json; micro_metrics.jsonl (density and error, if asked for).
+The pipeline `prefill` (dense by default) computes the context; `generation` computes the question and the answer, as in
+sparse-attention-hub. Results are files: raw_results.csv gets a row as soon as a sample is done, so that a stopped run
+can be resumed; metrics.json; config.json; micro_metrics.jsonl (density and error, on request).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COLUMNS = ("index", "task", "question", "answers", "predicted_answer", "score",
 
 
 class ByteTokenizer:
-    """Bytes as tokens, for models of bytes such as the bundled one."""
+    """A tokenizer whose tokens are bytes, for byte-level models such as the bundled one."""
 
     eos_token_id: int | None = None
     chat_template: str | None = None
@@ -62,7 +62,8 @@ class ByteTokenizer:
     def encode(
         self, text: str, /, *, add_special_tokens: bool = True, return_tensors: Literal["pt"] | None = None
     ) -> list[int] | torch.Tensor:
-        """UTF-8; with return_tensors="pt" a tensor (1, length), as tokenizers of transformers give it."""
+        """The bytes of the text in UTF-8; with return_tensors="pt" a tensor (1, length), as transformers' tokenizers
+        return it."""
         if return_tensors not in (None, "pt"):
             raise ValueError(f'return_tensors is {return_tensors!r}; expected None or "pt"')
         tokens = list(text.encode())
@@ -74,13 +75,13 @@ class ByteTokenizer:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def decode(self, token_ids: Iterable[int], /) -> str:
-        """What is not UTF-8 shows as a replacement character."""
+        """The text of the bytes; invalid UTF-8 becomes replacement characters."""
         return bytes(int(token) for token in token_ids).decode(errors="replace")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Scores are means in [0, 100]; None where nothing could be scored."""
+    """Scores are means in [0, 100]; None if nothing could be scored."""
 
     overall_score: float | None
     task_scores: dict[str, float | None]
@@ -97,7 +98,7 @@ def _progress(samples: Sequence[Any], shown: bool, label: str) -> Iterable[Any]:
 
 
 def _encode(tokenizer: Any, sample: Sample, chat_template: bool) -> tuple[list[int], list[int]]:
-    """Tokens of the context and of what follows it. Special tokens stand at the beginning only."""
+    """Tokens of the context and of the text after it. Special tokens occur at the beginning only."""
     before, after = sample.context, sample.question
     special = True
     if chat_template:
@@ -106,7 +107,7 @@ def _encode(tokenizer: Any, sample: Sample, chat_template: bool) -> tuple[list[i
         turn = [{"role": "user", "content": before + _SEPARATOR + after}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         before, after = text.split(_SEPARATOR)
-        special = False  # the template wrote them
+        special = False  # the template contains them
     context = tokenizer.encode(before, add_special_tokens=special)
     return context, tokenizer.encode(after + sample.answer_prefix, add_special_tokens=False)
 
@@ -123,8 +124,8 @@ def _shortened(tokens: list[int], longest: int | None, truncation: str) -> list[
 def _continue(
     model: Any, attached: Attachment, context: list[int], rest: list[int], count: int, stops: set[int]
 ) -> list[int]:
-    """Greedy tokens after a context, which is prefilled, and the rest, which is of the generation stage. The first token may
-    be the last."""
+    """Greedy tokens after a context, which is prefilled, and the rest, which belongs to the generation stage. Stops
+    before a stop token, so the result may be empty."""
     cache = SparseCache()
 
     def step(tokens: list[int]) -> torch.Tensor:
@@ -159,7 +160,8 @@ def predict(
     truncation: str = "first",
     chat_template: bool = False,
 ) -> tuple[str, int]:
-    """An attached model's greedy answer to a sample, and the tokens of its context; arguments as of `answer`."""
+    """An attached model's greedy answer to a sample, and the number of context tokens; the arguments are those of
+    `answer`."""
     context, rest = _encode(tokenizer, sample, chat_template)
     context = _shortened(context, max_context_length, truncation)
     tokens = _continue(model, attached, context, rest, sample.max_new_tokens, _stops(model, tokenizer))
@@ -179,7 +181,8 @@ def _digest(*parts: Any) -> str:
 
 
 def _digest_of_model(model: Any, tokenizer: Any) -> str:
-    """Of the type, the extents and some numbers of every weight, and of how the tokenizer reads a sentence."""
+    """A digest of the model's type, of each weight's extents and some of its numbers, and of the tokens of one
+    sentence."""
     weights = []
     for name, weight in model.named_parameters():
         flat = weight.detach().reshape(-1)
@@ -194,7 +197,7 @@ def _digest_of_samples(samples: Sequence[Sample]) -> str:
 
 
 class _Results:
-    """raw_results.csv of a run, and the settings that it is of."""
+    """raw_results.csv of a run, and the settings that produced it."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +216,7 @@ class _Results:
             text = self._path.read_bytes().decode("utf-8", errors="replace")
             whole = list(csv.DictReader(io.StringIO(text, newline="")))
             if whole and not text.endswith("\n"):
-                del whole[-1]  # it was cut short when the run was stopped: it is done again
+                del whole[-1]  # the row was cut off when the run was stopped; its sample runs again
             self.rows = {int(row["index"]): row for row in whole}
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, _COLUMNS)
@@ -257,18 +260,18 @@ def answer(
     """Answers every sample greedily and scores the answers.
 
     Args:
-        samples: of reticle.benchmarks, or your own.
-        benchmark: whose scores to use, a key of reticle.benchmarks.BENCHMARKS.
-        prefill, generation: as in reticle.hf.attach: of the context, and of the question and the answer.
-        output_dir: where results are written and a run that was stopped is taken up, which is of one model, its samples and
-            its settings; None: nowhere.
-        max_context_length: tokens of the context that are kept; None: all.
-        truncation: which: the "first", or the first and the last ("middle" is dropped).
+        samples: from reticle.benchmarks, or your own.
+        benchmark: a key of reticle.benchmarks.BENCHMARKS, which determines the scores.
+        prefill, generation: pipelines as in reticle.hf.attach, for the context, and for the question and the answer.
+        output_dir: folder for the results. A stopped run is resumed from there; the model, the samples and the settings
+            must be the same. None: nothing is written.
+        max_context_length: the largest number of context tokens to keep; None: all.
+        truncation: "first" keeps the first tokens; "middle" drops the middle and keeps the first and the last.
         chat_template: put context and question into the tokenizer's chat template.
-        metrics: also write micro_metrics.jsonl, for which dense attention runs as well. Needs output_dir.
+        metrics: also write micro_metrics.jsonl, which costs a dense attention per call. Needs output_dir.
 
     Raises:
-        ValueError: for unknown settings, or an output_dir with results of other ones.
+        ValueError: for unknown settings, or an output_dir with results of other settings.
     """
     if benchmark not in benchmarks.BENCHMARKS:
         raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
@@ -330,7 +333,7 @@ def answer(
 
 @dataclass(frozen=True)
 class Loss:
-    """Means over the examples, as nano-sparse-attention reports them."""
+    """Means over the examples, in the form that nano-sparse-attention reports."""
 
     loss: float
     """Cross entropy of the last output_length tokens, nats."""
@@ -343,12 +346,12 @@ class Loss:
 
 
 def tokens_of(example: Mapping[str, Any], number: int) -> tuple[torch.Tensor, int]:
-    """Tokens (1, length) that count, and how many at their end are generated, of an example {input_ids, attention_mask,
-    output_length}.
+    """The real tokens (1, length) of an example {input_ids, attention_mask, output_length}, and the number of tokens at
+    their end that are generated.
 
     Raises:
-        ValueError: for several sequences in one example, an attention mask of other extents, or when output_length leaves no
-            prompt or no token.
+        ValueError: for several sequences in one example, an attention mask of other extents, or an output_length that
+            leaves no prompt or no token.
     """
     ids = torch.as_tensor(example["input_ids"])
     if ids.numel() != ids.shape[-1]:
@@ -373,7 +376,7 @@ def tokens_of(example: Mapping[str, Any], number: int) -> tuple[torch.Tensor, in
 
 
 def _by_layer(masks: list[tuple[int, Mask]]) -> list[Mask]:
-    """One mask to each layer: those of its calls below each other, with room for the keys of the last."""
+    """One mask per layer: the masks of its calls stacked along queries, with the number of keys of the last call."""
     found: dict[int, list[Mask]] = defaultdict(list)
     for layer, mask in masks:
         found[layer].append(mask)
@@ -397,12 +400,12 @@ def loss(
     masks: bool = False,
     progress: bool = True,
 ) -> Loss:
-    """Loss of the last tokens of each example, which see what `generation` keeps of the others; those see each other
-    through `prefill`.
+    """Loss of the last tokens of each example. They attend to earlier tokens by the pipeline `generation`; the tokens
+    before them attend to each other by `prefill`.
 
     Args:
-        dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of them
-            count (a left-padded example is cut to those that do), and how many at the end are generated.
+        dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of
+            them are real (left padding is removed), and the number of tokens at the end that are generated.
         masks: keep the masks of the first example.
 
     Raises:
@@ -419,7 +422,7 @@ def loss(
         keeps = masks and number == 0
         with attach(model, prefill=prefill, generation=generation, keep_masks=keeps) as attached:
             first = model(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:]
-            # The last token predicts what is not known, but attends like the others.
+            # The last token predicts nothing that is known, but it attends like the others.
             with attached.stage("generation"):
                 others = model(ids[:, prompt:], past_key_values=cache, use_cache=True).logits[:, :-1]
             if keeps:

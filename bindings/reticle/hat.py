@@ -1,11 +1,11 @@
-"""Published HashAttention weights, .pt or .pkl, as the safetensors file that hash_attention_top_k reads.
+"""Converts published HashAttention weights (.pt or .pkl) to the safetensors file that hash_attention_top_k reads.
 
     reticle convert-hat weights.pkl hat.safetensors
 
-Two forms are known: sparse-attention-hub's, {layer: {query_matrix, query_bias, key_matrix, key_bias}} with a list over
-the linear maps in each, and the training code's state dict, whose keys are
-"<layer>.learning_to_hash_transformation_<q|k>.<head>.<0|2|4>.weight" and ".bias". Pickles are read by a list of the few
-types that hold numbers; whatever else they name is refused, and nothing of them is executed.
+Two forms are supported: sparse-attention-hub's, {layer: {query_matrix, query_bias, key_matrix, key_bias}} with a list
+over the linear maps in each, and the training code's state dict, whose keys are
+"<layer>.learning_to_hash_transformation_<q|k>.<head>.<0|2|4>.weight" and ".bias". Pickles are read with an allow-list
+of the few types that hold numbers; any other name is refused, and nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _DType:
-    """A dtype as numpy writes it into pickles, held as text until it is known to be one of numbers."""
+    """A dtype as numpy pickles it, kept as text until it is known to be a dtype of numbers."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = True) -> None:
         if not (isinstance(name, str) and re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", name)):
@@ -50,7 +50,7 @@ class _DType:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        # (version, byte order, and what only structures, strings and times have)
+        # (version, byte order, and entries that only structures, strings and times use)
         if not (isinstance(state, tuple) and len(state) >= 2 and state[1] in ("<", ">", "|", "=")):
             raise pickle.UnpicklingError("holds a damaged dtype")
         self.name = state[1] + self.name.lstrip("<>|=")
@@ -60,7 +60,7 @@ class _DType:
 
 
 class _Array:
-    """An array as numpy writes it into pickles: (version, shape, dtype, by columns, bytes)."""
+    """An array as numpy pickles it: (version, shape, dtype, column-major flag, bytes)."""
 
     _state: tuple[Any, ...] = ()
 
@@ -76,7 +76,7 @@ class _Array:
 
 
 def _empty_array(*_: Any) -> _Array:
-    """What numpy calls before it hands an array its state."""
+    """Stands for numpy's function that makes an empty array, which is given its state afterwards."""
     return _Array()
 
 
@@ -90,22 +90,22 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return _array_of_buffer(data, dtype, (), "C").value()[()]
 
 
-# Where numpy 1 or 2 has them.
-_OF_NUMPY: dict[str, Any] = {
+# numpy 1 and 2 have these in different modules.
+_NUMPY_STAND_INS: dict[str, Any] = {
     "multiarray._reconstruct": _empty_array,
     "multiarray.scalar": _scalar,
     "numeric._frombuffer": _array_of_buffer,
 }
 
 
-# The unpickler that is written in Python, and stand-ins for numpy's own functions: those written in C trust what a damaged
-# file says of itself.
+# The unpickler written in Python, with stand-ins for numpy's functions: the C implementations trust the sizes that a
+# damaged file claims.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
         if match := re.fullmatch(r"numpy\.(?:_core|core)\.(multiarray|numeric)", module):
-            found = _OF_NUMPY.get(f"{match[1]}.{name}")
+            found = _NUMPY_STAND_INS.get(f"{match[1]}.{name}")
             if found is not None:
                 return found
         if module == "numpy" and name in ("ndarray", "dtype"):
@@ -114,18 +114,18 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(path: str | Path) -> Any:
-    """The object of a .pt or .pkl file that holds nothing but containers, numbers, tensors and arrays.
+    """The object in a .pt or .pkl file that holds only containers, numbers, tensors and arrays.
 
     Raises:
-        FormatError: naming the file, for anything else.
+        FormatError: naming the file, for any other content.
     """
     data = _core.read_file(path)
     try:
-        # torch.save's files, old and new, are for torch, which has an allow-list of its own.
+        # Files of torch.save, in the old and the new format, go to torch, which has an allow-list.
         zipped = data[:4] == b"PK\x03\x04"
         content = None if zipped else _Unpickler(io.BytesIO(data)).load()
         return _tensors_from(data) if zipped or content == torch.serialization.MAGIC_NUMBER else content
-    except Exception as error:  # of a damaged file, unpicklers raise whatever they stumble over
+    except Exception as error:  # a damaged file makes unpicklers raise arbitrary exceptions
         reason = str(error).strip().split("\n")[0]
         raise FormatError(f"{path}: {reason or type(error).__name__}") from None
 
@@ -190,11 +190,11 @@ def _from_state(state: Mapping[str, Any]) -> Weights:
 
 
 def tensors_of(content: Any) -> Weights:
-    """The tensors of either form, by the names that hash_attention_top_k looks for: hat.<layer>.<query|key>_matrix.<i>
+    """The tensors of either form under the names that hash_attention_top_k reads: hat.<layer>.<query|key>_matrix.<i>
     (heads, in, out) and hat.<layer>.<query|key>_bias.<i> (heads, out), float32.
 
     Raises:
-        FormatError: when it is neither form, or parts are missing or of other extents than the rest.
+        FormatError: when the content is neither form, or when parts are missing or differ in extents.
     """
     weights: Weights = {}
     if isinstance(content, dict) and content and all(isinstance(sides, dict) for sides in content.values()):
@@ -222,10 +222,10 @@ def tensors_of(content: Any) -> Weights:
 
 
 def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
-    """Writes `source`'s weights to `target`, and returns the config that uses them.
+    """Writes the weights of `source` to `target`; returns the masker config that uses them.
 
     Raises:
-        FormatError: naming the file and what is wrong with it; nothing is written.
+        FormatError: naming the file and the fault; nothing is written then.
     """
     from safetensors.torch import save_file
 

@@ -1,12 +1,12 @@
-"""A dataclass for the config of every masker, made from the registry: LocalConfig, OracleTopKConfig, ...
+"""A config dataclass for every masker, generated from the registry: LocalConfig, OracleTopKConfig, ...
 
     from reticle.maskers import LocalConfig, OracleTopKConfig, SinkConfig, pipeline
 
     sparse = pipeline([SinkConfig(sink_size=128), LocalConfig(window_size=128), OracleTopKConfig(heavy_size=0.1)])
 
-Fields, defaults and documentation are the maskers' own. Sizes are counts (an int) or fractions of the keys (a float).
-Every class also takes `layers` and `heads`, which say where it serves. Maskers registered later, by plugins or in Python,
-get theirs when asked for.
+Fields, defaults and documentation come from the maskers. Sizes are counts (an int) or fractions of the keys (a float).
+Every class also takes `layers` and `heads`, which restrict the masker to some of them. Maskers that plugins or Python
+register later get their classes on first access.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 def class_name(masker: str) -> str:
-    """oracle_top_k -> OracleTopKConfig."""
+    """The name of a masker's config class: oracle_top_k -> OracleTopKConfig."""
     return "".join(word.capitalize() for word in masker.split("_")) + "Config"
 
 
 def _annotation(schema: Mapping[str, Any]) -> str:
-    """A field's type, as Python writes it."""
+    """The type of a field as a Python annotation."""
     if "enum" in schema:
         return "Literal[" + ", ".join(json.dumps(value) for value in schema["enum"]) + "]"
     if "anyOf" in schema:
@@ -61,7 +61,7 @@ def _fields(masker: str) -> list[tuple[str, str, Any]]:
 
 
 def config_class(masker: str) -> type[MaskerConfig]:
-    """The dataclass of a masker's config; ConfigError, with the nearest name, for one that is not known."""
+    """The dataclass of a masker's config; ConfigError, naming the nearest masker, for an unknown name."""
     entries = []
     for name, annotation, default in _fields(masker):
         if default is dataclasses.MISSING:
@@ -90,7 +90,7 @@ def __getattr__(name: str) -> type[MaskerConfig]:
 
 
 def from_dict(config: Mapping[str, Any]) -> MaskerConfig:
-    """The config object of one entry of a JSON config's "maskers"."""
+    """The config object of one entry of "maskers" in a JSON config."""
     parameters = dict(config)
     masker = parameters.pop("type", None)
     made: type[MaskerConfig] = _classes.get(masker) or config_class(str(masker))
@@ -106,10 +106,10 @@ def pipeline(
     seed: int = 0,
     merge: str = "add",
 ) -> SparseAttention:
-    """A pipeline of maskers for both stages, or of other ones for each.
+    """A pipeline with the same maskers in both stages, or with different ones in each.
 
     Raises:
-        ConfigError: with the place, the value and what was expected.
+        ConfigError: with the place, the value and the expectation.
     """
     options: dict[str, Any] = {"causal": causal, "seed": seed, "merge": merge}
     if maskers is not None:
@@ -135,7 +135,7 @@ def _listed(given: Iterable[MaskerConfig]) -> list[dict[str, Any]]:
 
 
 def to_json(config: Mapping[str, Any]) -> str:
-    """The config as JSON; numbers of numpy and torch count as Python's."""
+    """The config as JSON; numbers of numpy and torch are converted to Python's."""
 
     def plain(value: Any) -> Any:
         if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
@@ -149,7 +149,7 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def stub() -> str:
-    """What type checkers read: maskers.pyi, written by tools/update_docs."""
+    """The text of maskers.pyi, which type checkers read; tools/update_docs writes it."""
     lines = [
         '"""Written by tools/update_docs from the maskers\' own fields."""',
         "",

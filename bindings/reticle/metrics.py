@@ -1,10 +1,10 @@
-"""What sparse attention kept and how far it was from dense attention, layer by layer, as JSON lines.
+"""Logs of the density and the output error of sparse attention, layer by layer, as JSON lines.
 
     with reticle.metrics.MetricLogger("run/metrics.jsonl") as metrics, reticle.hf.attach(model, generation=config, metrics=metrics):
         model.generate(**inputs)
     reticle.metrics.summary("run/metrics.jsonl")  # {"density": 0.12, "output_error": 0.03}
 
-A line is {"timestamp", "metric", "value", "metadata"}, as sparse-attention-hub's micro_metrics.jsonl has them.
+A line is {"timestamp", "metric", "value", "metadata"}, the format of sparse-attention-hub's micro_metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ OUTPUT_ERROR = "output_error"
 
 
 class MetricLogger:
-    """Appends to a file, one line per value; closed with the `with` block or `close`."""
+    """Appends to a file, one line per value; closed by the `with` block or `close`."""
 
     def __init__(
         self, path: str | Path, metrics: Sequence[str] = (DENSITY, OUTPUT_ERROR), *, sampling: float = 1.0
     ) -> None:
-        """Logs `metrics` to `path`, whose folder is made.
+        """Logs `metrics` to `path`, whose folder is created.
 
         Args:
-            metrics: "density" (keys attended over keys there are) and "output_error" (||dense - sparse|| / ||dense||
-                of the whole output, for which dense attention runs as well).
+            metrics: "density" (attended keys over visible keys) and "output_error" (||dense - sparse|| / ||dense|| of
+                the whole output, which costs a dense attention per call).
             sampling: share of the calls that are logged, in [0, 1].
         """
         unknown = set(metrics) - {DENSITY, OUTPUT_ERROR}
@@ -50,11 +50,11 @@ class MetricLogger:
         self._file: TextIO = Path(path).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open until close()
 
     def wants(self, metric: str) -> bool:
-        """Whether to compute and log this metric for the call at hand."""
+        """True if this metric should be computed and logged for the current call."""
         return metric in self.metrics and self._random.random() < self._sampling
 
     def log(self, metric: str, value: float, **metadata: Any) -> None:
-        """Writes one value."""
+        """Appends one value."""
         now = datetime.now(timezone.utc).isoformat()
         line = {"timestamp": now, "metric": metric, "value": float(value), "metadata": metadata}
         self._file.write(json.dumps(line) + "\n")
@@ -73,13 +73,14 @@ class MetricLogger:
 
 
 def records(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log, as dicts: pandas.json_normalize makes a table of them."""
+    """The lines of a log as dicts, of which pandas.json_normalize makes a table."""
     with Path(path).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def summary(path: str | Path, by: str | None = None) -> dict[Any, Any]:
-    """Means over a log: {metric: mean}, or with `by` (a metadata key, as "layer") {metric: {value of the key: mean}}."""
+    """Means over a log: {metric: mean}, or with `by` (a metadata key such as "layer") {metric: {value of the key:
+    mean}}."""
     values: dict[Any, list[float]] = defaultdict(list)
     for record in records(path):
         values[record["metric"], record["metadata"].get(by) if by else None].append(record["value"])

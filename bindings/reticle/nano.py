@@ -1,4 +1,4 @@
-"""nano-sparse-attention's way of writing patterns: one module for the prompt, one for what is generated after it.
+"""nano-sparse-attention's interface for patterns: one module for the prompt, one for the tokens generated after it.
 
     class MyNewAttention(Attention):
         def __init__(self, window_size):
@@ -15,8 +15,9 @@
     loss = model_forward(model, examples, handler)  # of a Hugging Face model
     handler.info()["prefill"]["sparsity"]
 
-Masks are bool and True where a connection is *pruned*, as there; everywhere else in Reticle True keeps. Whole sequences go
-through, as in teacher forcing: for patterns that run on a model's cache, `reticle.hf.attach` and `reticle.evaluate.loss`.
+Masks are bool and True where a connection is *pruned*, as in nano-sparse-attention; elsewhere in Reticle True keeps.
+The handler processes whole sequences, as in teacher forcing; for patterns that run on a model's cache, use
+`reticle.hf.attach` and `reticle.evaluate.loss`.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ _ATTENTION = "reticle_nano"
 
 
 class Attention(nn.Module):
-    """A pattern. Yours override `forward`, for the prompt, or `generation_forward`, for what follows it, or both.
+    """A pattern. Subclasses override `forward`, for the prompt, `generation_forward`, for the tokens after it, or both.
 
-    `name` and `params` say which pattern it is (entries of `params` are attributes as well); `sparsity_ratios` and `masks` are
-    what the calls so far recorded.
+    `name` and `params` identify the pattern (entries of `params` are attributes as well); `sparsity_ratios` and `masks`
+    hold the records of the calls so far.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         self.init(*args, **kwargs)
 
     def init(self) -> None:
-        """What `__init__` does, by the name that the documentation of nano-sparse-attention prints; override either."""
+        """Does the work of `__init__`; nano-sparse-attention's documentation uses this name. Override either."""
         self.name = "Attention"
         self.params = {}
         self.masks = []
@@ -76,7 +77,8 @@ class Attention(nn.Module):
         return params[name] if name in params else super().__getattr__(name)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Attention of a prompt: all are (batch, heads, tokens, head_dim), and so is the result. `layer_idx` comes by name."""
+        """Attention of a prompt; the tensors and the result are (batch, heads, tokens, head_dim). `layer_idx` is passed
+        by name."""
         raise NotImplementedError(f"{type(self).__name__} has no forward: it does not serve the prefill")
 
     def generation_forward(
@@ -90,10 +92,11 @@ class Attention(nn.Module):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Attention of what is generated after a prompt, (batch, heads, generated tokens, head_dim). `layer_idx` comes by name."""
+        """Attention of generated tokens after a prompt, (batch, heads, generated tokens, head_dim). `layer_idx` is
+        passed by name."""
         raise NotImplementedError(f"{type(self).__name__} has no generation_forward: it does not serve the generation")
 
-    # --- for patterns to use ---------------------------------------------------------------------------------------------
+    # --- helpers for patterns ----------------------------------------------------------------------------------------
 
     @staticmethod
     def attention(
@@ -103,19 +106,20 @@ class Attention(nn.Module):
         attention_mask: Tensor,
         return_attention_scores: bool = False,
     ) -> Any:
-        """Attention over what a mask leaves: output (batch, heads, queries, head_dim), and with `return_attention_scores` the
-        weights, (batch, heads, queries, keys), which have no gradients.
+        """Attention over the connections that a mask keeps: output (batch, heads, queries, head_dim), and with
+        `return_attention_scores` the weights, (batch, heads, queries, keys), without gradients.
 
         Scores are scaled by 1 / sqrt(head_dim). A query whose connections are all pruned gets 0.
 
         Args:
-            attention_mask: bool or 0 and 1 in an integer dtype, broadcastable to (batch, heads, queries, keys); True prunes.
+            attention_mask: bool, or 0 and 1 in an integer dtype, broadcastable to (batch, heads, queries, keys); True
+                prunes.
 
         Raises:
-            TypeError: for a floating mask, which would be added to the scores elsewhere.
+            TypeError: for a floating mask, which other libraries add to the scores.
         """
         pruned = _pruned(attention_mask)
-        pattern = _core.Mask.dense((~pruned[(None,) * (4 - pruned.dim())]).cpu().numpy())  # shared heads stay shared
+        pattern = _core.Mask.dense((~pruned[(None,) * (4 - pruned.dim())]).cpu().numpy())  # keeps shared heads
         kept = pattern.broadcast_to((*queries.shape[:3], keys.shape[2]))
         output, _ = reticle.attention(queries, keys, values, kept)
         if return_attention_scores:
@@ -124,42 +128,42 @@ class Attention(nn.Module):
 
     @staticmethod
     def get_causal_mask(seq_len: int, device: torch.device | str = "cpu") -> Tensor:
-        """(1, 1, seq_len, seq_len): keys behind a query are pruned."""
+        """A mask (1, 1, seq_len, seq_len) that prunes the keys after each query."""
         return Attention.get_generation_mask(seq_len, 0, device)
 
     @staticmethod
     def get_local_mask(seq_len: int, window_size: int, device: torch.device | str = "cpu") -> Tensor:
-        """(1, 1, seq_len, seq_len): all but the last window_size keys up to a query's own are pruned."""
+        """A mask (1, 1, seq_len, seq_len) that keeps the last window_size keys up to each query's position."""
         ones = torch.ones(1, 1, seq_len, seq_len, dtype=torch.bool, device=device)
         return ~ones.tril().triu(1 - window_size)
 
     @staticmethod
     def get_generation_mask(gen_len: int, prefill_len: int, device: torch.device | str = "cpu") -> Tensor:
-        """(1, 1, gen_len, prefill_len + gen_len): generated keys behind a query are pruned."""
+        """A mask (1, 1, gen_len, prefill_len + gen_len) that prunes the generated keys after each query."""
         ones = torch.ones(1, 1, gen_len, prefill_len + gen_len, dtype=torch.bool, device=device)
         return ones.triu(prefill_len + 1)
 
     @staticmethod
     def calculate_sparsity_ratio(mask: Tensor) -> float:
-        """Which share of the connections that causality allows a mask (batch, heads, queries, keys) prunes; the last query
-        stands at the last key."""
+        """The share of causal connections that a mask (batch, heads, queries, keys) prunes; the last query is at the
+        last key."""
         pruned = _pruned(mask)
         kept = (~pruned).sum((-1, -2)).double().mean().item()
         return _sparsity(kept, pruned.shape[-2], pruned.shape[-1])
 
     @staticmethod
     def calculate_average_sparsity_ratio(sparsity_ratios: Sequence[float]) -> float:
-        """Their mean; 0 where none was recorded."""
+        """The mean of the ratios; 0 without any."""
         return sum(sparsity_ratios) / len(sparsity_ratios) if sparsity_ratios else 0
 
     def maybe_save_mask(self, attention_mask: Tensor, modulo_layers: int = 8) -> None:
-        """Keeps the first head of every `modulo_layers`-th call's mask, for pictures."""
+        """Keeps the mask of the first head at every `modulo_layers`-th call, for pictures."""
         if self.layer_counter % modulo_layers == 0:
             self.masks.append(attention_mask[0, 0].cpu().numpy().copy())
         self.layer_counter += 1
 
     def info(self) -> dict[str, Any]:
-        """name, params, masks, and sparsity: the mean over the calls so far."""
+        """{name, params, masks, sparsity}; sparsity is the mean over the calls so far."""
         sparsity = self.calculate_average_sparsity_ratio(self.sparsity_ratios)
         return {"name": self.name, "params": self.params, "masks": self.masks, "sparsity": sparsity}
 
@@ -171,13 +175,14 @@ def _pruned(mask: Tensor) -> Tensor:
 
 
 def _sparsity(kept: float, queries: int, keys: int) -> float:
-    """Of what a head keeps on average."""
+    """The sparsity if a head keeps `kept` connections on average."""
     allowed = queries * (queries + 1) // 2 + (keys - queries) * queries
     return 1 - kept / allowed if allowed else 0.0
 
 
 class InferenceHandler(nn.Module):
-    """A pattern for the prompt and one for what is generated after it, over whole sequences of which both are known."""
+    """A pattern for the prompt and one for the tokens generated after it, over whole sequences that are known in
+    advance."""
 
     def __init__(self, prefill_attention: Attention, generation_attention: Attention) -> None:
         super().__init__()
@@ -187,7 +192,7 @@ class InferenceHandler(nn.Module):
         self.output_length: int | None = None
 
     def set_output_length(self, output_length: int) -> None:
-        """How many tokens at the end of the sequences are generated."""
+        """Sets how many tokens at the end of the sequences are generated."""
         if output_length < 1:
             raise ValueError(f"output_length is {output_length}; expected 1 token or more")
         self.output_length = output_length
@@ -197,7 +202,8 @@ class InferenceHandler(nn.Module):
         return {"prefill": self.prefill_attention.info(), "generation": self.generation_attention.info()}
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, layer_idx: int | None = None) -> Tensor:
-        """Attention (batch, heads, tokens, head_dim) of whole sequences, keys and values with as many heads as queries.
+        """Attention of whole sequences, (batch, heads, tokens, head_dim); keys and values have as many heads as
+        queries.
 
         Raises:
             ValueError: when no prompt is left before the output, or its length was not set.
@@ -214,11 +220,11 @@ class InferenceHandler(nn.Module):
         return torch.cat([prefill, generation], -2)
 
 
-# --- their patterns, by Reticle's maskers ---------------------------------------------------------------------------------
+# --- nano-sparse-attention's patterns, as pipelines of Reticle's maskers --------------------------------------------
 
 
 class _Pattern(Attention):
-    """Maskers that choose for the stages that are served."""
+    """A pipeline of maskers for the stages in `_stages`; the other stage is that of `Attention`."""
 
     _stages: tuple[str, ...] = ("prefill", "generation")
 
@@ -249,7 +255,7 @@ class _Pattern(Attention):
         if "generation" not in self._stages:
             return super().generation_forward(*before, *after)
         state = _core.SequenceState()
-        self._choose(*before, state, "prefill", **kwargs)  # maskers of the generation are shown the prompt
+        self._choose(*before, state, "prefill", **kwargs)  # the generation maskers observe the prompt
         keys, values = (torch.cat(pair, -2) for pair in zip(before[1:], after[1:], strict=True))
         return self._attend(generation_queries, keys, values, state, "generation", **kwargs)
 
@@ -280,7 +286,8 @@ class _Pattern(Attention):
 
 
 class DenseAttention(_Pattern):
-    """All keys up to each query's own. As there, it records no sparsity, and masks of the prefill only."""
+    """All keys up to each query's position. As in nano-sparse-attention, only masks of the prefill are recorded, no
+    sparsity."""
 
     def __init__(self) -> None:
         super().__init__([])
@@ -291,7 +298,7 @@ class DenseAttention(_Pattern):
 
 
 class LocalAndSinksAttention(_Pattern):
-    """The last `window_size` keys and the first `attention_sinks`, in both stages."""
+    """The last `window_size` keys and the first `attention_sinks`, in both stages (Xiao et al. 2023)."""
 
     def __init__(self, window_size: int, attention_sinks: int) -> None:
         chosen: list[MaskerConfig] = [maskers.LocalConfig(window_size=window_size)]
@@ -301,8 +308,8 @@ class LocalAndSinksAttention(_Pattern):
 
 
 class VerticalAndSlashAttention(_Pattern):
-    """The columns and diagonals that the prompt's last `approximation_window` queries attend to most, `attention_sinks` columns
-    and a window among them."""
+    """The columns and diagonals that the prompt's last `approximation_window` queries attend to most, always including
+    `attention_sinks` columns and a window (MInference, Jiang et al. 2024)."""
 
     _stages = ("prefill",)
 
@@ -327,8 +334,8 @@ class VerticalAndSlashAttention(_Pattern):
 
 
 class BlockSparseAttention(_Pattern):
-    """To each chunk of queries the first chunk of keys, the best ones by mean scores, `top_chunks` in all, and a window of a
-    chunk."""
+    """For each chunk of queries: the first chunk of keys and the best ones by mean scores, `top_chunks` in all, and a
+    window of one chunk."""
 
     _stages = ("prefill",)
 
@@ -341,7 +348,8 @@ class BlockSparseAttention(_Pattern):
 
 
 class SnapKVAttention(_Pattern):
-    """Of the prompt the `token_capacity` keys that its last queries attend to most, and all that is generated."""
+    """The `token_capacity` prompt keys that the prompt's last queries attend to most, and all generated keys (SnapKV,
+    Li et al. 2024)."""
 
     _stages = ("generation",)
 
@@ -358,7 +366,8 @@ class SnapKVAttention(_Pattern):
 
 
 class TOVAAttention(_Pattern):
-    """`token_capacity` keys; every new one evicts the one that the newest query attends to least."""
+    """`token_capacity` keys; every new key evicts the one that the newest query attends to least (TOVA, Oren et al.
+    2024)."""
 
     _stages = ("generation",)
 
@@ -366,14 +375,15 @@ class TOVAAttention(_Pattern):
         super().__init__([maskers.TovaConfig(token_capacity=token_capacity)], token_capacity=token_capacity)
 
 
-# --- Hugging Face models --------------------------------------------------------------------------------------------------
+# --- Hugging Face models --------------------------------------------------------------------------------------------
 
 
 def update_attention(model: Any, inference_handler: InferenceHandler | None) -> None:
-    """Every attention of a Hugging Face model calls the handler from now on; None gives the model its own attention back.
+    """Makes every attention of a Hugging Face model call the handler; None restores the model's original attention.
 
     Raises:
-        ValueError: when the model's attention does not go through transformers' interface, or is attached by `reticle.hf`.
+        ValueError: when the model's attention does not go through transformers' interface, or is attached by
+            `reticle.hf`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -388,17 +398,17 @@ def update_attention(model: Any, inference_handler: InferenceHandler | None) -> 
         raise ValueError(f"{type(model).__name__}: is attached to a pattern by reticle.hf; detach it first")
     AttentionInterface.register(_ATTENTION, _attention_of_layers)
     AttentionMaskInterface.register(_ATTENTION, visibility)
-    own = getattr(backbone, "_reticle_nano_before", None)
+    original = getattr(backbone, "_reticle_nano_before", None)
     if inference_handler is None:
-        if own is not None:
-            backbone.set_attn_implementation(own)
+        if original is not None:
+            backbone.set_attn_implementation(original)
             del backbone._reticle_nano_before
         return
-    if own is None:
+    if original is None:
         backbone._reticle_nano_before = backbone.config._attn_implementation
         backbone.set_attn_implementation(_ATTENTION)
     for layer in layers:
-        object.__setattr__(layer, "_reticle_nano", inference_handler)  # not a submodule of the layer
+        object.__setattr__(layer, "_reticle_nano", inference_handler)  # plain assignment would make it a submodule
 
 
 def _attention_of_layers(
@@ -411,7 +421,7 @@ def _attention_of_layers(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: output (batch, queries, heads, head_dim)."""
+    """The function that transformers calls: output (batch, queries, heads, head_dim), no weights."""
     from reticle.hf._attention import refuse_unknown
     from reticle.hf._visibility import Visibility
 
@@ -436,12 +446,12 @@ def _attention_of_layers(
 
 @torch.no_grad()
 def model_forward(model: Any, model_inputs: Iterable[Mapping[str, Any]], inference_handler: InferenceHandler) -> float:
-    """Mean over the examples of the cross entropy, in nats, of their last output_length tokens; the model's attention is the
-    handler's from then on.
+    """Mean over the examples of the cross entropy, in nats, of their last output_length tokens. The model's attention
+    calls the handler from then on.
 
     Args:
-        model_inputs: {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of them count, and how
-            many at the end are generated.
+        model_inputs: {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of them are
+            real, and the number of tokens at the end that are generated.
 
     Raises:
         ValueError: without examples, or when an output_length leaves no prompt.

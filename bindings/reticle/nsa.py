@@ -1,8 +1,8 @@
 """Native Sparse Attention (Yuan et al. 2025, arXiv 2502.11089) for torch, trainable, on Reticle's C++ operations.
 
 Sequences are packed: activations (tokens, ...), and cu_seqlens, (sequences + 1) offsets from 0. Names, shapes and
-semantics are those of native-sparse-attention-triton, whose state dicts load as they are. Float32 in C++ on the CPU; on
-a GPU in the tensors' dtype, see `reticle.nsa_gpu`.
+semantics are those of native-sparse-attention-triton, whose state dicts load without conversion. On the CPU the C++
+operations compute in float32; on a GPU `reticle.nsa_gpu` computes in the tensors' dtype.
 
     module = reticle.nsa.NativeSparseAttention("weightedpool", 256, num_q_heads=8, num_kv_heads=2, head_dim=32)
     y = module(x, cu_seqlens)  # (tokens, 256)
@@ -33,10 +33,10 @@ def _offsets(cu_seqlens: Offsets) -> list[int]:
 
 
 def checked_offsets(cu_seqlens: Offsets, x: Tensor, name: str = "cu_seqlens") -> list[int]:
-    """cu_seqlens as numbers.
+    """cu_seqlens as Python integers.
 
     Raises:
-        ShapeError: when they do not cover the tokens of x, (tokens, ...), one sequence after another.
+        ShapeError: when they do not partition the tokens of x, (tokens, ...), into consecutive sequences.
     """
     offsets = _offsets(cu_seqlens)
     ascending = all(begin <= end for begin, end in pairwise(offsets))
@@ -48,7 +48,8 @@ def checked_offsets(cu_seqlens: Offsets, x: Tensor, name: str = "cu_seqlens") ->
 
 
 def _checked_scale(scale: float | None, name: str) -> float | None:
-    """A positional argument that stands elsewhere in the reference's call is no scale."""
+    """Refuses a value that cannot be a scale: a positional argument that has another place in the reference's
+    signature."""
     if scale is not None and (isinstance(scale, (bool, Tensor)) or not isinstance(scale, (int, float))):
         raise TypeError(f"{name} is {type(scale).__name__}; expected a number or None for 1 / sqrt(head_dim)")
     return scale
@@ -62,8 +63,8 @@ def _checked_longest(given: int | None, lengths: list[int], name: str) -> None:
 
 @dataclass
 class RopeConfig:
-    """Rotary positions, as native-sparse-attention-triton describes them; `rope_scaling` as in Hugging Face configs, of type
-    llama3 or linear. Positions are computed, not looked up, so that max_position_embeddings bounds nothing."""
+    """Rotary positions with native-sparse-attention-triton's parameters; `rope_scaling` as in Hugging Face configs, of
+    type llama3 or linear. Positions are computed, not looked up, so max_position_embeddings limits nothing."""
 
     max_position_embeddings: int = 131072
     head_dim: int = 128
@@ -79,10 +80,10 @@ class RopeConfig:
     )
 
     def rope(self, head_dim: int) -> _core.Rope:
-        """The rotation of heads of this size.
+        """The rotation for heads of this size.
 
         Raises:
-            ConfigError: when the config is of another size.
+            ConfigError: when the config has another size.
         """
         if self.head_dim != head_dim:
             raise _core.ConfigError(
@@ -107,13 +108,13 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, gradients = ctx.core.backward(ctx.tape, dy.float().contiguous())
         found = [dx, *(gradients.get(name) for name in ctx.names)]
-        dx, *own = (None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
-        return dx, None, None, *own
+        dx, *d_parameters = (None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
+        return dx, None, None, *d_parameters
 
 
 class NativeSparseAttention(nn.Module):
-    """Three attentions of the same queries - over compressed keys, over the blocks that those point at, and over a
-    window - mixed by learned gates.
+    """Three attentions of the same queries - over compressed keys, over the blocks that compressed attention selects,
+    and over a window - mixed by learned gates.
 
     Parameters: proj_q.weight (num_q_heads * head_dim, hidden_size), proj_k.weight and proj_v.weight
     (num_kv_heads * head_dim, hidden_size), proj_o.weight, gate.0.weight (3 * num_q_heads, hidden_size), intra_block_pe
@@ -141,21 +142,21 @@ class NativeSparseAttention(nn.Module):
         rope_theta: float = 500000.0,
         rope_scaling: Mapping[str, Any] | None = None,
     ) -> None:
-        """Fresh parameters, Xavier-uniform as the reference's.
+        """Initialises parameters with Xavier-uniform, as the reference does.
 
         Args:
-            kernel_size, kernel_stride: tokens in a compressed one, and from one to the next; the stride divides
-                kernel_size and block_size.
-            block_size, topk: tokens in a selected block, and blocks that a query selects, among them always the first
+            kernel_size, kernel_stride: tokens per compressed token, and the distance between compressed tokens; the
+                stride divides kernel_size and block_size.
+            block_size, topk: tokens per selected block, and blocks that a query selects, always including the first
                 init_blocks and the last local_blocks.
-            window_size: tokens before the query's own that the window sees.
-            rope_config: of rotary positions; or rope_theta and rope_scaling by keyword, scaling as in Hugging Face configs, of
-                type llama3 or linear.
-            rope_device: where the reference keeps its table of positions; there is none here, and it changes nothing.
+            window_size: tokens before the query's position that the window includes.
+            rope_config: the rotary positions; alternatively rope_theta and rope_scaling by keyword, scaling as in
+                Hugging Face configs, of type llama3 or linear.
+            rope_device: where the reference keeps its table of positions; there is no table here, and it has no effect.
 
         Raises:
-            ConfigError: that names the field and the rule.
-            TypeError: for another rope_config.
+            ConfigError: naming the field and the rule.
+            TypeError: for a rope_config of another type.
         """
         super().__init__()
         self._config = _core.NsaConfig(
@@ -198,22 +199,23 @@ class NativeSparseAttention(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, cu_seqlens: Offsets) -> Tensor:
-        """(tokens, hidden_size) of whole sequences x (tokens, hidden_size); gradients reach x and every parameter."""
+        """Attention of whole sequences x (tokens, hidden_size): (tokens, hidden_size). x and every parameter have
+        gradients."""
         if x.is_cuda:
             return nsa_gpu.forward(self, x, checked_offsets(cu_seqlens, x))
         y: Tensor = _Forward.apply(x, self, _offsets(cu_seqlens), *self.parameters())  # type: ignore[no-untyped-call]
         return y
 
     def start(self, sequences: int, capacity: int) -> _core.NsaState | nsa_gpu.State:
-        """An empty cache, where the module is, for decoding a batch of sequences of up to `capacity` tokens each."""
+        """An empty cache on the module's device, for decoding a batch of sequences of up to `capacity` tokens each."""
         if self.proj_q.weight.is_cuda:
             return nsa_gpu.State(self, sequences, capacity)
         return self._core_module().start(sequences, capacity)
 
     @torch.no_grad()
     def extend(self, x: Tensor, cu_seqlens: Offsets, state: _core.NsaState | nsa_gpu.State) -> Tensor:
-        """The next tokens of each sequence, whole prompts or single tokens, through its cache; the rows that `forward`
-        over all tokens would give. When it fails the caches are as before."""
+        """Attention of the next tokens of each sequence, whole prompts or single tokens, through its cache; equal to
+        those rows of `forward` over all tokens. If it fails, the caches are unchanged."""
         if isinstance(state, nsa_gpu.State):
             return nsa_gpu.extend(self, x, checked_offsets(cu_seqlens, x), state)
         return self._core_module().extend(x.float(), _offsets(cu_seqlens), state).to(x.dtype)
@@ -251,9 +253,9 @@ def compress(
     *,
     compress_type: Compression,
 ) -> tuple[Tensor, Tensor]:
-    """Windows of kernel_size tokens of x (tokens, heads, head_dim), kernel_stride apart, each made into one.
+    """Compresses windows of kernel_size tokens of x (tokens, heads, head_dim), kernel_stride apart, to one token each.
 
-    Returns (compressed, cu_seqlens of it). A trailing partial window is dropped. Differentiable by x, weight and pe
+    Returns (compressed, its cu_seqlens). A trailing partial window is dropped. Differentiable in x, weight and pe
     (heads, kernel_size, head_dim), which is added to the tokens of every window.
     """
     config = _core.NsaConfig(
@@ -269,14 +271,14 @@ def compress(
 def avgpool_compress(
     x: Tensor, w: None, cu_seqlens: Offsets, kernel_size: int, kernel_stride: int, pe: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`compress` to the mean of each window."""
+    """`compress` by the mean of each window."""
     return compress(x, w, cu_seqlens, kernel_size, kernel_stride, pe, compress_type="avgpool")
 
 
 def weightedpool_compress(
     x: Tensor, w: Tensor, cu_seqlens: Offsets, kernel_size: int, kernel_stride: int, pe: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`compress` to a weighted sum, w (heads, kernel_size)."""
+    """`compress` by a weighted sum, w (heads, kernel_size)."""
     return compress(x, w, cu_seqlens, kernel_size, kernel_stride, pe, compress_type="weightedpool")
 
 
@@ -314,17 +316,19 @@ def compressed_attention(
     parallel_topk_compute: bool | Literal["auto"] = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attention of q (tokens, heads, head_dim) over compressed k and v (compressed tokens, kv_heads, head_dim), and the
-    blocks that it finds worth a closer look.
+    blocks that it selects for each query.
 
-    Returns (output, blocks): blocks (kv_heads, tokens, topk or fewer) int32, ascending, -1 on the right. Differentiable
-    by q, k and v; the choice of blocks is not.
+    Returns (output, blocks): blocks (kv_heads, tokens, topk or fewer) int32, ascending, padded with -1 at the end. The
+    output is differentiable in q, k and v; the selection is not.
 
     Args:
-        max_seqlen_q, max_seqlen_k: the longest sequences, where they are known; a larger max_seqlen_q makes room for more blocks.
-        parallel_topk_compute: how the reference spreads the choice over a GPU; the result does not depend on it, nor here.
+        max_seqlen_q, max_seqlen_k: lengths of the longest sequences, if known; a larger max_seqlen_q makes room for
+            more blocks.
+        parallel_topk_compute: how the reference distributes the selection over a GPU; the result does not depend on it.
 
     Raises:
-        ShapeError: when offsets do not cover the tokens, or k and v are not what `compress` makes of the sequences of q.
+        ShapeError: when offsets do not cover the tokens, or k and v are not what `compress` returns for the sequences
+            of q.
     """
     if parallel_topk_compute not in (True, False, "auto"):
         raise ValueError(f'parallel_topk_compute is {parallel_topk_compute!r}; expected "auto", True or False')
@@ -370,14 +374,15 @@ def topk_sparse_attention(
     cu_seqlens: Offsets,
     softmax_scale: float | None = None,
 ) -> Tensor:
-    """Causal attention over selected blocks: topk_idx (kv_heads, tokens, any) integers in any order, -1 for none. A block that
-    is repeated counts once, and keys behind a token not at all.
+    """Causal attention over selected blocks: topk_idx (kv_heads, tokens, n) integers in any order, -1 for none. A
+    repeated block counts once, and keys after a token are excluded.
 
-    q (tokens, heads, head_dim); k, v (tokens, kv_heads, head_dim). Differentiable by q, k and v. A token without blocks
+    q (tokens, heads, head_dim); k, v (tokens, kv_heads, head_dim). Differentiable in q, k and v. A token without blocks
     gets 0.
 
     Raises:
-        ShapeError: when offsets do not cover the tokens, or topk_idx is not of them; ConfigError for a block_size below 1.
+        ShapeError: when offsets do not cover the tokens, or topk_idx does not match them; ConfigError for a block_size
+            below 1.
     """
     if not 1 <= block_size < 2**31:
         raise _core.ConfigError(f"block_size: {block_size}; expected tokens of a block, in [1, 2^31)")

@@ -1,9 +1,9 @@
-"""Native Sparse Attention of torch tensors on a GPU: what `reticle.nsa` does there.
+"""Native Sparse Attention for torch tensors on a GPU: the implementation behind `reticle.nsa` there.
 
-Attention and its gradients, planned on the device, and the choice of blocks are Reticle's kernels; projections and
-compression are torch's own operations, and so are scores of blocks in float32 or of other head sizes. Scores are held for a
-chunk of queries, so that nothing grows with the square of the length. Nothing waits for the device. Nothing here needs a
-GPU: tests run it on the CPU.
+Reticle's kernels compute attention and its gradients, planned on the device, and select blocks. torch's operations
+compute projections, compression, and block scores in float32 or for head sizes without a kernel. Block scores are kept
+for one chunk of queries at a time, so memory does not grow with the square of the length. No call synchronises with the
+device. The module also runs on the CPU, where it is tested.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from reticle.nsa import NativeSparseAttention
     from reticle.torch import AnyMask
 
-# Scores that are held at once while blocks are chosen: 64 MB of them.
+# The largest number of scores kept at once while blocks are selected: 64 MB in float32.
 _MOST_SCORES = 1 << 24
 
 
 def compress(
     x: Tensor, weight: Tensor | None, pe: Tensor | None, cu_seqlens: list[int], config: _core.NsaConfig
 ) -> tuple[Tensor, list[int]]:
-    """`reticle.nsa.compress`, differentiable by autograd: (windows, heads, head_dim), and their offsets."""
+    """`reticle.nsa.compress`, differentiable by autograd: (windows, heads, head_dim), and the offsets of the
+    windows."""
     if (weight is None) != (config.compress_type == "avgpool"):
         raise _core.ShapeError("compress: weightedpool and linear need a weight, avgpool takes none")
     kernel, counts, parts = config.kernel_size, [0], []
@@ -62,23 +63,23 @@ def choose_blocks(
     config: _core.NsaConfig,
     lse: Tensor | None = None,
 ) -> Tensor:
-    """The blocks that queries (n, heads, head_dim), from position first_query on, find worth a closer look by the
-    compressed keys (m, kv_heads, head_dim): (kv_heads, n, topk or fewer) int32, ascending, -1 on the right. Equal scores go
-    to the first block. `lse` (heads, n) is compressed attention's, where it is known."""
+    """Selects blocks for queries (n, heads, head_dim), from position first_query on, by the scores of the compressed
+    keys (m, kv_heads, head_dim): (kv_heads, n, topk or fewer) int32, ascending, padded with -1 at the end. Equal scores
+    go to the first block. `lse` (heads, n) is that of compressed attention; None: computed if needed."""
     (n, heads, d), (compressed, kv_heads, _), device = queries.shape, compressed_keys.shape, queries.device
     positions = torch.arange(first_query, first_query + n, device=device)
     blocks = torch.arange((first_query + n - 1) // config.block_size + 1 if n else 0, device=device)
-    width, own = min(config.topk, len(blocks)), (positions // config.block_size)[:, None]
-    always = (blocks < config.init_blocks) | (blocks > own - config.local_blocks)
+    width, query_blocks = min(config.topk, len(blocks)), (positions // config.block_size)[:, None]
+    always = (blocks < config.init_blocks) | (blocks > query_blocks - config.local_blocks)
     factor = d**-0.5 if scaling is None else scaling
-    serves = queries.is_cuda and _core.cuda_block_scores_serve(_by_head(queries), _by_head(compressed_keys), config)
-    if serves and lse is None:
+    by_kernel = queries.is_cuda and _core.cuda_block_scores_serve(_by_head(queries), _by_head(compressed_keys), config)
+    if by_kernel and lse is None:
         _, lse = attend_compressed(queries, compressed_keys, compressed_keys, first_query, config, scaling)
-    step = max(1, _MOST_SCORES // max(1, kv_heads * len(blocks) if serves else heads * compressed))
+    step = max(1, _MOST_SCORES // max(1, kv_heads * len(blocks) if by_kernel else heads * compressed))
     chosen = [torch.zeros((kv_heads, 0, width), dtype=torch.int32, device=device)]
     for begin in range(0, n, step):
         rows = slice(begin, begin + step)
-        if serves and lse is not None:
+        if by_kernel and lse is not None:
             held = queries.new_empty((1, kv_heads, min(step, n - begin), len(blocks)), dtype=torch.float32)
             _core.cuda_block_scores(
                 _by_head(queries[rows]),
@@ -94,18 +95,19 @@ def choose_blocks(
             scores = _block_scores(
                 queries[rows].float() * factor, compressed_keys, positions[rows], len(blocks), config
             )
-        scores = scores.masked_fill(always[rows], torch.inf).masked_fill(blocks > own[rows], -torch.inf)
+        scores = scores.masked_fill(always[rows], torch.inf).masked_fill(blocks > query_blocks[rows], -torch.inf)
         chosen.append(_highest(scores, width))
     return torch.cat(chosen, 1)
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """(1, heads, n, head_dim), of (n, heads, head_dim)."""
+    """A view (1, heads, n, head_dim) of (n, heads, head_dim)."""
     return x.detach().transpose(0, 1)[None]
 
 
 def _highest(scores: Tensor, k: int) -> Tensor:
-    """The k highest of the last dimension that are not -infinity: int32, ascending, -1 on the right."""
+    """Indices of the k highest values of the last dimension that are not -infinity: int32, ascending, padded with
+    -1."""
     count = scores.shape[-1]
     if scores.is_cuda:
         indices, found = reticle.torch.top_k(scores.flatten(0, -2), k)
@@ -119,15 +121,15 @@ def _highest(scores: Tensor, k: int) -> Tensor:
 def _block_scores(
     queries: Tensor, compressed_keys: Tensor, positions: Tensor, blocks: int, config: _core.NsaConfig
 ) -> Tensor:
-    """(kv_heads, n, blocks): what a block's tokens share with compressed ones, weighted by the probabilities of these, summed
-    over the heads of the KV head."""
+    """Scores of blocks, (kv_heads, n, blocks): probabilities of compressed tokens, weighted by their overlap with a
+    block's tokens, and summed over the heads of the KV head."""
     (n, heads, d), (compressed, kv_heads, _) = queries.shape, compressed_keys.shape
     group = heads // kv_heads
     by_kv_head = queries.view(n, kv_heads, group, d).transpose(0, 1).flatten(1, 2)
     products = torch.bmm(by_kv_head, compressed_keys.float().permute(1, 2, 0)).view(kv_heads, n, group, compressed)
     visible = torch.div(positions + 1 - config.kernel_size, config.kernel_stride, rounding_mode="floor") + 1
     hidden = torch.arange(compressed, device=queries.device) >= visible[:, None, None]
-    p = products.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(0).sum(2)  # rows that see nothing: 0
+    p = products.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(0).sum(2)  # 0 for queries that see no key
     in_token, in_block = config.kernel_size // config.kernel_stride, config.block_size // config.kernel_stride
     overlap = torch.zeros(in_token + in_block - 1, device=queries.device)
     for m in range(in_token):
@@ -141,7 +143,7 @@ def _block_scores(
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: AnyMask, scaling: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention (n, heads, head_dim) of one packed sequence over a mask, and its log-sum-exp (heads, n)."""
+    """Attention (n, heads, head_dim) of one packed sequence over a mask, and its LSE (heads, n)."""
     n, heads = queries.shape[:2]
     if keys.shape[0] == 0 or n == 0:
         return queries.new_zeros((n, heads, values.shape[2])), queries.new_full(
@@ -160,7 +162,8 @@ def attend_compressed(
     config: _core.NsaConfig,
     scaling: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`attend` over the compressed keys whose windows are complete where queries, from position first_query on, stand."""
+    """`attend` over compressed keys whose windows end at or before each query's position, which starts at
+    first_query."""
     windows = Band(first_query=first_query, kernel=config.kernel_size, stride=config.kernel_stride)
     return attend(queries, keys, values, windows, scaling)
 
@@ -168,8 +171,8 @@ def attend_compressed(
 def attend_selected(
     queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int, scaling: float | None = None
 ) -> Tensor:
-    """`attend` over selected blocks (kv_heads, n, any), in any order and repeated or not, -1 for none; causally, the last query
-    being at the last key."""
+    """`attend` over selected blocks (kv_heads, n, any), in any order and possibly repeated, -1 for none. Causal; the
+    last query is at the last key."""
     last = torch.iinfo(torch.int32).max
     ascending = blocks.to(torch.int32).masked_fill(blocks < 0, last).sort(-1).values
     repeated = torch.nn.functional.pad(ascending[..., 1:] == ascending[..., :-1], (1, 0))
@@ -191,7 +194,7 @@ def _branches(
     """The three attentions of one sequence's queries, (n, heads, head_dim) each."""
     compressed, lse = attend_compressed(queries, compressed_keys, compressed_values, first_query, config)
     blocks = choose_blocks(queries, compressed_keys, first_query, None, config, lse)
-    window = Band(width=config.window_size + 1, first_query=first_query)  # that many before, and the own
+    window = Band(width=config.window_size + 1, first_query=first_query)  # that many before the query, and its key
     return (
         compressed,
         attend_selected(queries, keys, values, blocks, config.block_size),
@@ -205,7 +208,7 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
-    """x (tokens, heads, head_dim), rotated in pairs (x[i], x[i + head_dim / 2])."""
+    """x (tokens, heads, head_dim) with pairs (x[i], x[i + head_dim / 2]) rotated by rotary positions."""
     frequencies = _on_device(tuple(rope.inverse_frequencies), x.device)
     angles = (positions.float()[:, None] * frequencies)[:, None]
     first, second = x.float().chunk(2, -1)
@@ -214,7 +217,7 @@ def rotated(x: Tensor, positions: Tensor, rope: _core.Rope) -> Tensor:
 
 
 def packed_positions(cu_seqlens: list[int], device: torch.device, stride: int = 1) -> Tensor:
-    """0, stride, 2 * stride, ... of each sequence."""
+    """The positions 0, stride, 2 * stride, ... of each packed sequence."""
     lengths = (end - begin for begin, end in pairwise(cu_seqlens))
     return torch.cat([stride * torch.arange(length, device=device) for length in (0, *lengths)])
 
@@ -247,16 +250,16 @@ def forward(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int]) -> 
     compressed_k = rotated(compressed_k, packed_positions(windows, x.device, config.kernel_stride), rope)
     mixed = [q.new_zeros((0, *q.shape[1:]))]
     for (begin, end), (first, last) in zip(pairwise(cu_seqlens), pairwise(windows), strict=True):
-        own = slice(begin, end)
-        of_windows = (compressed_k[first:last], compressed_v[first:last])
-        mixed.append(_mixed(gates[own], _branches(q[own], k[own], v[own], *of_windows, 0, config)))
+        tokens = slice(begin, end)
+        compressed = (compressed_k[first:last], compressed_v[first:last])
+        mixed.append(_mixed(gates[tokens], _branches(q[tokens], k[tokens], v[tokens], *compressed, 0, config)))
     y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
     return y
 
 
 @dataclass
 class _Sequence:
-    """What decoding keeps of one sequence: rotated keys, values, compressed ones, and the tokens of windows to come."""
+    """The cache of one sequence: rotated keys, values, compressed ones, and tokens of windows that are not complete."""
 
     keys: Tensor
     values: Tensor
@@ -269,7 +272,7 @@ class _Sequence:
 
 
 class State:
-    """What decoding keeps of a batch of sequences, on the module's device: room for `capacity` tokens of each."""
+    """The caches of a batch of sequences, on the module's device, with room for `capacity` tokens of each."""
 
     def __init__(self, module: NativeSparseAttention, sequences: int, capacity: int) -> None:
         weight = module.proj_k.weight
@@ -306,9 +309,9 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
     q, k, v, gates = _projected(module, x)
     mixed, grown = [q.new_zeros((0, *q.shape[1:]))], []
     for sequence, (begin, end) in zip(sequences, pairwise(cu_seqlens), strict=True):
-        own, first, length = slice(begin, end), sequence.length, sequence.length + end - begin
-        pending_k = torch.cat((sequence.pending_keys, k[own]))
-        pending_v = torch.cat((sequence.pending_values, v[own]))
+        tokens, first, length = slice(begin, end), sequence.length, sequence.length + end - begin
+        pending_k = torch.cat((sequence.pending_keys, k[tokens]))
+        pending_v = torch.cat((sequence.pending_values, v[tokens]))
         new_k, (_, fresh) = compress(pending_k, module.compress_key, module.intra_block_pe, [0, len(pending_k)], config)
         new_v, _ = compress(pending_v, module.compress_value, None, [0, len(pending_v)], config)
         known, compressed = sequence.compressed, sequence.compressed + fresh
@@ -316,8 +319,8 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
         sequence.compressed_keys[known:compressed] = rotated(new_k, at, rope)
         sequence.compressed_values[known:compressed] = new_v
         positions = torch.arange(first, length, device=x.device)
-        sequence.keys[first:length] = rotated(k[own], positions, rope)
-        sequence.values[first:length] = v[own]
+        sequence.keys[first:length] = rotated(k[tokens], positions, rope)
+        sequence.values[first:length] = v[tokens]
         taken = config.kernel_stride * fresh
         grown.append((pending_k[taken:], pending_v[taken:], length, compressed))
         if begin == end:
@@ -328,7 +331,7 @@ def extend(module: NativeSparseAttention, x: Tensor, cu_seqlens: list[int], stat
             sequence.compressed_keys[:compressed],
             sequence.compressed_values[:compressed],
         )
-        mixed.append(_mixed(gates[own], _branches(rotated(q[own], positions, rope), *tensors, first, config)))
+        mixed.append(_mixed(gates[tokens], _branches(rotated(q[tokens], positions, rope), *tensors, first, config)))
     y: Tensor = module.proj_o(torch.cat(mixed).flatten(1))
     for sequence, (pending_k, pending_v, length, compressed) in zip(sequences, grown, strict=True):
         sequence.pending_keys, sequence.pending_values = pending_k.clone(), pending_v.clone()

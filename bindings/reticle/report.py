@@ -1,9 +1,9 @@
-"""What patterns cost a Hugging Face model on a text of yours: losses, sparsities and pictures of masks, in one call.
+"""Measures what patterns cost a Hugging Face model on a text: losses, sparsities and pictures of masks, in one call.
 
     reticle evaluate configs/quest.json configs/tova.json --text FILE --model DIR --plot REPORT
 
-Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing. Its options of the same names mean the same, but that
-a window there is followed by the last token that it predicts.
+Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing. Options of the same name have the same
+meaning, except that the C++ command's windows are followed by the last token that they predict.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reticle.hf._attach import Config
 
 _BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
-_MOST_LAYERS = 4
+_MAX_LAYERS = 4
 
 
 def text_examples(
@@ -45,18 +45,19 @@ def text_examples(
     chat_template: bool = False,
     prompt: str = "{text}",
 ) -> list[dict[str, Any]]:
-    """Pieces of a text as `evaluate.loss` takes them: {input_ids, attention_mask, output_length}.
+    """Pieces of a text in the form of `evaluate.loss`: {input_ids, attention_mask, output_length}.
 
     Args:
-        window: tokens of a piece; what is left at the end is dropped.
-        output_length: how many tokens at a piece's end are generated.
-        examples: at most so many; None: all.
-        chat_template: put what comes before the output into a user's turn of the tokenizer's chat template; the output is the
-            answer.
-        prompt: what stands in that turn, with {text} where the piece does.
+        window: tokens per piece; a remainder at the end is dropped.
+        output_length: the number of tokens at a piece's end that are generated.
+        examples: the largest number of pieces; None: all.
+        chat_template: put the tokens before the output into a user's turn of the tokenizer's chat template; the output
+            is the answer.
+        prompt: the text of that turn; {text} stands for the piece.
 
     Raises:
-        ValueError: when the text is shorter than a window, nothing is left before the output, or there is no chat template.
+        ValueError: when the text is shorter than a window, no token is left before the output, or there is no chat
+            template.
     """
     if not 0 < output_length < window:
         raise ValueError(f"output_length is {output_length}; expected at least 1 and less than the window, {window}")
@@ -91,8 +92,8 @@ def losses(
     """`evaluate.loss` of "dense" and of every config, with the masks of the first example.
 
     Args:
-        stage: which one a config serves, "prefill", "generation" or "both"; the other one is dense. Configs that have stages
-            of their own serve by these.
+        stage: the stage that a config is used for, "prefill", "generation" or "both"; the other stage is dense. Configs
+            with separate stages apply theirs.
     """
     if stage not in ("both", *STAGES):
         raise ValueError(f'stage is {stage!r}; expected "both", "prefill" or "generation"')
@@ -107,8 +108,8 @@ def losses(
 
 
 def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
-    """losses.csv, losses.png (loss over sparsity of each stage) and masks_<name>.png (one head of up to four layers), in a
-    folder that is made. Needs matplotlib."""
+    """Writes losses.csv, losses.png (loss over sparsity of each stage) and masks_<name>.png (one head of up to four
+    layers) to a folder, which is created. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,29 +161,29 @@ def _plot_mask(axis: Axes, mask: Mask, title: str) -> None:
 
 
 def _spread(count: int) -> list[int]:
-    """Up to four of so many layers, the first and the last among them."""
-    shown = min(count, _MOST_LAYERS)
+    """Indices of up to four of `count` layers, evenly spread, the first and the last included."""
+    shown = min(count, _MAX_LAYERS)
     return [round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)]
 
 
 def _names(configs: list[str]) -> list[str]:
-    """Configs by the names of their files, or by their paths where these are equal."""
+    """Names of configs: the names of their files, or their paths where file names are equal."""
     stems = Counter(Path(config).stem for config in configs)
     return [config if stems[Path(config).stem] > 1 else Path(config).stem for config in configs]
 
 
 def _load(folder: str) -> tuple[Any, Any]:
-    """A model, on a GPU in its own dtype where there is one, else in float32, and its tokenizer; bytes where a model of bytes
-    comes without one."""
+    """(model, tokenizer) from a folder: on a GPU in the model's dtype if there is one, else in float32. A byte-level
+    model without a tokenizer gets a ByteTokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     on_gpu = torch.cuda.is_available()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if on_gpu else torch.float32)
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    of_bytes = model.config.vocab_size <= 256 and not any(Path(folder, name).exists() for name in files)
+    is_byte_model = model.config.vocab_size <= 256 and not any(Path(folder, name).exists() for name in files)
     return model.to(
         "cuda" if on_gpu else "cpu"
-    ).eval(), evaluate.ByteTokenizer() if of_bytes else AutoTokenizer.from_pretrained(folder)
+    ).eval(), evaluate.ByteTokenizer() if is_byte_model else AutoTokenizer.from_pretrained(folder)
 
 
 def main(arguments: list[str]) -> int:
@@ -205,29 +206,33 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-plugins", action="store_true", help="refuse configs that name plugins")
     parser.add_argument("--prompt", default="{text}", help="what stands in that turn, with {text} in it")
-    own = parser.parse_args(arguments)
-    if own.model is None and not _BUNDLED.exists():
+    options = parser.parse_args(arguments)
+    if options.model is None and not _BUNDLED.exists():
         parser.error("--model is required: this installation has no bundled one")
     try:
-        # What cannot be written or read is said before the work.
-        Path(own.plot).mkdir(parents=True, exist_ok=True)
+        # Unwritable outputs and unreadable inputs are reported before the long computation.
+        Path(options.plot).mkdir(parents=True, exist_ok=True)
         try:
-            text = _core.read_file(own.text).decode()
+            text = _core.read_file(options.text).decode()
         except UnicodeDecodeError as error:
-            raise SystemExit(f"{own.text}: is not UTF-8 text ({error}); expected a text file") from None
-        pipelines = [_core.SparseAttention.from_file(config, plugins=not own.no_plugins) for config in own.configs]
-        model, tokenizer = _load(own.model or str(_BUNDLED))
+            raise SystemExit(f"{options.text}: is not UTF-8 text ({error}); expected a text file") from None
+        pipelines = [
+            _core.SparseAttention.from_file(config, plugins=not options.no_plugins) for config in options.configs
+        ]
+        model, tokenizer = _load(options.model or str(_BUNDLED))
         examples = text_examples(
             tokenizer,
             text,
-            window=own.window,
-            output_length=own.output_length,
-            examples=own.examples or None,
-            chat_template=own.chat_template,
-            prompt=own.prompt,
+            window=options.window,
+            output_length=options.output_length,
+            examples=options.examples or None,
+            chat_template=options.chat_template,
+            prompt=options.prompt,
         )
-        results = losses(model, examples, dict(zip(_names(own.configs), pipelines, strict=True)), stage=own.stage)
-        paths = write(results, own.plot)
+        results = losses(
+            model, examples, dict(zip(_names(options.configs), pipelines, strict=True)), stage=options.stage
+        )
+        paths = write(results, options.plot)
     except (OSError, ValueError, NotImplementedError) as error:
         print(f"reticle evaluate --plot: {error}", file=sys.stderr)
         return 2
@@ -237,5 +242,5 @@ def main(arguments: list[str]) -> int:
         print(
             f"{name:{width}}  {result.loss:6.4f}  {result.prefill_sparsity:16.4f}  {result.generation_sparsity:19.4f}"
         )
-    print(f"{', '.join(path.name for path in paths)} written to {own.plot}")
+    print(f"{', '.join(path.name for path in paths)} written to {options.plot}")
     return 0

@@ -1,10 +1,10 @@
-"""What a plugin in C++ is built with against an installed wheel: a template, folders, compiler flags.
+"""Resources for building a C++ plugin against an installed wheel: a template, folders, compiler flags.
 
     python -m reticle.sdk new my_masker      # a folder with its own CMakeLists.txt and test
     g++ -std=c++20 -O2 -shared -fPIC my_masker.cpp -o my_masker.so $(python -m reticle.sdk --cflags --libs)
 
-Headers of Reticle include Boost.PFR's: install the package boost-headers, or your distribution's Boost, where the compiler
-does not find it.
+Reticle's headers include Boost.PFR. If the compiler does not find it, install the package boost-headers or your
+distribution's Boost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-#: Words of C++ that a file and a namespace of it cannot be called.
+#: C++ keywords and taken names, which cannot name a plugin's file and namespace.
 _CPP_WORDS = """
 alignas alignof and and_eq asm auto bitand bitor bool break case catch char class co_await co_return co_yield compl
 concept const const_cast consteval constexpr constinit continue decltype default delete do double dynamic_cast else
@@ -24,28 +24,28 @@ enum explicit export extern false float for friend goto if inline int long mutab
 nullptr operator or or_eq private protected public register reinterpret_cast requires return short signed sizeof
 static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
 unsigned using virtual void volatile wchar_t while xor xor_eq std reticle
-""".split()  # noqa: SIM905 - a list of words, one to a line, would be a page
+""".split()  # noqa: SIM905 - one word per line would fill a page
 
 
 def include_dirs() -> list[Path]:
-    """Folders for the compiler's -I: Reticle's headers, and Boost's where the package boost-headers is installed.
+    """Folders for the compiler's -I: Reticle's headers, and Boost's if the package boost-headers is installed.
 
     Raises:
-        FileNotFoundError: in a build tree, whose headers are not beside the package.
+        FileNotFoundError: in a build tree, where the headers are not beside the package.
     """
-    own = _HERE / "include"
-    if not own.is_dir():
-        raise FileNotFoundError(f"{own}: there are no headers; this package was not installed from a wheel")
+    headers = _HERE / "include"
+    if not headers.is_dir():
+        raise FileNotFoundError(f"{headers}: there are no headers; this package was not installed from a wheel")
     boost = importlib.util.find_spec("boost_headers")
     others = [] if boost is None or boost.origin is None else [Path(boost.origin).parent / "include"]
-    return [own, *others]
+    return [headers, *others]
 
 
 def library() -> Path:
-    """The shared library that a plugin is linked to.
+    """The shared library to link a plugin to.
 
     Raises:
-        FileNotFoundError: when it is not beside the package.
+        FileNotFoundError: when the library is not beside the package.
     """
     found = sorted(_HERE.glob("libreticle.so*"))
     if not found:
@@ -54,7 +54,7 @@ def library() -> Path:
 
 
 def _built_in() -> list[str]:
-    """Names of maskers; none where this file runs by itself."""
+    """Names of the built-in maskers; empty if this file runs without the package."""
     try:
         import reticle._core as _core
     except ImportError:
@@ -63,19 +63,19 @@ def _built_in() -> list[str]:
 
 
 def new_plugin(name: str, folder: str | Path = ".") -> Path:
-    """A plugin's folder, ready to build: the template `plugins/template`, renamed.
+    """Creates a plugin's folder, ready to build, from the template `plugins/template`.
 
     Args:
-        name: of the masker, in snake_case, as configs will write it.
-        folder: where the folder `name` is made.
+        name: name of the masker in configs, in snake_case.
+        folder: parent of the new folder `name`.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: when the name is not one that a masker may have, or is taken.
-        FileExistsError: when the folder is there.
-        FileNotFoundError: when this package holds no template.
+        ValueError: when the name is not valid for a masker, or is taken.
+        FileExistsError: when the folder exists.
+        FileNotFoundError: when this package has no template.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f'"{name}" is not the name of a masker; expected snake_case, as "my_masker"')
@@ -99,7 +99,7 @@ def new_plugin(name: str, folder: str | Path = ".") -> Path:
 
 
 def main() -> int:
-    """`python -m reticle.sdk`; returns its exit status."""
+    """The command `python -m reticle.sdk`; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reticle.sdk", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
@@ -109,16 +109,16 @@ def main() -> int:
     new = commands.add_parser("new", help="make the folder of a plugin, ready to build")
     new.add_argument("name", help="name of the masker, in snake_case")
     new.add_argument("folder", nargs="?", default=".", help="folder to make it in (default: here)")
-    own = parser.parse_args()
-    if not (own.cflags or own.libs or own.command):
+    options = parser.parse_args()
+    if not (options.cflags or options.libs or options.command):
         parser.error("expected --cflags, --libs or both, or the command new")
     try:
-        if own.command == "new":
-            target = new_plugin(own.name, own.folder)
-            print(f"{target}: its rule is in {own.name}.cpp; build and test it as {target / 'README.md'} says")
+        if options.command == "new":
+            target = new_plugin(options.name, options.folder)
+            print(f"{target}: its rule is in {options.name}.cpp; build and test it as {target / 'README.md'} says")
             return 0
-        words = [f"-I{folder}" for folder in include_dirs()] if own.cflags else []
-        if own.libs:
+        words = [f"-I{folder}" for folder in include_dirs()] if options.cflags else []
+        if options.libs:
             words += [f"-L{library().parent}", f"-l:{library().name}", f"-Wl,-rpath,{library().parent}"]
     except (OSError, ValueError) as error:
         print(f"python -m reticle.sdk: {error}", file=sys.stderr)

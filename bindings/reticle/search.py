@@ -1,4 +1,4 @@
-"""Search over configurations: which maskers reach which density at which error.
+"""Search over configs: which maskers reach which density at which error.
 
     from reticle import search
     from reticle.maskers import LocalConfig, OracleTopKConfig, SinkConfig
@@ -12,8 +12,8 @@
     best = trials.iloc[0]                # a DataFrame, best score first
     search.plot_pareto(trials)
 
-Any field of any config may be a `choice`. Trials run on Ray Tune where Ray is installed and asked for, else in a local
-pool of processes: the same measure, the same results. Ray spreads them over machines; nothing here does.
+Any field of any config may be a `choice`. Trials run in a local pool of processes, or on Ray Tune with `ray=True`,
+which distributes them over machines; both give the same results.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ Objective = Callable[[float, float], float]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Values that a field may take."""
+    """The values that a field may take."""
 
     values: tuple[Any, ...]
 
 
 def choice(*values: Any) -> Any:
-    """A field's value that the search chooses among `values`."""
+    """Marks a field whose value the search chooses among `values`."""
     if not values:
         raise ValueError("choice() needs values")
     return Choice(values)
 
 
-# --- objectives, those of sparse-attention-hub ------------------------------------------------------------------------
+# --- objectives of sparse-attention-hub -------------------------------------------------------------------------------
 
 
 def at_density(percent: float) -> Objective:
-    """Least error at a density of at most `percent` %; what is above it costs ten times as much as error."""
+    """The error, if the density is at most `percent` %; excess density costs ten times as much as error."""
 
     def score(error: float, density: float) -> float:
         return _core.objective_at_density(error, density, percent)
@@ -76,7 +76,7 @@ def at_density(percent: float) -> Objective:
 
 
 def balanced(error: float, density: float) -> float:
-    """Error, and a tenth of the density; above one half it is out of the question."""
+    """The error plus a tenth of the density; a density above one half is ruled out."""
     return _core.balanced_objective(error, density)
 
 
@@ -85,11 +85,11 @@ def balanced(error: float, density: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMeasure:
-    """Error against dense attention on recorded tensors: a safetensors file with layers.<N>.queries, .keys and
-    .values, as examples/data/attention_4096.safetensors, or the same without layers.<N>.
+    """Error against dense attention on recorded tensors: a safetensors file with layers.<N>.queries, .keys and .values,
+    such as examples/data/attention_4096.safetensors, or with the same names without layers.<N>.
 
-    The last `queries` of them are generated one by one, as decoding would (stage "generation"), or all at once
-    (stage "prefill").
+    The last `queries` queries are generated one by one, as in decoding (stage "generation"), or computed at once (stage
+    "prefill").
     """
 
     path: str | Path
@@ -104,7 +104,8 @@ class TensorMeasure:
             raise ValueError(f'stage is {self.stage!r}; expected "prefill" or "generation"')
 
     def identity(self) -> str:
-        """Of the file's content and the settings: results of another are not these."""
+        """A digest of the file's content and the settings, which tells results of this measure from those of
+        another."""
         content = hashlib.sha256(_core.read_file(self.path)).hexdigest()[:16]
         return f"TensorMeasure {content} {self.queries} {self.stage} {self.causal}"
 
@@ -116,7 +117,7 @@ class TensorMeasure:
         if not layers:
             raise ValueError(f"{self.path}: has no tensor named queries; there are {', '.join(sorted(tensors)[:9])}")
         pipeline = _core.SparseAttention.from_json(json.dumps({"maskers": trial, "causal": self.causal}))
-        squares, of_dense, densities = 0.0, 0.0, []
+        squares, dense_squares, densities = 0.0, 0.0, []
         for layer in layers:
             q, k, v = (tensors[f"{layer}.{name}".lstrip(".")] for name in ("queries", "keys", "values"))
             last = min(self.queries, q.shape[2])
@@ -130,10 +131,10 @@ class TensorMeasure:
                 output, _, measured = pipeline.measure(own_q, own_k, own_v, state, stage=stage, compare=False)
                 dense, _ = _core.attention(own_q, own_k, own_v, causal=self.causal)
                 squares += float(np.square(dense.astype(np.float64) - output.astype(np.float64)).sum())
-                of_dense += float(np.square(dense.astype(np.float64)).sum())
+                dense_squares += float(np.square(dense.astype(np.float64)).sum())
                 densities.append(measured["visible_density"])
         return {
-            "error": (squares / of_dense) ** 0.5 if of_dense else squares**0.5,
+            "error": (squares / dense_squares) ** 0.5 if dense_squares else squares**0.5,
             "density": sum(densities) / len(densities),
         }
 
@@ -163,10 +164,10 @@ def _chosen(space: list[dict[str, Any]], values: Mapping[str, Any]) -> list[dict
 
 
 def candidates(space: Maskers, samples: int | None = None, seed: int = 0) -> list[list[dict[str, Any]]]:
-    """Every combination of the choices of a space, or `samples` of them, drawn without repetition.
+    """Every combination of a space's choices, or a random sample of `samples` of them without repetition.
 
     Raises:
-        ConfigError: for a combination that a masker refuses, with its place: nothing is left out silently.
+        ConfigError: for a combination that a masker refuses, with its place; no combination is skipped silently.
     """
     plain = _plain(space)
     choices = _choices(plain)
@@ -182,7 +183,7 @@ def candidates(space: Maskers, samples: int | None = None, seed: int = 0) -> lis
 
 
 def _measured(measure: Measure, trial: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a measure says, or why it failed: one bad trial does not end a search."""
+    """The result of a measure, or the reason of its failure: one bad trial does not end a search."""
     began = time.perf_counter()
     try:
         found: dict[str, Any] = {key: float(value) for key, value in measure(trial).items()}
@@ -217,7 +218,7 @@ def _with_pool(
         for index, trial in enumerate(trials):
             keep(index, _measured(measure, trial))
         return
-    # Not forked: a forked child would have the library's pool without its threads.
+    # Spawned, because a forked child would inherit the library's thread pool without its threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(_measured, measure, trial): index for index, trial in enumerate(trials)}
         for done in as_completed(running):
@@ -225,14 +226,14 @@ def _with_pool(
 
 
 _BEGINNING = '{"maskers": '
-"""Of every line of a search's file."""
+"""The beginning of every line of a search's file."""
 
 
 def _identity(measure: Measure) -> str:
-    """Which measure this is: what a process of the pool would be sent, and what is in the files that it names."""
-    own = getattr(measure, "identity", None)
-    if own is not None:
-        return str(own())
+    """A name and a digest of a measure: its `identity()` if it has one, else from a function's code, or its pickle."""
+    identity = getattr(measure, "identity", None)
+    if identity is not None:
+        return str(identity())
     content: bytes
     if isinstance(measure, types.FunctionType):
         code = measure.__code__
@@ -247,10 +248,10 @@ def _identity(measure: Measure) -> str:
 
 
 def _kept(output: Path, measure: str) -> dict[str, dict[str, Any]]:
-    """Results of earlier runs with this measure, by maskers. A last line that was cut short, when a run was stopped, goes.
+    """Results of earlier runs with this measure, by maskers. A last line that a stopped run left incomplete is removed.
 
     Raises:
-        ValueError: for a file that is not a search's, or is one of another measure.
+        ValueError: for a file that a search did not write, or that belongs to another measure.
     """
     if not output.exists():
         return {}
@@ -295,15 +296,15 @@ def run(
 
     Args:
         space: masker configs, whose fields may be `choice`s, or the same as dicts.
-        measure: see Measure; TensorMeasure, or your own, of a model for instance.
+        measure: a Measure: TensorMeasure, or your own, for instance of a model.
         objective: at_density(percent), balanced, or your own.
-        samples: measure so many combinations, drawn at random; None: all.
-        workers: processes of the local pool; 1: this one.
-        ray: run the trials on Ray Tune instead, which spreads them over its cluster.
-        output: a JSON-lines file of one measure that trials are appended to as they end; those that are there are not
-            measured again.
+        samples: the number of combinations to measure, drawn at random; None: all.
+        workers: the number of processes in the local pool; 1: run in this process.
+        ray: run the trials on Ray Tune, which distributes them over its cluster.
+        output: a JSON-lines file for one measure, to which trials are appended as they end; trials that it contains are
+            not repeated.
 
-    Columns: score, error, density, what else the measure gave, seconds, failure (None, or why there is no score), the
+    Columns: score, error, density, other results of the measure, seconds, failure (None, or why there is no score), the
     chosen values by "<place>.<masker>.<field>", and maskers, the config as JSON.
     """
     import pandas
@@ -315,7 +316,7 @@ def run(
     identity = _identity(measure)
     if output is not None:
         found = _kept(Path(output), identity)
-    # Failures are tried again.
+    # Failed trials are repeated.
     missing = [i for i, key in enumerate(keys) if key not in found or "failure" in found[key]]
     with tqdm(total=len(trials), initial=len(trials) - len(missing), desc="search", disable=not progress) as bar:
 
@@ -347,13 +348,13 @@ def run(
 
 
 def pareto(trials: pandas.DataFrame) -> pandas.DataFrame:
-    """The trials that no other beats in both error and density, by density."""
+    """The trials that no other trial beats in both error and density, by density."""
     whole = trials[trials["failure"].isna()].sort_values(["density", "error"])
     return whole[whole["error"] < whole["error"].cummin().shift(fill_value=float("inf"))]
 
 
 def plot_pareto(trials: pandas.DataFrame, ax: Axes | None = None) -> Axes:
-    """Error against density of every trial, and the line of those that no other beats."""
+    """Plots error against density for every trial, with a line through those that no other beats."""
     import matplotlib.pyplot as plt
 
     axes = plt.subplots()[1] if ax is None else ax
@@ -367,7 +368,7 @@ def plot_pareto(trials: pandas.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def best_pipeline(trials: pandas.DataFrame, *, causal: bool = False) -> _core.SparseAttention:
-    """The pipeline of the best trial. ValueError when none succeeded."""
+    """The pipeline of the best trial; ValueError when none succeeded."""
     if trials.empty or isinstance(trials.iloc[0]["failure"], str):
         raise ValueError("no trial succeeded; see the column failure")
     return maskers.pipeline(

@@ -1,14 +1,14 @@
-"""A language model whose every query attends to its most recent keys and to the best of the others.
+"""A language model in which every query attends to its most recent keys and the best of the others.
 
     from reticle.sparse_attention_decoder import AttentionConfig, SparseAttention
 
-    model = SparseAttention(AttentionConfig(top_k=32, attention_window=512))  # the bundled model of bytes; or yours
+    model = SparseAttention(AttentionConfig(top_k=32, attention_window=512))  # the bundled byte-level model, or yours
     logits = model(input_ids)
     tokens = model.generate(input_ids, max_new_tokens=64)
     print(model.density)
 
-The names are those of the Sparse Attention Decoder for LLMs, which cannot run as published; what it promises is computed by
-`reticle.hf`: keys and values are cached, and `compare` measures beside the model's own dense attention.
+The names are those of the Sparse Attention Decoder for LLMs, which cannot run as published. Here `reticle.hf` computes
+what it promises: keys and values are cached, and `compare` measures against the model's original dense attention.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
 
-# Where Linux tells how much memory a process had at most, and forgets it.
+# Linux reports the peak memory of a process in the first file; writing to the second resets it.
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-#: Settings of the published configuration that are not here, and what to do instead.
+#: Settings of the published configuration that are not supported, and what to do instead.
 _OTHERS = {
     "position_persistence": "it has no effect there; keys are chosen for every query",
     "min_attention_score": "keys are chosen by their number, top_k",
@@ -48,8 +48,8 @@ _OTHERS = {
 
 @dataclass
 class AttentionConfig:
-    """What a query attends to: the last `attention_window` keys, its own included, and of the others the `top_k` with the
-    highest scores. In a context that is no longer than both together attention is dense."""
+    """The keys that a query attends to: the last `attention_window` keys, its position included, and the `top_k` others
+    with the highest scores. A context no longer than both together has dense attention."""
 
     top_k: int = 64
     attention_window: int = 1024
@@ -63,10 +63,10 @@ class AttentionConfig:
         self.maskers()
 
     def maskers(self) -> list[MaskerConfig]:
-        """As configs of Reticle.
+        """The equivalent configs of Reticle's maskers.
 
         Raises:
-            ValueError: for other numbers than counts of 1 or more, and for settings that are not supported, by name.
+            ValueError: for numbers that are not counts of 1 or more, and for unsupported settings, by name.
         """
         for name in ("top_k", "attention_window"):
             value = getattr(self, name)
@@ -79,16 +79,18 @@ class AttentionConfig:
 
 
 class SparseAttention(nn.Module):
-    """A causal language model whose prompts and answers attend as a config says. Its parameters are the model's."""
+    """A causal language model whose prompts and answers attend as a config says. Its parameters are the given
+    model's."""
 
     def __init__(self, config: AttentionConfig, model: Any = None) -> None:
         """
         Args:
-            model: one of transformers, which stays attached until `detach`; a name or folder of one, loaded in float32; or None
-                for the bundled model of bytes.
+            model: a model of transformers, which stays attached until `detach`; a name or folder of one, loaded in
+                float32; or None for the bundled byte-level model.
 
         Raises:
-            TypeError: for another config. ValueError: when the model's attention does not call transformers' interface.
+            TypeError: for a config of another type. ValueError: when the model's attention does not call transformers'
+                interface.
         """
         super().__init__()
         if not isinstance(config, AttentionConfig):
@@ -111,12 +113,12 @@ class SparseAttention(nn.Module):
         self._attached = reticle.hf.attach(self.model, prefill=chosen, generation=chosen)
 
     def detach(self) -> None:
-        """Gives the model its own attention back, for good."""
+        """Restores the model's original attention permanently."""
         self._attached.detach()
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """Within it the model has its own attention."""
+        """A context in which the model has its original attention."""
         self._attached.detach()
         try:
             yield
@@ -125,7 +127,7 @@ class SparseAttention(nn.Module):
 
     @property
     def density(self) -> float:
-        """Keys that were attended to over keys that causality allows, of the last prompt and what was generated after it."""
+        """Attended keys over causally visible keys, for the last prompt and the tokens generated after it."""
         stages = (self._attached.prefill, self._attached.generation)
         visible = sum(stage.visible for stage in stages)
         return sum(stage.entries for stage in stages) / visible if visible else 1.0
@@ -134,13 +136,14 @@ class SparseAttention(nn.Module):
         """Logits (batch, tokens, vocabulary) of whole sequences input_ids (batch, tokens), with gradients.
 
         Raises:
-            ValueError: for another shape, or tokens that the model does not have.
+            ValueError: for another shape, or for tokens outside the model's vocabulary.
         """
         logits: Tensor = self.model(self._checked(input_ids), use_cache=False).logits
         return logits
 
     def generate(self, input_ids: Tensor, max_new_tokens: int = 64, **options: Any) -> Tensor:
-        """Tokens (batch, tokens + generated), greedily decoded unless `options`, those of transformers' generate, say otherwise."""
+        """Tokens (batch, tokens + generated), greedily decoded unless `options`, those of transformers' generate,
+        override it."""
         ids = self._checked(input_ids)
         settings = {"do_sample": False, "attention_mask": torch.ones_like(ids), **options}
         tokens: Tensor = self.model.generate(ids, max_new_tokens=max_new_tokens, **settings)
@@ -160,7 +163,7 @@ class SparseAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One way of generating."""
+    """The result of one way to generate."""
 
     tokens: Tensor
     """(batch, generated), without the prompt."""
@@ -174,17 +177,17 @@ class Measurement:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all sequences together, after the first token."""
+        """Tokens per second of all sequences together, after the first token."""
         return self.tokens.shape[0] / self.seconds_per_token if self.seconds_per_token else 0.0
 
 
 def compare(
     model: SparseAttention, input_ids: Tensor, max_new_tokens: int = 64, *, repeats: int = 3
 ) -> dict[str, Measurement]:
-    """ "dense" and "sparse" generation of as many tokens; of `repeats` runs, one after another in turn, the fastest times.
+    """ "dense" and "sparse" generation of the same number of tokens: the fastest times of `repeats` alternating runs.
 
     Raises:
-        ValueError: for fewer than 2 new tokens, of which none would be timed, or no repeats.
+        ValueError: for fewer than 2 new tokens, because the first is timed separately, or for no repeats.
     """
     if max_new_tokens < 2 or repeats < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens} and repeats {repeats}; expected 2 and 1 at least")
@@ -216,7 +219,7 @@ def _measure(model: SparseAttention, ids: Tensor, new: int, sparse: SparseAttent
     first, _ = seconds(1)
     _reset_peak()
     whole, tokens = seconds(new)
-    # On a machine that is busy with something else the first token alone may take longer than all together.
+    # On a busy machine the run with one token may take longer than the run with all of them.
     later = (whole - first) / (new - 1) if whole > first else whole / new
     density = 1.0 if sparse is None else sparse.density
     return Measurement(tokens, first, later, density, _peak())
@@ -231,7 +234,7 @@ def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
-        with suppress(OSError):  # not every container may
+        with suppress(OSError):  # some containers forbid writing
             _CLEAR.write_text("5")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor  # by name at run time: torch reads operators' annotations
+from torch import Tensor  # needed at run time: torch reads operators' annotations
 from torch.utils.dlpack import from_dlpack
 
 import reticle._core as _core
@@ -16,8 +16,8 @@ import reticle._core as _core
 if TYPE_CHECKING:
     from reticle import Mask
 
-# Operators take no objects but tensors and numbers, so masks cross by number. Whoever calls keeps the mask alive; a
-# backward pass keeps its own.
+# Custom ops accept only tensors and numbers, so masks travel as ids. The caller keeps the mask alive during the call;
+# the backward pass holds a reference.
 _masks: weakref.WeakValueDictionary[int, AnyMask] = weakref.WeakValueDictionary()
 
 
@@ -28,7 +28,7 @@ def _number_of(mask: AnyMask) -> int:
 
 
 def _numbered(number: int, queries: Tensor, keys: Tensor) -> Any:
-    """As the library takes it."""
+    """The mask with this id, as the library takes it."""
     return as_given(_masks[number], queries, keys)
 
 
@@ -58,8 +58,8 @@ def _attention(
 def of_other_package(
     queries: Any, keys: Any, values: Any, mask: AnyMask | None, *, attention_mask: Any, **options: Any
 ) -> tuple[Any, Any]:
-    """`reticle.attention` of arrays of cupy, jax, ... on a GPU: seen as torch's, without copies, and the results as theirs.
-    DLPack makes each package's current stream wait for the other's."""
+    """`reticle.attention` for GPU arrays of cupy, jax and others: converted to torch without copies, and the results
+    back. DLPack makes each package's current stream wait for the other's."""
     import reticle
 
     q, k, v = (from_dlpack(tensor) for tensor in (queries, keys, values))
@@ -75,74 +75,75 @@ def of_other_package(
 
 @dataclass(frozen=True, eq=False)
 class SelectedBlocks:
-    """A mask of key blocks that each query has selected, causal: a block's keys after the query's own position are left out,
-    the last query being at the last key (Native Sparse Attention).
+    """A causal mask of key blocks that each query has selected, as in Native Sparse Attention: keys of a block after
+    the query's position are excluded, and the last query is at the last key.
 
         blocks = scores.topk(16).indices.sort().values.int()  # (batch, kv_heads, queries, 16)
         output, lse = reticle.attention(q, k, v, reticle.torch.SelectedBlocks(blocks, block_size=64))
 
-    On a GPU attention over it is planned there, gradients included (in 16 bits), and nothing waits.
+    On a GPU, attention over it is planned on the device, in 16 bits with gradients too, without synchronising.
     """
 
-    #: (batch, kv_heads, queries, n) int32, ascending in each row; -1, last, for blocks that are not needed. A dimension of 1
-    #: is shared.
+    #: (batch, kv_heads, queries, n) int32, ascending in each row, padded with -1 at the end. A dimension of 1 is
+    #: shared.
     numbers: Tensor
-    #: Keys of a block.
+    #: Number of keys in a block.
     block_size: int = 64
 
     def pattern(self) -> _core.Pattern:
-        """As the library takes it."""
+        """The mask as the library takes it."""
         if self.numbers.is_floating_point() or self.numbers.dtype == torch.bool:
             raise _core.ShapeError(f"numbers: is {self.numbers.dtype}; expected integers, the numbers of blocks")
         numbers = self.numbers.to(torch.int32)
         return _core.Pattern.of_numbers(numbers if numbers.stride(-1) == 1 else numbers.contiguous(), self.block_size)
 
     def mask(self, shape: tuple[int, int, int, int]) -> Mask:
-        """The same as a Mask of (batch, heads, queries, keys). Waits for the numbers.
+        """The equivalent Mask of (batch, heads, queries, keys). Copies the numbers to the host, which waits for the
+        device.
 
         Raises:
-            ShapeError: for numbers that are none of a block of the keys', nor -1, which are not looked at on a GPU.
+            ShapeError: for numbers that are neither -1 nor a block of the keys; attention on a GPU does not check them.
         """
         return self.pattern().mask(shape, self.numbers.shape[1] if self.numbers.dim() == 4 else 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A mask of keys that end where a query does: a sliding window, or keys that were compressed from windows.
+    """A mask whose keys end at each query: a sliding window, or keys that were compressed from windows.
 
         window = reticle.torch.Band(width=512)
         compressed = reticle.torch.Band(kernel=32, stride=16)
 
-    Key c is complete at position c * stride + kernel - 1; a query sees those that are complete at its own position, query 0
-    being at first_query, and of them the last `width`. On a GPU nothing of it lies in memory but the plan.
+    Key c is complete at position c * stride + kernel - 1. A query sees the last `width` of the keys that are complete
+    at its position; query 0 is at first_query. On a GPU, only the plan takes memory.
     """
 
-    #: Keys, at most; None: all that are complete.
+    #: The largest number of keys per query; None: all complete keys.
     width: int | None = None
     #: The position of query 0.
     first_query: int = 0
-    #: Positions that a key was made of.
+    #: The number of positions that a key was made from.
     kernel: int = 1
-    #: Positions from one key to the next.
+    #: The distance in positions from one key to the next.
     stride: int = 1
 
     def pattern(self) -> _core.Pattern:
-        """As the library takes it."""
+        """The mask as the library takes it."""
         width = (1 << 31) - 1 if self.width is None else self.width
         return _core.Pattern.of_band(self.first_query, self.kernel, self.stride, width)
 
     def mask(self, shape: tuple[int, int, int, int]) -> Mask:
-        """The same as a Mask of (batch, heads, queries, keys)."""
+        """The equivalent Mask of (batch, heads, queries, keys)."""
         return self.pattern().mask(shape)
 
 
-#: What attention takes for a mask, beside reticle.Mask: of torch, bool tensors that are broadcastable to (batch, heads,
-#: queries, keys).
+#: The types of masks that attention accepts. Tensors hold booleans, or integers 0 and 1, and are broadcastable to
+#: (batch, heads, queries, keys).
 AnyMask: TypeAlias = "Mask | SelectedBlocks | Band | Tensor | _core.AttentionPlan"
 
 
 def _booleans(mask: Tensor) -> Tensor:
-    """A tensor that says what is attended to: of booleans, or of 0 and 1."""
+    """A mask as a bool tensor; accepts booleans, and integers that are 0 or 1."""
     if mask.dtype == torch.bool:
         return mask
     if mask.is_floating_point() or mask.is_complex() or not bool(((mask == 0) | (mask == 1)).all()):
@@ -154,7 +155,7 @@ def _booleans(mask: Tensor) -> Tensor:
 
 
 def as_given(mask: AnyMask, queries: Tensor, keys: Tensor) -> Mask | _core.Pattern | _core.AttentionPlan:
-    """A mask of any kind as the library takes it, for attention of these tensors."""
+    """A mask of any accepted type as the library takes it, for attention of these tensors."""
     if isinstance(mask, (SelectedBlocks, Band)):
         return mask.pattern()
     if not isinstance(mask, Tensor):
@@ -175,7 +176,8 @@ def blocks(attended: Tensor, block_size: tuple[int, int]) -> _core.Pattern:
     """A mask of blocks of positions, for `reticle.plan` and `reticle.attention`.
 
     Args:
-        attended: bool (batch, heads, ceil(queries / block_size[0]), ceil(keys / block_size[1])); a dimension of 1 is shared.
+        attended: bool (batch, heads, ceil(queries / block_size[0]), ceil(keys / block_size[1])); a dimension of 1 is
+            shared.
         block_size: (queries, keys) of a block.
     """
     whole = _booleans(attended)[(None,) * (4 - attended.dim())]
@@ -185,26 +187,26 @@ def blocks(attended: Tensor, block_size: tuple[int, int]) -> _core.Pattern:
 def dense_weights(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Mask, *, attention_mask: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """Every position's weight in attention over a mask, (batch, heads, queries, keys) float32 without gradients: those of the
-    mask's entries, computed in host memory, and zeros. Options are those of `reticle.attention`."""
+    """The attention weights of every position, (batch, heads, queries, keys) float32, without gradients; 0 outside the
+    mask. Computed in host memory. Options are those of `reticle.attention`."""
     q, k, v = (tensor.detach().cpu() for tensor in (queries, keys, values))
     bias = None if attention_mask is None else attention_mask.detach().cpu()
-    row_ptr, indices, of_entries = _core.attention_weights(q, k, v, mask, attention_mask=bias, **options)[2]
+    row_ptr, indices, entries = _core.attention_weights(q, k, v, mask, attention_mask=bias, **options)[2]
     rows = torch.arange(len(row_ptr) - 1).repeat_interleave(torch.from_numpy(row_ptr).diff())
     weights = torch.zeros(len(row_ptr) - 1, keys.shape[2])
-    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(of_entries)
+    weights[rows, torch.from_numpy(indices).long()] = torch.from_numpy(entries)
     return weights.reshape(mask.shape).to(queries.device)
 
 
 class KeyListAttention:
-    """Attention on a GPU over the keys that each query's list names: what a pattern written in torch has chosen.
+    """Attention on a GPU over the keys in each query's list, for patterns that are written in torch.
 
         attend = reticle.torch.KeyListAttention(rows=32)
         indices = scores.topk(256).indices.sort().values  # (batch, heads, queries, 256)
         output, lse = attend(q, k, v, indices)
 
-    `rows` is batch * heads * queries, at most. One launch on the current stream, which may be captured; no gradients.
-    Raises DeviceError where there is no GPU, or the build has no CUDA.
+    `rows` is the largest batch * heads * queries. A call is one launch on the current stream, which may be captured; no
+    gradients. Raises DeviceError if there is no GPU, or the build has no CUDA.
     """
 
     def __init__(self, rows: int) -> None:
@@ -222,8 +224,9 @@ class KeyListAttention:
         scaling: float | None = None,
         soft_cap: float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(output, lse). indices (batch, heads, queries, n): distinct keys; counts (batch, heads, queries): how many of
-        them count, all by default; p, laid out as indices: the probabilities that they were drawn with."""
+        """Returns (output, lse). indices (batch, heads, queries, n): distinct keys; counts (batch, heads, queries): the
+        number of valid indices in each list, all by default; p, of the shape of indices: the keys' sampling
+        probabilities."""
         if counts is None:
             counts = torch.full(indices.shape[:3], indices.shape[3], dtype=torch.int32, device=indices.device)
         lists = (indices.to(torch.int32).contiguous(), counts.to(torch.int32).contiguous())
@@ -232,8 +235,9 @@ class KeyListAttention:
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row of scores (rows, n) float32 on a GPU: indices (rows, k) int32, ascending in a row, and how
-    many there are, (rows) int32: fewer than k where scores are NaN or -infinity. Equal scores go to the lower index."""
+    """The k highest values in each row of scores (rows, n) float32 on a GPU: indices (rows, k) int32, ascending in a
+    row, and their number (rows) int32, less than k if too many scores are NaN or -infinity. Equal scores go to the
+    lower index."""
     indices = torch.empty((scores.shape[0], k), dtype=torch.int32, device=scores.device)
     counts = torch.empty(scores.shape[0], dtype=torch.int32, device=scores.device)
     _core.cuda_top_k(scores, k, indices, counts)
@@ -269,8 +273,8 @@ def backward(
     attention_mask: Tensor | None = None,
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of sum(output * d_output) by queries, keys and values, in their dtypes, of what `reticle.attention` gave
-    output and lse for."""
+    """Gradients of sum(output * d_output) for queries, keys and values, in their dtypes; output and lse are the results
+    of `reticle.attention`."""
     options: Any = {"scaling": scaling, "causal": causal, "attention_mask": attention_mask, "soft_cap": soft_cap}
     if mask is None:
         mask = _core.Mask.full((*queries.shape[:3], keys.shape[2]))
@@ -366,10 +370,9 @@ def attention(
     attention_mask: Tensor | None = None,
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reticle.attention` with gradients by queries, keys and values; the mask and the LSE get none.
+    """`reticle.attention` with gradients for queries, keys and values; the mask and the LSE have none.
 
-    Called by `reticle.attention` where a gradient is asked for. Under torch.compile the mask is a constant of the
-    graph.
+    `reticle.attention` calls it if a gradient is required. Under torch.compile the mask is a constant of the graph.
     """
     if mask is None:
         mask = _core.Mask.full((queries.shape[0], queries.shape[1], queries.shape[2], keys.shape[2]))
@@ -393,7 +396,8 @@ class _NoGradient(torch.autograd.Function):
 
 
 def without_gradients(output: Tensor, why: str, *inputs: Any) -> Tensor:
-    """A result that has no gradients, of inputs that ask for them: whoever asks it for some is told `why`."""
+    """A result without gradients, although inputs require them: a backward pass through it raises an error that gives
+    `why`."""
     asking = [each for each in inputs if isinstance(each, Tensor) and each.requires_grad]
     if not asking or not torch.is_grad_enabled():
         return output

@@ -16,7 +16,7 @@ class Reticle(ConanFile):
     topics = ("attention", "sparse", "masks", "machine-learning")
     package_type = "library"
     settings = "os", "compiler", "build_type", "arch"
-    options = {"shared": [True, False], "with_command": [True, False]}  # noqa: RUF012 - as Conan wants it
+    options = {"shared": [True, False], "with_command": [True, False]}  # noqa: RUF012 - the form that Conan requires
     default_options = {"shared": True, "with_command": True}  # noqa: RUF012
 
     def export_sources(self):
@@ -61,5 +61,5 @@ class Reticle(ConanFile):
         CMake(self).install()
 
     def package_info(self):
-        self.cpp_info.set_property("cmake_find_mode", "none")  # the package's own reticleConfig.cmake is found
+        self.cpp_info.set_property("cmake_find_mode", "none")  # consumers find reticleConfig.cmake in the package
         self.cpp_info.builddirs = ["lib/cmake/reticle"]

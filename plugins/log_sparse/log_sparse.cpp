@@ -1,5 +1,5 @@
-// A plugin: a masker built against the installed package only. The same file, put into maskers/, would be a built-in.
-// Keeps the query's own position and keys at exponentially growing distances. LogSparse Transformer (Li et al. 2019).
+// A plugin: a masker built against the installed package only. The same file in maskers/ would be a built-in masker.
+// Keeps the query's position and keys at exponentially growing distances. LogSparse Transformer (Li et al. 2019).
 #include <vector>
 
 #include <reticle/core/masker.hpp>

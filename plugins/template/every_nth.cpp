@@ -1,4 +1,4 @@
-// Keeps every n-th key. Replace the rule by yours: it is all in `select`.
+// Keeps every n-th key. Replace the rule in `select` with yours.
 #include <cstdint>
 
 #include <reticle/core/masker.hpp>
@@ -7,8 +7,8 @@ namespace every_nth {
 
 using namespace reticle;
 
-/// What a JSON config may say, with defaults. Reflection makes the parser, the error messages, the JSON schema and
-/// `reticle describe` of it.
+/// The fields of a JSON config, with defaults. Reflection generates the parser, the error messages, the JSON schema and
+/// `reticle describe` from it.
 struct EveryNthConfig {
   Index n = 4;
 
@@ -20,12 +20,13 @@ class EveryNth final : public Masker {
  public:
   explicit EveryNth(const EveryNthConfig& config) : n_(config.n) {}
 
-  /// The keys to add for each query, ascending. `previous` is what the maskers before this one chose; the pipeline
-  /// merges, and cuts off what a causal config forbids. inputs.queries (b, hq, sq, d), inputs.keys (b, hkv, sk, d).
+  /// The keys to add for each query, ascending. `previous` holds the keys that earlier maskers chose; the pipeline
+  /// merges the result, and removes keys that a causal config forbids. inputs.queries (b, hq, sq, d), inputs.keys (b,
+  /// hkv, sk, d).
   Mask select(const AttentionInputs& inputs, const Mask& /*previous*/, LayerState& /*state*/,
               const Context& context) const override {
     return Mask::from_selections(
-        inputs.shape().one_head(),  // the choice is the same in every head; inputs.shape() for one per head
+        inputs.shape().one_head(),  // the choice is the same in every head; use inputs.shape() for one per head
         [&](RowId, Selection& selection) {
           for (Index key = 0; key < inputs.keys_length(); key += n_)
             selection.indices.push_back(static_cast<std::int32_t>(key));

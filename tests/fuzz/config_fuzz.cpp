@@ -1,5 +1,5 @@
-// A config: refused, or a pipeline that prints itself and that prefills and generates over tiny tensors, without
-// reading beyond them and within seconds, whatever its numbers are.
+// A config is refused, or gives a pipeline that prints itself, and that prefills and generates over tiny tensors within
+// seconds and without reading beyond them, whatever its numbers are.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -19,7 +19,7 @@ using namespace reticle;  // NOLINT(google-build-using-namespace): a target is o
 
 namespace {
 
-/// A masker's entry with all of its defaults; null where it needs a file.
+/// A masker's entry with all of its defaults; null if it needs a file.
 fuzz::Json default_entry(const MaskerType& type) {
   try {
     const auto pipeline = SparseAttention::from_json(R"({"maskers": [{"type": ")" + type.name + R"("}]})");

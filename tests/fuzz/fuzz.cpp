@@ -17,7 +17,7 @@ std::uint32_t below(std::mt19937& random, std::size_t n) {
   return static_cast<std::uint32_t>(random() % std::max<std::size_t>(1, n));
 }
 
-/// What limits are tried by.
+/// A value that often breaks limits.
 Json notable(std::mt19937& random) {
   static const std::array<Json, 28> kValues{Json(0),
                                             Json(1),
@@ -50,7 +50,7 @@ Json notable(std::mt19937& random) {
   return kValues[below(random, kValues.size())];
 }
 
-/// A value somewhere in the document, the deeper the more often.
+/// A random value in the document, more often a deep one.
 Json* somewhere(Json& document, std::mt19937& random) {
   Json* at = &document;
   while ((at->is_object() || at->is_array()) && !at->empty() && below(random, 8) != 0) {
@@ -79,7 +79,7 @@ bool parse(std::string_view bytes, SafetensorsText& file) {
   std::memcpy(&length, bytes.data(), sizeof length);
   if (length > bytes.size() - sizeof length) return false;
   const std::string_view header = bytes.substr(sizeof length, length);
-  // A callback that counts levels spares mutations the recursion of a document that is far too deep.
+  // The parser drops values below a depth of 8, because mutations recurse through the document.
   file.header = Json::parse(
       header, [](int depth, Json::parse_event_t, Json&) { return depth < 8; }, false);
   file.data = bytes.substr(sizeof length + length);
@@ -95,7 +95,7 @@ std::size_t put(std::string_view header, std::string_view data, std::uint8_t* to
   return sizeof length + header.size() + data.size();
 }
 
-/// Offsets one after another, and as much data.
+/// Gives the tensors consecutive offsets, and resizes the data to fit.
 void lay_out(SafetensorsText& file, std::size_t max_size) {
   std::size_t offset = 0;
   for (auto& [name, tensor] : file.header.items()) {

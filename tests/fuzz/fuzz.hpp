@@ -1,5 +1,5 @@
-// What the fuzz targets share: files for bytes, which errors are answers, and mutations that keep a format's frame
-// whole so that what lies behind it is reached.
+// Shared by the fuzz targets: files in memory, the errors that are valid results, and mutations that keep a format's
+// structure valid, so that the code behind the parser is reached.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,14 @@
 
 #include <reticle/core/base/error.hpp>
 
-/// libFuzzer's own mutation of bytes.
+/// libFuzzer's generic mutation of bytes.
 extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t max_size);
 
 namespace reticle::fuzz {
 
 using Json = nlohmann::ordered_json;
 
-/// A folder in memory of this process, emptied when it ends.
+/// A folder in memory for this process, emptied at exit.
 class Folder {
  public:
   Folder();
@@ -35,11 +35,10 @@ class Folder {
   std::filesystem::path path_;
 };
 
-/// The folder that a target writes its input to.
+/// The folder for the input files of a target.
 const Folder& folder();
 
-/// Runs what an input asks for. Our own errors are answers; anything else that is thrown ends the process, and with it
-/// the run.
+/// Processes an input. Reticle's errors are valid results; any other exception ends the process, and with it the run.
 template <class Call>
 void expect_value_or_error(const Call& call) {
   try {
@@ -48,18 +47,18 @@ void expect_value_or_error(const Call& call) {
   }
 }
 
-/// Ends the process with a message: a promise was broken.
+/// Ends the process with a message, because an invariant does not hold.
 [[noreturn]] void fail(const std::string& what);
 inline void require(bool holds, const std::string& what) {
   if (!holds) fail(what);
 }
 
-/// One change somewhere in a document: a value becomes another's or a notable one, a member goes or comes twice.
+/// Mutates a document once: a value is replaced by another or a notable one, or a member is removed or duplicated.
 void mutate(Json& document, std::mt19937& random);
-/// The same in a text of JSON; libFuzzer's own where the text is none, or the draw says so.
+/// Mutates a JSON text the same way; falls back to libFuzzer's mutation for invalid JSON, and sometimes at random.
 std::size_t mutate_json_text(std::uint8_t* data, std::size_t size, std::size_t max_size, std::mt19937& random);
-/// Of a safetensors file: its bytes, its header's text, or a tensor's dtype, shape or metadata, with offsets and data
-/// that fit again. Texts of metadata that are JSON are mutated as such.
+/// Mutates a safetensors file: its bytes, its header's text, or a tensor's dtype, shape or metadata, with offsets and
+/// data made consistent again. JSON texts in the metadata are mutated as JSON.
 std::size_t mutate_safetensors(std::uint8_t* data, std::size_t size, std::size_t max_size, std::mt19937& random);
 
 }  // namespace reticle::fuzz

@@ -1,8 +1,8 @@
-"""HashAttention weights as pickles: what is damaged or hostile is refused as FormatError, and nothing else happens.
+"""Fuzzes HashAttention weights as pickles: damaged or hostile files raise FormatError and have no other effect.
 
     python tests/fuzz/hash_weights_fuzz.py [--seconds N] [--seed N]
 
-Needs torch. Prints how many files were read, refused and found; a finding is kept as a file, and the exit status is 1.
+Needs torch. Prints the numbers of files read, refused and found faulty; a finding is saved, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--findings", type=Path, default=Path.cwd(), help="folder for what is found")
     given = parser.parse_args()
-    limit = 8 << 30  # a file of some kB has no business taking more
+    limit = 8 << 30  # no file of a few kB needs more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    warnings.simplefilter("ignore")  # torch's, of odd versions
+    warnings.simplefilter("ignore")  # torch warns about odd versions
     draw = random.Random(given.seed)
     files = seeds(draw)
     counts = {"read": 0, "refused": 0, "found": 0}

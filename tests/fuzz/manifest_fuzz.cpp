@@ -1,5 +1,5 @@
-// A manifest of `reticle verify`: replayed, or refused. Its key "fuzz_case" names the recorded case whose tensors it
-// has.
+// A manifest of `reticle verify` is replayed, or refused. Its key "fuzz_case" names the recorded case that provides the
+// tensors.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>

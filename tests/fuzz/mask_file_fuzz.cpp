@@ -1,4 +1,4 @@
-// A mask file: refused, or a mask that every operation can be asked of.
+// A mask file is refused, or gives a mask that supports every operation.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>

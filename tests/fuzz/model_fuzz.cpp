@@ -1,5 +1,5 @@
-// A model folder: refused, or a decoder that gives finite or refused logits. The input is a safetensors file whose
-// metadata holds the text of config.json.
+// A model folder is refused, or gives a decoder whose logits are finite or refused. The input is a safetensors file
+// whose metadata holds the text of config.json.
 #include <cstddef>
 #include <cstdint>
 #include <random>

@@ -1,4 +1,4 @@
-// The bytes of a plugin: what is checked of them before the loader sees them.
+// The bytes of a plugin: the checks before the loader sees them.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -13,7 +13,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   reticle::fuzz::expect_value_or_error([&] {
     reticle::require_matching_stamps(path);
     reticle::seal_plugin(path);
-    // What was sealed is accepted.
+    // A sealed plugin must be accepted.
     try {
       reticle::require_matching_stamps(path);
     } catch (const reticle::Error& error) {

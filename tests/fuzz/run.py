@@ -1,9 +1,9 @@
-"""Runs every fuzz target for its share of the time, as many at once as there are cores, and prints what each did.
+"""Runs every fuzz target for its share of the time, as many at once as there are cores, and prints their results.
 
     python3 tests/fuzz/run.py BUILD_FOLDER [--seconds N] [--python INTERPRETER]
 
-With the interpreter that has the Python package and torch, the pickles too. Inputs that a target learns from are kept in
-BUILD_FOLDER/corpus, findings in BUILD_FOLDER/findings. Exit status 1: something was found.
+With --python, an interpreter that has the Python package and torch, the pickles are fuzzed too. Inputs that reach new
+code are kept in BUILD_FOLDER/corpus, findings in BUILD_FOLDER/findings. Exit status 1 means that there are findings.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ HERE = Path(__file__).resolve().parent
 
 
 def run_target(build: Path, target: str, seconds: int) -> tuple[str, int, str]:
-    """Name, exit status, and the last lines of what was printed."""
+    """(name, exit status, last lines of output) of a target."""
     findings = build / "findings"
-    own = [build / "corpus" / target]
+    corpora = [build / "corpus" / target]
     past = HERE / "corpus" / target
     if past.exists():
-        own.append(past)
+        corpora.append(past)
     options = ["-timeout=25", "-rss_limit_mb=3072", "-malloc_limit_mb=2048", "-print_final_stats=1", "-len_control=0"]
-    # A plugin is some hundred kB; other inputs are small.
+    # Plugins have some hundred kB; other inputs are small.
     options.append(f"-max_len={1 << 20 if target == 'plugin' else 1 << 16}")
-    command = [build / "tests" / "fuzz" / f"{target}_fuzz", *own, *options, f"-max_total_time={seconds}"]
+    command = [build / "tests" / "fuzz" / f"{target}_fuzz", *corpora, *options, f"-max_total_time={seconds}"]
     command.append(f"-artifact_prefix={findings}/{target}-")
-    # Undefined behaviour ends a run, with its stack.
+    # Undefined behaviour ends a run and prints its stack.
     environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "allocator_may_return_null=1"}
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, errors="replace", env=environment, check=False

@@ -1,4 +1,4 @@
-// A safetensors file: read, or refused; what was read is written and read again as the same.
+// A safetensors file is refused, or read; a file that was read is written, and reads back equal.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>

@@ -1,8 +1,8 @@
-"""Seeds of the fuzz targets, made of what the repository holds: one folder for each target.
+"""Makes the fuzz targets' seed inputs from files in the repository: one folder per target.
 
     python3 tests/fuzz/seeds.py FOLDER PLUGIN.so
 
-Past findings are in corpus/<target>/ and need no making.
+Inputs of past findings are in corpus/<target>/ and are used directly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def floats(count: int, draw: random.Random) -> bytes:
 
 def masks() -> dict[str, bytes]:
     shape = {"batch": "1", "heads": "2", "queries": "3", "keys": "70"}
-    own = {"shared_batch": "0", "shared_heads": "0", "shared_queries": "0"}
+    unshared = {"shared_batch": "0", "shared_heads": "0", "shared_queries": "0"}
     one = {"shared_batch": "1", "shared_heads": "1", "shared_queries": "1"}
 
     def file(kind: str, sharing: dict[str, str], tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
@@ -48,13 +48,13 @@ def masks() -> dict[str, bytes]:
     return {
         "empty": file("empty", one, {}),
         "full": file("full", one, {}),
-        "bits": file("bits", own, {"words": ("I64", [12], struct.pack("<12q", *([5, 63] * 6)))}),
+        "bits": file("bits", unshared, {"words": ("I64", [12], struct.pack("<12q", *([5, 63] * 6)))}),
         "bits_shared": file("bits", one, {"words": ("I64", [2], struct.pack("<2q", 77, 3))}),
-        "dense": file("dense", own, {"p": ("F32", [420], dense)}),
-        "csr": file("csr", own, {"row_ptr": row_ptr, "indices": indices}),
-        "csr_weighted": file("csr", own, {"row_ptr": row_ptr, "indices": indices, "p": p}),
-        "runs": file("runs", own, {"row_ptr": row_ptr, "intervals": intervals}),
-        "runs_weighted": file("runs", own, {"row_ptr": row_ptr, "intervals": intervals, "p": p}),
+        "dense": file("dense", unshared, {"p": ("F32", [420], dense)}),
+        "csr": file("csr", unshared, {"row_ptr": row_ptr, "indices": indices}),
+        "csr_weighted": file("csr", unshared, {"row_ptr": row_ptr, "indices": indices, "p": p}),
+        "runs": file("runs", unshared, {"row_ptr": row_ptr, "intervals": intervals}),
+        "runs_weighted": file("runs", unshared, {"row_ptr": row_ptr, "intervals": intervals, "p": p}),
     }
 
 

@@ -1,4 +1,4 @@
-"""`--only-gpu`: just the tests that skip where there is no GPU, for a machine that has one for minutes."""
+"""The option `--only-gpu` runs just the tests that skip without a GPU, for a machine that is available for minutes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Torch tensors that say they lie on a GPU, over memory of the host: for tests of what is done on the way to a launch.
+"""Torch tensors that claim to be on a GPU but use host memory, to test the code before a kernel launch.
 
-`as_if_on_gpu()` is a mode in which `.cuda()` and `device="cuda"` make such tensors and whatever is computed from them is
-one; their DLPack record says kDLCUDA. What a kernel would compute is never there.
+`as_if_on_gpu()` is a mode in which `.cuda()` and `device="cuda"` make such tensors, and results computed from them are
+such tensors too; their DLPack record says kDLCUDA. Kernels do not run, so their results are never available.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Tensor(ctypes.Structure):
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that answers as one of torch's on GPU 0 would."""
+    """A tensor that answers queries as a torch tensor on GPU 0 would."""
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""How calls behave towards the interpreter: interruption, memory, threads."""
+"""The effects of calls on the interpreter: interruption, memory, threads."""
 
 import subprocess
 import sys
@@ -50,7 +50,8 @@ def test_an_interrupt_stops_a_long_call_and_leaves_python_its_handler(prepare, c
     assert printed.returncode == 0, printed.stderr
     word, seconds, done = printed.stdout.split()
     assert (word, done) == ("interrupted", "done")
-    # Of each core's time, which other programs' load does not lengthen: interrupted after 0.5 s of what takes much longer.
+    # CPU time per core, which the load of other programs does not affect; the interrupt comes after 0.5 s of a long
+    # call.
     assert float(seconds) < 2
 
 

@@ -1,4 +1,4 @@
-"""What careless callers do: results of something else taken for these, gradients that are not there, odd arguments."""
+"""Careless callers: stale results, missing gradients, odd arguments."""
 
 import json
 import os
@@ -219,7 +219,7 @@ def test_bare_objects_are_a_type_error_and_not_the_end():
     assert done.stdout.count("cannot be made by itself") == 2
 
 
-# --- results that are kept ----------------------------------------------------------------------------------------------
+# --- results on disk --------------------------------------------------------------------------------------------------
 
 
 def error_of(trial):
@@ -248,7 +248,7 @@ def test_a_searchs_file_is_of_one_measure(tmp_path):
         assert notes.read_bytes() == content
     with pytest.raises(reticle.FormatError):
         search.run(space, error_of, output="/dev/full", progress=False)
-    output.write_text(before + '{"maskers": [{"ty')  # cut short, when a run was stopped
+    output.write_text(before + '{"maskers": [{"ty')  # a stopped run left an incomplete line
     assert search.run(space, error_of, output=output, progress=False)["error"][0] == 1.0
     assert output.read_text() == before
     for wrong in ({"queries": 0}, {"stage": "both"}):

@@ -1,4 +1,4 @@
-"""Keys split over processes."""
+"""Attention over keys that are split over processes."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ def problem(dtype=torch.float32):
     q, k, v = (torch.randn(2, h, n, 16, generator=generator).to(dtype) for h, n in ((4, 5), (2, 37), (2, 37)))
     kept = torch.rand(2, 4, 5, 37, generator=generator) > 0.6
     kept[0, 1, 2] = False  # a row without keys
-    kept[1, 0, 0, :20] = False  # one without keys on the first rank
+    kept[1, 0, 0, :20] = False  # a row without keys on the first rank
     return q, k, v, reticle.Mask.dense(kept.numpy())
 
 

@@ -1,4 +1,4 @@
-"""What the pages show is what runs: their Python blocks in order, in one namespace, and the text that follows each."""
+"""The pages' Python blocks run in order, in one namespace, and print the text blocks that follow them."""
 
 import contextlib
 import io

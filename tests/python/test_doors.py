@@ -1,4 +1,4 @@
-"""What careless callers pass: each is read as what it says, or refused by name; nothing crashes."""
+"""Careless calls: each argument is read as stated, or refused by name; nothing crashes."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def columns(mask):
     return mask.to_csr()[1].tolist()
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 def test_probabilities_that_are_no_numbers_are_refused():
@@ -87,7 +87,7 @@ def test_a_pickled_odd_end_of_an_interval_is_refused():
     assert pickle.loads(pickle.dumps(runs)) == runs
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_a_forbidden_key_holds_does_not_matter():
         assert np.allclose(found, wanted, atol=1e-6) and np.allclose(same, lse, atol=1e-6)
 
 
-# --- conventions ----------------------------------------------------------------------------------------------------------
+# --- conventions ----------------------------------------------------------------------------------------------------
 
 
 def test_masks_compare_with_anything():
@@ -280,7 +280,7 @@ def test_a_float_mask_is_refused_and_says_what_it_may_be():
     assert torch.equal(reticle.attention(q, q, q, torch.ones(4, 4).long())[0], reticle.attention(q, q, q)[0])
 
 
-# --- processes ------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [-1, 1025, 10**9])
@@ -329,7 +329,7 @@ def test_files_are_replaced_whole_and_nothing_else_is(tmp_path):
     mask.save("/dev/null")
 
 
-# --- calls ----------------------------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------------------------
 
 
 def drawn(*shape):
@@ -402,7 +402,7 @@ def test_a_config_that_names_plugins_is_refused_where_none_may_be_loaded(tmp_pat
 @reticle.register("resets_its_state")
 @dataclass(frozen=True)
 class Resetting(reticle.Masker):
-    """Does to its state what nobody may do from inside of a call."""
+    """Resets its state during a call, which is forbidden."""
 
     way: str = "reset"
 
@@ -428,7 +428,7 @@ def test_a_state_is_not_changed_from_inside_of_a_call(way):
     Resetting.state.reset()
 
 
-# --- found by trying ------------------------------------------------------------------------------------------------------
+# --- regressions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", [0, 1])

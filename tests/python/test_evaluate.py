@@ -1,4 +1,4 @@
-"""Models over data sets."""
+"""Evaluation of models on data sets."""
 
 import csv
 import json
@@ -40,11 +40,11 @@ def rows(folder):
 def test_dense_answers_are_those_of_generate(model, tmp_path):
     sample = questions(1)[0]
     ids = torch.tensor([TOKENIZER.encode(sample.context + sample.question)])
-    own = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
     result = evaluate.answer(model, TOKENIZER, [sample], output_dir=tmp_path, progress=False)
-    assert rows(tmp_path)[0]["predicted_answer"] == TOKENIZER.decode(own)
+    assert rows(tmp_path)[0]["predicted_answer"] == TOKENIZER.decode(expected)
     assert result.samples == 1 and result.density == 1
-    assert result.overall_score == 100 * (" wide" in TOKENIZER.decode(own))
+    assert result.overall_score == 100 * (" wide" in TOKENIZER.decode(expected))
 
 
 def test_results_are_files_and_a_stopped_run_goes_on(model, tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_results_are_files_and_a_stopped_run_goes_on(model, tmp_path, monkeypatc
         run()
     assert len(rows(tmp_path)) == 2 and not (tmp_path / "metrics.json").exists()
     with (tmp_path / "raw_results.csv").open("a") as file:
-        file.write('2,copy,"cut sho')  # as a power failure leaves it
+        file.write('2,copy,"cut sho')  # the state that a power failure leaves
     result = run()
     assert len(done) == 3 + 2, "two samples were left"
     assert [int(row["index"]) for row in rows(tmp_path)] == [0, 1, 2, 3]
@@ -120,22 +120,22 @@ def test_loss_is_the_models_own_when_dense_and_sparsity_is_reported(model):
         "attention_mask": (ids != 32).long() | (torch.arange(ids.shape[1]) > 0),
         "output_length": 20,
     }
-    own = ids[:, 1:]
+    real_ids = ids[:, 1:]
     with torch.no_grad():
-        logits = model(own).logits[0, -21:-1]
-    expected = torch.nn.functional.cross_entropy(logits, own[0, -20:])
+        logits = model(real_ids).logits[0, -21:-1]
+    expected = torch.nn.functional.cross_entropy(logits, real_ids[0, -20:])
     dense = evaluate.loss(model, [example, example], progress=False)
     assert dense.loss == pytest.approx(expected.item(), abs=1e-5)
     assert (dense.prefill_sparsity, dense.generation_sparsity, dense.examples) == (0, 0, 2)
     window = {"maskers": [{"type": "local", "window_size": 8}]}
     sparse = evaluate.loss(model, [example], generation=window, progress=False)
     assert sparse.loss > dense.loss and sparse.prefill_sparsity == 0
-    # 68 tokens: the last 20 stand behind 48 and more, and keep 8 of those up to their own.
+    # Of 68 tokens the last 20 have 48 or more tokens before them, and keep the last 8 keys up to their position.
     assert sparse.generation_sparsity == pytest.approx(1 - 20 * 8 / sum(range(49, 69)), abs=1e-6)
     last = evaluate.loss(model, [{**example, "output_length": 1}], generation=window, progress=False)
     assert last.generation_sparsity == pytest.approx(1 - 8 / 68, abs=1e-6)
     with pytest.raises(ValueError, match="output_length is 90 of 68 tokens"):
-        evaluate.loss(model, [{"input_ids": own, "attention_mask": None, "output_length": 90}], progress=False)
+        evaluate.loss(model, [{"input_ids": real_ids, "attention_mask": None, "output_length": 90}], progress=False)
     with pytest.raises(ValueError, match="no examples"):
         evaluate.loss(model, [], progress=False)
 

@@ -1,4 +1,4 @@
-"""What the README shows is what runs."""
+"""The README's example and the other examples run, with the output shown."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def test_the_quick_start_runs_and_is_what_the_readme_shows():
 
 
 def run(name, *arguments):
-    """What an example of examples/ prints."""
+    """The output of a script in examples/."""
     done = subprocess.run(
         [sys.executable, SOURCE / "examples" / f"{name}.py", *map(str, arguments)], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Attention and its gradients against float64, on the CPU and, where there is one, on a GPU."""
+"""Attention and its gradients against float64, on the CPU and, if there is one, on a GPU."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ BOUNDS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def exact(q, k, v, p, *, causal=False, attention_mask=None, soft_cap=None, sink_logits=None):
-    """Attention in float64 over keys that were included with probabilities p (0: not attended)."""
+    """Attention in float64 over keys that are included with probabilities p; 0 means not attended."""
     group = q.shape[1] // k.shape[1]
     k, v = (tensor.double().repeat_interleave(group, 1) for tensor in (k, v))
     scores = q.double() @ k.mT / q.shape[-1] ** 0.5

@@ -1,4 +1,4 @@
-"""Tensors on a GPU: what of them runs without one. Whole calls are in test_gpu_calls.py, pipelines in tests/cuda."""
+"""GPU calls as far as they run without a GPU. Complete calls are in test_gpu_calls.py, pipelines in tests/cuda."""
 
 import json
 
@@ -40,9 +40,9 @@ def test_arrays_of_another_package_on_a_gpu_go_through_dlpack_and_come_back_as_i
     mask = reticle.Mask.dense(torch.rand(*q.shape[:3], 9) < 0.5)
     expected = reticle.attention(q, k, v, mask, sink_logits=[0.5] * q.shape[1])
     results = reticle.attention(OnGpu(q), OnGpu(k), OnGpu(v), mask, sink_logits=[0.5] * q.shape[1])
-    for result, own in zip(results, expected, strict=True):
+    for result, wanted in zip(results, expected, strict=True):
         assert isinstance(result, OnGpu)
-        assert torch.equal(result.tensor, own)
+        assert torch.equal(result.tensor, wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Every call that a GPU serves, made with tensors that say they lie on one (gpu_double.py), goes as far as the launch.
+"""Every call that supports GPUs, made with tensors that claim to be on one (gpu_double.py), gets as far as the launch.
 
-Where a build has no CUDA, or the machine no GPU, the call ends there in a DeviceError that says so. Under the stand-in
-runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit` it goes on to launches that are recorded and not run. On the emulated
-device (the preset `emulated`, with RETICLE_EMULATED_HOST_TENSORS=1) kernels run, and results are those of the CPU.
+If the build has no CUDA, or the machine no GPU, the call ends there with a DeviceError that says so. Under the stand-in
+runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit`, launches are recorded and not executed. On the emulated device
+(the preset `emulated`, with RETICLE_EMULATED_HOST_TENSORS=1) kernels run, and results equal those of the CPU.
 """
 
 import ctypes
@@ -30,13 +30,13 @@ pytestmark = [
         STAND_IN is None and not EMULATED and reticle._core.cuda_device_count() > 0,
         reason="there is a GPU: kernels would get host memory",
     ),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # that keys are copied to the host
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # keys are copied to the host
 ]
 
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch):
-    """Operators are called without torch's dispatcher, which would see that the tensors are the CPU's."""
+    """Bypasses torch's dispatcher when calling operators, because it would see that the tensors are on the CPU."""
     for name in ("_attention", "_attention_backward"):
         monkeypatch.setattr(reticle.torch, name, getattr(reticle.torch, name)._init_fn)
     with as_if_on_gpu():
@@ -44,7 +44,7 @@ def gpu(monkeypatch):
 
 
 class Launches:
-    """What the stand-in runtime has recorded."""
+    """The launches that the stand-in runtime recorded."""
 
     def __init__(self):
         self.library = ctypes.CDLL(STAND_IN)
@@ -59,8 +59,8 @@ class Launches:
 
 
 def launches(call, *kernels, like=None, tolerance=2e-2):
-    """Makes a call; each of the kernels is launched, or there is no GPU to launch them on. Where kernels run, what `like` gives
-    on the CPU is what the call gives."""
+    """Makes a call and checks that it launches each of the kernels, or that there is no GPU to launch them on. Where
+    kernels run, the result must equal that of `like` on the CPU."""
     if EMULATED:
         result = call()
         if like is not None:
@@ -92,7 +92,7 @@ def tensors(queries, keys, dtype=torch.bfloat16, width=128):
 
 
 def one_sequence(queries):
-    """Of 4 heads of 64, which the hash weights are for."""
+    """One sequence with 4 heads of 64, the shape of the hash weights."""
     q, k, v = tensors(queries, 300, width=64)
     return q[:1, :4], k[:1], v[:1]
 
@@ -126,7 +126,7 @@ def test_attention_over_any_kind_of_mask(rows, dtype):
 
 
 def as_on_cpu(mask):
-    """The same mask of tensors on the CPU."""
+    """The same mask made from CPU tensors."""
     if isinstance(mask, torch.Tensor):
         return mask.cpu()
     if isinstance(mask, reticle.torch.SelectedBlocks):

@@ -1,4 +1,4 @@
-"""HashAttention's published weights as safetensors."""
+"""Conversion of HashAttention's published weights to safetensors."""
 
 import collections
 import io

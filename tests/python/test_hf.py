@@ -48,20 +48,20 @@ def generate(model, batch, **options):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dense_output_is_the_models_own_token_for_token(architecture):
     model, batch = tiny(architecture), padded_batch()
-    own = generate(model, batch)
+    expected = generate(model, batch)
     with hf.attach(model) as attached:
-        assert torch.equal(generate(model, batch), own)
+        assert torch.equal(generate(model, batch), expected)
     assert attached.prefill.density == attached.generation.density == 1
     assert len(attached.generation.sparsity) == 11 * 3
-    assert torch.equal(generate(model, batch), own), "detached, it is as it was"
+    assert torch.equal(generate(model, batch), expected), "detached, it is as it was"
 
 
 def test_a_full_mask_by_maskers_is_dense_too():
     model, batch = tiny(), padded_batch()
     everything = {"maskers": [{"type": "local", "window_size": 1.0}]}
-    own = generate(model, batch)
+    expected = generate(model, batch)
     with hf.attach(model, prefill=everything, generation=everything):
-        assert torch.equal(generate(model, batch), own)
+        assert torch.equal(generate(model, batch), expected)
 
 
 def test_sparse_generation_sees_what_its_pattern_keeps():
@@ -69,7 +69,7 @@ def test_sparse_generation_sees_what_its_pattern_keeps():
     with hf.attach(model, generation=LOCAL, keep_masks=True) as attached:
         generate(model, batch)
     assert attached.prefill.density == 1
-    visible = sum(range(21, 32)) + sum(range(14, 25))  # padding is not seen
+    visible = sum(range(21, 32)) + sum(range(14, 25))  # padding is not visible
     assert attached.generation.density == pytest.approx(2 * 6 * 11 / visible)
     layer, mask = attached.masks("generation")[0]
     assert (layer, mask.shape) == (0, (1, 4, 1, 21))
@@ -89,12 +89,12 @@ def test_layers_with_a_sliding_window_attend_to_it(architecture):
         architecture.removesuffix("Text") if not hasattr(transformers, f"{architecture}ForCausalLM") else architecture
     )
     model, batch = tiny(architecture, causal_lm=f"{name}ForCausalLM", **options), padded_batch()
-    own = generate(model, batch)
+    expected = generate(model, batch)
     with hf.attach(model):
-        assert torch.equal(generate(model, batch), own)
+        assert torch.equal(generate(model, batch), expected)
     short = {"input_ids": batch["input_ids"][:1, :3]}
     tova = {"maskers": [{"type": "tova", "token_capacity": 2}]}
-    with hf.attach(model, generation=tova) as attached:  # the window fills up on the way, twice
+    with hf.attach(model, generation=tova) as attached:  # the window fills up twice during generation
         first = generate(model, short)
         assert torch.equal(generate(model, short), first)
     assert attached.generation.density < 1
@@ -120,9 +120,9 @@ def test_sink_logits_of_gpt_oss_take_part():
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.sinks, std=2.0)
     batch = padded_batch()
-    own = generate(model, batch)
+    expected = generate(model, batch)
     with hf.attach(model):
-        assert torch.equal(generate(model, batch), own)
+        assert torch.equal(generate(model, batch), expected)
 
 
 def test_every_prompt_starts_anew():

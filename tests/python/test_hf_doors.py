@@ -1,4 +1,4 @@
-"""What careless users of attached models do: each gets the right result, or is told what is not supported."""
+"""Careless use of attached models: each case gets the right result, or an error that names the unsupported option."""
 
 import copy
 import threading
@@ -134,9 +134,9 @@ def test_keys_that_are_edited_in_place_are_read_again(model):
 def test_attention_weights_are_refused_however_they_are_asked_for(model):
     asking = copy.deepcopy(model)
     asking.config.output_attentions = True
-    for own, options in ((asking, {}), (model, {"output_attentions": True})):
-        with hf.attach(own), pytest.raises(NotImplementedError, match="output_attentions"):
-            own(drawn(9), **options)
+    for attached_model, options in ((asking, {}), (model, {"output_attentions": True})):
+        with hf.attach(attached_model), pytest.raises(NotImplementedError, match="output_attentions"):
+            attached_model(drawn(9), **options)
 
 
 def test_generate_takes_its_words_as_the_model_does():
@@ -161,10 +161,10 @@ def test_generate_takes_its_words_as_the_model_does():
     )
     model = transformers.WhisperForConditionalGeneration(config).eval()
     features = torch.randn(1, 8, 80)
-    own = model.generate(input_features=features, max_new_tokens=5)
+    expected = model.generate(input_features=features, max_new_tokens=5)
     with hf.attach(model):
-        assert torch.equal(model.generate(input_features=features, max_new_tokens=5), own)
-        assert torch.equal(model.generate(features, max_new_tokens=5), own)
+        assert torch.equal(model.generate(input_features=features, max_new_tokens=5), expected)
+        assert torch.equal(model.generate(features, max_new_tokens=5), expected)
 
 
 def test_layers_that_call_attention_twice_keep_two_states():
@@ -196,9 +196,9 @@ def test_layers_that_share_a_module_take_no_patterns():
     with pytest.raises(ValueError, match="share one attention module"):
         hf.attach(model, generation=SNAP)
     with torch.no_grad():
-        own = model(drawn(20)).logits
+        expected = model(drawn(20)).logits
         with hf.attach(model):
-            torch.testing.assert_close(model(drawn(20)).logits, own, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(model(drawn(20)).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -212,14 +212,14 @@ def test_a_prompt_that_an_attachment_has_not_seen_is_said(model):
 
 def test_a_copy_of_an_attached_model_has_its_own_attention(model):
     ids = drawn(20)
-    own = model(ids).logits
+    expected = model(ids).logits
     with hf.attach(model, prefill=WINDOW):
         twin = copy.deepcopy(model)
-        assert twin.config._attn_implementation == "eager" and torch.equal(twin(ids).logits, own)
-        assert not torch.equal(model(ids).logits, own), "still attached"
+        assert twin.config._attn_implementation == "eager" and torch.equal(twin(ids).logits, expected)
+        assert not torch.equal(model(ids).logits, expected), "still attached"
         with pytest.raises(TypeError, match="copy the model, or detach it first"):
             copy.deepcopy(model.model)
-    assert torch.equal(model(ids).logits, own)
+    assert torch.equal(model(ids).logits, expected)
     with hf.attach(twin, prefill=WINDOW):
         pass
 

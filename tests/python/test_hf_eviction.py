@@ -1,4 +1,5 @@
-"""Caches that drop what a generation pattern will never attend to again: the same logits, bit for bit, from less memory."""
+"""Caches that drop keys that a generation pattern will never attend to again: the same logits, bit for bit, in less
+memory."""
 
 import copy
 
@@ -66,7 +67,7 @@ IDS = torch.randint(3, 60, (2, PROMPT), generator=torch.Generator().manual_seed(
 
 
 def run(model, pattern, evict, ids=IDS, **options):
-    """(logits, tokens, bytes of the cache) of a generation."""
+    """(logits, tokens, bytes of the cache) after a generation."""
     mask = torch.ones_like(ids)
     if len(ids) > 1:
         mask[1, :37] = 0
@@ -118,7 +119,7 @@ def test_each_kv_head_holds_its_own_keys(model):
 @pytest.mark.parametrize("name", ["snap_kv", "tova", "h2o", "sinks and window"])
 def test_speculation_crops_and_gives_the_tokens_of_plain_decoding(model, name):
     ids = IDS[:1].repeat(1, 1)
-    ids[0, 100:] = ids[0, :100]  # something to look up
+    ids[0, 100:] = ids[0, :100]  # repeated tokens for prompt lookup decoding to find
     plain = run(model, PATTERNS[name], evict=False, ids=ids)[1]
     assert torch.equal(run(model, PATTERNS[name], evict=True, ids=ids, prompt_lookup_num_tokens=5)[1], plain)
 

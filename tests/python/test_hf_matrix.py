@@ -1,5 +1,6 @@
-"""Models x ways of running them, attached: a covering pattern is the model's own eager attention, and patterns that keep state
-choose what they would choose for each sequence alone and from the start. What is not supported raises, with its message."""
+"""Models x ways of running them, attached: a covering pattern equals the model's eager attention, and patterns with
+state choose as they would for each sequence alone and from the start. Unsupported combinations raise a specific
+message."""
 
 import copy
 
@@ -77,7 +78,7 @@ STATEFUL = {
 
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory):
-    """A config by its name; hash attention's weights are of the small models' shape."""
+    """A config by name; the weights of hash attention have the shape of the small models."""
     random = torch.Generator().manual_seed(0)
     weights = {}
     for layer in range(SMALL["num_hidden_layers"]):
@@ -110,13 +111,13 @@ IDS = torch.randint(3, 60, (2, 24), generator=torch.Generator().manual_seed(1)) 
 
 def padded(side):
     ids, mask = IDS.clone(), torch.ones_like(IDS)
-    own = slice(0, 7) if side == "left" else slice(-7, None)
-    ids[1, own] = mask[1, own] = 0
+    padding = slice(0, 7) if side == "left" else slice(-7, None)
+    ids[1, padding] = mask[1, padding] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def logits(model, **inputs):
-    """Of tokens: padding's are nobody's."""
+    """The logits of real tokens; those of padding are not compared."""
     found = model(**inputs).logits
     mask = inputs.get("attention_mask")
     return found if mask is None or mask.dim() != 2 else found[mask.bool()[:, -found.shape[1] :]]
@@ -199,7 +200,7 @@ WAYS = {
     "second turn": second_turn,
     "static": static,
 }
-#: What a model's own eager attention does not do either: nothing to compare with.
+#: Combinations that the model's eager attention does not support either, so there is nothing to compare with.
 NOT_THE_MODELS = {
     ("qwen3_next", "packed"),
     ("qwen3_next", "4-D mask"),
@@ -220,17 +221,17 @@ def test_a_covering_pattern_is_the_models_own_attention(models, name, way):
     model, run = models(name), WAYS[way]
     with torch.no_grad():
         try:
-            own = run(model)
+            expected = run(model)
         except Exception as error:
             pytest.skip(f"the model itself: {type(error).__name__}: {str(error)[:80]}")
         with hf.attach(model, prefill=COVERING, generation=COVERING):
             found = run(model)
-    assert found.shape == own.shape
-    assert ((found - own).norm() / own.norm()).item() < 1e-3
+    assert found.shape == expected.shape
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-3
 
 
 def encoder(name):
-    """Models whose attention is not causal, or not all of it, and how each is run."""
+    """Models whose attention is not causal, entirely or in part, and a function that runs each."""
     torch.manual_seed(0)
     t, ids = transformers, IDS[:, :20]
     plain = {
@@ -272,12 +273,12 @@ def test_what_is_not_causal_attends_as_the_model_does(name, side):
     given = {} if side is None else {"attention_mask": padded(side)["attention_mask"][:, :20]}
     model.eval().set_attn_implementation("eager")
     with torch.no_grad():
-        own = run(model, **given)
+        expected = run(model, **given)
         with hf.attach(model):
             found = run(model, **given)
     if side is not None and name in ("bert", "modernbert"):
-        own, found = (tensor[given["attention_mask"].bool()] for tensor in (own, found))
-    assert ((found - own).norm() / own.norm()).item() < 1e-3
+        expected, found = (tensor[given["attention_mask"].bool()] for tensor in (expected, found))
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-3
 
 
 def test_patterns_choose_under_masks_of_four_dimensions_or_refuse_them(models):
@@ -304,7 +305,7 @@ def test_prefill_patterns_of_attention_that_is_not_causal_are_refused():
         run(model)
 
 
-#: What eviction rules refuse: their message.
+#: Combinations that eviction rules refuse, with the message.
 REFUSED = {
     ("h2o", "chunks"): "a prompt in parts",
     ("h2o", "second turn"): "a prompt in parts",
@@ -312,7 +313,8 @@ REFUSED = {
 
 
 def recomputed(model, pattern, tokens):
-    """What each token of a sequence sees, from the start: its logits, the prompt's 24 dense and the rest by the pattern."""
+    """The logits of each token of a sequence, recomputed from the start: a dense prompt of 24 tokens, then the
+    pattern."""
     with hf.attach(model, generation=pattern):
         cache = hf.SparseCache(config=model.config)
         rows = [model(tokens[:, :24], past_key_values=cache).logits]
@@ -384,8 +386,8 @@ def test_a_copied_prefix_serves_several_prompts(models, stateful, pattern):
             model(IDS[:1], past_key_values=cache)
             found = []
             for token in (5, 9, 5):
-                own = copy.deepcopy(cache)
-                steps = [model(torch.tensor([[token + step]]), past_key_values=own).logits for step in range(4)]
+                copied = copy.deepcopy(cache)
+                steps = [model(torch.tensor([[token + step]]), past_key_values=copied).logits for step in range(4)]
                 found.append(torch.cat(steps, 1))
             assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
             expected = recomputed_tokens(model, [5, 6, 7, 8])
@@ -412,8 +414,8 @@ def test_eviction_refuses_a_crop_into_its_prompt(models):
 
 def test_gradients_go_through_patterns_and_dense_attention(models):
     model = copy.deepcopy(models("llama"))
-    own = model(IDS, labels=IDS)
-    own.loss.backward()
+    eager = model(IDS, labels=IDS)
+    eager.loss.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     with hf.attach(model, prefill=COVERING):
@@ -481,9 +483,9 @@ def test_the_cache_is_a_dynamic_cache(capacity):
 def test_models_switch_to_it_by_name(models):
     model = copy.deepcopy(models("llama"))
     with torch.no_grad():
-        own = model(IDS).logits
+        expected = model(IDS).logits
         model.set_attn_implementation("reticle")
-        torch.testing.assert_close(model(IDS).logits, own, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(IDS).logits, expected, atol=1e-4, rtol=1e-4)
         model.config.reticle = {"generation": {"maskers": [{"type": "local", "window_size": 3}]}}
         by_config = generated(model)
         model.set_attn_implementation("eager")
@@ -498,10 +500,10 @@ def test_models_switch_to_it_by_name(models):
 def test_compiled_models_attend_as_they_did(models):
     model = copy.deepcopy(models("llama"))
     with torch.no_grad():
-        own = model(IDS).logits
+        expected = model(IDS).logits
         with hf.attach(model):
             torch.testing.assert_close(
-                torch.compile(model, backend="eager", dynamic=True)(IDS).logits, own, atol=1e-4, rtol=1e-4
+                torch.compile(model, backend="eager", dynamic=True)(IDS).logits, expected, atol=1e-4, rtol=1e-4
             )
 
 

@@ -1,4 +1,4 @@
-"""sparse-attention-hub's names, on its own recorded numbers."""
+"""reticle.hub against numbers recorded from sparse-attention-hub."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def load(case):
-    """A golden case: its JSON and its tensors."""
+    """The JSON and the tensors of a golden case."""
     safetensors = pytest.importorskip("safetensors.torch")
     return json.loads((GOLDEN / f"{case}.json").read_text()), safetensors.load_file(GOLDEN / f"{case}.safetensors")
 
@@ -86,7 +86,7 @@ def test_state_lives_in_sparse_meta_data():
     again = attention.custom_attention(None, q, k, k, None, 1.0, sparse_meta_data=other, layer_idx=3)[0]
     torch.testing.assert_close(first, again)
     assert list(one) == list(other)
-    with pytest.raises(reticle.ShapeError):  # fewer keys than this sequence had
+    with pytest.raises(reticle.ShapeError):  # fewer keys than the sequence had
         attention.custom_attention(None, q, k[:, :, :9], k[:, :, :9], None, 1.0, sparse_meta_data=one, layer_idx=3)
 
 
@@ -229,7 +229,7 @@ def test_weights_are_given_as_tensors_or_as_a_file_of_either_form(tmp_path):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and (found[0].sum(-1) == 7).all()
 
 
-# --- Mask -----------------------------------------------------------------------------------------------------------------
+# --- Mask -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 2, 3, 5), (2, 1, 2, 3, 5)])
@@ -337,7 +337,7 @@ def test_masks_that_do_not_fit_are_refused():
             call()
 
 
-# --- attention over a mask ------------------------------------------------------------------------------------------------
+# --- attention over a mask ------------------------------------------------------------------------------------------
 
 
 def test_output_is_numerator_over_denominator_and_gradients_reach_the_inputs():
@@ -349,9 +349,9 @@ def test_output_is_numerator_over_denominator_and_gradients_reach_the_inputs():
     weights = torch.where(p > 0, scores.exp() / p.clamp_min(1e-9), 0)
     expected = (weights / weights.sum(-1, keepdim=True)) @ v.repeat_interleave(2, 1)
     call = (None, q, k, v, None, 0.3, 0.0, mask)
-    output, of_keys = hub.get_masked_attention_output(*call, return_attention_weights=True)
+    output, found_weights = hub.get_masked_attention_output(*call, return_attention_weights=True)
     torch.testing.assert_close(output, expected.transpose(1, 2))
-    torch.testing.assert_close(of_keys, (weights / weights.sum(-1, keepdim=True)).detach())
+    torch.testing.assert_close(found_weights, (weights / weights.sum(-1, keepdim=True)).detach())
     largest = torch.where(p > 0, scores, -torch.inf).amax(-1, keepdim=True)
     denominator = hub.get_attention_denominator(None, q, k, None, 0.3, 0.0, mask)
     torch.testing.assert_close(denominator, (weights.sum(-1, keepdim=True) / largest.exp()).detach())
@@ -376,11 +376,12 @@ def test_a_masker_alone_adds_what_it_adds_in_a_list():
     assert attention.maskers[2].add_mask(k, q, v, None, 1.0, 0.0, {}, full) is full
 
 
-# --- models and metrics ---------------------------------------------------------------------------------------------------
+# --- models and metrics ---------------------------------------------------------------------------------------------
 
 
 def by_mask(model, tokenizer, context, question, kept):
-    """8 greedy tokens of torch's attention, where what follows the context sees kept(query, key)."""
+    """8 greedy tokens with torch's attention, in which tokens after the context see the keys that kept(query, key)
+    allows."""
     ids, begin = tokenizer.encode(context + question), len(tokenizer.encode(context))
     for _ in range(8):
         i, j = torch.arange(len(ids))[:, None], torch.arange(len(ids))
@@ -401,8 +402,8 @@ def test_an_adapter_answers_questions_about_a_context():
     dense = hub.ModelAdapterHF("bundled", None, **given)
     answer = dense.process_request(hub.Request(context, question), {"max_new_tokens": 8}, {}).responses
     ids = torch.tensor([tokenizer.encode(context + question)])
-    own = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-    assert answer == tokenizer.decode(own)
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert answer == tokenizer.decode(expected)
     config = hub.ResearchAttentionConfig([hub.SinkMaskerConfig(2), hub.LocalMaskerConfig(4)])
     sparse = hub.ModelAdapterHF("bundled", config, **given)
     answers = sparse.process_request(hub.Request(context, [question, "And"]), max_new_tokens=8).responses

@@ -1,4 +1,4 @@
-"""The functions under sparse-attention-hub's maskers, against what they are by definition, and where programs import them."""
+"""The helper functions of sparse-attention-hub's maskers, against their definitions, and their import paths."""
 
 import importlib
 import json
@@ -38,7 +38,7 @@ def test_heads_are_repeated_in_a_row():
 
 def test_quantised_rows_keep_their_ends_and_move_by_half_a_step_at_most():
     rows = torch.randn(7, 16)
-    rows[3] = 2.0  # constant
+    rows[3] = 2.0  # a row of equal values
     rounded = hub.pseudo_quantize(rows, 4)
     step = (rows.amax(-1) - rows.amin(-1)) / 15
     assert ((rounded - rows).abs().amax(-1) <= step / 2 + 1e-6).all()
@@ -105,7 +105,7 @@ def test_samples_stay_in_their_range_and_carry_their_probability():
 
 
 def published(layers=2, heads=2):
-    """The state dict of the training code: two linear maps, 8 -> 6 -> 4."""
+    """A state dict of the training code with two linear maps, 8 -> 6 -> 4."""
     state = {}
     for layer in range(layers):
         for side in "qk":
@@ -207,7 +207,7 @@ def test_a_seed_cannot_be_none():
 
 @pytest.fixture
 def logger():
-    """A logger of this test's own; the process's comes back after it."""
+    """A logger for this test only; the logger of the process is restored afterwards."""
     made, metrics = hub.MicroMetricLogger._instance, dict(hub.MicroMetricLogger._registered_metrics)
     hub.MicroMetricLogger._instance = None
     yield hub.MicroMetricLogger()
@@ -228,7 +228,7 @@ def test_the_logger_warns_in_the_words_that_programs_know(logger, tmp_path, caps
     assert "Warning: Attempting to enable unregistered metrics: unknown" in said
     assert "Warning: Attempting to log metric 'b' which is not enabled" in said
     assert logger.enabled_metrics == {"a"} and logger.get_sampling_factor() == 1.0
-    logger.log("a", None)  # nothing to say of this call
+    logger.log("a", None)  # the metric has no value in this call
     with pytest.raises(TypeError, match="'a' is str; it is registered as int"):
         logger.log("a", "1")
 

@@ -1,4 +1,4 @@
-"""What programs of sparse-attention-hub rely on beyond numbers: interfaces, attributes, how masks are read."""
+"""Behaviour beyond numbers that sparse-attention-hub's users rely on: interfaces, attributes, the meaning of masks."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_keys_that_a_mask_forbids_are_not_chosen_however_it_says_so(masker, forb
 def test_bool_masks_are_read_as_each_masker_reads_them_or_refused():
     mask = torch.zeros(1, 1, 4, 16, dtype=torch.bool)
     mask[..., 8:] = True
-    for masker in (QUEST(), SOCKET()):  # True: forbidden
+    for masker in (QUEST(), SOCKET()):  # both read True as forbidden
         assert add(masker, mask).get_dense_mask()[..., 8:].sum() == 0
     with pytest.raises(ValueError, match=r"is torch.bool; expected floats"):
         add(ORACLE(), mask)

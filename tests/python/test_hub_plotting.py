@@ -1,4 +1,4 @@
-"""What sparse-attention-hub's users draw."""
+"""sparse-attention-hub's plots."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Masks in Python: from and to what other packages have."""
+"""Masks in Python: conversions from and to other packages."""
 
 import pickle
 from pathlib import Path

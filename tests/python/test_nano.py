@@ -1,4 +1,4 @@
-"""nano-sparse-attention's classes, on what it recorded."""
+"""nano-sparse-attention's classes against its recorded results."""
 
 import json
 import os
@@ -18,8 +18,8 @@ def load(case):
 
 
 def pattern_of(params):
-    own = dict(params)
-    return getattr(nano, own.pop("name"))(**own)
+    options = dict(params)
+    return getattr(nano, options.pop("name"))(**options)
 
 
 def cases(*starts):

@@ -1,4 +1,4 @@
-"""Models of packed sequences, on what native-sparse-attention-triton recorded."""
+"""Models over packed sequences against results recorded from native-sparse-attention-triton."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_a_recorded_state_dict_gives_the_recorded_logits_and_tokens(case):
     made, tensors = model_of(case, max_new_tokens=8)
     logits = made(tensors["input_ids"], tensors["cu_seqlens"])
     torch.testing.assert_close(logits.detach(), tensors["logits"], atol=1e-3, rtol=1e-3)
-    # Beyond the window the reference's cache has a key less than its forward pass, which ours equals.
+    # Beyond the window, the reference's cache has one key less than its forward pass; ours equals the forward pass.
     tokens = made.generate(tensors["input_ids"], tensors["cu_seqlens"])
     assert torch.equal(tokens, tensors["generated_tokens_recompute"])
 
@@ -111,15 +111,15 @@ def test_sequences_of_a_batch_are_computed_as_alone(kind, lengths, dtype, device
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.06}[dtype]
     tokens = made.generate(ids, cu_seqlens)
     for row, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        own = ids[begin:end]
+        sequence = ids[begin:end]
         if begin == end:
             assert (tokens[row] == -1).all()
             continue
-        torch.testing.assert_close(logits[begin:end], made(own, [0, end - begin]), atol=tolerance, rtol=tolerance)
-        if dtype == torch.float32:  # in bfloat16 the two best may change places
+        torch.testing.assert_close(logits[begin:end], made(sequence, [0, end - begin]), atol=tolerance, rtol=tolerance)
+        if dtype == torch.float32:  # in bfloat16 the two best tokens may swap
             for _ in range(6):
-                own = torch.cat([own, made(own, [0, len(own)])[-1:].argmax(-1)])
-            assert torch.equal(tokens[row], own[-6:])
+                sequence = torch.cat([sequence, made(sequence, [0, len(sequence)])[-1:].argmax(-1)])
+            assert torch.equal(tokens[row], sequence[-6:])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -203,9 +203,11 @@ def test_mistakes_are_named():
 
 
 def blocks_of(tokens, size):
-    """Block 0 and each query's own, for one KV head: (1, tokens, 2)."""
-    own = torch.arange(tokens) // size
-    return torch.stack([torch.zeros_like(own), torch.where(own > 0, own, -1)], -1).to(torch.int32)[None]
+    """Block 0 and each query's block, for one KV head: (1, tokens, 2)."""
+    query_blocks = torch.arange(tokens) // size
+    return torch.stack([torch.zeros_like(query_blocks), torch.where(query_blocks > 0, query_blocks, -1)], -1).to(
+        torch.int32
+    )[None]
 
 
 def test_blocks_that_are_repeated_or_out_of_order_count_once():
@@ -229,7 +231,7 @@ def test_positional_calls_of_the_reference_are_taken_as_it_takes_them():
     again, same = ops.compressed_attention(*call, 40, 4, 0.5, 1, 2, "auto")
     assert torch.equal(output, again) and torch.equal(blocks, same) and blocks.shape[2] == 2
     assert not torch.allclose(ops.compressed_attention(*call)[0], output)
-    # Room for the blocks of the longest sequence that there might be, as there.
+    # As in the reference, there is room for the blocks of a longest sequence of that length.
     wide = ops.compressed_attention(*call, 100)[1]
     assert wide.shape[2] == 4 and (wide[..., 2:] == -1).all()
     for wrong, error, message in (

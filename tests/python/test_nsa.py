@@ -1,4 +1,4 @@
-"""Native Sparse Attention for torch, on what native-sparse-attention-triton recorded."""
+"""Native Sparse Attention for torch against results recorded from native-sparse-attention-triton."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def through_cpp(module, x, cu_seqlens):
 
 
 def as_on_a_gpu(module, x, cu_seqlens):
-    """What CUDA tensors take, which runs on any device."""
+    """Computes with the code for CUDA tensors, which runs on any device."""
     return nsa_gpu.forward(module, x, cu_seqlens.tolist())
 
 
@@ -115,7 +115,7 @@ def test_compression_on_a_gpu_and_its_gradients(case):
 @pytest.mark.parametrize("case", cases("compressed_attn"))
 def test_blocks_are_chosen_on_a_gpu_as_recorded(case, monkeypatch):
     params, tensors = load(case)
-    monkeypatch.setattr(nsa_gpu, "_MOST_SCORES", 1)  # query by query
+    monkeypatch.setattr(nsa_gpu, "_MOST_SCORES", 1)  # one query at a time
     names = ("kernel_size", "kernel_stride", "block_size", "topk", "init_blocks", "local_blocks")
     config = reticle._core.NsaConfig(compress_type="avgpool", **{name: params[name] for name in names})
     offsets = (tensors["cu_seqlens_q"].tolist(), tensors["cu_seqlens_k"].tolist())

@@ -1,4 +1,4 @@
-"""The Python package: tensors cross without copies, results come back in the caller's framework, errors teach."""
+"""The Python package: tensors pass without copies, results return in the caller's framework, errors are specific."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def tensors(heads=4, kv_heads=2, queries=3, keys=50, d=16, seed=1):
 
 
 def dense_attention(q, k, v, p):
-    """In numpy, with p of every position."""
+    """Attention in numpy, with p given for every position."""
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     scores = np.where(p > 0, scores, -np.inf)
@@ -96,7 +96,7 @@ def test_masks_from_csr_and_runs_say_what_they_were_given():
     assert runs.to_csr()[2] is None
     with pytest.raises(reticle.ShapeError, match="row_ptr"):
         reticle.Mask.csr((1, 1, 3, 5), row_ptr, indices)
-    with pytest.raises(ValueError):  # every error of a value is Python's, too
+    with pytest.raises(ValueError):  # every error of a value is Python's ValueError too
         reticle.Mask.csr((1, 1, 2, 4), row_ptr, indices)
 
 
@@ -167,7 +167,7 @@ def test_other_threads_run_while_attention_does():
         time.sleep(0.0005)
         ticks += 1
     thread.join()
-    assert ticks > 3  # were the GIL held, this loop would not have turned
+    assert ticks > 3  # the loop could not have run while the GIL was held
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -201,10 +201,10 @@ def test_everything_public_is_documented():
             continue
         try:
             loaded = importlib.import_module(module)
-        except ImportError:  # torch or transformers is not there
+        except ImportError:  # torch or transformers is not installed
             continue
-        own = [n for n, v in vars(loaded).items() if n[0] != "_" and getattr(v, "__module__", None) == module]
-        for name in getattr(loaded, "__all__", own):
+        names = [n for n, v in vars(loaded).items() if n[0] != "_" and getattr(v, "__module__", None) == module]
+        for name in getattr(loaded, "__all__", names):
             thing = getattr(loaded, name)
             if not callable(thing):
                 continue

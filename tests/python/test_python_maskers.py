@@ -85,7 +85,7 @@ def test_what_post_init_refuses_is_named_by_its_place():
 @reticle.register("all_kinds")
 @dataclass
 class AllKinds(reticle.Masker):
-    """Every kind of field."""
+    """A field of every kind."""
 
     needed: int
     flag: bool = True
@@ -142,7 +142,7 @@ def test_fields_of_every_kind_cross_both_ways():
 @reticle.register("probe")
 @dataclass(frozen=True)
 class Probe(reticle.Masker):
-    """Keeps what it is shown."""
+    """Records what it receives."""
 
     calls: ClassVar[list] = []
 
@@ -200,7 +200,7 @@ def test_state_is_kept_per_layer_and_sequence_and_prompts_are_shown_to_the_gener
 @reticle.register("wrong")
 @dataclass(frozen=True)
 class Wrong(reticle.Masker):
-    """Returns what it should not."""
+    """Returns an invalid result."""
 
     way: Literal["array", "raise", "shape"] = "array"
 
@@ -284,7 +284,7 @@ def test_what_it_keeps_follows_its_sequences_or_is_refused():
     @reticle.register("test_keeps")
     @dataclass(frozen=True)
     class Keeps(reticle.Masker):
-        """Keeps the keys' lengths."""
+        """Stores the number of keys in its state."""
 
         def select(self, inputs, previous, state):
             state.setdefault("lengths", []).append(inputs.shape[3])
@@ -293,7 +293,7 @@ def test_what_it_keeps_follows_its_sequences_or_is_refused():
     @reticle.register("test_follows")
     @dataclass(frozen=True)
     class Follows(Keeps):
-        """Follows them, too."""
+        """Supports truncation and selection of its state too."""
 
         def truncate(self, state, keys):
             state["lengths"] = [length for length in state["lengths"] if length <= keys]

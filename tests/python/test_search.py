@@ -22,7 +22,7 @@ SPACE = [
 
 
 def by_size(trial):
-    """A measure without tensors: more keys, less error."""
+    """A measure without tensors: the more keys, the smaller the error."""
     size = trial[2]["heavy_size"] + trial[0]["sink_size"] / 1000
     if trial[0]["sink_size"] == 4 and trial[2]["heavy_size"] == 0.3:
         raise RuntimeError("out of luck")
@@ -37,8 +37,8 @@ def test_objectives_score_as_sparse_attention_hubs():
     golden = json.loads((SOURCE / "tests/golden/hub/objectives.json").read_text())
     assert len(golden["cases"]) > 20
     for case in golden["cases"]:
-        of = search.balanced if case["objective"] in (-1, "default") else search.at_density(case["objective"])
-        assert of(case["error"], case["density"]) == pytest.approx(case["score"], abs=1e-12), case
+        objective = search.balanced if case["objective"] in (-1, "default") else search.at_density(case["objective"])
+        assert objective(case["error"], case["density"]) == pytest.approx(case["score"], abs=1e-12), case
 
 
 def test_every_combination_is_measured_and_the_best_is_first():
@@ -59,9 +59,9 @@ def test_samples_are_drawn_without_repetition_and_by_seed():
 
 
 def test_a_pool_and_ray_find_what_one_process_finds(monkeypatch):
-    own = run()
+    expected = run()
     for options in ({"workers": 2}, {"ray": True}):
-        if "ray" in options:  # Ray Tune's interface, run in place: Ray itself is no dependency of the tests
+        if "ray" in options:  # a stub of Ray Tune's interface, because the tests do not depend on Ray
 
             class Tuner:
                 def __init__(self, trainable, param_space):
@@ -75,7 +75,7 @@ def test_a_pool_and_ray_find_what_one_process_finds(monkeypatch):
             tune = types.SimpleNamespace(Tuner=Tuner, grid_search=lambda values: values)
             monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(tune=tune))
         found = run(**options)
-        assert found.drop(columns="seconds").equals(own.drop(columns="seconds"))
+        assert found.drop(columns="seconds").equals(expected.drop(columns="seconds"))
 
 
 def test_trials_are_kept_and_taken_up_again(tmp_path):
@@ -88,7 +88,7 @@ def test_trials_are_kept_and_taken_up_again(tmp_path):
 
     search.run(SPACE, counted, samples=3, output=file, progress=False)
     trials = search.run(SPACE, counted, output=file, progress=False)
-    assert len(trials) == 6 and len(calls) in (6, 7)  # a failure is tried again
+    assert len(trials) == 6 and len(calls) in (6, 7)  # a failed trial is repeated
     assert trials.drop(columns="seconds").equals(run().drop(columns="seconds"))
 
 

@@ -1,6 +1,6 @@
-"""Code of the documents that Reticle was founded on, as it stands there: only import lines are changed.
+"""Code of the documents that Reticle was founded on, copied verbatim except for import lines.
 
-Sizes are small where theirs need a large GPU. What code does is compared with formulas in plain torch.
+Sizes are reduced where the originals need a large GPU. Results are compared with formulas in plain torch.
 """
 
 import csv
@@ -28,14 +28,14 @@ MODEL = SOURCE / "examples/data/byte-llama-3m"
 
 
 def run(snippet, imports, **names):
-    """The names that a snippet leaves, with its imports changed by a table."""
+    """The names that a snippet defines, after replacing its imports according to a table."""
     for theirs, ours in imports.items():
         snippet = snippet.replace(theirs, ours)
     exec(compile(snippet, "<seed>", "exec"), names)
     return types.SimpleNamespace(**names)
 
 
-# --- sparse-attention-hub -----------------------------------------------------------------------------------------------
+# --- sparse-attention-hub -------------------------------------------------------------------------------------------
 
 HUB = {"from sparse_attention_hub.": "from reticle.hub."}
 
@@ -200,7 +200,7 @@ def tensors(seed=0):
 
 
 def causal_bias():
-    """What is added to the scores so that no query sees a key behind it; the last query stands at the last key."""
+    """The bias that hides keys after each query; the last query is at the last key."""
     hidden = torch.ones(QUERIES, KEYS, dtype=torch.bool).triu(KEYS - QUERIES + 1)
     return torch.zeros(1, 1, QUERIES, KEYS).masked_fill(hidden, torch.finfo(torch.float32).min)
 
@@ -210,14 +210,14 @@ def scores_of(q, k, scaling=1.0):
 
 
 def sinks_and_window():
-    """The first 128 keys, and the last 128 up to each query's own."""
+    """The first 128 keys, and the last 128 up to each query's position."""
     position = torch.arange(KEYS - QUERIES, KEYS)[:, None]
     key = torch.arange(KEYS)
     return ((key < 128) | ((key <= position) & (key > position - 128))).expand(BATCH, HEADS, -1, -1)
 
 
 def probabilities(attention, q, k, v, bias=None, scaling=1.0):
-    """What an attention's maskers choose one after another, and with which probability: after each of them."""
+    """The probabilities after each masker of an attention, one after another."""
     mask, meta, found = hub.Mask.create_empty_mask((BATCH, HEADS, QUERIES, KEYS), device=q.device), {}, []
     for masker in attention.maskers:
         mask = masker.add_mask(k, q, v, bias, scaling, 0.0, meta, mask, layer_idx=0)
@@ -226,7 +226,7 @@ def probabilities(attention, q, k, v, bias=None, scaling=1.0):
 
 
 def expected_output(q, k, v, p, bias=None, scaling=1.0):
-    """Attention of which every key counts 1 / p times."""
+    """Attention in which every key counts 1 / p times."""
     scores = scores_of(q, k, scaling) if bias is None else scores_of(q, k, scaling) + bias
     weights = (scores - torch.where(p > 0, scores, -torch.inf).amax(-1, keepdim=True)).exp()
     weights = torch.where(p > 0, weights / p.clamp_min(1e-30), 0)
@@ -235,14 +235,14 @@ def expected_output(q, k, v, p, bias=None, scaling=1.0):
 
 
 def hash_weights(path):
-    """Random weights of the seeds' shapes, by the script that makes them."""
+    """Random weights in the shapes of the documents, from the script that makes them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     script = [sys.executable, SOURCE / "tools/make_hash_weights.py", "--layers", "1", "--output", path]
     subprocess.run(script, check=True, capture_output=True)
 
 
 def agreements(weights, q, k):
-    """Bits of queries' and keys' codes that agree, less those that do not: (batch, heads, queries, keys)."""
+    """Agreeing minus disagreeing bits of the codes of queries and keys: (batch, heads, queries, keys)."""
 
     def code(x, side):
         maps = list(zip(weights[f"{side}_matrix"], weights[f"{side}_bias"], strict=True))
@@ -255,7 +255,7 @@ def agreements(weights, q, k):
 
 
 def check_best(chosen, before, scores, count):
-    """Of what was not chosen before, `count` keys of each row, and none better is left."""
+    """Checks that `count` keys per row were chosen from the remaining ones, and that no better one is left."""
     new = chosen & ~before
     assert (new.sum(-1) == count).all()
     least = torch.where(new, scores, torch.inf).amin(-1)
@@ -274,9 +274,9 @@ def test_hub_hash_attention_keeps_sinks_a_window_and_the_keys_of_the_closest_cod
     assert torch.equal(p[1] > 0, sinks_and_window())
     weights = pickle.loads((tmp_path / "path/to/hat_weights.pkl").read_bytes())[0]
     check_best(p[2] > 0, p[1] > 0, agreements(weights, q, k) + bias, KEYS // 10)
-    output, of_keys = expected_output(q, k, v, p[2], bias)
+    output, expected_weights = expected_output(q, k, v, p[2], bias)
     torch.testing.assert_close(seed.attention_output, output, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(seed.attention_weights, of_keys, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(seed.attention_weights, expected_weights, atol=1e-6, rtol=1e-4)
 
 
 def test_hub_dropout_drops_weights_while_the_module_trains(tmp_path, monkeypatch):
@@ -299,7 +299,7 @@ def test_hub_dropout_drops_weights_while_the_module_trains(tmp_path, monkeypatch
 
 
 def collision_probability(q, k, tables, bits):
-    """With which probability a key shares a bucket with the query in one table at least (simple LSH, centred)."""
+    """The probability that a key shares a bucket with the query in at least one table (simple LSH, centred)."""
     k = k.repeat_interleave(HEADS // KV_HEADS, 1)
     mean = k.mean(2, keepdim=True)
     q, k = q - mean, k - mean
@@ -311,7 +311,7 @@ def collision_probability(q, k, tables, bits):
 
 
 def check_samples(p, before, expected):
-    """Sampled keys bear the probability of their collision, and as many are sampled as that promises."""
+    """Checks that sampled keys have their collision probability, and that their number agrees with it."""
     sampled = (p > 0) & ~before
     torch.testing.assert_close(p[sampled], expected[sampled], atol=2e-4, rtol=2e-3)
     assert sampled.sum().item() == pytest.approx(expected[~before].sum().item(), rel=0.25)
@@ -339,7 +339,7 @@ def test_hub_vattention_keeps_the_heaviest_keys_and_meets_its_bound_by_a_sample(
     output, weights = attention.custom_attention(None, q, k, v, None, scaling, 0.0, sparse_meta_data={}, layer_idx=0)
     sampled = (weights > 0) & ~certain
     assert sampled[..., 128 : KEYS - 128].sum() == sampled.sum() > 0, "nothing is drawn within the offsets"
-    # A row's keys are drawn without replacement, so that each bears the share of the candidates that was drawn.
+    # A row's keys are drawn without replacement, so p is the share of the candidates that was drawn.
     share = sampled.sum(-1, keepdim=True) / (~certain)[..., 128 : KEYS - 128].sum(-1, keepdim=True)
     p = torch.where(certain, 1, torch.where(sampled, share, 0))
     expected = expected_output(q, k, v, p, scaling=scaling)
@@ -366,7 +366,7 @@ def test_hub_hashed_keys_and_a_sample_of_the_others_add_up(tmp_path):
 
 @pytest.mark.parametrize("name", ["hash_attention", "magic_pig", "vattention", "multi_masker"])
 def test_hub_examples_are_json_configs_too(name, tmp_path, monkeypatch):
-    """The same maskers and numbers as the document's, which the command runs over the bundled tensors."""
+    """The document's maskers and numbers as a config, which the command runs over the bundled tensors."""
     hash_weights(tmp_path / "path/to/hat_weights.pkl")
     monkeypatch.chdir(tmp_path)
     snippets = {"hash_attention": HASH_ATTENTION, "magic_pig": MAGIC_PIG, "vattention": VATTENTION}
@@ -376,9 +376,9 @@ def test_hub_examples_are_json_configs_too(name, tmp_path, monkeypatch):
     text = (SOURCE / f"configs/research/{name}.json").read_text()
     maskers = json.loads(text)["maskers"]
     for entry, config in zip(maskers, configs, strict=True):
-        own = {**config.to_dict(), "hat_weight_file": "hat_weights.safetensors"}
-        assert all(own[key] == value for key, value in entry.items())
-    command = Path(reticle.__file__).parents[2] / "tools/reticle"  # of the build that the package is of
+        made = {**config.to_dict(), "hat_weight_file": "hat_weights.safetensors"}
+        assert all(made[key] == value for key, value in entry.items())
+    command = Path(reticle.__file__).parents[2] / "tools/reticle"  # from the build of this package
     if not command.exists():
         pytest.skip("this build has no command")
     (tmp_path / f"{name}.json").write_text(text)
@@ -516,11 +516,11 @@ PATTERN = """
 
 
 def new_masker(pattern=PATTERN):
-    """The document's module, with its pattern filled in, as a module that its last step imports."""
+    """The document's module with its pattern filled in, importable as in its last step."""
     return run(NEW_MASKER.replace("        pass\n", pattern), HUB)
 
 
-def of_pattern(every=20, first=KEYS // 2):
+def pattern_mask(every=20, first=KEYS // 2):
     key = torch.arange(KEYS)
     return ((key % every == 0) | ((key < first) & (key % 2 == 1))).expand(BATCH, HEADS, QUERIES, KEYS)
 
@@ -533,7 +533,7 @@ def test_hub_a_new_masker_is_registered_and_used(monkeypatch):
     assert type(attention.maskers[0]) is module.MyCustomMasker
     q, k, v = tensors()
     output, weights = attention.custom_attention(None, q, k, v, None, 0.125, 0.0, sparse_meta_data={}, layer_idx=0)
-    expected = expected_output(q, k, v, of_pattern().float(), scaling=0.125)
+    expected = expected_output(q, k, v, pattern_mask().float(), scaling=0.125)
     torch.testing.assert_close(output, expected[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(weights, expected[1], atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="Expected MyCustomMaskerConfig"):
@@ -593,19 +593,19 @@ def test_hub_every_masker_is_called_as_the_document_writes_it(masker):
 def test_hub_a_new_masker_stands_between_others():
     module = new_masker()
     q, k, v = tensors()
-    own = module.MyCustomMaskerConfig(0.5, 20)
-    configs = [hub.SinkMaskerConfig(4), own, hub.OracleTopKConfig(30), hub.MagicPigConfig(8, 8)]
+    custom = module.MyCustomMaskerConfig(0.5, 20)
+    configs = [hub.SinkMaskerConfig(4), custom, hub.OracleTopKConfig(30), hub.MagicPigConfig(8, 8)]
     attention = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig(configs))
     p = probabilities(attention, q, k, v, scaling=0.125)
-    before = of_pattern() | (torch.arange(KEYS) < 4)
+    before = pattern_mask() | (torch.arange(KEYS) < 4)
     assert torch.equal(p[1] > 0, before)
     check_best(p[2] > 0, before, scores_of(q, k), 30)
     output, _ = attention.custom_attention(None, q, k, v, None, 0.125, sparse_meta_data={})
     torch.testing.assert_close(output, expected_output(q, k, v, p[3], scaling=0.125)[0], atol=1e-5, rtol=1e-4)
-    # After a sampler its pattern adds to probabilities, to at most 1.
-    late = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig([configs[3], own]))
+    # After a sampler, the pattern adds to probabilities, up to 1.
+    late = hub.ResearchAttention.create_from_config(hub.ResearchAttentionConfig([configs[3], custom]))
     sampled, both = probabilities(late, q, k, v)
-    torch.testing.assert_close(both, (sampled + of_pattern()).clamp(max=1))
+    torch.testing.assert_close(both, (sampled + pattern_mask()).clamp(max=1))
     output, _ = late.custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
     torch.testing.assert_close(output, expected_output(q, k, v, both)[0], atol=1e-5, rtol=1e-4)
 
@@ -656,9 +656,9 @@ def test_hub_a_masker_that_drops_what_was_chosen_is_refused():
         hub.ResearchAttention(None, maskers).custom_attention(None, q, k, v, None, 1.0, sparse_meta_data={})
 
 
-# --- nano-sparse-attention ----------------------------------------------------------------------------------------------
+# --- nano-sparse-attention ------------------------------------------------------------------------------------------
 
-# As printed: the page's markup took the underscores of __init__ and the asterisks of *args and **kwargs.
+# As printed: the page's markup removed the underscores of __init__ and the asterisks of *args and **kwargs.
 SKELETON = """
 class MyNewAttention(Attention):
     def init(self, window_size):
@@ -717,7 +717,8 @@ def model_of_bytes():
 
 
 def loss_by_mask(model, ids, output, seen):
-    """Cross entropy of the last tokens under torch's attention where `seen` (queries, keys) says, on top of causality."""
+    """Cross entropy of the last tokens with torch's attention, where `seen` (queries, keys) applies on top of
+    causality."""
     seen = seen & torch.ones_like(seen).tril()
     bias = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     with torch.no_grad():
@@ -726,13 +727,13 @@ def loss_by_mask(model, ids, output, seen):
 
 
 def windows(tokens, width):
-    """Whether each query sees each key, where all see the last `width` up to their own."""
+    """A bool matrix: True where a query sees a key, if all see the last `width` keys up to their position."""
     i, j = torch.arange(tokens)[:, None], torch.arange(tokens)
     return (j <= i) & (j > i - width)
 
 
 def pruned_share(seen):
-    """Of what causality allows."""
+    """The share of causal connections that is pruned."""
     return 1 - seen.sum().item() / torch.ones_like(seen).tril(seen.shape[1] - seen.shape[0]).sum().item()
 
 
@@ -775,7 +776,7 @@ def test_nano_a_handler_switches_a_model_between_a_new_pattern_and_its_generatio
     info = handler.info()
     assert info["prefill"]["sparsity"] == pytest.approx(pruned_share(seen[:-12, :-12]), abs=1e-6)
     assert info["generation"]["sparsity"] == pytest.approx(pruned_share(few[-12:].tril(n - 12)), abs=1e-6)
-    # The same examples by configs, through a model's cache.
+    # The same examples with configs and the model's cache.
     pattern = {"causal": True, "maskers": [{"type": "sink", "sink_size": 2}, {"type": "local", "window_size": 5}]}
     prefill = {"causal": True, "maskers": [{"type": "local", "window_size": 16}]}
     cached = evaluate.loss(model, examples, prefill=prefill, generation=pattern, progress=False)
@@ -851,7 +852,7 @@ def test_nano_examples_of_a_text_stand_in_a_chat_template_or_not():
         )
 
 
-# --- Sparse Attention Decoder for LLMs ------------------------------------------------------------------------------------
+# --- Sparse Attention Decoder for LLMs ------------------------------------------------------------------------------
 
 DECODER = """
 from sparse_attention_decoder import AttentionConfig, SparseAttention
@@ -879,7 +880,7 @@ with torch.no_grad():
 
 
 def test_decoder_snippet_gives_the_models_output(tmp_path, monkeypatch, capsys):
-    """The tokenizer is a folder of the name that it is asked for by, with as few words as the bundled model has tokens."""
+    """The tokenizer is a folder with the requested name and as few words as the bundled model has tokens."""
     model = model_of_bytes()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz.", "the", "quick", "dog"]
     words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
@@ -895,7 +896,7 @@ def test_decoder_snippet_gives_the_models_output(tmp_path, monkeypatch, capsys):
 
 
 def best_and_recent(module, query, key, value, attention_mask, scaling, top_k, window, **_):
-    """Attention of a layer in plain torch: the last keys, and the best others."""
+    """Attention of a layer in plain torch: the last keys, and the best of the others."""
     key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
     scores, n = query @ key.mT * scaling, key.shape[2]
     i, j = torch.arange(n)[n - query.shape[2] :, None], torch.arange(n)
@@ -922,7 +923,7 @@ def test_decoder_attends_to_recent_keys_and_the_best_of_the_others():
         with sparse.dense():
             torch.testing.assert_close(sparse(ids), model_of_bytes()(ids).logits, atol=1e-3, rtol=1e-3)
         tokens = ids
-        for _ in range(8):  # decoding by a cache is what whole sequences give
+        for _ in range(8):  # decoding with a cache equals processing the whole sequence
             tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], 1)
         assert torch.equal(sparse.generate(ids, max_new_tokens=8), tokens)
     found = decoder.compare(sparse, ids, 4, repeats=1)
@@ -954,7 +955,7 @@ def test_decoder_mistakes_are_named():
         decoder.compare(model, torch.tensor([[1, 2]]), 1)
 
 
-# --- native-sparse-attention-triton ---------------------------------------------------------------------------------------
+# --- native-sparse-attention-triton ---------------------------------------------------------------------------------
 
 TOY_NSA_LLAMA = """
 import torch
@@ -1013,7 +1014,7 @@ output_tokens = model.generate(input_ids, cu_seqlens)
 print(f"\\nEXAMPLE GENERATE:\\noutput_tokens: {output_tokens}\\n")
 """
 
-# What a CPU computes in seconds.
+# Sizes that a CPU computes in seconds.
 SMALL = {
     "from native_sparse_attention": "from reticle.native_sparse_attention",
     "hidden_size=4096": "hidden_size=64",
@@ -1028,7 +1029,7 @@ SMALL = {
 
 
 def rotated(x, positions, theta, scaling):
-    """Llama 3's rotary positions of (tokens, heads, head_dim)."""
+    """Llama 3's rotary positions applied to x (tokens, heads, head_dim)."""
     half = x.shape[-1] // 2
     frequency = theta ** (-torch.arange(half) / half)
     wave = 2 * torch.pi / frequency
@@ -1050,7 +1051,7 @@ def softmax_over(q, k, v, seen):
 
 
 def nsa_in_torch(x, weights, config):
-    """Native Sparse Attention of one sequence x (tokens, hidden_size), written down as the paper and the reference say it."""
+    """Native Sparse Attention of one sequence x (tokens, hidden_size), written from the paper and the reference."""
     n, kernel, stride, block = len(x), config.kernel_size, config.kernel_stride, config.block_size
     q, k, v = ((x @ weights[f"proj_{name}.weight"].T).unflatten(-1, (-1, config.head_dim)) for name in ("q", "k", "v"))
     gates = (x @ weights["gate.0.weight"].T).sigmoid().unflatten(-1, (config.num_attention_heads, 3))
@@ -1065,41 +1066,41 @@ def nsa_in_torch(x, weights, config):
     q, k, small_k = turn(q, torch.arange(n)), turn(k, torch.arange(n)), turn(small_k, stride * torch.arange(count))
     i, j = torch.arange(n)[:, None], torch.arange(n)
     complete = (stride * torch.arange(count) + kernel - 1 <= i)[None]
-    of_compressed, p = softmax_over(q, small_k, small_v, complete)
+    compressed, p = softmax_over(q, small_k, small_v, complete)
     by_group = p.unflatten(0, (config.num_key_value_heads, -1)).sum(1)
-    blocks, own = -(-n // block), torch.arange(n) // block
-    # A compressed token's probability counts for a block as often as strides of both coincide.
+    blocks, query_blocks = -(-n // block), torch.arange(n) // block
+    # A compressed token's probability counts for a block once per stride that both contain.
     overlap = torch.zeros(count, blocks)
     for token in range(count):
         for part in range(kernel // stride):
             overlap[token, (token + part) * stride // block] += 1
     number = torch.arange(blocks)
     scores = by_group @ overlap
-    always = (number < config.init_blocks) | (number > own[:, None] - config.local_blocks)
-    scores = scores.masked_fill(always, torch.inf).masked_fill(number > own[:, None], -torch.inf)
+    always = (number < config.init_blocks) | (number > query_blocks[:, None] - config.local_blocks)
+    scores = scores.masked_fill(always, torch.inf).masked_fill(number > query_blocks[:, None], -torch.inf)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : config.topk]
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (number <= own[:, None])
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (number <= query_blocks[:, None])
     seen = chosen[..., j // block] & (j <= i)
     group = config.num_attention_heads // config.num_key_value_heads
-    of_selected, _ = softmax_over(q, k, v, seen.repeat_interleave(group, 0))
-    of_window, _ = softmax_over(q, k, v, ((j <= i) & (j >= i - config.window_size))[None])
-    mixed = sum(gates[..., b : b + 1] * branch for b, branch in enumerate((of_compressed, of_selected, of_window)))
+    selected, _ = softmax_over(q, k, v, seen.repeat_interleave(group, 0))
+    window, _ = softmax_over(q, k, v, ((j <= i) & (j >= i - config.window_size))[None])
+    mixed = sum(gates[..., b : b + 1] * branch for b, branch in enumerate((compressed, selected, window)))
     return mixed.flatten(1) @ weights["proj_o.weight"].T
 
 
 def toy_nsa_llama_in_torch(ids, state, config):
-    """Logits of one sequence."""
+    """The logits of one sequence."""
     norm = lambda x, weight: weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     x = state["embedding.weight"][ids]
     for layer in range(config.num_hidden_layers):
-        own = {
+        layer_state = {
             name.removeprefix(f"layers.{layer}."): w for name, w in state.items() if name.startswith(f"layers.{layer}.")
         }
-        attention = {name.removeprefix("nsa."): w for name, w in own.items() if name.startswith("nsa.")}
-        x = x + nsa_in_torch(norm(x, own["attn_norm.weight"]), attention, config)
-        y = norm(x, own["ffn_norm.weight"])
-        gate, up = (y @ own[f"ffn.{name}_proj.weight"].T for name in ("gate", "up"))
-        x = x + (torch.nn.functional.silu(gate) * up) @ own["ffn.down_proj.weight"].T
+        attention = {name.removeprefix("nsa."): w for name, w in layer_state.items() if name.startswith("nsa.")}
+        x = x + nsa_in_torch(norm(x, layer_state["attn_norm.weight"]), attention, config)
+        y = norm(x, layer_state["ffn_norm.weight"])
+        gate, up = (y @ layer_state[f"ffn.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + (torch.nn.functional.silu(gate) * up) @ layer_state["ffn.down_proj.weight"].T
     return norm(x, state["norm.weight"]) @ state["lm_head.weight"].T
 
 

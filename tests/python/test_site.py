@@ -1,4 +1,4 @@
-"""The site's playground computes in the browser what Reticle computes."""
+"""The site's playground, which computes in the browser, gives Reticle's results."""
 
 import importlib.util
 import json
@@ -57,5 +57,5 @@ def test_the_playground_chooses_what_reticle_chooses(tmp_path):
         _, mask, metrics = sparse.measure(q, k, k, reticle.SequenceState())
         kept = np.array(list(ours["kept"]), dtype=np.int8).reshape(n, n)
         different = (kept != mask.to_dense()[0, 0]).sum()
-        assert different <= 4, (config, different)  # sums of floats and of doubles order a few neighbours differently
+        assert different <= 4, (config, different)  # float and double sums order a few near ties differently
         assert abs(ours["density"] - mask.density) < 1e-4 and abs(ours["mass"] - metrics["mean_mass"]) < 1e-3, config

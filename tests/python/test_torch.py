@@ -180,7 +180,8 @@ def test_lists_of_keys_from_torch_are_attended_to():
 
 
 def selected_blocks(heads, queries, keys, block_size, seed=0):
-    """Numbers of up to 3 blocks (2, heads, queries, 3), ascending, -1 last, and where they attend, as a dense mask."""
+    """Numbers of up to 3 blocks (2, heads, queries, 3), ascending, padded with -1 at the end; and the dense mask of
+    them."""
     generator = torch.Generator().manual_seed(seed)
     blocks = -(-keys // block_size)
     ranks = torch.rand(2, heads, queries, blocks, generator=generator).argsort(-1)[..., :3].sort(-1).values
@@ -192,7 +193,7 @@ def selected_blocks(heads, queries, keys, block_size, seed=0):
 
 
 def band(queries, keys, width, first_query, kernel, stride):
-    """Where a Band attends, as a dense mask."""
+    """The dense mask of a Band."""
     complete = (torch.arange(queries)[:, None] + first_query + 1 - kernel).div(stride, rounding_mode="floor") + 1
     column = torch.arange(keys)
     return (column < complete) & (column >= complete - width)
@@ -211,11 +212,11 @@ def test_selected_blocks_and_bands_are_masks_that_attention_takes(block_size):
         assert torch.equal(output.detach(), wanted) and torch.equal(lse, wanted_lse)
     assert torch.autograd.grad(output.sum(), q)[0].isfinite().all()
     for where in ((9, 0, 1, 1), (100, 20, 1, 1), (1000, 0, 7, 3), (4, 60, 8, 2), (1, 0, 40, 1)):
-        of_band = reticle.torch.Band(*where)
+        band_mask = reticle.torch.Band(*where)
         wanted = reticle.Mask.dense(band(30, 50, *where).expand(2, 4, -1, -1).numpy())
-        assert of_band.mask((2, 4, 30, 50)) == wanted
+        assert band_mask.mask((2, 4, 30, 50)) == wanted
         numpy_result = reticle.attention(q.detach().numpy(), k.numpy(), v.numpy(), wanted)[0]
-        assert torch.equal(reticle.attention(q.detach(), k, v, of_band)[0], torch.from_numpy(numpy_result))
+        assert torch.equal(reticle.attention(q.detach(), k, v, band_mask)[0], torch.from_numpy(numpy_result))
 
 
 @needs_gpu

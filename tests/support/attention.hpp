@@ -1,4 +1,4 @@
-// Random attention inputs, and attention in plain double-precision loops: the obviously right executor.
+// Random attention inputs, and the reference executor: attention in plain double-precision loops.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +41,7 @@ struct OwnedInputs {
 };
 
 struct Reference {
-  std::vector<double> output, lse, weights;  // weights dense over (b, h, q, k)
+  std::vector<double> output, lse, weights;  // weights is dense, (b, h, q, k)
 };
 
 inline double element(const TensorView& t, Index b, Index h, Index i, Index j) {

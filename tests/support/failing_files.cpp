@@ -1,6 +1,6 @@
-// To be preloaded: the process is killed, or its disk is full, from its FAIL_AT-th change to files in the folder
-// FAIL_UNDER on. FAIL_HOW is "kill" or "full". A change is: opening a file to write, writing, syncing, renaming,
-// cutting, removing. FAIL_COUNT names a file that the number of changes is written to when the process ends.
+// Preloaded (LD_PRELOAD) to kill the process (FAIL_HOW=kill) or fill its disk (FAIL_HOW=full) from the FAIL_AT-th
+// change on to files in the folder FAIL_UNDER. A change is opening a file for writing, writing, syncing, renaming,
+// truncating or removing. FAIL_COUNT names a file that receives the number of changes when the process ends.
 #include <cerrno>
 #include <csignal>
 #include <cstdarg>
@@ -27,8 +27,8 @@ struct Watch {
   std::set<int> open;
   long changes = 0;
 
-  static Watch& own() {
-    static Watch* const kWatch = new Watch;  // outlives everything
+  static Watch& instance() {
+    static Watch* const kWatch = new Watch;  // never destroyed
     return *kWatch;
   }
   static bool is_under(const char* path) {
@@ -39,7 +39,7 @@ struct Watch {
     const std::lock_guard lock(mutex);
     return open.count(descriptor) != 0;
   }
-  /// Counts a change; whether it fails for want of room.
+  /// Counts a change; returns true if it fails because the disk is full.
   bool fails(bool needs_room) {
     const char* const at = std::getenv("FAIL_AT");
     const std::lock_guard lock(mutex);
@@ -58,7 +58,7 @@ struct Watch {
 void report() {
   if (const char* const path = std::getenv("FAIL_COUNT")) {
     if (std::FILE* const file = std::fopen(path, "w")) {
-      std::fprintf(file, "%ld\n", Watch::own().changes);
+      std::fprintf(file, "%ld\n", Watch::instance().changes);
       std::fclose(file);
     }
   }
@@ -70,9 +70,9 @@ struct ReportAtExit {
 
 int opened(int (*open_it)(const char*, int, ...), const char* path, int flags, mode_t mode) {
   const bool changes = (flags & (O_WRONLY | O_RDWR | O_CREAT)) != 0 && Watch::is_under(path);
-  if (changes && Watch::own().fails((flags & O_CREAT) != 0)) return -1;
+  if (changes && Watch::instance().fails((flags & O_CREAT) != 0)) return -1;
   const int descriptor = open_it(path, flags, mode);
-  if (changes) Watch::own().opened(descriptor);
+  if (changes) Watch::instance().opened(descriptor);
   return descriptor;
 }
 
@@ -80,7 +80,7 @@ int opened(int (*open_it)(const char*, int, ...), const char* path, int flags, m
 
 extern "C" {
 
-/// For a process that ends without running destructors.
+/// Reports the count in processes that end without running destructors.
 void report_changes() { report(); }
 
 int open(const char* path, int flags, ...) {
@@ -100,18 +100,18 @@ int open64(const char* path, int flags, ...) {
 }
 
 int mkostemp(char* name, int flags) {
-  if (Watch::is_under(name) && Watch::own().fails(true)) return -1;
+  if (Watch::is_under(name) && Watch::instance().fails(true)) return -1;
   const int descriptor = next<int(char*, int)>("mkostemp")(name, flags);
-  if (Watch::is_under(name)) Watch::own().opened(descriptor);
+  if (Watch::is_under(name)) Watch::instance().opened(descriptor);
   return descriptor;
 }
 
 int mkstemp(char* name) { return mkostemp(name, 0); }
 
 ssize_t write(int descriptor, const void* data, size_t size) {
-  if (Watch::own().watches(descriptor)) {
-    // A disk fills up in the middle of a write.
-    if (Watch::own().fails(true)) {
+  if (Watch::instance().watches(descriptor)) {
+    // With FAIL_HALF, half of the data is written before the disk is full.
+    if (Watch::instance().fails(true)) {
       if (size > 1 && std::getenv("FAIL_HALF") != nullptr)
         return next<ssize_t(int, const void*, size_t)>("write")(descriptor, data, size / 2);
       return -1;
@@ -121,28 +121,28 @@ ssize_t write(int descriptor, const void* data, size_t size) {
 }
 
 int fsync(int descriptor) {
-  if (Watch::own().watches(descriptor) && Watch::own().fails(true)) return -1;
+  if (Watch::instance().watches(descriptor) && Watch::instance().fails(true)) return -1;
   return next<int(int)>("fsync")(descriptor);
 }
 
 int ftruncate(int descriptor, off_t size) {
-  if (Watch::own().watches(descriptor)) Watch::own().fails(false);
+  if (Watch::instance().watches(descriptor)) Watch::instance().fails(false);
   return next<int(int, off_t)>("ftruncate")(descriptor, size);
 }
 
 int rename(const char* from, const char* to) {
-  if (Watch::is_under(to)) Watch::own().fails(false);
+  if (Watch::is_under(to)) Watch::instance().fails(false);
   return next<int(const char*, const char*)>("rename")(from, to);
 }
 
 int unlink(const char* path) {
-  if (Watch::is_under(path)) Watch::own().fails(false);
+  if (Watch::is_under(path)) Watch::instance().fails(false);
   return next<int(const char*)>("unlink")(path);
 }
 
 int close(int descriptor) {
   {
-    Watch& watch = Watch::own();
+    Watch& watch = Watch::instance();
     const std::lock_guard lock(watch.mutex);
     watch.open.erase(descriptor);
   }

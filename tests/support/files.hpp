@@ -1,4 +1,4 @@
-// Temporary files of a test.
+// Temporary files for tests.
 #pragma once
 
 #include <filesystem>
@@ -11,7 +11,7 @@
 
 namespace reticle::testing {
 
-/// A folder that goes with the test.
+/// A folder that is removed at the end of the test.
 class TemporaryFolder {
  public:
   TemporaryFolder() {

@@ -1,4 +1,4 @@
-// Maskers by their JSON, on inputs small enough to work out by hand.
+// Maskers from JSON, on inputs small enough to compute by hand.
 #pragma once
 
 #include <algorithm>
@@ -25,12 +25,12 @@ struct Scored {
     inputs.queries = queries.view();
     inputs.keys = inputs.values = keys.view();
   }
-  /// `count` queries of 1.
+  /// `count` queries with value 1.
   Scored(Index count, const std::vector<float>& key_values)
       : Scored(std::vector<float>(static_cast<std::size_t>(count), 1.0f), key_values) {}
 };
 
-/// `maskers` is the inside of a list: "{...}, {...}".
+/// A pipeline of `maskers`, the comma-separated elements of a JSON list: "{...}, {...}".
 inline SparseAttention pipeline_of(const std::string& maskers, bool causal = false) {
   return SparseAttention::from_json("{\"maskers\": [" + maskers + "], \"causal\": " + (causal ? "true" : "false") +
                                     "}");
@@ -48,7 +48,7 @@ inline std::string row_text(const Mask& mask, Index query, Index head = 0) {
   return text;
 }
 
-/// The message of the error that a masker's parameters must be refused with; empty when they were accepted.
+/// The message of the ConfigError that `maskers` raise; empty if they are accepted.
 inline std::string refusal(const std::string& maskers) {
   try {
     pipeline_of(maskers);

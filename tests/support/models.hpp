@@ -17,7 +17,7 @@
 
 namespace reticle::testing {
 
-/// A folder with config.json and model.safetensors; its parts can be changed before it is written.
+/// A folder with config.json and model.safetensors; its parts can be modified before it is written.
 struct ModelFiles {
   std::map<std::string, std::string> config{{"model_type", "\"llama\""},
                                             {"vocab_size", "50"},

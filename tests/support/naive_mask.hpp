@@ -1,4 +1,4 @@
-// The obviously right mask: p of every logical position in one vector. Masks are tested against it in lockstep.
+// The reference mask: p of every logical position in one vector. Masks are tested against it in lockstep.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,7 @@ struct NaiveMask {
     for (std::size_t i = 0; i < p.size(); ++i) result.p[i] = op(p[i], other.p[i]);
     return result;
   }
-  /// op(row, key, p)
+  /// A mask with each p replaced by op(row, key, p).
   template <class Op>
   NaiveMask map(Op op) const {
     NaiveMask result(shape);
@@ -51,7 +51,7 @@ struct NaiveMask {
   }
 };
 
-/// Same logical shape and p everywhere; and what the mask says of itself agrees with its content.
+/// Expects the same logical shape and p everywhere, and that the mask's counts and flags agree with its content.
 inline void expect_equal(const Mask& mask, const NaiveMask& naive, const std::string& what = "") {
   ASSERT_TRUE(mask.shape().same_logical(naive.shape)) << what << ": " << describe(mask);
   const NaiveMask content(mask);

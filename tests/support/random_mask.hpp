@@ -1,4 +1,4 @@
-// Random masks in every representation and sharing.
+// Random masks in every representation and with every sharing of dimensions.
 #pragma once
 
 #include <random>
@@ -17,8 +17,8 @@ struct NamedMask {
 
 inline constexpr MaskKind kStoredKinds[] = {MaskKind::bits, MaskKind::dense, MaskKind::csr, MaskKind::runs};
 
-/// Random p per stored position: 0 with probability 1 - density, else 1, or (when weighted) a multiple of 1/8, so that
-/// sums are exact and merge is associative to the bit. Correlated along keys, so that there are runs.
+/// Random p per stored position: 0 with probability 1 - density, else 1, or (if weighted) a multiple of 1/8, so that
+/// sums are exact and merge is associative to the bit. Correlated along keys, so that runs occur.
 inline std::vector<float> random_p(const MaskShape& shape, double density, bool weighted, std::mt19937& random) {
   std::vector<float> p(static_cast<std::size_t>(shape.stored_rows() * shape.keys));
   std::uniform_real_distribution<double> uniform(0, 1);
@@ -35,7 +35,7 @@ inline std::vector<float> random_p(const MaskShape& shape, double density, bool 
   return p;
 }
 
-/// One mask per representation, sharing and (if asked) weighting, all of one logical shape.
+/// One mask per representation, sharing and (if requested) weighting, all with the same logical shape.
 inline std::vector<NamedMask> random_masks(const MaskShape& logical, std::mt19937& random, bool with_weighted = true) {
   std::vector<NamedMask> masks{{"empty", Mask::empty(logical)}, {"full", Mask::full(logical)}};
   const MaskShape shapes[] = {logical.unshared(), logical.one_head(), logical.one_row()};
@@ -47,7 +47,7 @@ inline std::vector<NamedMask> random_masks(const MaskShape& logical, std::mt1993
         if (weighted && kind == MaskKind::bits) continue;
         const double density = std::uniform_real_distribution<double>(0.05, 0.95)(random);
         const Mask mask = Mask::dense(shapes[s], random_p(shapes[s], density, weighted, random));
-        // Chance may have made it empty, full or unweighted: then it cannot be stored as asked, and is tested as it is.
+        // A mask that is empty, full or unweighted by chance cannot be stored in every form, and is tested as it is.
         const bool storable = mask.kind() != MaskKind::empty && mask.kind() != MaskKind::full;
         masks.push_back({std::string(name_of(kind)) + (weighted ? " weighted" : "") + sharing[s],
                          storable ? convert(mask, kind) : mask});

@@ -1,7 +1,7 @@
-// Kernels, forced through every instruction set that they are compiled for and this processor has.
+// Runs kernels with every instruction set that they are compiled for and this processor has.
 #pragma once
 
-#define HWY_WANT_AVX3_DL  // as the kernels that have it
+#define HWY_WANT_AVX3_DL  // matches the kernels compiled for it
 
 #include <gtest/gtest.h>
 #include <hwy/detect_targets.h>

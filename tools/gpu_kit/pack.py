@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Packs a build for a GPU machine: gpu-kit/kit.tar.xz, with the programs, the shared objects that they need and a bare
-machine lacks, and the headers that the Python package is compiled with; gpu-kit/run.sh beside it."""
+"""Packs a build for a GPU machine: gpu-kit/kit.tar.xz has the programs, the shared objects that they need and a bare
+machine lacks, and the headers for compiling the Python package; gpu-kit/run.sh is placed beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from steps import digest_of_sources
 
 TREE = Path(__file__).resolve().parents[2]
-# The C and C++ run-time libraries are the machine's, which are newer.
-OF_THE_MACHINE = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+))\.so.*")
+# The GPU machine provides the C and C++ run-time libraries; its versions are newer.
+SYSTEM_LIBRARIES = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+))\.so.*")
 HEADERS = ["boost/pfr.hpp", "boost/pfr", "nlohmann", "hwy", "fmt"]
 MAX_MIB = 26
 
@@ -28,13 +28,13 @@ def output_of(*words: str | Path) -> str:
 
 
 def needed_by(program: Path, search: Path) -> dict[str, Path]:
-    """Shared objects by name, those of `search` first."""
+    """The shared objects that a program needs, by name; those in `search` take precedence."""
     found = {}
     listing = subprocess.run(
         ["ldd", program], check=True, capture_output=True, text=True, env={"LD_LIBRARY_PATH": str(search)}
     ).stdout
     for name, path in re.findall(r"(\S+) => (\S+)", listing):
-        if not OF_THE_MACHINE.fullmatch(name):
+        if not SYSTEM_LIBRARIES.fullmatch(name):
             if path == "not":
                 sys.exit(f"{program}: needs {name}, which is not found")
             found[name] = Path(path)
@@ -47,7 +47,7 @@ def stage(build: Path, to: Path) -> None:
     for program in (build / "tests" / "reticle_tests", build / "benchmarks" / "bench_gpu"):
         shutil.copy2(program, to / "bin")
         for name, path in needed_by(program, build).items():
-            shutil.copy2(path, to / "lib" / name)  # under the name that is looked for
+            shutil.copy2(path, to / "lib" / name)  # under the name that the loader looks for
     for binary in [*(to / "bin").iterdir(), *(to / "lib").iterdir()]:
         subprocess.run(["strip", "--strip-unneeded", binary], check=True)
     for header in HEADERS:

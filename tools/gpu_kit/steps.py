@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What a GPU machine runs of a kit (`./bootstrap gpu-kit`): tests, checks and measurements, each with a time limit of its
-own, going on after a failure. Needs only what the machine has: Python, a compiler, CMake, ninja, pybind11; torch and pytest
-for what is of them. Nothing is installed, and nothing fetched.
+"""Runs a kit (`./bootstrap gpu-kit`) on a GPU machine: tests, checks and measurements, each with a time limit; a
+failure does not stop the others. Needs only Python, a compiler, CMake, ninja and pybind11, and torch and pytest for the
+steps that use them. Nothing is installed or downloaded.
 
 Writes at most eight files to OUT: summary.md, one page; figures.json; and the logs of builds, tests, Python tests,
 sanitizers, benchmarks and profiles.
@@ -51,7 +51,7 @@ class Result:
 
 @dataclass
 class Run:
-    """The kit's folder once unpacked, where results go, and the time that is left."""
+    """The folder of the unpacked kit, the output folder, and the remaining time."""
 
     kit: Path
     out: Path
@@ -59,9 +59,9 @@ class Run:
     begun: float = field(default_factory=time.monotonic)
     results: list[Result] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-    hung: set[str] = field(default_factory=set)  # tests
-    gpus: int = 0  # that the built package sees
-    built: bool = False  # the package
+    hung: set[str] = field(default_factory=set)  # names of tests
+    gpus: int = 0  # number of GPUs that the built package sees
+    built: bool = False  # True once the package is built
 
     def left(self) -> float:
         return self.begun + TOTAL[self.mode] - time.monotonic()
@@ -82,7 +82,7 @@ class Run:
             file.write(text + "\n")
 
     def command(self, log: str, words: list[str | Path], limit: float) -> tuple[int | None, str]:
-        """Exit status, None where the time was up, and the output, which is also logged."""
+        """(exit status, output); the status is None if the time limit passed. The output is also logged."""
         limit = max(1.0, min(limit, self.left()))
         line = " ".join(str(word) for word in words)
         with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -100,10 +100,10 @@ class Run:
                 return 127, str(error)
             try:
                 status: int | None = process.wait(limit)
-            except BaseException as error:  # an interrupt, too, must not leave it holding the GPU
+            except BaseException as error:  # an interrupt too must not leave the process holding the GPU
                 status = None
                 os.killpg(process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver
+                with contextlib.suppress(subprocess.TimeoutExpired):  # the process may be stuck in the driver
                     process.wait(10)
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
@@ -129,7 +129,7 @@ class Run:
         self.write_summary()
 
     def write_summary(self) -> None:
-        """After every step, so that a machine that goes away has left what it did."""
+        """Called after every step, so that the results so far survive if the machine goes away."""
         made_of = json.loads((self.kit / "kit.json").read_text())
         lines = [
             f"# GPU kit, {self.mode}: {self.figures.get('device', 'no device')}",
@@ -179,7 +179,7 @@ def table_of(rows: list[dict[str, Any]], figures: dict[str, Any]) -> list[str]:
 
 
 def first_line(text: str, *patterns: str) -> str:
-    """The first line that has one of the patterns, the first pattern first; else the last line that is not empty."""
+    """The first line that matches the first matching pattern; else the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for pattern in patterns:
         for line in lines:
@@ -207,14 +207,14 @@ def device_facts(run: Run) -> tuple[str, str]:
 
 
 def death_of(status: int, text: str) -> str:
-    """What a process that was killed by a signal said last."""
+    """The last message of a process that a signal killed."""
     name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     said = re.findall(r"what\(\):\s*(.*)|^(terminate called.*)", text, re.MULTILINE)
     return f"{name}; {' '.join(filter(None, said[-1]))}" if said else name
 
 
 def failure_of(text: str) -> str:
-    """The first thing that a gtest run says is wrong."""
+    """The first failure in a gtest run's output."""
     if match := re.search(r'C\+\+ exception with description "(.*?)" thrown', text, re.DOTALL):
         return match[1]
     lines = text.splitlines()
@@ -236,7 +236,7 @@ def tests_of(run: Run, suites: str) -> list[str]:
 
 
 def gtest(run: Run, suites: str, limit: float, prefix: tuple[str, ...] = (), each: float = 20) -> tuple[str, str]:
-    """Each test in a process of its own: an illegal address spoils a process for good, and a hang is one test's."""
+    """Runs each test in a separate process: an illegal address ruins its process, and a hang affects one test only."""
     log, until = "sanitizer" if prefix else "device_tests", time.monotonic() + limit
     names = [name for name in tests_of(run, suites) if not (prefix and name in run.hung)]
     passed, bad, skipped = 0, [], ""
@@ -272,7 +272,7 @@ def gtest(run: Run, suites: str, limit: float, prefix: tuple[str, ...] = (), eac
 
 
 class Background:
-    """A step that runs beside the next ones, until its own turn comes."""
+    """A step that runs in parallel with the next ones until its result is needed."""
 
     def __init__(self, body: Callable[[], tuple[str, str]]) -> None:
         self._answer: tuple[str, str] = ("failed", "did not end")
@@ -442,10 +442,10 @@ def profile(run: Run) -> tuple[str, str]:
 
 
 def digest_of_sources() -> str:
-    """Of what is compiled: a kit of another tree is told by it."""
-    rooms = ("core", "maskers", "attention", "bindings")
+    """A digest of the compiled sources, which detects a kit of another source tree."""
+    folders = ("core", "maskers", "attention", "bindings")
     kinds = {".hpp", ".cpp", ".cu", ".cuh"}
-    files = sorted(path for room in rooms for path in (TREE / room).rglob("*") if path.suffix in kinds)
+    files = sorted(path for folder in folders for path in (TREE / folder).rglob("*") if path.suffix in kinds)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

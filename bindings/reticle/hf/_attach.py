@@ -1,4 +1,4 @@
-"""Attaching: which of a model's modules, which cache, which stage, and what was attended to."""
+"""Attaches pipelines to a model: its modules, its cache, the stage of each call, and records of attended keys."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ if TYPE_CHECKING:
 NAME = "reticle"
 
 STAGES: tuple[Stage, Stage] = ("prefill", "generation")
-_CACHE_NAMES = ("cache", "past_key_values")  # transformers from 5.23 on, and before
+_CACHE_NAMES = ("cache", "past_key_values")  # from transformers 5.23 on, and before
 
 _tokens = itertools.count()
 
 
 def pipeline_of(config: Config) -> SparseAttention:
-    """A pipeline from itself, a JSON file, a config as a dict, a list of masker configs, or None for dense attention."""
+    """A pipeline from a pipeline, a JSON file, a config as a dict, a list of masker configs, or None for dense
+    attention."""
     if config is None:
         return _core.SparseAttention.from_json('{"maskers": []}')
     if isinstance(config, _core.SparseAttention):
@@ -74,8 +75,8 @@ def pipeline_of(config: Config) -> SparseAttention:
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of a model whose attention is Reticle's: the text decoder of a multimodal model or an encoder-decoder, else
-    all of it."""
+    """The part of a model that Reticle attaches to: the text decoder of a multimodal model or an encoder-decoder, else
+    the whole model."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False) or config.get_text_config(decoder=True) is not config:
         decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[no-untyped-call]
@@ -87,7 +88,7 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def calls_interface(module: torch.nn.Module) -> bool:
-    """Whether a module's forward calls transformers' attention interface."""
+    """True if a module's forward calls transformers' attention interface."""
     try:
         source = inspect.getsource(type(module).forward)
     except (OSError, TypeError):
@@ -96,19 +97,19 @@ def calls_interface(module: torch.nn.Module) -> bool:
 
 
 class _Call(threading.local):
-    """What a running call is told, and has attended to: of each thread its own."""
+    """Per-thread state of a running call: its stage, its prompt, its cache, and counts of attended keys."""
 
     def __init__(self) -> None:
         self.attended = {stage: [0.0, 0.0] for stage in STAGES}
         self.stage: Stage | Callable[[int, int], Stage] | None = None
         self.prompt: int | None = None
         self.cache: Cache | None = None
-        #: How often a module's forward has called its attention.
+        #: How many times the running module's forward has called its attention.
         self.number = 0
 
 
 class Patterns:
-    """A pipeline for prompts and one for what is generated after them, over the sequences of a model's caches."""
+    """A pipeline for prompts and one for the tokens generated after them, over the sequences of a model's caches."""
 
     def __init__(self, prefill: Config, generation: Config, *, keep_masks: bool = False) -> None:
         pipelines = pipeline_of(prefill), pipeline_of(generation)
@@ -128,20 +129,20 @@ class Patterns:
             "a part of a model whose attention follows a pattern cannot be copied; copy the model, or detach it first"
         )
 
-    # --- what was attended to ------------------------------------------------------------------------------------------
+    # --- records of attended keys ------------------------------------------------------------------------------------
 
     @property
     def prefill(self) -> StageRecord:
-        """What the prompts of the last sequences attended to."""
+        """What the prompts of the most recent sequences attended to."""
         return self.state.prefill
 
     @property
     def generation(self) -> StageRecord:
-        """What was generated after them attended to."""
+        """What the tokens generated after those prompts attended to."""
         return self.state.generation
 
     def masks(self, stage: Stage) -> list[tuple[int, reticle.Mask]]:
-        """(layer, mask) of each call and sequence since the last prompt began, where `keep_masks` is on."""
+        """(layer, mask) of each call and sequence since the last prompt began, if `keep_masks` is on."""
         return self._masks[stage]
 
     def forget_records(self) -> None:
@@ -150,7 +151,8 @@ class Patterns:
             self._masks[stage].clear()
 
     def begin(self, layer: int, old: int) -> None:
-        """A layer is called with tokens behind `old` others. Outside generate a prompt behind nothing starts new records."""
+        """Starts a call of a layer whose cache holds `old` tokens. Outside generate, a prompt on an empty cache resets
+        records."""
         if old == 0 and self._call.prompt is None and self._is_first(layer):
             self.forget_records()
 
@@ -158,7 +160,7 @@ class Patterns:
         return True
 
     def finish(self, layer: int, keys: int, output: Tensor, dense: Callable[[], Tensor]) -> None:
-        """All sequences of a call have been attended."""
+        """Ends a call, after the attention of all its sequences: adds to the records and logs the metrics."""
         for stage in STAGES:
             entries, visible = self._call.attended[stage]
             if visible == 0:
@@ -179,14 +181,15 @@ class Patterns:
         self._call.attended[stage][0] += entries
         self._call.attended[stage][1] += visible
 
-    # --- stages ----------------------------------------------------------------------------------------------------------
+    # --- stages ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def stage(self, stage: Stage | Callable[[int, int], Stage]) -> Iterator[None]:
-        """Within it every call is of this stage, or of the one that stage(new tokens, all tokens) names.
+        """A context in which every call belongs to this stage, or to the stage that stage(new tokens, all tokens)
+        returns.
 
-        Without it: tokens of the prompt given to `generate` are prefilled, those behind it generated. In calls of the model
-        itself several tokens are prefilled, and a single one behind others is generated.
+        By default, the prompt given to `generate` is prefilled and later tokens are generated. In direct calls of the
+        model, several tokens are prefilled, and a single token after others is generated.
         """
         if not callable(stage) and stage not in STAGES:
             raise ValueError(f'stage is {stage!r}; expected "prefill", "generation" or a function')
@@ -197,7 +200,7 @@ class Patterns:
             self._call.stage = before
 
     def prompt_length(self, new: int, total: int) -> int:
-        """Where the prompt of a call ends: of its `total` tokens those behind are generated."""
+        """The end of the prompt among a call's `total` tokens; the tokens from there on are generated."""
         if self._call.stage is not None:
             stage = self._call.stage(new, total) if callable(self._call.stage) else self._call.stage
             if stage not in STAGES:
@@ -207,10 +210,10 @@ class Patterns:
             return self._call.prompt
         return total if new > 1 or new == total else total - new
 
-    # --- a call ----------------------------------------------------------------------------------------------------------
+    # --- a call ------------------------------------------------------------------------------------------------------
 
     def chooses(self, new: int, total: int) -> bool:
-        """Whether a pattern chooses keys for any of a call's tokens."""
+        """True if a pattern chooses keys for at least one token of the call."""
         prompt = self.prompt_length(new, total)
         return (self._sparse[0] and prompt > total - new) or (self._sparse[1] and total > prompt)
 
@@ -218,14 +221,14 @@ class Patterns:
         return not any(self._sparse) and not self._keeps_masks
 
     def refuse_patterns(self, module: torch.nn.Module, seen: Visibility | None) -> None:
-        """Before attention that is not causal."""
+        """Refuses prefill patterns for attention that is not causal."""
         if self._sparse[0] and seen is not None and seen.bidirectional and seen.queries > 1:
             raise NotImplementedError(
                 f"{type(module).__name__}: its attention is not causal; prefill patterns are for causal attention"
             )
 
     def sink_logits(self, layer: int, logits: Tensor) -> list[float]:
-        """A layer's, as numbers; on a GPU reading them waits, so they are read once."""
+        """A layer's sink logits as numbers, cached because reading them from a GPU waits for it."""
         known, version = self._sinks.get(layer), -1 if logits.is_inference() else logits._version
         if known is None or known[0] is not logits or known[1] != version:
             known = self._sinks[layer] = (logits, version, logits.tolist())
@@ -243,7 +246,7 @@ class Patterns:
         call: Call,
         stored: tuple[Any, ...] | None = None,
     ) -> Tensor:
-        """(1, heads, queries, value_dim) of one sequence, in one stage."""
+        """Attention of one sequence in one stage, (1, heads, queries, value_dim)."""
         if stage == "prefill" and query.shape[2] < key.shape[2]:
             self._refuse_part(query.shape[2])
         if stage == "generation" and self._observed and not row.prompted:
@@ -277,13 +280,13 @@ class Patterns:
         return output
 
     def choose_for_prompt(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> reticle.Mask:
-        """(1, heads, tokens, tokens) of one whole sequence, of which nothing is recorded."""
+        """The mask (1, heads, tokens, tokens) of one whole sequence; nothing is recorded."""
         if self.prompt_length(query.shape[2], key.shape[2]) != query.shape[2]:
             raise NotImplementedError("a compiled model that is trained with the generation pattern is not supported")
         return self._pipeline.mask(query, key, value, scaling=scaling, causal=True, layer=layer, stage="prefill")
 
     def _refuse_part(self, tokens: int) -> None:
-        """Where a pattern needs a prompt whole."""
+        """Raises NotImplementedError if a pattern needs the whole prompt in one call."""
         if self._whole:
             raise NotImplementedError(
                 f"a prompt in parts: {', '.join(self._whole)} of the prefill pattern choose by the whole prompt; pass it in one "
@@ -297,15 +300,15 @@ class Patterns:
             )
 
     def cache_layer(self, module: Any) -> GrowingLayer | None:
-        """Of the cache that a module is called with, its layer, if it is one of ours."""
+        """The layer of the cache that a module is called with, if it is a GrowingLayer; else None."""
         return None
 
     def next_call(self) -> int:
-        """The number of a call of attention within its module's forward, from 1: some layers call it twice."""
+        """The number of this attention call within its module's forward, from 1; some layers call attention twice."""
         return 1
 
     def require_eviction(self) -> None:
-        """ValueError unless keys may be evicted: naming the maskers, or the metric, that need them all."""
+        """Raises ValueError if keys must not be evicted, naming the maskers or the metric that need them all."""
         if not self._sparse[1]:
             raise ValueError("evict=True: expected a generation pattern; dense attention comes back to every key")
         self._pipeline.require_forgetful()
@@ -313,13 +316,13 @@ class Patterns:
             raise ValueError(f"evict=True: the metric {OUTPUT_ERROR} needs every key; expected others")
 
     def lasting(self, layer: int, query: Tensor, stored: StoredRow, first: int) -> reticle.Mask:
-        """(1, heads, 1, tokens): the keys of a sequence that may be attended to from token `first` on."""
+        """(1, heads, 1, tokens): the keys of a sequence that queries from token `first` on may attend to."""
         return self._pipeline.lasting(
             query, *stored.matrices(), stored.row.state, causal=True, first=first, layer=layer, stored=stored.without(0)
         )
 
     def rows_of(self, module: Any) -> LayerRows:
-        """What maskers keep at a module's layer of the sequences that it is called with."""
+        """The masker states of a module's layer, one row per sequence that the module is called with."""
         rows: LayerRows | None = getattr(module, "_reticle_rows", None)
         if rows is None:
             rows = module._reticle_rows = LayerRows()
@@ -327,7 +330,7 @@ class Patterns:
 
 
 class Attachment(Patterns):
-    """A model's attention as Reticle computes it, until `detach()`."""
+    """A model whose attention Reticle computes, until `detach()`."""
 
     def __init__(
         self,
@@ -404,7 +407,8 @@ class Attachment(Patterns):
         setattr(self._model, name, wrapper)
 
     def _copy_of_model(self, memo: dict[int, Any]) -> PreTrainedModel:
-        """copy.deepcopy of the model: one that has its own attention, for what maskers keep belongs to this one."""
+        """copy.deepcopy of the model: the copy has its original attention, because masker states belong to this
+        model."""
         self._let_go()
         self._switch(self._before)
         try:
@@ -425,7 +429,7 @@ class Attachment(Patterns):
         return layer == self._first
 
     def _wrap_generate(self) -> None:
-        """Within generate the prompt's length is known, and its cache is ours."""
+        """Wraps generate, so that the prompt's length is known and the cache is a SparseCache."""
         model: Any = self._model
         if not hasattr(model, "generate"):
             return
@@ -483,7 +487,7 @@ class Attachment(Patterns):
         return self._call.number
 
     def detach(self) -> None:
-        """Gives the model its own attention back. Records stay."""
+        """Restores the model's original attention. Records stay available."""
         if not self._layers:
             return
         self._let_go()
@@ -500,7 +504,8 @@ class Attachment(Patterns):
 
 
 def patterns_of(module: Any) -> Patterns | None:
-    """What a module's attention follows: its attachment, or its config's `reticle`, {"prefill": ..., "generation": ...}."""
+    """The patterns of a module's attention: its attachment's, or those of its config's `reticle`, {"prefill": ...,
+    "generation": ...}."""
     attached: Patterns | None = getattr(module, "_reticle", None)
     if attached is not None:
         return attached
@@ -521,7 +526,7 @@ def _has_maskers(pipeline: SparseAttention, stage: Stage) -> bool:
 
 
 def _has_softmax(module: torch.nn.Module) -> bool:
-    """Whether a module computes softmax attention by itself; linear attention has none, and is left as it is."""
+    """True if a module computes softmax attention; linear attention does not, and is left unchanged."""
     if not type(module).__name__.endswith("Attention"):
         return False
     try:
@@ -531,7 +536,7 @@ def _has_softmax(module: torch.nn.Module) -> bool:
 
 
 def _prompt_of(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """How many tokens generate is given before the first that it makes."""
+    """The number of tokens that generate is given before the first token it makes."""
     if model.config.is_encoder_decoder:
         given = kwargs.get("decoder_input_ids")
         return 1 if given is None else int(given.shape[1])

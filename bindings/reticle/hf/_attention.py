@@ -1,4 +1,4 @@
-"""The attention that a model's layers call, and what it makes of everything that they say."""
+"""The attention function that a model's layers call, and the interpretation of all their arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAID_BY_MASKS = WITHOUT_EFFECT | {"sliding_window"}
 
 @dataclass(frozen=True)
 class Call:
-    """What a layer says of its scores, beside queries, keys and values."""
+    """The arguments of a layer that affect its scores, beside queries, keys and values."""
 
     scaling: float | None
     soft_cap: float | None
@@ -37,7 +37,8 @@ class Call:
     def differentiable(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, causal: bool, bias: Tensor | None
     ) -> Tensor:
-        """Attention over a mask with gradients by queries, keys, values and sink logits; what chose the mask has none."""
+        """Attention over a mask, with gradients for queries, keys, values and sink logits; the choice of the mask has
+        none."""
         if bias is not None and bias.requires_grad:
             raise NotImplementedError(
                 "gradients by a position bias are not supported; freeze it, or use eager attention"
@@ -54,7 +55,7 @@ class Call:
                 soft_cap=self.soft_cap,
             )
             return output
-        # A sink is one more key: of score 0, to which its logit is added, and of value 0.
+        # A sink is one more key, with score 0 plus its logit, and with value 0.
         shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
         if mask is None:
             mask = _core.Mask.full(shape)
@@ -79,12 +80,12 @@ class Call:
 
 
 def _with_zeros(tensor: Tensor) -> Tensor:
-    """One more token of zeros."""
+    """The tensor with one token of zeros appended."""
     return torch.cat([tensor, tensor.new_zeros((*tensor.shape[:2], 1, tensor.shape[3]))], 2)
 
 
 class _SinkGradient(torch.autograd.Function):
-    """The output as it is; a sink's logit takes mass exp(logit - lse) from it."""
+    """Returns the output unchanged; in the backward pass, a sink's logit takes mass exp(logit - lse) from it."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, lse: Tensor, logits: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ def forward(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls for "reticle": output (batch, queries, heads, value_dim), contiguous, and no weights."""
+    """The function that transformers calls for "reticle": output (batch, queries, heads, value_dim), contiguous, and no
+    weights."""
     if (
         torch.compiler.is_compiling()
         and not dropout
@@ -124,7 +126,7 @@ def forward(
     return attended
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # maskers are not torch's to trace
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch cannot trace maskers
 def _untraced(
     module: Any,
     query: Tensor,
@@ -154,7 +156,7 @@ def _untraced(
     evicting = layer if isinstance(layer, EvictingLayer) and layer.rows is not None else None
     tokens = key.shape[2] if evicting is None else evicting.get_seq_length()
     seen, bias = _seen(name, attention_mask, query, tokens, causal)
-    if evicting is None and seen is not None and key.shape[2] > seen.keys:  # a static cache's room
+    if evicting is None and seen is not None and key.shape[2] > seen.keys:  # a static cache has unused slots
         key, value = key[:, :, : seen.keys], value[:, :, : seen.keys]
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
@@ -188,14 +190,14 @@ def _untraced(
 
 
 def _is_packed(attached: Patterns, module: Any, seen: Visibility | None) -> bool:
-    """Whether a pattern is to choose within each of the documents of packed rows."""
+    """True if a pattern chooses keys within each document of packed rows."""
     if seen is None or seen.documents is None or seen.padding is not None:
         return False
     return attached.chooses(seen.queries, seen.keys) and not getattr(module, "is_cross_attention", False)
 
 
 def follows_pattern(module: Any, seen: Visibility | None) -> bool:
-    """Patterns are for causal self-attention over a cache that holds every key."""
+    """True if patterns apply: causal self-attention over a cache that holds every key."""
     return (
         seen is not None
         and seen.causal
@@ -206,7 +208,7 @@ def follows_pattern(module: Any, seen: Visibility | None) -> bool:
 
 
 def refuse_unknown(name: str, others: dict[str, Any]) -> None:
-    """What a layer says that is not understood, by name."""
+    """Raises NotImplementedError for unknown keyword arguments of a layer, naming them."""
     for word in not_understood(others):
         raise NotImplementedError(
             f'{name}: passes {word} to its attention, which "reticle" does not support; use attn_implementation="eager"'
@@ -216,7 +218,8 @@ def refuse_unknown(name: str, others: dict[str, Any]) -> None:
 def _seen(
     name: str, attention_mask: Tensor | Visibility | None, query: Tensor, keys: int, causal: bool
 ) -> tuple[Visibility | None, Tensor | None]:
-    """What queries see, and what is added to the scores: of a tensor with four dimensions all is said by the latter."""
+    """(what queries see, bias added to the scores). A mask tensor with four dimensions is expressed entirely by the
+    bias."""
     batch, queries = query.shape[0], query.shape[2]
     if isinstance(attention_mask, Visibility):
         if attention_mask.queries != queries or attention_mask.given_keys != keys:
@@ -245,13 +248,13 @@ def _seen(
     return None, mask
 
 
-#: What is added to a score to forbid a key, at most: its weight is 0 in any dtype, or as good as.
+#: The largest bias that counts as forbidding a key: the key's weight is 0, or close to it, in any dtype.
 _FORBIDS = -1e4
 
 
 def _causal_under(name: str, attention_mask: Tensor, queries: int, keys: int) -> tuple[Visibility, bool]:
-    """What a pattern chooses from under a mask of four dimensions, which has to forbid the keys behind each query, and whether
-    that is all that the mask says: padding is told by keys that no query sees."""
+    """(visibility, whether it is equivalent to the mask) of a mask with four dimensions, for patterns to choose from.
+    The mask must forbid the keys after each query; keys that no query sees are padding."""
     later = torch.ones(queries, keys, dtype=torch.bool, device=attention_mask.device).triu(keys - queries + 1)
     mask = attention_mask[..., :keys]
     allowed = mask > _FORBIDS if mask.is_floating_point() else mask
@@ -261,8 +264,8 @@ def _causal_under(name: str, attention_mask: Tensor, queries: int, keys: int) ->
             f"{_FORBIDS:g}; patterns are for causal attention"
         )
     real = allowed.any(2).any(1)
-    of_tokens = real[:, None, keys - queries :, None]
-    plain = bool(((allowed == (real[:, None, None] & ~later)) | ~of_tokens).all())
+    real_queries = real[:, None, keys - queries :, None]
+    plain = bool(((allowed == (real[:, None, None] & ~later)) | ~real_queries).all())
     if plain and mask.is_floating_point():
         plain = not bool((mask[allowed.expand(mask.shape)] != 0).any())
     seen = Visibility(
@@ -277,7 +280,7 @@ def _causal_under(name: str, attention_mask: Tensor, queries: int, keys: int) ->
 
 
 def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -> Visibility | None:
-    """Sequences that are packed into one row, as flash attention is told of them."""
+    """The visibility of sequences packed into one row, from flash attention's cumulative lengths; None without them."""
     if q is None and k is None:
         return None
     if q is None or k is None or not torch.equal(q, k) or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
@@ -298,7 +301,7 @@ def _documents(q: Tensor | None, k: Tensor | None, query: Tensor, key: Tensor) -
 def dense_terms(
     query: Tensor, key: Tensor, seen: Visibility | None, bias: Tensor | None
 ) -> tuple[reticle.Mask | None, bool, Tensor | None]:
-    """(mask, causal, bias) of attention to everything that the model lets queries see."""
+    """(mask, causal, bias) of dense attention to everything that the model lets queries see."""
     causal, mask = False, None
     if seen is not None:
         if seen.padding is not None:
@@ -330,16 +333,16 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, seen: Visibility | None, c
     return output
 
 
-# --- patterns -----------------------------------------------------------------------------------------------------------
+# --- patterns -------------------------------------------------------------------------------------------------------
 
 
 def _by_pattern(
     attached: Patterns, module: Any, query: Tensor, key: Tensor, value: Tensor, seen: Visibility, call: Call
 ) -> Tensor:
-    """Attention as the pipelines choose: each sequence alone, without its padding, as it would be in a batch of its own.
+    """Attention as the pipelines choose, for each sequence separately and without its padding, as in a batch of one.
 
-    Tokens before the end of the prompt are prefilled. Those behind it are generated, one after another: several at once, as
-    speculation has them, get what each would have got on its own.
+    Tokens before the end of the prompt are prefilled. Later tokens are generated one after another: several in one
+    call, as in speculative decoding, get the same result as in separate calls.
     """
     new, total, layer = query.shape[2], key.shape[2], int(module.layer_idx)
     old = total - new
@@ -357,14 +360,14 @@ def _by_pattern(
         rows = attached.rows_of(module).follow(keys, before, None if cached is None else cached.changes)
         output = query.new_zeros((*query.shape[:3], value.shape[3]))
         for i, (row, places) in enumerate(zip(rows, kept, strict=True)):
-            own: Any = slice(None) if places is None else places[before[i] :] - old
-            queries = query[i][:, own]
+            rows_of_queries: Any = slice(None) if places is None else places[before[i] :] - old
+            queries = query[i][:, rows_of_queries]
             if queries.shape[1] == 0:
                 continue
-            bias = None if call.bias is None else _bias_of(call.bias, i, places, own)
+            bias = None if call.bias is None else _bias_of(call.bias, i, places, rows_of_queries)
             inputs = (queries[None], keys[i][None], _tokens(value[i], places)[None])
-            of_prompt = prompt if places is None else int((places < prompt).sum())
-            output[i][:, own] = _sequence(attached, layer, row, *inputs, of_prompt, bias, call)[0]
+            prompt_tokens = prompt if places is None else int((places < prompt).sum())
+            output[i][:, rows_of_queries] = _sequence(attached, layer, row, *inputs, prompt_tokens, bias, call)[0]
         if isinstance(cached, EvictingLayer) and total >= prompt:
             _start_evicting(attached, module, query, value, rows, keys, kept, prompt, cached)
     attached.finish(layer, total, output, lambda: _dense(query, key, value, seen, call))
@@ -374,7 +377,7 @@ def _by_pattern(
 def _by_documents(
     attached: Patterns, module: Any, query: Tensor, key: Tensor, value: Tensor, seen: Visibility, call: Call
 ) -> Tensor:
-    """Attention within each document of packed rows, as it would be alone. What maskers keep of them goes with the call."""
+    """Attention within each document of packed rows, as if it were alone. Masker states are dropped after the call."""
     layer = int(module.layer_idx)
     attached.begin(layer, 0)
     output = query.new_zeros((*query.shape[:3], value.shape[3]))
@@ -382,9 +385,9 @@ def _by_documents(
     for i, row in enumerate(documents):
         ends = [*(torch.nonzero(row[1:] != row[:-1])[:, 0] + 1).tolist(), query.shape[2]]
         for begin, end in zip([0, *ends], ends, strict=False):
-            own = torch.arange(begin, end)
+            positions = torch.arange(begin, end)
             q, k, v = (tensor[i : i + 1, :, begin:end] for tensor in (query, key, value))
-            bias = None if call.bias is None else _bias_of(call.bias, i, own, own)
+            bias = None if call.bias is None else _bias_of(call.bias, i, positions, positions)
             output[i, :, begin:end] = _sequence(attached, layer, Row(), q, k, v, end - begin, bias, call)[0]
     attached.finish(layer, query.shape[2], output, lambda: _dense(query, key, value, seen, call))
     return output
@@ -401,7 +404,7 @@ def _start_evicting(
     prompt: int,
     cached: EvictingLayer,
 ) -> None:
-    """The prompt is over: keys go that the generation pattern will not attend to."""
+    """At the end of the prompt, drops the keys that the generation pattern will never attend to."""
     attached.require_eviction()
     if torch.is_grad_enabled() and query.requires_grad:
         raise NotImplementedError(
@@ -419,12 +422,12 @@ def _start_evicting(
             real = bytearray(
                 torch.zeros(len(real), dtype=torch.uint8).index_fill_(0, places.cpu(), 1).numpy().tobytes()
             )
-        own = StoredRow(row, keys[i], _tokens(value[i], places), real)
-        # Tokens behind the prompt are a guess that may be taken back.
-        first = max(sum(real[:prompt]), own.length - STEPS_BACK)
-        lasting = attached.lasting(int(module.layer_idx), query[i : i + 1, :, -1:], own, first)
-        evicted = own.evict(lasting, first) or evicted
-        stored.append(own)
+        stored_row = StoredRow(row, keys[i], _tokens(value[i], places), real)
+        # Tokens after the prompt are speculative and may be cropped again.
+        first = max(sum(real[:prompt]), stored_row.length - STEPS_BACK)
+        lasting = attached.lasting(int(module.layer_idx), query[i : i + 1, :, -1:], stored_row, first)
+        evicted = stored_row.evict(lasting, first) or evicted
+        stored.append(stored_row)
     if evicted:
         cached.keep(stored)
         attached.rows_of(module).rows.clear()
@@ -440,7 +443,7 @@ def _by_stored_keys(
     call: Call,
     cached: EvictingLayer,
 ) -> Tensor:
-    """Attention of new tokens, one by one, over the keys that are left and their own."""
+    """Attention of new tokens, one by one, over the keys that were not evicted and the new ones."""
     new, total, layer = query.shape[2], cached.get_seq_length(), int(module.layer_idx)
     if torch.is_grad_enabled() and query.requires_grad:
         cached.take_back(new)
@@ -479,20 +482,20 @@ def _by_stored_keys(
 def _record_dense(attached: Patterns, heads: int, places: Tensor, old: int, prompt: int) -> None:
     seen = torch.arange(1, len(places) + 1)[places >= old]
     in_prompt = places[places >= old] < prompt
-    for stage, of_stage in (("prefill", in_prompt), ("generation", ~in_prompt)):
-        entries = float(heads * int(seen[of_stage].sum()))
+    for stage, in_stage in (("prefill", in_prompt), ("generation", ~in_prompt)):
+        entries = float(heads * int(seen[in_stage].sum()))
         attached.add(stage, entries, entries)  # type: ignore[arg-type]
 
 
 def real_tokens(seen: Visibility, row: int) -> Tensor | None:
-    """The places of a row's tokens, where some are padding."""
+    """The positions of a row's real tokens; None without padding."""
     if seen.padding is None or bool(seen.padding[row].all()):
         return None
     return seen.padding[row].nonzero()[:, 0]
 
 
 def _tokens(tensor: Tensor, places: Tensor | None) -> Tensor:
-    """(heads, tokens, width) without padding: a view where the tokens stand together."""
+    """(heads, tokens, width) without padding: a view if the tokens are contiguous, else a copy."""
     if places is None or len(places) == 0:
         return tensor if places is None else tensor[:, :0]
     first, last = int(places[0]), int(places[-1])
@@ -500,11 +503,11 @@ def _tokens(tensor: Tensor, places: Tensor | None) -> Tensor:
 
 
 def _bias_of(bias: Tensor, row: int, keys: Tensor | None, queries: Any) -> Tensor:
-    own = bias[row if bias.shape[0] > 1 else 0]
+    row_bias = bias[row if bias.shape[0] > 1 else 0]
     if keys is not None:
-        own = own[..., keys] if own.shape[-1] > 1 else own
-        own = own[:, queries] if own.shape[-2] > 1 else own
-    return own[None]
+        row_bias = row_bias[..., keys] if row_bias.shape[-1] > 1 else row_bias
+        row_bias = row_bias[:, queries] if row_bias.shape[-2] > 1 else row_bias
+    return row_bias[None]
 
 
 def _sequence(
@@ -518,7 +521,7 @@ def _sequence(
     bias: Tensor | None,
     call: Call,
 ) -> Tensor:
-    """One sequence: what is left of its prompt in one call, then token by token."""
+    """Attention of one sequence: the remaining prompt in one call, then token by token."""
     new, total = query.shape[2], key.shape[2]
     old = total - new
     steps: list[tuple[int, int, Stage]] = [(old, min(prompt, total), "prefill")] if prompt > old else []
@@ -526,18 +529,18 @@ def _sequence(
     outputs = []
     for begin, end, stage in steps:
         part = query[:, :, begin - old : end - old]
-        own = None
+        step_bias = None
         if bias is not None:
-            own = bias[..., :end] if bias.shape[-1] > 1 else bias
-            own = own[:, :, begin - old : end - old] if own.shape[2] > 1 else own
+            step_bias = bias[..., :end] if bias.shape[-1] > 1 else bias
+            step_bias = step_bias[:, :, begin - old : end - old] if step_bias.shape[2] > 1 else step_bias
         inputs = (part, key[:, :, :end], value[:, :, :end])
-        outputs.append(attached.attend(layer, row, *inputs, stage, own, call))
+        outputs.append(attached.attend(layer, row, *inputs, stage, step_bias, call))
         row.take_in(marks_of(key[0, :, :end]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
 
 def cache_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
-    """The cache among what an attention module is called with."""
+    """The cache among the arguments of an attention module."""
     for given in (*kwargs.values(), *args):
         if isinstance(given, EncoderDecoderCache):
             return given.self_attention_cache

@@ -1,4 +1,4 @@
-"""A cache of keys and values that grows in place, and what maskers keep of the sequences in any cache."""
+"""A key-value cache that grows in place, and the masker states of the sequences in any cache."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import reticle._core as _core
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Channels of a key, of the last KV head, that tell it from another key: 16 bytes of float32.
+#: Channels of the last KV head that identify a key: 16 bytes in float32.
 _CHANNELS = 4
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, (batch, kv_heads, tokens, head_dim), in buffers with room for more tokens.
 
-    A decode step writes its own token and reads views: no allocation and no copy of older keys, until the room is used up,
-    when it doubles. `keys` and `values` are views of what is there.
+    A decode step writes one token and reads views, without allocating or copying older keys, until the buffers are full
+    and double. `keys` and `values` are views of the tokens in use.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -37,7 +37,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def changes(self) -> int:
-        """Counts what may have changed older keys, so that whoever follows them need not look."""
+        """A counter of the operations that may have changed older keys; while it is unchanged, older keys are
+        unchanged."""
         if self._version != _version_of(self._buffers):
             self._changes += 1
             self._version = _version_of(self._buffers)
@@ -82,7 +83,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, room for more included."""
+        """Bytes of the key and value buffers, unused capacity included."""
         tensors = self._buffers or (self.keys, self.values)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -117,7 +118,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _version_of(buffers: tuple[Tensor, Tensor] | None) -> int | None:
-    """Counts what was written to the keys' memory; nobody counts in inference mode."""
+    """torch's version counter of the keys' memory; None in inference mode, which counts no writes."""
     return None if buffers is None or buffers[0].is_inference() else buffers[0]._version
 
 
@@ -127,13 +128,14 @@ def _room_for(like: Tensor, tokens: int) -> Tensor:
 
 
 class Row:
-    """What maskers keep of one sequence at one layer, and the keys that they have seen, told by a few of their channels."""
+    """The masker states of one sequence at one layer, and the keys that they have read, identified by a few
+    channels."""
 
     def __init__(self) -> None:
         self.state = _core.SequenceState(record="figures")
-        #: Whether a prompt, or the last part of one, was prefilled.
+        #: True if a prompt, or its last part, was prefilled.
         self.prompted = False
-        self.seen: Tensor | None = None  # (room, channels), integers
+        self.seen: Tensor | None = None  # (capacity, channels), integers
         self.length = 0
 
     def fork(self) -> Row:
@@ -149,14 +151,15 @@ class Row:
             self.length = length
 
     def began(self, marks: Tensor) -> int | None:
-        """How many of the keys this row has seen, where one's keys are the first of the other's; None elsewhere."""
+        """The length of the shorter of this row's keys and the given ones, if it is a prefix of the longer; else
+        None."""
         length = min(self.length, len(marks))
         if length == 0 or self.seen is None or not torch.equal(self.seen[:length], marks[:length]):
             return None
         return length
 
     def take_in(self, marks: Tensor) -> None:
-        """The keys from `length` on."""
+        """Appends the keys from `length` on."""
         if self.seen is None or len(self.seen) < len(marks):
             room = marks.new_empty((2 * len(marks), marks.shape[1]))
             if self.seen is not None:
@@ -167,14 +170,15 @@ class Row:
 
 
 def marks_of(keys: Tensor) -> Tensor:
-    """(tokens, channels) integers of one sequence's keys (kv_heads, tokens, head_dim): equal where keys are."""
+    """(tokens, channels) integers of one sequence's keys (kv_heads, tokens, head_dim); equal keys have equal
+    integers."""
     few = keys[-1, :, :_CHANNELS]
     integers = {4: torch.int32, 2: torch.int16, 8: torch.int64, 1: torch.int8}[few.element_size()]
     return few.detach().view(integers) if few.stride(-1) == 1 else few.detach().contiguous().view(integers)
 
 
 class LayerRows:
-    """The rows of one layer of a cache, one to a sequence of the batch."""
+    """The rows of one layer of a cache, one per sequence of the batch."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -186,17 +190,18 @@ class LayerRows:
         return copy
 
     def follow(self, keys: Sequence[Tensor], before: Sequence[int], changes: int | None = None) -> list[Row]:
-        """A row for each sequence, of whose keys (kv_heads, tokens, head_dim) the first `before` were there already.
+        """A row for each sequence of keys (kv_heads, tokens, head_dim), the first `before` of which are not new.
 
-        It is the row that has seen these, cut to them, or a copy of it where several sequences come from one (beams). Where no
-        row has seen them it is a new one, whose maskers read all keys again. `changes` is a GrowingLayer's: while it stays the
-        same, older keys need no look.
+        This is the row that has read those keys, truncated to them, or a copy of it if several sequences continue one
+        (beams). If no row has read them, it is a new row, whose maskers read all keys again. `changes` is the counter
+        of a GrowingLayer: while it is unchanged, older keys are not compared.
         """
         same, self._changes = changes is not None and changes == self._changes, changes
         if same and [row.length for row in self.rows] == list(before):
             return self.rows
         sources = [
-            self._source(i, marks_of(own)[:length]) for i, (own, length) in enumerate(zip(keys, before, strict=True))
+            self._source(i, marks_of(row_keys)[:length])
+            for i, (row_keys, length) in enumerate(zip(keys, before, strict=True))
         ]
         uses = Counter(id(row) for row, _ in sources)
         followed = []
@@ -211,7 +216,7 @@ class LayerRows:
         return followed
 
     def _source(self, i: int, marks: Tensor) -> tuple[Row | None, int]:
-        """The row that has seen most of such keys; in doubt the one in the same place."""
+        """The row that has read most of these keys; among equals, the row at the same index wins."""
         best: tuple[Row | None, int] = (None, 0)
         for row in [*self.rows[i : i + 1], *self.rows[:i], *self.rows[i + 1 :]]:
             length = row.began(marks)

@@ -1,7 +1,8 @@
-"""Attention of models that torch.compile traces to train them: one operator to a layer, so that no graph breaks there.
+"""Attention of models that torch.compile traces for training: one operator per layer, so that no graph breaks there.
 
-Maskers are not torch's to trace, so the operator asks for them when it runs, forward and, where they choose the same again,
-backward. Operators take no objects but tensors and numbers: layers and masks cross by number.
+torch cannot trace maskers, so the operator runs them when it is executed: in the forward pass and, if they would choose
+the same keys again, in the backward pass. Custom operators accept only tensors and numbers, so layers and masks travel
+as ids.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor  # by name at run time: torch reads operators' annotations
+from torch import Tensor  # needed at run time: torch reads operators' annotations
 
 import reticle.torch
 
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 _numbers = itertools.count(1)
 _layers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
-#: Forward passes whose masks are remembered until they are differentiated.
+#: The number of forward passes whose masks are kept for the backward pass.
 _REMEMBERED = 64
 _seen: OrderedDict[int, Visibility] = OrderedDict()
 
 
 def number_layer(module: torch.nn.Module) -> None:
-    """Makes an attached layer known to the operator."""
+    """Gives an attached layer an id, by which the operator finds it."""
     number: Any = next(_numbers)
     module._reticle_number = number
     _layers[number] = module
 
 
 def ticket_of(seen: Visibility) -> Tensor:
-    """A tensor that stands for what queries see."""
+    """A tensor that holds the id of a visibility."""
     number = next(_numbers)
     _seen[number] = seen
     while len(_seen) > _REMEMBERED:
@@ -59,7 +60,7 @@ def _visibility_of(ticket: Tensor) -> Visibility:
 def _parts(
     query: Tensor, key: Tensor, value: Tensor, seen: Visibility, layer: int, scaling: float
 ) -> Iterator[tuple[tuple[Any, ...], Mask | None, bool, Tensor | None]]:
-    """(index of the sequences and tokens, mask, causal, bias): together what a layer's prompt attends to."""
+    """(index of sequences and tokens, mask, causal, bias) of each part of what a layer's prompt attends to."""
     from reticle.hf._attention import dense_terms, follows_pattern, real_tokens
 
     module: Any = _layers.get(layer)
@@ -73,9 +74,9 @@ def _parts(
         return
     for i in range(query.shape[0]):
         tokens: Any = real_tokens(seen, i)
-        own = (slice(i, i + 1), slice(None), slice(None) if tokens is None else tokens)
-        q, k, v = (tensor.detach()[own] for tensor in (query, key, value))
-        yield own, attached.choose_for_prompt(int(module.layer_idx), q, k, v, scaling), True, None
+        index = (slice(i, i + 1), slice(None), slice(None) if tokens is None else tokens)
+        q, k, v = (tensor.detach()[index] for tensor in (query, key, value))
+        yield index, attached.choose_for_prompt(int(module.layer_idx), q, k, v, scaling), True, None
 
 
 @torch.library.custom_op("reticle::hf_attention", mutates_args=())
@@ -84,9 +85,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     output = query.new_zeros((*query.shape[:3], value.shape[3]))
     lse = torch.full(query.shape[:3], -torch.inf, dtype=torch.float32, device=query.device)
-    for own, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
-        q, k, v = (tensor.detach()[own] for tensor in (query, key, value))
-        output[own], lse[own] = reticle.attention(
+    for index, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
+        q, k, v = (tensor.detach()[index] for tensor in (query, key, value))
+        output[index], lse[index] = reticle.attention(
             q,
             k,
             v,
@@ -122,8 +123,8 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (query, key, value)
     gradients = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
-    for own, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
-        q, k, v, attended, sums, upstream = (tensor[own] for tensor in (*inputs, output, lse, d_output))
+    for index, mask, causal, bias in _parts(query, key, value, _visibility_of(ticket), layer, scaling):
+        q, k, v, attended, sums, upstream = (tensor[index] for tensor in (*inputs, output, lse, d_output))
         found = reticle.torch.backward(
             q,
             k,
@@ -138,7 +139,7 @@ def _attend_backward(
             soft_cap=soft_cap,
         )
         for gradient, part in zip(gradients, found, strict=True):
-            gradient[own] = part
+            gradient[index] = part
     return gradients[0], gradients[1], gradients[2]
 
 
@@ -176,8 +177,8 @@ _attend.register_autograd(_differentiate, setup_context=_save)
 def traceable(
     attention_mask: Any, query: Tensor, key: Tensor, others: dict[str, Any], understood: frozenset[str]
 ) -> bool:
-    """Whether the operator serves a call: a prompt that is trained on, under a mask of ours, and of other words that layers
-    say those that are `understood` to change nothing."""
+    """True if the operator can compute a call: the prompt of a training step, under a Visibility, without keyword
+    arguments other than those in `understood`, which change nothing."""
     return (
         torch.is_grad_enabled()
         and getattr(attention_mask, "ticket", None) is not None
@@ -195,7 +196,7 @@ def attend(
     scaling: float | None,
     soft_cap: float | None,
 ) -> Tensor:
-    """(batch, queries, heads, value_dim), contiguous."""
+    """The output, (batch, queries, heads, value_dim), contiguous."""
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     number: int = getattr(module, "_reticle_number", 0)
     output: Tensor = _attend(query, key, value, seen.ticket, number, factor, soft_cap)[0]

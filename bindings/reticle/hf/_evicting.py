@@ -1,4 +1,4 @@
-"""Layers of a cache that drop what the generation pattern will never attend to again, each KV head its own keys."""
+"""Cache layers that drop the keys that the generation pattern will never attend to again, separately per KV head."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
     from reticle import Mask
 
-#: Tokens that stay croppable at least, and so the tokens between two evictions: `tova` and `h2o` take as many steps back.
+#: The smallest number of tokens that stay croppable, which is also the interval between evictions in tokens; `tova` and
+#: `h2o` can step back as many.
 STEPS_BACK = 64
 
 
 class StoredRow:
-    """The keys and values that are left of one sequence at one layer, and what its maskers keep.
+    """The remaining keys and values of one sequence at one layer, and its masker states.
 
-    The lists of its KV heads, each of a length of its own, lie one behind the other in two matrices, with room behind each for
-    tokens to come.
+    The lists of its KV heads differ in length. They lie one after another in two matrices, each with unused rows after
+    it for new tokens.
     """
 
     def __init__(self, row: Row, keys: Tensor, values: Tensor, real: bytearray) -> None:
-        """`keys` and `values` (kv_heads, tokens, width) of a sequence without padding; real[t]: token t of the cache is its."""
+        """`keys` and `values` (kv_heads, tokens, width) of a sequence without padding; real[t] is 1 if cache token t
+        belongs to it."""
         heads, self.length, _ = keys.shape
         self.row = row
         self.real = real
@@ -38,11 +40,11 @@ class StoredRow:
         self.end = self.begin + self.length
         self.positions = np.tile(np.arange(self.length, dtype=np.int32), heads)
         self.keys, self.values = keys.reshape(heads * self.length, -1), values.reshape(heads * self.length, -1)
-        #: The sequence can be cropped to as few tokens.
+        #: The smallest number of tokens that the sequence can be cropped to.
         self.croppable_to = 0
 
     def without(self, tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], int]:
-        """As handlers take it: where the rows of keys stand, without the last `tokens` of the sequence."""
+        """The rows of keys in the form that handlers take, without the last `tokens` tokens of the sequence."""
         return self.positions, self.begin, self.end - tokens, self.length - tokens
 
     @property
@@ -50,12 +52,12 @@ class StoredRow:
         return self.keys.nbytes + self.values.nbytes + self.positions.nbytes
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """(1, kv_heads, rows, width) each: every head sees the rows of all."""
+        """Keys and values, (1, kv_heads, rows, width) each: every head sees the rows of all heads."""
         heads = len(self.begin)
         return self.keys.expand(1, heads, -1, -1), self.values.expand(1, heads, -1, -1)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """Tokens (kv_heads, n, width) behind the others."""
+        """Appends tokens, (kv_heads, n, width)."""
         count = keys.shape[1]
         room = np.append(self.begin[1:], len(self.positions)) - self.end
         if room.min() < count:
@@ -69,16 +71,17 @@ class StoredRow:
         self.length += count
 
     def evict(self, lasting: Mask, first: int) -> bool:
-        """Drops the keys that `lasting` (1, heads, 1, tokens) holds for no head of a KV head; queries from `first` on do not
-        need them. Not where they are so few that copying the others is not worth it."""
+        """Drops the keys that `lasting` (1, heads, 1, tokens) lacks in all heads of a KV head, which queries from
+        `first` on do not need. Returns False, changing nothing, if at most an eighth would go, because copying the
+        others costs more."""
         rows, columns, _ = lasting.to_csr()
         heads = len(self.begin)
         group = lasting.shape[1] // heads
         kept = []
         for head in range(heads):
             wanted = columns[rows[head * group] : rows[(head + 1) * group]]
-            own = self.positions[self.begin[head] : self.end[head]]
-            kept.append(self.begin[head] + np.flatnonzero(np.isin(own, wanted)))
+            positions = self.positions[self.begin[head] : self.end[head]]
+            kept.append(self.begin[head] + np.flatnonzero(np.isin(positions, wanted)))
         held = int((self.end - self.begin).sum())
         if held - sum(map(len, kept)) <= held // 8:
             return False
@@ -87,16 +90,16 @@ class StoredRow:
         return True
 
     def _keep(self, rows: list[NDArray[np.int64]], room: int) -> None:
-        """Of each head the rows named, with room for as many tokens more behind them."""
-        counts = np.array([len(own) for own in rows], dtype=np.int64)
+        """Keeps the named rows of each head, with room for `room` more tokens after each list."""
+        counts = np.array([len(head_rows) for head_rows in rows], dtype=np.int64)
         begin = np.concatenate([[0], np.cumsum(counts + room)])
         keys, values = (m.new_zeros((int(begin[-1]), m.shape[1])) for m in (self.keys, self.values))
         positions = np.zeros(int(begin[-1]), dtype=np.int32)
-        for at, own in zip(begin, rows, strict=False):
-            where = torch.from_numpy(own)
-            keys[at : at + len(own)] = self.keys[where]
-            values[at : at + len(own)] = self.values[where]
-            positions[at : at + len(own)] = self.positions[own]
+        for at, head_rows in zip(begin, rows, strict=False):
+            where = torch.from_numpy(head_rows)
+            keys[at : at + len(head_rows)] = self.keys[where]
+            values[at : at + len(head_rows)] = self.values[where]
+            positions[at : at + len(head_rows)] = self.positions[head_rows]
         self.keys, self.values, self.positions = keys, values, positions
         self.begin, self.end = begin[:-1], begin[:-1] + counts
 
@@ -109,7 +112,7 @@ class StoredRow:
             )
 
     def crop(self, tokens: int) -> None:
-        """To the first `tokens` of the cache, padding included."""
+        """Crops to the first `tokens` tokens of the cache, padding included."""
         length = sum(self.real[:tokens])
         self.row.state.truncate(length)
         del self.real[tokens:]
@@ -129,15 +132,15 @@ class StoredRow:
 
 
 class EvictingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, whole for the prompt and from then on as the attached pattern needs them.
+    """Keys and values of one layer: all of them for the prompt, and afterwards those that the attached pattern needs.
 
-    Once keys were dropped `update` returns the new tokens' only: attention takes the others from `rows`.
+    After an eviction `update` returns only the new tokens; attention takes the others from `rows`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[StoredRow] | None = None
-        #: Whether the next tokens come from an attached module, which takes the others from `rows`.
+        #: True if the next tokens come from an attached module, which takes the others from `rows`.
         self.read = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -151,7 +154,7 @@ class EvictingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
             self._length += key_states.shape[-2]
             return key_states, value_states
         if self._length == 0 and not (torch.is_grad_enabled() and key_states.requires_grad):
-            # A prompt that is soon to be evicted is not copied.
+            # The prompt's tensors are stored without a copy, because they are evicted soon.
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values, self._buffers = key_states, value_states, None
             self._length = key_states.shape[-2]
@@ -159,11 +162,11 @@ class EvictingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
         return super().update(key_states, value_states)
 
     def take_back(self, tokens: int) -> None:
-        """As if the model had not handed over its last tokens."""
+        """Undoes the update with the last `tokens` tokens."""
         self._length -= tokens
 
     def keep(self, rows: list[StoredRow]) -> None:
-        """From now on these hold the tokens."""
+        """Replaces the layer's tensors by these rows."""
         self.rows, self.read = rows, False
         self.keys = self.values = self._buffers = None
 

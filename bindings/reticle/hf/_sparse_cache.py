@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 
 class SparseCache(DynamicCache):
-    """transformers' DynamicCache with buffers that grow by doubling (or have `capacity` tokens from the start).
+    """transformers' DynamicCache with buffers that double when full, or that start with room for `capacity` tokens.
 
         cache = reticle.hf.SparseCache(config=model.config, capacity=32768)
         model.generate(**inputs, past_key_values=cache)
 
-    Attached models make one where `generate` would make a DynamicCache. It can be cropped, reordered, repeated, selected
-    from, reset and copied (`copy.deepcopy`); what maskers keep of its sequences follows. Layers with a sliding window or a
-    recurrent state are transformers' own.
+    Attached models create one where `generate` would create a DynamicCache. It can be cropped, reordered, repeated,
+    selected from, reset and copied (`copy.deepcopy`); the masker states of its sequences follow. Layers with a sliding
+    window or a recurrent state are transformers' standard layers.
 
-    With `evict` keys that the attached generation pattern will never attend to again are dropped, each KV head's own: after
-    the prompt, and every 64 tokens. The output stays the same, bit for bit. It can then be cropped by the tokens since.
+    With `evict`, keys that the attached generation pattern will never attend to again are dropped, separately per KV
+    head: after the prompt, and every 64 tokens. The output stays the same, bit for bit. The last 64 tokens can still be
+    cropped, except those of the prompt.
     """
 
     def __init__(self, config: PreTrainedConfig | None = None, *, capacity: int = 0, evict: bool = False) -> None:
         if not isinstance(evict, bool):
             raise TypeError(f"evict is {evict!r}; expected True or False")
-        GrowingLayer(capacity)  # or its error
+        GrowingLayer(capacity)  # validates the capacity
         if evict and capacity:
             raise ValueError(
                 f"capacity is {capacity} with evict=True; expected one of them: what is evicted needs no room"
@@ -44,5 +45,5 @@ class SparseCache(DynamicCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, room for more included, of the layers that are ours."""
+        """Bytes of keys and values in the layers that grow in place, unused capacity included."""
         return sum(layer.nbytes for layer in self.layers if isinstance(layer, GrowingLayer))

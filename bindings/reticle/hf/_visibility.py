@@ -1,4 +1,4 @@
-"""What a model lets each query see: transformers' mask interface, answered without a tensor of queries x keys."""
+"""Which keys a model lets each query see: transformers' mask interface, without a tensor of queries x keys."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Visibility:
     """Which keys the queries of one forward pass may see.
 
-    Models hand it from layer to layer where they would hand an attention mask. A model that computes with its mask gets the
-    dense one instead: every attribute and operation that this class lacks is that of `dense()`.
+    Models pass it from layer to layer instead of an attention mask. A model that computes with its mask gets the dense
+    mask: every attribute and operation that this class lacks is forwarded to `dense()`.
     """
 
     def __init__(
@@ -45,36 +45,37 @@ class Visibility:
         device: torch.device | str = "cpu",
     ) -> None:
         self.function = function
-        #: As many as the layer's keys are: behind `keys` of them a static cache has room.
+        #: The number of keys of the layer; a static cache has unused slots after the first `keys`.
         self.given_keys = keys
         if function is masking_utils.causal_mask_function or _window_of(function) is not None:
             keys = min(keys, query_offset - key_offset + queries)
         self.batch, self.queries, self.keys = batch, queries, keys
         self.query_offset, self.key_offset = query_offset, key_offset
         self.by_vmap, self.dtype, self.device_of_mask = by_vmap, dtype, device
-        #: (batch, keys) bool, of the keys from key_offset on; None where every key is a token's.
+        #: (batch, keys) bool, for the keys from key_offset on; None if every key is a real token.
         self.padding = None
         if padding is not None:
-            own = padding[:, key_offset : key_offset + keys].to(torch.bool)
-            if own.shape[1] < keys:
-                own = torch.nn.functional.pad(own, (0, keys - own.shape[1]))
-            self.padding = None if bool(own.all()) else own
+            real = padding[:, key_offset : key_offset + keys].to(torch.bool)
+            if real.shape[1] < keys:
+                real = torch.nn.functional.pad(real, (0, keys - real.shape[1]))
+            self.padding = None if bool(real.all()) else real
         self._mask: Mask | None = None
         self._plain: bool | None = None
         self._dense: Tensor | None = None
-        #: (batch, tokens): the document that each token of packed sequences belongs to; None where there is one.
+        #: (batch, tokens): the document of each token of packed sequences; None if there is only one.
         self.documents = _documents_of(function) if queries == keys else None
-        #: What stands for it in compiled graphs; None where no gradients are asked for.
+        #: The tensor that stands for this object in compiled graphs; None if no gradients are required.
         self.ticket: Tensor | None = None
 
     @property
     def first(self) -> int:
-        """Where the first query stands among the keys."""
+        """The position of the first query among the keys."""
         return self.query_offset - self.key_offset
 
     @property
     def causal(self) -> bool:
-        """Whether a query sees the keys up to its own position, padding aside, and the last query is at the last key."""
+        """True if a query sees exactly the keys up to its position, padding aside, and the last query is at the last
+        key."""
         if self._plain is None:
             at_end = self.first + self.queries == self.keys
             if self.function is masking_utils.causal_mask_function:
@@ -92,18 +93,20 @@ class Visibility:
 
     @property
     def bidirectional(self) -> bool:
-        """Whether every query sees every key, padding aside."""
+        """True if every query sees every key, padding aside."""
         return self.function is masking_utils.bidirectional_mask_function
 
     @property
     def mask(self) -> Mask:
-        """What the function lets queries see, padding aside: (batch or 1, 1, queries, keys), made once for all layers."""
+        """The mask of the visibility function, padding aside: (batch or 1, 1, queries, keys); computed once for all
+        layers."""
         if self._mask is None:
             self._mask = self._by_window() or self._by_function()
         return self._mask
 
     def _by_window(self) -> Mask | None:
-        """A sliding window, known by its closure, needs no look at queries x keys."""
+        """The mask of a sliding window, recognised by its closure, without evaluating queries x keys; None for
+        others."""
         width = _window_of(self.function)
         if width is None or self.first < 0:
             return None
@@ -117,17 +120,18 @@ class Visibility:
         if by_vmap:
             function = torch.vmap(torch.vmap(function, in_dims=(None, None, None, 0)), in_dims=(None, None, 0, None))
 
-        def of_tile(b: int, h: int, queries: NDArray[np.int64], keys: NDArray[np.int64]) -> Any:
+        def evaluate(b: int, h: int, queries: NDArray[np.int64], keys: NDArray[np.int64]) -> Any:
             q, k = torch.from_numpy(queries) + self.query_offset, torch.from_numpy(keys) + self.key_offset
             if not by_vmap:
                 q, k = q[:, None], k[None]
             seen = function(torch.tensor(b), torch.tensor(h), q, k)
             return seen.expand(len(queries), len(keys)).cpu().numpy()
 
-        return from_tiles(of_tile, (self.batch, 1, self.queries, self.keys))
+        return from_tiles(evaluate, (self.batch, 1, self.queries, self.keys))
 
     def dense(self) -> Tensor:
-        """As `eager` attention takes it: (batch, 1, queries, keys), 0 where seen and the dtype's lowest number elsewhere."""
+        """The mask of `eager` attention: (batch, 1, queries, keys), 0 for visible keys and the dtype's lowest number
+        elsewhere."""
         if self._dense is None:
             shape = (self.batch, 1, self.queries, self.keys)
             seen = torch.from_numpy(self.mask.broadcast_to(shape).to_dense() > 0).to(self.device_of_mask)
@@ -193,13 +197,13 @@ def _window_of(function: MaskFunction) -> int | None:
 
 
 def _documents_of(function: MaskFunction) -> Tensor | None:
-    """Of a causal mask of packed sequences, as masking_utils makes it; None for any other."""
+    """The document of each token from masking_utils' causal mask of packed sequences; None for any other function."""
     parts = _closure(function).get("mask_functions", ())
     packed = [part for part in parts if part.__qualname__.startswith("packed_sequence_mask_function.")]
     if len(parts) != 2 or len(packed) != 1:
         return None
     within = parts[0] if parts[1] is packed[0] else parts[1]
-    if within.__qualname__.startswith("remap_positions_for_packed_sequence."):  # counts from the document's own start
+    if within.__qualname__.startswith("remap_positions_for_packed_sequence."):  # counts restart in each document
         within = _closure(within).get("mask_function")
     documents = _closure(packed[0]).get("packed_sequence_mask")
     if within is not masking_utils.causal_mask_function or not isinstance(documents, Tensor):
@@ -227,8 +231,9 @@ def visibility(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Visibility:
-    """What masking_utils calls under our name. The arguments left over say which shortcuts other interfaces may take."""
-    if isinstance(attention_mask, Visibility):  # generate has asked before the model does
+    """The function that masking_utils calls for "reticle". Unused arguments tell which shortcuts other interfaces may
+    take."""
+    if isinstance(attention_mask, Visibility):  # generate calls this before the model does
         return attention_mask
     seen = Visibility(
         mask_function,

@@ -1,4 +1,4 @@
-"""The names that users of sparse-attention-hub write, on Reticle's pipelines.
+"""The public names of sparse-attention-hub, implemented by Reticle's pipelines.
 
     from reticle.hub import LocalMaskerConfig, OracleTopKConfig, ResearchAttention, ResearchAttentionConfig, SinkMaskerConfig
 
@@ -10,10 +10,9 @@
         module, queries, keys, values, attention_mask, scaling, dropout=0.0, sparse_meta_data={}, layer_idx=0
     )
 
-Programs change `sparse_attention_hub` to `reticle.hub` in their imports: the paths of their modules
-are there, with all names in each. Numbers are
-the reference's where docs/deviations.md does not say otherwise. `reticle.hf.attach` takes these configs as well:
-`attach(model, generation=config.masker_configs)`.
+Programs change `sparse_attention_hub` to `reticle.hub` in their imports: the module paths exist, each with all names.
+Results equal the reference's except where docs/deviations.md says otherwise. `reticle.hf.attach` accepts these configs
+too: `attach(model, generation=config.masker_configs)`.
 """
 
 from __future__ import annotations
@@ -200,7 +199,7 @@ _FIXED = (
 _UTILS = ("common_utils", "double_sparsity_utils", "pq_utils", "quest_utils")
 _SAMPLING = ("adaptive_sampling", "magic_pig", "random_sampling")
 
-# Where sparse-attention-hub has these names; all are here, and each path has all of them.
+# Module paths of sparse-attention-hub. Every path has every name.
 _PATHS = (
     "sparse_attention",
     "sparse_attention.base",

@@ -1,9 +1,9 @@
-"""sparse-attention-hub's adapter of Hugging Face models: questions about a context, through `reticle.hf`.
+"""sparse-attention-hub's adapter for Hugging Face models: answers questions about a context, through `reticle.hf`.
 
     adapter = ModelAdapterHF("meta-llama/Llama-3.2-1B-Instruct", ResearchAttentionConfig(masker_configs=[...]))
     answer = adapter.process_request(Request(context=text, questions="Who wrote it?"), {"max_new_tokens": 20}, {}).responses
 
-The context is prefilled densely; questions and answers attend by the maskers, token by token.
+The context is prefilled densely; the maskers choose keys for questions and answers, token by token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """Questions about a context, each answered as if it were alone."""
+    """Questions about a context, each answered independently of the others."""
 
     context: str
     questions: str | list[str]
@@ -35,13 +35,13 @@ class Request:
 
 @dataclass
 class RequestResponse:
-    """An answer, or a list of them, as the request had questions."""
+    """An answer if the request had one question as a string, or a list of answers if it had a list."""
 
     responses: str | list[str]
 
 
 class ModelHubAdapterInterface(ABC):
-    """What answers requests."""
+    """Interface of adapters that answer requests."""
 
     @abstractmethod
     def process_request(
@@ -51,27 +51,27 @@ class ModelHubAdapterInterface(ABC):
         request_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> RequestResponse:
-        """The answers to a request's questions."""
+        """Answers the questions of a request."""
 
 
 class SparseAttentionAdapterInterface(ABC):
-    """What attends sparsely."""
+    """Interface of adapters that attend sparsely."""
 
     @abstractmethod
     def get_custom_attention_function(self, sparse_attention: SparseAttention) -> Callable[..., Any]:
-        """`sparse_attention` as transformers calls an attention."""
+        """`sparse_attention` as an attention function of transformers."""
 
 
 class ModelAdapter(ModelHubAdapterInterface, SparseAttentionAdapterInterface):
-    """What adapters of models derive from."""
+    """Base of adapters for models."""
 
     @abstractmethod
     def enable_sparse_mode(self) -> AbstractContextManager[None]:
-        """Within it the model attends sparsely."""
+        """A context in which the model attends sparsely."""
 
 
 class ModelAdapterHF(ModelAdapter):
-    """A model, its tokenizer, and the attention that its answers are generated with."""
+    """A model, its tokenizer, and the attention that generates its answers."""
 
     def __init__(
         self,
@@ -87,13 +87,13 @@ class ModelAdapterHF(ModelAdapter):
         """
         Args:
             model_name: a name or folder for transformers' from_pretrained.
-            sparse_attention_config: a ResearchAttentionConfig; None: dense.
-            model_kwargs, tokenizer_kwargs: for from_pretrained.
-            device: default: a GPU where torch sees one.
-            model, tokenizer: instead of those that from_pretrained gives.
+            sparse_attention_config: a ResearchAttentionConfig; None: dense attention.
+            model_kwargs, tokenizer_kwargs: arguments for from_pretrained.
+            device: default: a GPU if torch finds one, else the CPU.
+            model, tokenizer: used instead of those that from_pretrained returns.
 
         Raises:
-            TypeError: for another config.
+            TypeError: for a config of another type.
         """
         if sparse_attention_config is not None and not isinstance(sparse_attention_config, ResearchAttentionConfig):
             raise TypeError(f"Expected ResearchAttentionConfig, got {type(sparse_attention_config).__name__}")
@@ -107,8 +107,8 @@ class ModelAdapterHF(ModelAdapter):
         self.model_kwargs, self.tokenizer_kwargs = dict(model_kwargs or {}), dict(tokenizer_kwargs or {})
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         load: Any = AutoModelForCausalLM.from_pretrained
-        own = load(model_name, **self.model_kwargs) if model is None else model
-        self.model: Any = own.to(self.device).eval()
+        loaded = load(model_name, **self.model_kwargs) if model is None else model
+        self.model: Any = loaded.to(self.device).eval()
         self.tokenizer: Any = (
             AutoTokenizer.from_pretrained(model_name, **self.tokenizer_kwargs) if tokenizer is None else tokenizer
         )
@@ -119,12 +119,13 @@ class ModelAdapterHF(ModelAdapter):
 
     @property
     def torch_dtype(self) -> Any:
-        """The model's."""
+        """The dtype of the model."""
         return self.model.dtype
 
     def get_custom_attention_function(self, sparse_attention: SparseAttention) -> Callable[..., Any]:
-        """`sparse_attention` as transformers calls an attention: (module, queries, keys, values, attention_mask, scaling,
-        dropout, **kwargs) -> (output, weights). It needs `sparse_meta_data`; `layer_idx` is the module's."""
+        """`sparse_attention` as an attention function of transformers: (module, queries, keys, values, attention_mask,
+        scaling, dropout, **kwargs) -> (output, weights). It requires `sparse_meta_data`; `layer_idx` comes from the
+        module."""
 
         def attend(
             module: Any,
@@ -155,15 +156,15 @@ class ModelAdapterHF(ModelAdapter):
 
     @contextmanager
     def enable_sparse_mode(self) -> Iterator[None]:
-        """Within it all that the model attends to, prompts too, is chosen by the maskers. `sparse_meta_data` that the model is
-        called with is not needed: what maskers keep of a sequence lives with its cache.
+        """A context in which the maskers choose all keys that the model attends to, in prompts too. Passing
+        `sparse_meta_data` to the model is unnecessary: masker states live with the sequence's cache.
 
         Raises:
             RuntimeError: when the adapter has no sparse attention.
         """
         if self.sparse_attention_config is None:
             raise RuntimeError("Cannot enable sparse mode: sparse attention is not available")
-        if self._attached is not None:  # within another
+        if self._attached is not None:  # nested contexts
             yield
             return
 
@@ -188,8 +189,9 @@ class ModelAdapterHF(ModelAdapter):
         """Answers, greedily decoded; the tokenizer's chat template is used where it has one.
 
         Args:
-            generation_kwargs: `max_new_tokens`, 50 by default; also given by keyword, as in older versions there.
-            request_kwargs: `max_context_length`: the first tokens of the context that are kept; default all.
+            generation_kwargs: `max_new_tokens`, 50 by default; also accepted as a keyword, as in older versions of
+                sparse-attention-hub.
+            request_kwargs: `max_context_length`: the number of leading context tokens to keep; default: all.
 
         Raises:
             ValueError: for other settings.

@@ -1,4 +1,4 @@
-"""sparse-attention-hub's ResearchAttention, and the parts of attention over a mask that it is made of."""
+"""sparse-attention-hub's ResearchAttention, and the functions of attention over a mask that it consists of."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from reticle.metrics import MetricLogger
 
 _METRICS = {DENSITY: "research_attention_density", OUTPUT_ERROR: "research_attention_output_error"}
-#: What would change the scores, whoever else takes it.
-_OF_ATTENTION = ("softcap", "position_bias")
+#: Keyword arguments that would change the scores; refused even if a masker reads them.
+_SCORE_ARGUMENTS = ("softcap", "position_bias")
 for _name in _METRICS.values():
     MicroMetricLogger.register_metric(_name, float)
 
 
 @dataclass
 class SparseAttentionConfig:
-    """What configs of attentions derive from."""
+    """Base of the configs of attentions."""
 
 
 @dataclass
 class ResearchAttentionConfig(SparseAttentionConfig):
-    """Maskers, in order; each adds to what those before it chose. No maskers: dense attention."""
+    """A list of maskers; each adds to the keys that earlier ones chose. Without maskers, attention is dense."""
 
     masker_configs: Sequence[MaskerConfig]
 
 
 class SparseAttentionMetadata(dict[str, Any]):
-    """What maskers keep about one sequence: `sparse_meta_data`, which may be any dict."""
+    """The masker states of one sequence: the type of `sparse_meta_data`, for which any dict may be passed."""
 
 
 class SparseAttention(ABC):
-    """What attentions derive from."""
+    """Base of attentions."""
 
     def __init__(self, sparse_attention_config: SparseAttentionConfig) -> None:
         self.sparse_attention_config = sparse_attention_config
@@ -64,21 +64,21 @@ class SparseAttention(ABC):
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(output, weights)."""
+        """Computes attention; returns (output, weights)."""
 
     @classmethod
     def create_from_config(cls, config: SparseAttentionConfig) -> SparseAttention:
-        """The attention of this config.
+        """Makes the attention of a config.
 
         Raises:
-            TypeError: when there is none.
+            TypeError: when no attention has a config of this type.
         """
         return ResearchAttention.create_from_config(config)
 
 
 class ResearchAttention(SparseAttention):
-    """Sparse attention by a list of maskers, which may be changed. One object serves all layers; what maskers keep lives in
-    sparse_meta_data."""
+    """Sparse attention by a list of maskers, which may be modified. One object is used for all layers; masker states
+    live in sparse_meta_data."""
 
     def __init__(
         self,
@@ -89,7 +89,8 @@ class ResearchAttention(SparseAttention):
     ) -> None:
         """
         Raises:
-            ValueError: for more than one sampling masker, as there: the probabilities of a second would be of what the first left.
+            ValueError: for more than one sampling masker, as in sparse-attention-hub: the probabilities of a second
+                would refer to the keys that the first left over.
         """
         super().__init__(sparse_attention_config)
         self.maskers = maskers
@@ -97,7 +98,7 @@ class ResearchAttention(SparseAttention):
 
     @property
     def maskers(self) -> Sequence[ResearchMasker]:
-        """In order."""
+        """The maskers, in order."""
         return self._chain.maskers
 
     @maskers.setter
@@ -108,12 +109,12 @@ class ResearchAttention(SparseAttention):
     def create_from_config(
         cls, config: SparseAttentionConfig, metrics: MetricLogger | None = None
     ) -> ResearchAttention:
-        """An attention of this config; `metrics` gets density and output error of every call, as MicroMetricLogger does where it
-        is configured.
+        """Makes the attention of a config; `metrics` logs the density and the output error of every call, as
+        MicroMetricLogger does once it is configured.
 
         Raises:
-            TypeError: for another type of config; ValueError: for two samplers, or configs without a masker; ConfigError (a
-                ValueError): for values that a masker refuses.
+            TypeError: for a config of another type; ValueError: for two samplers, or configs without a masker;
+                ConfigError (a ValueError): for values that a masker refuses.
         """
         if not isinstance(config, ResearchAttentionConfig):
             raise TypeError(f"Expected ResearchAttentionConfig, got {type(config).__name__}")
@@ -137,18 +138,19 @@ class ResearchAttention(SparseAttention):
         Gradients reach queries, keys and values through the output; the choice of keys and the weights have none.
 
         Args:
-            module: the attention layer; asked whether it trains, for dropout. May be None.
+            module: the attention layer; its training flag enables dropout. May be None.
             queries: (batch, heads, queries, head_dim); keys, values: (batch, kv_heads, keys, head_dim).
-            attention_mask: additive, (batch, heads or 1, queries, keys); keys beyond those there are are ignored.
-            dropout: which share of the weights is dropped, and the others scaled up, while `module` trains.
+            attention_mask: additive, (batch, heads or 1, queries, keys); entries beyond the number of keys are ignored.
+            dropout: the share of weights that is dropped, the others being scaled up, while `module` trains.
             sparse_meta_data: required: a dict that belongs to one sequence; maskers keep their state in it.
-            layer_idx: default 0.
-            output_attentions: False leaves the weights out (None); they take batch * heads * queries * keys numbers.
+            layer_idx: index of the layer; default 0.
+            output_attentions: False returns None for the weights, which take batch * heads * queries * keys numbers.
             s_aux: one sink logit per head (gpt-oss).
-            others: handed to maskers written in Python.
+            others: passed to maskers written in Python.
 
         Raises:
-            ValueError: without sparse_meta_data. NotImplementedError: for words that change attention and are not understood.
+            ValueError: without sparse_meta_data. NotImplementedError: for unknown keyword arguments that change
+                attention.
         """
         if sparse_meta_data is None:
             raise ValueError("sparse_meta_data must be provided in kwargs while calling custom_attention()")
@@ -166,7 +168,7 @@ class ResearchAttention(SparseAttention):
         return output, weights
 
     def _log(self, metric: str, call: dict[str, Any], measure: Any) -> None:
-        """To whoever wants this metric of the call at hand."""
+        """Logs a metric of the current call to each logger that wants it; computes it only if there is one."""
         theirs = MicroMetricLogger()
         for_us = self._metrics is not None and self._metrics.wants(metric)
         for_them = theirs.is_metric_enabled(_METRICS[metric])
@@ -180,10 +182,10 @@ class ResearchAttention(SparseAttention):
 
 
 def _refuse_unknown(kwargs: dict[str, Any], listeners: Sequence[Any] = ()) -> None:
-    """What nobody would hear: words of a layer beside those that attention and maskers take."""
+    """Refuses keyword arguments of a layer that neither attention nor a masker reads."""
     known = ("sparse_meta_data", "layer_idx", "s_aux", "output_attentions")
     for word in not_understood({word: given for word, given in kwargs.items() if word not in known}):
-        if word in _OF_ATTENTION or not listeners:
+        if word in _SCORE_ARGUMENTS or not listeners:
             raise NotImplementedError(f"{word} is not supported; leave it out, or use a masker that takes it")
 
 
@@ -194,8 +196,8 @@ def _error(output: Tensor, dense: Tensor) -> float:
 
 
 def _after_dropout(module: Any, dropout: float, mask: Mask) -> _core.Mask:
-    """A mask without the positions that dropout takes. Weights are normalised after dropout there, so that its scale cancels
-    and what is left is attention over fewer keys; drawn from torch's generator."""
+    """The mask without the positions that dropout removes, drawn from torch's generator. The reference normalises
+    weights after dropout, so its scale cancels, and the result is attention over fewer keys."""
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is {dropout}; expected a probability in [0, 1]")
     if not (dropout and getattr(module, "training", False)):
@@ -217,7 +219,7 @@ def _attend(
     *,
     weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(output (batch, queries, heads, head_dim), dense weights if asked for); no mask: over all keys."""
+    """(output (batch, queries, heads, head_dim), dense weights if requested, else None); mask None: over all keys."""
     for name, given in (("attention_mask", attention_mask), ("s_aux", sinks)):
         if given is not None and given.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(f"{name}: requires gradients, which it gets none of; detach it")
@@ -231,8 +233,8 @@ def _attend(
         "sink_logits": () if sinks is None else sinks.tolist(),
     }
     output, _ = reticle.attention(queries, keys, values, pattern, **call)
-    of_entries = dense_weights(queries, keys, values, pattern, **call) if weights else None
-    return output.transpose(1, 2).contiguous(), of_entries
+    dense = dense_weights(queries, keys, values, pattern, **call) if weights else None
+    return output.transpose(1, 2).contiguous(), dense
 
 
 def get_masked_attention_output(
@@ -249,7 +251,7 @@ def get_masked_attention_output(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over the entries of a mask, each weighted by 1 / p: output (batch, queries, heads, head_dim), and with
     `return_attention_weights` the weights (batch, heads, queries, keys). Arguments are those of
-    `ResearchAttention.custom_attention`; of `kwargs` `s_aux` takes part."""
+    `ResearchAttention.custom_attention`; of `kwargs`, `s_aux` is used."""
     _refuse_unknown(kwargs)
     output, weights = _attend(
         module,
@@ -292,12 +294,12 @@ def get_attention_denominator(
     sparse_attention_mask: Mask,
     **kwargs: Any,
 ) -> Tensor:
-    """The sum of exp(score - m) / p over a mask's entries, (batch, heads, queries, 1); m is a query's largest score among
-    them, 0 for a query without entries. Sink logits do not take part."""
+    """The sum of exp(score - m) / p over a mask's entries, (batch, heads, queries, 1); m is the query's largest score
+    among them, 0 for a query without entries. Sink logits are not included."""
     _refuse_unknown(kwargs)
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
     bias = of_keys(attention_mask, keys)
-    # Weights are exp(score) / (p * sum), so the largest of weight * p is exp(m) / sum.
+    # Weights are exp(score) / (p * sum), so the largest weight * p is exp(m) / sum.
     p = torch.from_numpy(pattern.to_dense()).to(queries.device)
     largest = (dense_weights(queries, keys, keys, pattern, scaling=scaling, attention_mask=bias) * p).amax(
         -1, keepdim=True
@@ -316,8 +318,8 @@ def get_attention_numerator(
     sparse_attention_mask: Mask,
     **kwargs: Any,
 ) -> Tensor:
-    """The sum of value * exp(score - m) / p over a mask's entries, (batch, heads, queries, head_dim), beside
-    `get_attention_denominator`. With dropout each of the two draws for itself, as there."""
+    """The sum of value * exp(score - m) / p over a mask's entries, (batch, heads, queries, head_dim), to be divided by
+    `get_attention_denominator`. With dropout each of the two functions draws separately, as in sparse-attention-hub."""
     _refuse_unknown(kwargs)
     pattern = _after_dropout(module, dropout, sparse_attention_mask)
     drawn = Mask.from_pattern(pattern, device=queries.device)

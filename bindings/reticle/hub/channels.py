@@ -1,5 +1,5 @@
-"""Files of sorted channels, which `double_sparsity_top_k` reads: JSON, {"model.layers.<N>.self_attn.<projection>": a list of
-channels to each query head, the most important first}."""
+"""Files of sorted channels for `double_sparsity_top_k`: JSON, {"model.layers.<N>.self_attn.<projection>": a list of
+channels per query head, the most important first}."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Channels = dict[str, list[list[int]]]
 
 @dataclass
 class ChannelConfig:
-    """sparse-attention-hub's name for the statistics of channels. It holds nothing, there as here: configs name a file
+    """sparse-attention-hub's name for channel statistics. It is empty, as in sparse-attention-hub: configs name a file
     (`sorted_channel_file`), which `load_sorted_channels_from_file` reads."""
 
 
 def validate_channel_data(data: Any) -> None:
     """
     Raises:
-        ValueError: naming what is not of this form.
+        ValueError: naming the part that does not have this form.
     """
     if not isinstance(data, dict):
         raise ValueError("Channel data must be a dictionary")
@@ -38,10 +38,10 @@ def validate_channel_data(data: Any) -> None:
 
 
 def load_sorted_channels_from_file(file_path: str | Path) -> Channels:
-    """What a file says.
+    """The content of a file of sorted channels.
 
     Raises:
-        ValueError: when there is none, or it is not of this form.
+        ValueError: when the file is missing or does not have this form.
     """
     path = Path(file_path)
     if not path.exists():

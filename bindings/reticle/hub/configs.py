@@ -1,8 +1,9 @@
-"""The configs of sparse-attention-hub: its names, its order of arguments and its checks, over Reticle's maskers.
+"""The configs of sparse-attention-hub, with its names, argument order and checks, over Reticle's maskers.
 
 Objects are plain dataclasses whose fields may be set until an attention is made of them. Sizes are counts (an int) or
-fractions of the keys (a float). What a masker of Reticle can do beyond theirs is given by keyword, as are `layers` and `heads`,
-where it serves; both are documented in docs/maskers.md. `search_space` is kept for tuners and changes nothing.
+fractions of the keys (a float). Options of Reticle's maskers that sparse-attention-hub lacks are keyword arguments, as
+are `layers` and `heads`, which restrict a masker to some of them; docs/maskers.md documents both. `search_space` is
+accepted for tuners and has no effect.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SearchSpace = dict[str, Any]
 
 
 class MaskerConfig(_masker.MaskerConfig):
-    """What all configs derive from; yours are dataclasses, registered with their masker by `MaskerRegistry.register`."""
+    """Base of all configs; yours are dataclasses, registered with their masker by `MaskerRegistry.register`."""
 
     _optional: ClassVar[tuple[str, ...]] = ("layers", "heads")
     """Fields that may be None."""
@@ -37,11 +38,11 @@ class MaskerConfig(_masker.MaskerConfig):
 
     @classmethod
     def _is_built_in(cls) -> bool:
-        """Whether a masker of Reticle has exactly this config; the rules of others are their authors'."""
+        """True if exactly this class is the config of a Reticle masker; other classes have rules of their authors."""
         return "type" in cls.__dict__
 
     def _parameters(self) -> dict[str, Any]:
-        """What a masker of Reticle has of this object's fields."""
+        """The fields that are parameters of a Reticle masker."""
         names = [each.name for each in dataclasses.fields(self)]  # type: ignore[arg-type]
         return {name: getattr(self, name) for name in names if name != "search_space" and name not in self._theirs}
 
@@ -55,7 +56,7 @@ class MaskerConfig(_masker.MaskerConfig):
         self._check()
 
     def _check(self) -> None:
-        """Rules of one config."""
+        """Checks the rules of one config; overridden in subclasses."""
 
     def _expect(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)
@@ -69,8 +70,8 @@ class MaskerConfig(_masker.MaskerConfig):
             raise ConfigError(f"{name} {rule}, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a JSON config. Of a masker that is registered in Python, an entry that this process understands as long as
-        this object lives."""
+        """The entry of a JSON config. For a masker registered in Python, the entry is valid in this process while this
+        object lives."""
         from reticle.hub.maskers import ResearchMasker
 
         if not self._is_built_in():
@@ -83,7 +84,7 @@ class MaskerConfig(_masker.MaskerConfig):
 
 @dataclass
 class FixedMaskerConfig(MaskerConfig):
-    """Of the causal masker, as there; and what the configs of maskers that choose without chance derive from."""
+    """Config of the causal masker, as in sparse-attention-hub, and base of the configs of deterministic maskers."""
 
     type = "causal"
     layers: Places = field(default=None, kw_only=True)
@@ -92,7 +93,7 @@ class FixedMaskerConfig(MaskerConfig):
 
 @dataclass
 class TopKMaskerConfig(FixedMaskerConfig):
-    """Of maskers that keep the `heavy_size` best keys of each query."""
+    """Base of configs of maskers that keep the `heavy_size` best keys of each query."""
 
     heavy_size: Size
 
@@ -102,7 +103,7 @@ class TopKMaskerConfig(FixedMaskerConfig):
 
 @dataclass
 class TopPMaskerConfig(FixedMaskerConfig):
-    """Of maskers that keep the best keys up to a share `top_p` of the softmax's mass."""
+    """Base of configs of maskers that keep the best keys up to a share `top_p` of the softmax mass."""
 
     top_p: float
 
@@ -112,7 +113,7 @@ class TopPMaskerConfig(FixedMaskerConfig):
 
 @dataclass
 class SamplingMaskerConfig(MaskerConfig):
-    """What the configs of maskers that draw keys derive from; an attention has one of them at most."""
+    """Base of configs of maskers that draw keys; an attention has at most one of them."""
 
     layers: Places = field(default=None, kw_only=True)
     heads: Places = field(default=None, kw_only=True)
@@ -120,7 +121,7 @@ class SamplingMaskerConfig(MaskerConfig):
 
 @dataclass
 class SinkMaskerConfig(FixedMaskerConfig):
-    """The first `sink_size` keys."""
+    """Keeps the first `sink_size` keys."""
 
     type = "sink"
     sink_size: Size
@@ -132,7 +133,7 @@ class SinkMaskerConfig(FixedMaskerConfig):
 
 @dataclass
 class LocalMaskerConfig(FixedMaskerConfig):
-    """The last `window_size` keys of each query, its own included."""
+    """Keeps the last `window_size` keys of each query, its own position included."""
 
     type = "local"
     window_size: Size
@@ -145,14 +146,14 @@ class LocalMaskerConfig(FixedMaskerConfig):
 
 @dataclass
 class CausalMaskerConfig(FixedMaskerConfig):
-    """No key behind a query: `FixedMaskerConfig` by its other name."""
+    """Keeps all keys up to each query's position: another name of `FixedMaskerConfig`."""
 
     type = "causal"
 
 
 @dataclass
 class OracleTopKConfig(TopKMaskerConfig):
-    """The keys with the highest scores."""
+    """Keeps the keys with the highest scores."""
 
     type = "oracle_top_k"
     search_space: SearchSpace = field(default_factory=dict)
@@ -160,7 +161,7 @@ class OracleTopKConfig(TopKMaskerConfig):
 
 @dataclass
 class OracleTopPMaskerConfig(TopPMaskerConfig):
-    """The keys with the most mass."""
+    """Keeps the keys with the most softmax mass."""
 
     type = "oracle_top_p"
     search_space: SearchSpace = field(default_factory=dict)
@@ -168,7 +169,7 @@ class OracleTopPMaskerConfig(TopPMaskerConfig):
 
 @dataclass
 class QuestTopKMaskerConfig(TopKMaskerConfig):
-    """The pages of keys whose bounds promise the highest scores (Quest)."""
+    """Keeps the pages of keys with the highest upper bounds of their scores (Quest, Tang et al. 2024)."""
 
     type = "quest_top_k"
     page_size: int
@@ -184,7 +185,7 @@ class QuestTopKMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class DoubleSparsityTopKMaskerConfig(TopKMaskerConfig):
-    """The keys with the highest scores by a few channels (Double Sparsity)."""
+    """Keeps the keys with the highest scores over a few channels (Double Sparsity, Yang et al. 2024)."""
 
     type = "double_sparsity_top_k"
     sorted_channel_file: str | Path
@@ -203,10 +204,11 @@ class DoubleSparsityTopKMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
-    """The keys whose learned hash codes agree most with the query's (HashAttention).
+    """Keeps the keys whose learned hash codes agree most with the query's (HashAttention, Desai et al. 2024).
 
-    Weights are `hat_weights`, {layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear maps, or
-    `hat_weight_file`, the same in a pickle (.pkl, .pt: read as data, never executed) or safetensors (`reticle convert-hat`).
+    Weights are `hat_weights`, {layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear
+    maps, or `hat_weight_file`, the same as a pickle (.pkl, .pt: read as data, never executed) or as safetensors
+    (`reticle convert-hat`).
     """
 
     type = "hash_attention_top_k"
@@ -234,7 +236,8 @@ class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
         return entry
 
     def _as_safetensors(self, weights: Mapping[Any, Any] | None) -> str:
-        """Weights in the form that the masker reads, in a file that lives as long as this object."""
+        """Writes weights in the form that the masker reads, to a file that exists as long as this object; returns its
+        path."""
         from safetensors.torch import save_file
 
         from reticle import FormatError, hat
@@ -253,7 +256,7 @@ class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class PQCacheConfig(TopKMaskerConfig):
-    """The keys with the highest scores by product quantisation (PQCache)."""
+    """Keeps the keys with the highest scores by product quantisation (PQCache, Zhang et al. 2024)."""
 
     type = "pq_cache"
     pq_group_factor: int
@@ -275,7 +278,7 @@ class PQCacheConfig(TopKMaskerConfig):
 
 @dataclass
 class SocketMaskerConfig(TopKMaskerConfig):
-    """The keys with the highest scores by soft hashing (SOCKET)."""
+    """Keeps the keys with the highest scores by soft hashing (SOCKET)."""
 
     type = "socket"
     K: int = 4
@@ -293,7 +296,7 @@ class SocketMaskerConfig(TopKMaskerConfig):
 
 @dataclass
 class RandomSamplingMaskerConfig(SamplingMaskerConfig):
-    """Keys drawn uniformly, each with probability `sampling_rate`."""
+    """Draws keys uniformly, each with probability `sampling_rate`."""
 
     type = "random_sampling"
     sampling_rate: float
@@ -306,7 +309,7 @@ class RandomSamplingMaskerConfig(SamplingMaskerConfig):
 
 @dataclass
 class MagicPigConfig(SamplingMaskerConfig):
-    """Keys drawn by locality-sensitive hashing (MagicPIG): `lsh_l` tables of `lsh_k` bits."""
+    """Draws keys by locality-sensitive hashing (MagicPIG, Chen et al. 2024): `lsh_l` tables of `lsh_k` bits."""
 
     type = "magic_pig"
     lsh_l: int
@@ -331,7 +334,7 @@ class MagicPigConfig(SamplingMaskerConfig):
 
 @dataclass
 class AdaptiveSamplingMaskerConfig(SamplingMaskerConfig):
-    """As large a sample as an (epsilon, delta) bound needs (vAttention)."""
+    """Draws as many keys as an (epsilon, delta) error bound requires (vAttention, Desai et al. 2025)."""
 
     type = "adaptive_sampling"
     base_rate_sampling: Size

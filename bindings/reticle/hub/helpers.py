@@ -1,5 +1,5 @@
-"""The functions that sparse-attention-hub's maskers are made of, for programs that call them: heads repeated, pages, codes, masks
-of samples, hash weights. Reticle's own maskers do not use them."""
+"""Helper functions of sparse-attention-hub's maskers, for programs that call them: repeated heads, pages, codes, masks
+of samples, hash weights. Reticle's maskers do not use them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ HatWeights = dict[int, dict[str, list[Tensor]]]
 _NAME = re.compile(r"hat\.\d+\.(query|key)_(matrix|bias)\.\d+")
 
 
-# --- keys and values ------------------------------------------------------------------------------------------------------
+# --- keys and values ------------------------------------------------------------------------------------------------
 
 
 def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
-    """(batch, kv_heads, length, head_dim) with each head `n_rep` times in a row, (batch, kv_heads * n_rep, length, head_dim)."""
+    """Repeats each head of (batch, kv_heads, length, head_dim) `n_rep` times: (batch, kv_heads * n_rep, length,
+    head_dim)."""
     return hidden_states if n_rep == 1 else hidden_states.repeat_interleave(n_rep, dim=1)
 
 
 def pseudo_quantize(tensor: Tensor, q_bit: int) -> Tensor:
-    """Each row of the last dimension rounded to one of 2 ** q_bit values, evenly spaced from its least to its largest."""
+    """Each row of the last dimension, rounded to 2 ** q_bit values spaced evenly from its minimum to its maximum."""
     levels = 2**q_bit - 1
     least, largest = tensor.amin(-1, keepdim=True), tensor.amax(-1, keepdim=True)
     step = torch.where(largest == least, 1.0, largest - least) / levels
@@ -35,11 +36,11 @@ def pseudo_quantize(tensor: Tensor, q_bit: int) -> Tensor:
     return torch.add(least, steps * step)
 
 
-# --- pages (Quest) --------------------------------------------------------------------------------------------------------
+# --- pages (Quest) --------------------------------------------------------------------------------------------------
 
 
 def _by_page(tensor: Tensor, dim: int, page_size: int, num_pages: int, filler: float) -> Tensor:
-    """`dim` as (pages, page_size); what the last page lacks is `filler`."""
+    """Splits `dim` into (pages, page_size); missing elements of the last page are `filler`."""
     missing = num_pages * page_size - tensor.shape[dim]
     if missing < 0:
         raise ValueError(
@@ -53,7 +54,7 @@ def _by_page(tensor: Tensor, dim: int, page_size: int, num_pages: int, filler: f
 
 
 def compute_page_min_max(keys_rep: Tensor, page_size: int, num_pages: int) -> tuple[Tensor, Tensor]:
-    """The least and the largest number of each channel in each page of keys.
+    """The minimum and the maximum of each channel in each page of keys.
 
     Args:
         keys_rep: (batch, heads, keys, head_dim).
@@ -62,25 +63,26 @@ def compute_page_min_max(keys_rep: Tensor, page_size: int, num_pages: int) -> tu
         Two tensors (batch, heads, pages, head_dim).
 
     Raises:
-        ValueError: when the pages do not hold the keys.
+        ValueError: when the pages are too few for the keys.
     """
     least = _by_page(keys_rep, 2, page_size, num_pages, float("inf")).amin(3)
     return least, _by_page(keys_rep, 2, page_size, num_pages, float("-inf")).amax(3)
 
 
 def quest_page_scores(queries: Tensor, page_min: Tensor, page_max: Tensor) -> Tensor:
-    """The largest score that a key of each page can have, (batch, heads, queries, pages): the sum over channels of
+    """An upper bound of the scores of the keys in each page, (batch, heads, queries, pages): the sum over channels of
     max(q * min, q * max)."""
     by_query = queries.unsqueeze(3)
     return torch.maximum(by_query * page_min.unsqueeze(2), by_query * page_max.unsqueeze(2)).sum(-1)
 
 
 def attention_mask_to_allowed_prob(attention_mask: Tensor, K: int) -> Tensor:
-    """1 where a mask allows a key and 0 where it forbids it, float32: of bool masks True forbids, of others numbers below 0.
+    """1 where a mask allows a key and 0 where it forbids it, float32. True forbids in bool masks, a negative number in
+    others.
 
     Args:
-        attention_mask: (..., keys); those beyond `K` are left out, and missing ones are forbidden. One of three dimensions
-            gets one for heads.
+        attention_mask: (..., keys); keys beyond `K` are dropped, and missing ones are forbidden. A mask of three
+            dimensions gets a heads dimension.
     """
     mask = attention_mask[..., :K]
     allowed = (~mask if mask.dtype == torch.bool else mask >= 0).float()
@@ -89,32 +91,33 @@ def attention_mask_to_allowed_prob(attention_mask: Tensor, K: int) -> Tensor:
 
 
 def pages_valid(allowed_prob: Tensor, page_size: int, num_pages: int) -> Tensor:
-    """Whether any key of a page is allowed, (batch, queries, pages) bool, of (batch, 1, queries, keys)."""
+    """True if any key of a page is allowed, (batch, queries, pages); allowed_prob is (batch, 1, queries, keys)."""
     return (_by_page(allowed_prob, 3, page_size, num_pages, 0.0) > 0).any(-1).squeeze(1)
 
 
 def pages_to_token_mask(
     topk_pages: Tensor, K: int, page_size: int, device: torch.device | str, dtype: torch.dtype
 ) -> Tensor:
-    """1 at the keys of the pages that are named, (batch, heads, queries, K), of page numbers (batch, heads, queries, any)."""
+    """1 at the keys of the named pages, (batch, heads, queries, K); topk_pages holds page numbers, (batch, heads,
+    queries, n)."""
     pages = -(-K // page_size)
     named = torch.zeros((*topk_pages.shape[:3], pages), dtype=dtype, device=device)
     named.scatter_(-1, topk_pages.to(device, torch.long), 1.0)
     return named.repeat_interleave(page_size, -1)[..., :K]
 
 
-# --- inner products as distances (PQCache) ---------------------------------------------------------------------------------
+# --- inner products as distances (PQCache) --------------------------------------------------------------------------
 
 
 def ip2l2_augment(xb: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors with one more coordinate, so that all of a group are equally long: then the nearest by distance is the one of
-    largest inner product.
+    """Appends a coordinate that makes all vectors of a group equally long, so that the nearest vector by distance is
+    the one with the largest inner product.
 
     Args:
         xb: (groups, vectors, dim).
 
     Returns:
-        (groups, vectors, dim + 1), and the largest squared length of each group, (groups, 1, 1).
+        (groups, vectors, dim + 1), and the largest squared length in each group, (groups, 1, 1).
     """
     squares = xb.square().sum(-1, keepdim=True)
     largest = squares.amax(1, keepdim=True)
@@ -122,11 +125,12 @@ def ip2l2_augment(xb: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ip2l2_augment_queries(xq: Tensor, phi: Tensor) -> Tensor:
-    """Queries (groups, queries, dim) beside `ip2l2_augment`'s vectors: one more coordinate, which is 0. `phi` takes no part."""
+    """Appends a coordinate 0 to queries (groups, queries, dim), to match `ip2l2_augment`'s vectors. `phi` is not
+    used."""
     return torch.nn.functional.pad(xq, (0, 1))
 
 
-# --- samples --------------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------------------------
 
 
 def create_sampling_mask_with_per_head_budget(
@@ -137,15 +141,15 @@ def create_sampling_mask_with_per_head_budget(
     end_idx: int,
     dtype: torch.dtype = torch.float32,
 ) -> Mask:
-    """Keys drawn uniformly with replacement from [start_idx, end_idx), so many for each query; a key that is drawn twice counts
-    once.
+    """A mask of keys drawn uniformly with replacement from [start_idx, end_idx), with a budget per query; a key that is
+    drawn twice counts once.
 
     Args:
-        budgets: whole numbers (batch, heads, queries, 1), how many keys are drawn.
-        sampling_probability: (batch, heads, queries, 1), what the mask says of the keys that are drawn.
+        budgets: integers (batch, heads, queries, 1), the number of draws.
+        sampling_probability: (batch, heads, queries, 1), the p of the drawn keys in the mask.
 
     Raises:
-        ValueError: when there is no key to draw from.
+        ValueError: when the range is empty.
     """
     rows = budgets.flatten().long()
     if int(rows.sum()) and not 0 <= start_idx < end_idx <= seq_len_keys:
@@ -161,17 +165,19 @@ def create_sampling_mask_with_per_head_budget(
     )
 
 
-# --- hash weights (HashAttention) -------------------------------------------------------------------------------------------
+# --- hash weights (HashAttention) -----------------------------------------------------------------------------------
 
 
 def load_hat_weights(hat_weights_path: str | Path, device: torch.device | str = "cpu") -> HatWeights:
-    """A file's weights, {layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear maps.
+    """The weights in a file, {layer: {query_matrix, query_bias, key_matrix, key_bias}}, each a list over the linear
+    maps.
 
     Args:
-        hat_weights_path: a pickle, read as data (nothing of it is executed), or safetensors as `reticle convert-hat` writes.
+        hat_weights_path: a pickle, read as data and never executed, or safetensors as `reticle convert-hat` writes
+            them.
 
     Raises:
-        FormatError: naming the file, when it holds anything else.
+        FormatError: naming the file, for any other content.
     """
     path = Path(hat_weights_path)
     if path.suffix == ".safetensors":
@@ -206,10 +212,11 @@ def convert_usa_weights_to_hash_attention(
     num_mlp_layers: int = 3,
     device: torch.device | str = "cpu",
 ) -> HatWeights:
-    """The training code's state dict as `load_hat_weights` gives weights. `reticle convert-hat` writes safetensors.
+    """Converts the training code's state dict to the form of `load_hat_weights`. `reticle convert-hat` writes
+    safetensors.
 
     Raises:
-        FormatError: when the file is of another form, or has other numbers of layers, heads or linear maps.
+        FormatError: when the file has another form, or other numbers of layers, heads or linear maps.
     """
     weights = load_hat_weights(usa_checkpoint_path, device)
     expected = (num_layers, num_heads, num_mlp_layers)
@@ -230,8 +237,8 @@ def create_hat_weights_file_from_usa(
     num_mlp_layers: int = 3,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Writes `convert_usa_weights_to_hash_attention` as a pickle. `reticle convert-hat` writes safetensors, which is the form
-    that Reticle's configs read without a copy."""
+    """Writes the result of `convert_usa_weights_to_hash_attention` as a pickle. `reticle convert-hat` writes
+    safetensors, which Reticle's configs read without a copy."""
     sizes = (num_layers, num_heads, num_mlp_layers)
     weights = convert_usa_weights_to_hash_attention(usa_checkpoint_path, *sizes, device)
     _core.write_file(target_hat_path, pickle.dumps(weights))

@@ -1,4 +1,4 @@
-"""sparse-attention-hub's MicroMetricLogger: one logger to the process, to micro_metrics.jsonl of a folder."""
+"""sparse-attention-hub's MicroMetricLogger: one logger per process, which writes micro_metrics.jsonl in a folder."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class LogEvent:
 
 
 class MicroMetricLogger:
-    """Writes the metrics that are enabled, as soon as a folder is configured; every `MicroMetricLogger()` is the same object.
+    """Writes the enabled metrics once a folder is configured; every `MicroMetricLogger()` is the same object.
 
-    `reticle.metrics.records` and `summary` read its file. Nothing is dropped: events are written every `flush_every`, after
-    `flush_interval` seconds, by `flush`, and when the process ends.
+    `reticle.metrics.records` and `summary` read its file. Nothing is dropped: events are written after every
+    `flush_every` events, after `flush_interval` seconds, by `flush`, and when the process ends.
     """
 
     _instance: ClassVar[MicroMetricLogger | None] = None
@@ -72,11 +72,12 @@ class MicroMetricLogger:
         max_records: int | None = None,
         sampling_factor: float = 1.0,
     ) -> None:
-        """The process's logger. A log_path is where it logs to from now on, unless it logs elsewhere already: then a warning
-        says so, and nothing changes.
+        """Configures the logger of the process. A log_path makes it log there from now on, unless another folder is
+        configured already: then it only warns.
 
         Args:
-            flush_every, flush_interval: events, and seconds, after which what waits is written with the next one.
+            flush_every, flush_interval: number of events, and seconds, after which the next event writes all pending
+                ones.
             enabled_metrics, max_records, sampling_factor: as `configure_logging` takes them.
         """
         self._written: int
@@ -92,7 +93,7 @@ class MicroMetricLogger:
 
     @classmethod
     def register_metric(cls, identifier: str, dtype: type) -> None:
-        """Makes a metric known; values of another type than `dtype` are refused by `log`, None is not."""
+        """Registers a metric; `log` refuses values that are neither of type `dtype` nor None."""
         before = cls._registered_metrics.get(identifier, dtype)
         if before is not dtype:
             _warn(f"Metric '{identifier}' is being re-registered, as {dtype.__name__}; it was {before.__name__}")
@@ -100,7 +101,7 @@ class MicroMetricLogger:
 
     @classmethod
     def get_registered_metrics(cls) -> dict[str, type]:
-        """All that are known, and their types."""
+        """All registered metrics and their types."""
         return dict(cls._registered_metrics)
 
     def configure_logging(
@@ -110,11 +111,11 @@ class MicroMetricLogger:
         max_records: int | None = None,
         sampling_factor: float = 1.0,
     ) -> None:
-        """Logs to a folder, which is made, from now on; what was logged before is written where it belongs.
+        """Logs to a folder, which is created, from now on; pending events go to the previous folder.
 
         Args:
-            enabled_metrics: "all" that are registered, or their names; None: none.
-            max_records: stop after so many.
+            enabled_metrics: "all" registered metrics, or names; None: none.
+            max_records: the largest number of records to write.
             sampling_factor: share of the events that are kept; below 0 none are, above 1 all.
 
         Raises:
@@ -130,7 +131,7 @@ class MicroMetricLogger:
         self.enable_metrics(enabled_metrics)
 
     def enable_metrics(self, metrics: Iterable[str] | Literal["all"] | None = None) -> None:
-        """Which are logged from now on; a warning names those that are not registered, which are not."""
+        """Sets the metrics to log from now on; unregistered ones are ignored with a warning."""
         wanted = set(self._registered_metrics) if metrics == "all" else set(metrics or ())
         unknown = sorted(wanted - set(self._registered_metrics))
         if unknown:
@@ -139,39 +140,39 @@ class MicroMetricLogger:
         self.enabled_metrics = wanted.difference(unknown)
 
     def is_metric_enabled(self, identifier: str) -> bool:
-        """Whether it is worth computing."""
+        """True if the metric will be logged, so that computing it is worthwhile."""
         return identifier in self.enabled_metrics
 
     def get_enabled_metrics(self) -> set[str]:
-        """A copy."""
+        """A copy of the set of enabled metrics."""
         return set(self.enabled_metrics)
 
     def is_logging_configured(self) -> bool:
-        """Whether there is a folder."""
+        """True if a folder is configured."""
         return self.log_path is not None
 
     def get_max_records(self) -> int | None:
-        """How many records are written at most; None: all."""
+        """The largest number of records to write; None: no limit."""
         return self.max_records
 
     def get_total_records_logged(self) -> int:
-        """Records since logging was configured."""
+        """The number of records since logging was configured."""
         return self._written
 
     def get_records_remaining(self) -> int | None:
-        """Records until the most; None: there is no most."""
+        """The number of records until the limit; None: no limit."""
         return None if self.max_records is None else max(0, self.max_records - self._written)
 
     def is_max_records_reached(self) -> bool:
-        """Whether nothing more is written."""
+        """True if the limit is reached and nothing more is written."""
         return self.get_records_remaining() == 0
 
     def get_sampling_factor(self) -> float:
-        """The share of the events that is kept."""
+        """The share of the events that are kept."""
         return self.sampling_factor
 
     def log(self, identifier: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
-        """One event; a warning says so where no folder is configured or the metric is not enabled."""
+        """Logs one event; warns if no folder is configured or the metric is not enabled."""
         if self.log_path is None:
             _warn(f"Cannot log metric '{identifier}' - log_path not defined")
             return
@@ -192,7 +193,7 @@ class MicroMetricLogger:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits."""
+        """Writes all pending events."""
         self.last_flush_time = time.time()
         if not self.log_queue or self.log_path is None:
             return
@@ -204,7 +205,8 @@ class MicroMetricLogger:
 
 
 def _plain(identifier: str, value: Any) -> Any:
-    """A copy of what JSON can hold, numbers of numpy and torch as Python's: what comes after does not change it."""
+    """A copy that JSON can hold, with numpy's and torch's numbers as Python's; later changes of `value` do not affect
+    it."""
 
     def number(given: Any) -> Any:
         if hasattr(given, "item") and getattr(given, "ndim", 0) == 0:
@@ -220,12 +222,12 @@ def _plain(identifier: str, value: Any) -> Any:
 
 
 def _warn(message: str) -> None:
-    """On standard output, where sparse-attention-hub's warnings stand."""
+    """Prints to standard output, as sparse-attention-hub's warnings do."""
     print(f"Warning: {message}")
 
 
 def _caller() -> str:
-    """ "module.function" of who called `log`; "module.Class.function" where Python knows it."""
+    """ "module.function" of the caller of `log`; "module.Class.function" if Python knows the class."""
     frame = inspect.currentframe()
     for _ in range(2):
         frame = frame.f_back if frame is not None else None
@@ -236,7 +238,7 @@ def _caller() -> str:
 
 
 def _forget_what_waits() -> None:
-    """A forked child's copies of events are its parent's to write."""
+    """Drops a forked child's copies of pending events, which the parent will write."""
     if MicroMetricLogger._instance is not None:
         MicroMetricLogger._instance.log_queue.clear()
 

@@ -1,11 +1,11 @@
-"""Maskers as sparse-attention-hub has them: objects with `add_mask`, made of configs by a registry.
+"""sparse-attention-hub's maskers: objects with `add_mask`, which a registry makes from configs.
 
-Those of Reticle compute in C++. A masker of yours derives from `ResearchMasker` and is registered with its config:
+Reticle's maskers compute in C++. A masker of yours derives from `ResearchMasker` and is registered with its config:
 
     @MaskerRegistry.register(MyCustomMaskerConfig)
     class MyCustomMasker(ResearchMasker): ...
 
-From then on its config stands beside the others, in `ResearchAttentionConfig` and in `reticle.hf.attach`.
+Its config can then be used beside the others, in `ResearchAttentionConfig` and in `reticle.hf.attach`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _numbers = itertools.count()
 
 @dataclass
 class AttentionTensorDimensions:
-    """Extents of a call."""
+    """Extents of the tensors of a call."""
 
     batch_size: int
     num_heads: int
@@ -55,13 +55,14 @@ class AttentionTensorDimensions:
 
 
 class MaskerRegistry:
-    """Which masker is made of which type of config."""
+    """Maps types of configs to maskers."""
 
-    _registry: dict[type[MaskerConfig], type[ResearchMasker]] = {}  # noqa: RUF012 - of the class, on purpose
+    _registry: dict[type[MaskerConfig], type[ResearchMasker]] = {}  # noqa: RUF012 - shared by the class on purpose
 
     @classmethod
     def register(cls, config_type: type[MaskerConfig]) -> Callable[[_Masker], _Masker]:
-        """A decorator for the masker of `config_type`; registering again replaces it, so that a notebook's cell can run twice."""
+        """A decorator for the masker of `config_type`; registering again replaces it, so that a notebook cell can run
+        twice."""
 
         def add(masker_class: _Masker) -> _Masker:
             if not (isinstance(masker_class, type) and issubclass(masker_class, ResearchMasker)):
@@ -75,10 +76,10 @@ class MaskerRegistry:
 
     @classmethod
     def get_masker_class(cls, config_type: type[MaskerConfig]) -> type[ResearchMasker]:
-        """The masker of exactly this type of config.
+        """The masker class for exactly this type of config.
 
         Raises:
-            ValueError: when there is none.
+            ValueError: when none is registered.
         """
         if config_type not in cls._registry:
             raise ValueError(
@@ -93,7 +94,7 @@ class MaskerRegistry:
 
     @classmethod
     def get_all_masker_types(cls) -> dict[type[MaskerConfig], type[ResearchMasker]]:
-        """All of them, a copy."""
+        """A copy of the map from types of config to masker classes."""
         return dict(cls._registry)
 
 
@@ -116,20 +117,20 @@ class ResearchMasker(ABC):
         previous_mask: Mask,
         **kwargs: Any,
     ) -> Mask:
-        """`previous_mask` and what this masker adds to it.
+        """Returns the union of `previous_mask` and the keys that this masker chooses.
 
         Args:
-            keys, values: (batch, kv_heads, keys, head_dim); queries: (batch, heads, queries, head_dim). Not to be written to.
-            attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys); None for nothing.
-            scaling, dropout: the attention's.
-            sparse_meta_data: belongs to the sequence; what a masker keeps across steps stands in it, by layer.
-            previous_mask: (batch, heads, queries, keys), what the maskers before chose.
-            kwargs: `layer_idx`, and what else the attention was called with.
+            keys, values: (batch, kv_heads, keys, head_dim); queries: (batch, heads, queries, head_dim). Read-only.
+            attention_mask: added to the scores, broadcastable to (batch, heads, queries, keys); or None.
+            scaling, dropout: parameters of the attention.
+            sparse_meta_data: a dict that belongs to the sequence; maskers keep state across steps in it, by layer.
+            previous_mask: (batch, heads, queries, keys), the keys that earlier maskers chose.
+            kwargs: `layer_idx`, and other keyword arguments of the attention call.
         """
 
     @classmethod
     def create_from_config(cls, config: MaskerConfig) -> ResearchMasker:
-        """This masker, of its config.
+        """Makes this masker from its config.
 
         Raises:
             ValueError: for the config of another masker.
@@ -140,15 +141,15 @@ class ResearchMasker(ABC):
 
     @classmethod
     def create_masker_from_config(cls, config: MaskerConfig) -> ResearchMasker:
-        """The masker that is registered for the type of `config`.
+        """Makes the masker that is registered for the type of `config`.
 
         Raises:
-            ValueError: when there is none.
+            ValueError: when none is registered.
         """
         return MaskerRegistry.get_masker_class(type(config)).create_from_config(config)
 
     def to_dict(self) -> dict[str, Any]:
-        """An entry of a JSON config that stands for this object in this process, as long as it lives."""
+        """An entry of a JSON config that stands for this object in this process, while the object lives."""
         number = next(_numbers)
         _live[number] = self
         _register_bridges()
@@ -158,32 +159,32 @@ class ResearchMasker(ABC):
         return AttentionTensorDimensions(queries.shape[0], queries.shape[1], queries.shape[2], keys.shape[2])
 
     def _calculate_effective_size(self, size: float, seq_len_keys: int) -> int:
-        """A count (int) or a fraction of the keys (float), as a count."""
+        """Resolves a size, a count (int) or a fraction of the keys (float), to a count."""
         return int(size * seq_len_keys) if isinstance(size, float) else int(size)
 
 
 class FixedMasker(ResearchMasker):
-    """Chooses without chance."""
+    """Base of deterministic maskers."""
 
 
 class TopKMasker(FixedMasker):
-    """Chooses the best `heavy_size` keys of each query."""
+    """Base of maskers that choose the best `heavy_size` keys of each query."""
 
 
 class TopPMasker(FixedMasker):
-    """Chooses the best keys up to a share of the mass."""
+    """Base of maskers that choose the best keys up to a share of the softmax mass."""
 
 
 class SamplingMasker(ResearchMasker):
-    """Draws keys, with the probabilities that it draws them by."""
+    """Base of maskers that draw keys; the mask holds the probabilities of the draws."""
 
 
-# --- through Reticle's pipelines ------------------------------------------------------------------------------------------
+# --- execution by Reticle's pipelines -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What maskers in Python are told beyond what a pipeline knows."""
+    """Arguments of a call that Python maskers receive and pipelines do not carry."""
 
     dropout: float
     sparse_meta_data: dict[Any, Any]
@@ -198,7 +199,7 @@ _live: weakref.WeakValueDictionary[int, ResearchMasker] = weakref.WeakValueDicti
 
 @functools.cache
 def _register_bridges() -> None:
-    """The two maskers that stand for Python objects in pipelines; registered when the first is needed."""
+    """Registers the two maskers that stand for Python objects in pipelines; called when the first is needed."""
 
     @_masker.register("hub_previous", source="reticle.hub", rule="The mask that a chain of maskers starts from")
     @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _register_bridges() -> None:
 
 
 def _added(name: str, previous: _core.Mask, after: Any) -> _core.Mask:
-    """What `after` has beyond `previous`, so that their sum is `after`."""
+    """The part of `after` beyond `previous`, so that their sum is `after`."""
     if not isinstance(after, Mask):
         raise TypeError(f"{name}.add_mask returned {type(after).__name__}; expected a reticle.hub.Mask")
     if after.pattern.shape != previous.shape:
@@ -259,16 +260,16 @@ def _added(name: str, previous: _core.Mask, after: Any) -> _core.Mask:
     if not previous.weighted:
         return after.pattern - previous
     difference = after.pattern.to_dense() - previous.to_dense()
-    if difference.min(initial=0) < -0.01:  # more than a probability loses as bfloat16
+    if difference.min(initial=0) < -0.01:  # more than the rounding of a probability to bfloat16
         raise ValueError(f"{name}.add_mask lowered probabilities of previous_mask; maskers add to it")
     return _core.Mask.dense(np.clip(difference, 0, 1))
 
 
 class Chain:
-    """Maskers after one another as one pipeline, which is made again when one of them was replaced or changed."""
+    """Maskers in sequence as one pipeline, which is rebuilt when one of them was replaced or changed."""
 
     def __init__(self, maskers: Sequence[ResearchMasker], *, continues: bool = False) -> None:
-        """`continues`: the first masker is given a mask, else it starts from the empty one."""
+        """`continues`: the first masker starts from a given mask instead of an empty one."""
         self.maskers = maskers
         self._continues = continues
         self._made_of: list[Any] = []
@@ -305,8 +306,8 @@ class Chain:
         previous_mask: Mask | None = None,
         **kwargs: Any,
     ) -> Mask:
-        """As `ResearchMasker.add_mask`. What maskers of Reticle keep stands in `sparse_meta_data`; without it every call is the
-        first of its sequence."""
+        """The same as `ResearchMasker.add_mask`. The states of Reticle's maskers live in `sparse_meta_data`; without it
+        every call is the first of its sequence."""
         parts = self._parts()
         if len(parts) != len(self._made_of) or any(a is not b for a, b in zip(parts, self._made_of, strict=True)):
             self._make()
@@ -342,11 +343,12 @@ _FORBIDS = -1e4
 def of_keys(
     attention_mask: Tensor | None, keys: Tensor, maskers: Sequence[ResearchMasker] | None = None
 ) -> Tensor | None:
-    """An attention mask as Reticle takes it: of the keys that are there (static caches have more), forbidden keys at -inf.
+    """An attention mask as Reticle takes it: cut to the existing keys (static caches have more), forbidden keys at
+    -inf.
 
     Raises:
-        ValueError: for a bool mask, unless all `maskers` read it as sparse-attention-hub's Quest and SOCKET do, True for a
-            forbidden key, or not at all.
+        ValueError: for a bool mask, unless all `maskers` ignore it or read True as a forbidden key, as
+            sparse-attention-hub's Quest and SOCKET do.
     """
     if attention_mask is None:
         return None
@@ -374,7 +376,7 @@ def _expect_mode(mode: str, *known: str) -> None:
 
 
 class BuiltIn(ResearchMasker):
-    """A masker of Reticle. The fields of its config are its attributes, which may be set."""
+    """A Reticle masker. The fields of its config are its attributes, which may be set."""
 
     _size: ClassVar[str] = ""
     """The field that `_resized` sets."""
@@ -402,12 +404,12 @@ class BuiltIn(ResearchMasker):
         object.__setattr__(self, "_settings", changed)
 
     def _resized(self, size: int) -> Self:
-        """This masker with another size."""
+        """A copy of this masker with another size."""
         settings: Any = self.__dict__["_settings"]
         return type(self)(dataclasses.replace(settings, **{self._size: size}))
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a JSON config."""
+        """The entry of a JSON config."""
         settings: MaskerConfig = self.__dict__["_settings"]
         return settings.to_dict()
 
@@ -437,8 +439,8 @@ class BuiltIn(ResearchMasker):
         )
 
 
-class _OfPositions(BuiltIn, FixedMasker):
-    """Chooses by position alone."""
+class _PositionMasker(BuiltIn, FixedMasker):
+    """Base of maskers that choose by position alone."""
 
     def get_updated_mask(
         self,
@@ -448,8 +450,8 @@ class _OfPositions(BuiltIn, FixedMasker):
         previous_mask: Mask,
         mode: Literal["sparse", "dense1", "dense2"] = "dense2",
     ) -> Mask:
-        """`previous_mask` and the first, or last, `effective_size` keys of each query. The modes of sparse-attention-hub are
-        ways to the same mask, which is made in one way here."""
+        """The union of `previous_mask` and the first, or last, `effective_size` keys of each query. The modes of
+        sparse-attention-hub give equal masks, and have no effect here."""
         _expect_mode(mode, "sparse", "dense1", "dense2")
         shape = (tensor_dims.batch_size, tensor_dims.num_heads, tensor_dims.seq_len_queries, keys.shape[-1])
         return self._resized(effective_size).add_mask(
@@ -458,15 +460,15 @@ class _OfPositions(BuiltIn, FixedMasker):
 
 
 @MaskerRegistry.register(configs.SinkMaskerConfig)
-class SinkMasker(_OfPositions):
-    """Of SinkMaskerConfig."""
+class SinkMasker(_PositionMasker):
+    """The masker of SinkMaskerConfig."""
 
     _size = "sink_size"
 
 
 @MaskerRegistry.register(configs.LocalMaskerConfig)
-class LocalMasker(_OfPositions):
-    """Of LocalMaskerConfig."""
+class LocalMasker(_PositionMasker):
+    """The masker of LocalMaskerConfig."""
 
     _size = "window_size"
 
@@ -474,12 +476,12 @@ class LocalMasker(_OfPositions):
 @MaskerRegistry.register(configs.CausalMaskerConfig)
 @MaskerRegistry.register(configs.FixedMaskerConfig)
 class CausalMasker(BuiltIn, FixedMasker):
-    """Of FixedMaskerConfig, as there, or CausalMaskerConfig."""
+    """The masker of FixedMaskerConfig, as in sparse-attention-hub, and of CausalMaskerConfig."""
 
 
 @MaskerRegistry.register(configs.OracleTopKConfig)
 class OracleTopK(BuiltIn, TopKMasker):
-    """Of OracleTopKConfig."""
+    """The masker of OracleTopKConfig."""
 
     _size = "heavy_size"
 
@@ -493,7 +495,8 @@ class OracleTopK(BuiltIn, TopKMasker):
         previous_mask: Mask,
         mode: Literal["old", "new"] = "new",
     ) -> Mask:
-        """`previous_mask` and the `effective_heavy_size` keys of the highest scores beyond it; both modes give one mask."""
+        """`previous_mask` and the `effective_heavy_size` highest-scoring keys outside it; both modes give the same
+        mask."""
         _expect_mode(mode, "old", "new")
         resized = self._resized(effective_heavy_size)
         return resized.add_mask(keys, queries, keys, attention_mask, 1.0, 0.0, {}, previous_mask)
@@ -501,24 +504,24 @@ class OracleTopK(BuiltIn, TopKMasker):
 
 @MaskerRegistry.register(configs.OracleTopPMaskerConfig)
 class OracleTopPMasker(BuiltIn, TopPMasker):
-    """Of OracleTopPMaskerConfig."""
+    """The masker of OracleTopPMaskerConfig."""
 
 
 @MaskerRegistry.register(configs.QuestTopKMaskerConfig)
 class QuestTopKMasker(BuiltIn, TopKMasker):
-    """Of QuestTopKMaskerConfig."""
+    """The masker of QuestTopKMaskerConfig."""
 
 
 @MaskerRegistry.register(configs.DoubleSparsityTopKMaskerConfig)
 class DoubleSparsityTopKMasker(BuiltIn, TopKMasker):
-    """Of DoubleSparsityTopKMaskerConfig."""
+    """The masker of DoubleSparsityTopKMaskerConfig."""
 
     _demands = ("layer_idx",)
 
 
 @MaskerRegistry.register(configs.HashAttentionTopKMaskerConfig)
 class HashAttentionTopKMasker(BuiltIn, TopKMasker):
-    """Of HashAttentionTopKMaskerConfig."""
+    """The masker of HashAttentionTopKMaskerConfig."""
 
     _demands = ("layer_idx", "sparse_meta_data")
 
@@ -528,41 +531,41 @@ class HashAttentionTopKMasker(BuiltIn, TopKMasker):
 
     @property
     def hat_weights(self) -> Mapping[Any, Any]:
-        """As the config has them, or as its file does: {layer: {query_matrix, query_bias, key_matrix, key_bias}}."""
+        """The weights of the config or of its file: {layer: {query_matrix, query_bias, key_matrix, key_bias}}."""
         given: Mapping[Any, Any] | None = self.__dict__["_settings"].hat_weights
         return self._file_weights if given is None else given
 
 
 @MaskerRegistry.register(configs.PQCacheConfig)
 class PQCache(BuiltIn, TopKMasker):
-    """Of PQCacheConfig."""
+    """The masker of PQCacheConfig."""
 
     _demands = ("layer_idx", "sparse_meta_data")
 
 
 @MaskerRegistry.register(configs.SocketMaskerConfig)
 class SocketMasker(BuiltIn, TopKMasker):
-    """Of SocketMaskerConfig."""
+    """The masker of SocketMaskerConfig."""
 
     @property
     def P(self) -> int:
-        """Hyperplanes of a table: the config's K, by the name that it has there."""
+        """The number of hyperplanes per table: sparse-attention-hub's name for the config's K."""
         return int(self.K)
 
 
 @MaskerRegistry.register(configs.RandomSamplingMaskerConfig)
 class RandomSamplingMasker(BuiltIn, SamplingMasker):
-    """Of RandomSamplingMaskerConfig."""
+    """The masker of RandomSamplingMaskerConfig."""
 
 
 @MaskerRegistry.register(configs.MagicPigConfig)
 class MagicPig(BuiltIn, SamplingMasker):
-    """Of MagicPigConfig."""
+    """The masker of MagicPigConfig."""
 
 
 @MaskerRegistry.register(configs.AdaptiveSamplingMaskerConfig)
 class AdaptiveSamplingMasker(BuiltIn, SamplingMasker):
-    """Of AdaptiveSamplingMaskerConfig."""
+    """The masker of AdaptiveSamplingMaskerConfig."""
 
     @property
     def delta_ppf(self) -> float:
@@ -570,5 +573,5 @@ class AdaptiveSamplingMasker(BuiltIn, SamplingMasker):
         return NormalDist().inv_cdf(1 - self.delta)
 
     def should_return_full_mask(self, sampling_range: int) -> bool:
-        """Whether so few keys are left to draw from that all of them are kept."""
+        """True if so few keys are left to draw from that all of them are kept."""
         return sampling_range < 2

@@ -1,4 +1,4 @@
-"""Pictures of attention, by sparse-attention-hub's names."""
+"""sparse-attention-hub's plots of attention."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-_MOST_WRITTEN = 16  # cells to a side; with more, numbers in them cannot be read
+_MAX_ANNOTATED = 16  # cells per side up to which numbers are written into them
 
 
 class Granularity(enum.Enum):
-    """What one point of a picture stands for."""
+    """The meaning of one point in a plot."""
 
     PER_TOKEN = "per_token"
     PER_HEAD = "per_head"
@@ -32,11 +32,11 @@ class Granularity(enum.Enum):
 
 
 class PlotGenerator:
-    """Draws PNG files into a folder, which is made. Needs matplotlib.
+    """Draws PNG files into a folder, which is created. Needs matplotlib.
 
-    Lines take {name: numbers}, one line each, over tokens or layers; the heat map takes
-    {"attention_matrix": (queries, keys)}. Unlike sparse-attention-hub, which draws invented numbers when it is given none, and
-    no lines when it is given some, this draws what it is given. A file's name follows from what it shows.
+    Line plots take {name: numbers}, one line each, over tokens or layers; the heat map takes
+    {"attention_matrix": (queries, keys)}. This draws the given data, unlike sparse-attention-hub, which draws invented
+    numbers when it is given none, and no lines when it is given some. A file is named after its content.
     """
 
     def __init__(self, storage_path: str | Path = "./plots") -> None:
@@ -44,7 +44,7 @@ class PlotGenerator:
         self.set_storage_path(storage_path)
 
     def set_storage_path(self, path: str | Path) -> None:
-        """The folder for pictures from now on, made if it is not there."""
+        """Sets the folder for plots from now on, creating it if missing."""
         Path(path).mkdir(parents=True, exist_ok=True)
         self.storage_path = str(path)
 
@@ -54,10 +54,10 @@ class PlotGenerator:
         """A picture of `data`: lines over tokens or layers, or for PER_HEAD the heat map of an attention matrix.
 
         Returns:
-            Its path.
+            The path of the file.
 
         Raises:
-            ValueError: when there is nothing to draw, or it is not of the form that this granularity takes.
+            ValueError: when the data are empty or do not have the form of this granularity.
         """
         import matplotlib.pyplot as plt
 
@@ -75,13 +75,13 @@ class PlotGenerator:
         figure, axis = plt.subplots(figsize=(8, 8), layout="constrained")
         image = axis.imshow(matrix, cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=axis, label="Attention weight", shrink=0.8)
-        if max(matrix.shape) <= _MOST_WRITTEN:
+        if max(matrix.shape) <= _MAX_ANNOTATED:
             _write_cells(axis, matrix)
         axis.set(title="Attention matrix, per head", xlabel="Key position", ylabel="Query position")
         return self._save(figure, "heatmap", granularity, {"attention_matrix": matrix})
 
     def generate_comparison_plot(self, data_dict: Mapping[str, Any], granularity: Granularity) -> str:
-        """Lines of {name: numbers} over tokens, heads or layers in one picture; returns its path."""
+        """Draws lines of {name: numbers} over tokens, heads or layers in one plot; returns its path."""
         if not data_dict:
             raise ValueError("data_dict: expected {name: numbers}")
         return self._lines("comparison", "Comparison", data_dict, granularity)

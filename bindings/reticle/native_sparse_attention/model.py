@@ -1,12 +1,13 @@
-"""Small Llama-like models over packed sequences: one of Native Sparse Attention, and one of full attention to compare it with.
+"""Small Llama-like models over packed sequences: one with Native Sparse Attention, and one with full attention to
+compare.
 
     config = ToyNSALlamaConfig(hidden_size=256, num_attention_heads=8, num_key_value_heads=2, head_dim=32, ...)
     model = ToyNSALlama(config, InferenceConfig(max_new_tokens=64))
     logits = model(input_ids, cu_seqlens)            # (tokens, vocab_size), with gradients
     tokens = model.generate(input_ids, cu_seqlens)   # (sequences, 64), greedy, through a cache
 
-`input_ids` are all sequences after one another, `cu_seqlens` the (sequences + 1) offsets from 0. Names of parameters are those of
-native-sparse-attention-triton, whose state dicts load as they are.
+`input_ids` are all sequences concatenated, `cu_seqlens` the (sequences + 1) offsets from 0. Parameters have the names
+of native-sparse-attention-triton, whose state dicts load without conversion.
 """
 
 from __future__ import annotations
@@ -65,13 +66,13 @@ class ToyLlamaConfig:
             )
 
     def rope(self) -> RopeConfig:
-        """Of its attention."""
+        """The rotary positions of the attention."""
         return RopeConfig(self.max_position_embeddings, self.head_dim, self.rope_theta, self.rope_scaling)
 
 
 @dataclass
 class ToyNSALlamaConfig(ToyLlamaConfig):
-    """And its sparsity: see `reticle.nsa.NativeSparseAttention`, which checks it."""
+    """The structure with the sparsity parameters of `reticle.nsa.NativeSparseAttention`, which checks them."""
 
     compress_type: Literal["avgpool", "weightedpool", "linear"] = "weightedpool"
     kernel_size: int = 32
@@ -85,7 +86,8 @@ class ToyNSALlamaConfig(ToyLlamaConfig):
 
 @dataclass
 class InferenceConfig:
-    """Bounds of `generate`: sequences, tokens of each with what is generated, and how many are generated."""
+    """Limits of `generate`: the number of sequences, the length of each with generated tokens, and the number
+    generated."""
 
     max_batch_size: int = 32
     max_length: int = 8192
@@ -103,7 +105,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of (..., hidden_size)."""
+        """Normalises x (..., hidden_size)."""
         wide = x.float()
         normed: Tensor = self.weight * (wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
         return normed
@@ -119,7 +121,7 @@ class FFN(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of (..., hidden_size)."""
+        """Applies the network to x (..., hidden_size)."""
         y: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return y
 
@@ -149,7 +151,7 @@ class _Layer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Embedding, layers, norm and head: what both models share."""
+    """Embedding, layers, norm and head: the parts that both models share."""
 
     _attention_name: str
 
@@ -167,8 +169,8 @@ class _Decoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, input_ids: Tensor, cu_seqlens: Offsets) -> Tensor:
-        """Logits (tokens, vocab_size) float32 of whole sequences input_ids (tokens); sequences may be empty. Gradients reach
-        every parameter.
+        """Logits (tokens, vocab_size) float32 of whole sequences input_ids (tokens); sequences may be empty. Every
+        parameter has gradients.
 
         Raises:
             ShapeError: when cu_seqlens do not cover the tokens.
@@ -183,15 +185,16 @@ class _Decoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, cu_seqlens: Offsets, max_new_tokens: int = -1) -> Tensor:
-        """The likeliest next tokens of every sequence, (sequences, max_new_tokens) int64, one after another through a cache.
+        """The likeliest next tokens of every sequence, (sequences, max_new_tokens) int64, generated one by one with a
+        cache.
 
-        A sequence without a prompt has nothing to go on: its tokens are -1.
+        A sequence without a prompt has no logits to start from: its tokens are -1.
 
         Args:
-            max_new_tokens: -1: those of the inference config.
+            max_new_tokens: -1: the number in the inference config.
 
         Raises:
-            ValueError: without an inference config, or where a batch or its sequences do not fit it.
+            ValueError: without an inference config, or when a batch or its sequences exceed its limits.
             ShapeError: when cu_seqlens do not cover the tokens.
         """
         bounds = self.inference_config
@@ -204,7 +207,7 @@ class _Decoder(nn.Module):
         count = bounds.max_new_tokens if max_new_tokens == -1 else max_new_tokens
         offsets = self._offsets(input_ids, cu_seqlens)
         lengths = [end - begin for begin, end in pairwise(offsets)]
-        room = max(lengths, default=0) + count - 1  # the last token is not attended to any more
+        room = max(lengths, default=0) + count - 1  # no token attends to the last one
         if len(lengths) > bounds.max_batch_size:
             raise ValueError(f"{len(lengths)} sequences; expected up to max_batch_size, {bounds.max_batch_size}")
         if room > bounds.max_length:
@@ -224,9 +227,12 @@ class _Decoder(nn.Module):
         for step in range(count):
             x = self.embedding(tokens)
             for layer, state in zip(layers, states, strict=True):
-                attention, own = layer.attention, offsets if step == 0 else one_each
+                attention, step_offsets = layer.attention, offsets if step == 0 else one_each
                 x = layer(
-                    x, lambda normed, attention=attention, own=own, state=state: attention.extend(normed, own, state)
+                    x,
+                    lambda normed, attention=attention, step_offsets=step_offsets, state=state: attention.extend(
+                        normed, step_offsets, state
+                    ),
                 )
             x = x[last] if step == 0 else x
             tokens = self.lm_head(self.norm(x)).float().argmax(-1)
@@ -240,8 +246,9 @@ class _Decoder(nn.Module):
 
 
 class ToyNSALlama(_Decoder):
-    """Layers of Native Sparse Attention. Parameters: embedding.weight, layers.<i>.{attn_norm, ffn_norm}.weight,
-    layers.<i>.nsa.* as of `NativeSparseAttention`, layers.<i>.ffn.{gate, up, down}_proj.weight, norm.weight, lm_head.weight."""
+    """Layers with Native Sparse Attention. Parameters: embedding.weight, layers.<i>.{attn_norm, ffn_norm}.weight,
+    layers.<i>.nsa.* as in `NativeSparseAttention`, layers.<i>.ffn.{gate, up, down}_proj.weight, norm.weight,
+    lm_head.weight."""
 
     _attention_name = "nsa"
     config: ToyNSALlamaConfig
@@ -249,46 +256,46 @@ class ToyNSALlama(_Decoder):
     def __init__(self, config: ToyNSALlamaConfig, inference_config: InferenceConfig | None = None) -> None:
         """
         Raises:
-            TypeError: for another config; ConfigError: that names the field and the rule.
+            TypeError: for a config of another type; ConfigError: naming the field and the rule.
         """
         if not isinstance(config, ToyNSALlamaConfig):
             raise TypeError(f"config is {type(config).__name__}; expected ToyNSALlamaConfig")
         super().__init__(config, inference_config)
 
     def _make_attention(self) -> Attention:
-        own = self.config
+        config = self.config
         return NativeSparseAttention(
-            own.compress_type,
-            own.hidden_size,
-            own.num_attention_heads,
-            own.num_key_value_heads,
-            own.head_dim,
-            own.kernel_size,
-            own.kernel_stride,
-            own.block_size,
-            own.topk,
-            own.init_blocks,
-            own.local_blocks,
-            own.window_size,
-            own.rope(),
+            config.compress_type,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.kernel_size,
+            config.kernel_stride,
+            config.block_size,
+            config.topk,
+            config.init_blocks,
+            config.local_blocks,
+            config.window_size,
+            config.rope(),
         )
 
 
 class ToyLlama(_Decoder):
-    """Layers of full attention: layers.<i>.self_attn.* in the place of layers.<i>.nsa.*."""
+    """Layers with full attention: parameters layers.<i>.self_attn.* instead of layers.<i>.nsa.*."""
 
     _attention_name = "self_attn"
 
     def __init__(self, config: ToyLlamaConfig, inference_config: InferenceConfig | None = None) -> None:
         """
         Raises:
-            TypeError: for another config.
+            TypeError: for a config of another type.
         """
         if not isinstance(config, ToyLlamaConfig):
             raise TypeError(f"config is {type(config).__name__}; expected ToyLlamaConfig")
         super().__init__(config, inference_config)
 
     def _make_attention(self) -> Attention:
-        own = self.config
-        heads = (own.num_attention_heads, own.num_key_value_heads)
-        return SelfAttention(own.hidden_size, *heads, own.head_dim, own.rope())
+        config = self.config
+        heads = (config.num_attention_heads, config.num_key_value_heads)
+        return SelfAttention(config.hidden_size, *heads, config.head_dim, config.rope())

@@ -1,4 +1,4 @@
-"""Attention of packed sequences as torch modules: Native Sparse Attention, and full attention beside it."""
+"""Attention over packed sequences as torch modules: Native Sparse Attention, and full attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["KVCache", "NativeSparseAttention", "RopeConfig", "SelfAttention"]
 
 
 class KVCache:
-    """Rotated keys, and values, of a batch of sequences: room for `capacity` tokens of each."""
+    """Rotated keys, and values, of a batch of sequences, with room for `capacity` tokens of each."""
 
     def __init__(self, sequences: int, capacity: int, like: Tensor, heads: int, head_dim: int) -> None:
         self.keys = like.new_empty((sequences, capacity, heads, head_dim))
@@ -28,7 +28,7 @@ class KVCache:
         self.lengths = [0] * sequences
 
     def extend(self, keys: Tensor, values: Tensor, offsets: list[int]) -> None:
-        """Appends the next tokens of each sequence, (tokens, heads, head_dim); as before when they do not fit."""
+        """Appends the next tokens of each sequence, (tokens, heads, head_dim); if they do not fit, nothing changes."""
         lengths = [known + end - begin for known, (begin, end) in zip(self.lengths, pairwise(offsets), strict=True)]
         if max(lengths, default=0) > self.keys.shape[1]:
             raise _core.ShapeError(f"sequences of {lengths} tokens; expected up to the cache's {self.keys.shape[1]}")
@@ -41,8 +41,8 @@ class KVCache:
 class SelfAttention(nn.Module):
     """Causal attention of every query to all keys, with rotary positions.
 
-    Parameters: proj_q.weight (num_q_heads * head_dim, hidden_size), proj_k.weight and proj_v.weight (num_kv_heads * head_dim,
-    hidden_size), proj_o.weight (hidden_size, num_q_heads * head_dim). No biases.
+    Parameters: proj_q.weight (num_q_heads * head_dim, hidden_size), proj_k.weight and proj_v.weight (num_kv_heads *
+    head_dim, hidden_size), proj_o.weight (hidden_size, num_q_heads * head_dim). No biases.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class SelfAttention(nn.Module):
         rope_config: RopeConfig,
         rope_device: Any = None,
     ) -> None:
-        """Fresh parameters, Xavier-uniform as the reference's. `rope_device` has no effect: rotary angles are
-        computed where they are used, not kept in a table.
+        """Initialises parameters with Xavier-uniform, as the reference does. `rope_device` has no effect: rotary angles
+        are computed on use and not kept in a table.
 
         Raises:
-            ConfigError: when KV heads do not divide the heads, or rope_config is of another head size.
+            ConfigError: when KV heads do not divide the heads, or rope_config has another head size.
         """
         super().__init__()
         if num_kv_heads < 1 or num_q_heads % num_kv_heads:
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
         return nsa_gpu.rotated(q, positions, self._rope), nsa_gpu.rotated(k, positions, self._rope), v
 
     def _mixed(self, q: Tensor, keys: list[Tensor], values: list[Tensor], offsets: list[int]) -> Tensor:
-        """Of each sequence's queries over its keys, the last query being at the last key."""
+        """Attention of each sequence's queries over its keys; the last query is at the last key."""
         found = [q.new_zeros((0, *q.shape[1:]))]
         for (begin, end), k, v in zip(pairwise(offsets), keys, values, strict=True):
             if begin < end:
@@ -102,19 +102,21 @@ class SelfAttention(nn.Module):
         return y
 
     def forward(self, x: Tensor, cu_seqlens: Offsets) -> Tensor:
-        """(tokens, hidden_size) of whole sequences x (tokens, hidden_size); gradients reach x and every parameter."""
+        """Attention of whole sequences x (tokens, hidden_size): (tokens, hidden_size). x and every parameter have
+        gradients."""
         offsets = checked_offsets(cu_seqlens, x)
         q, k, v = self._projected(x, nsa_gpu.packed_positions(offsets, x.device))
-        own = [slice(begin, end) for begin, end in pairwise(offsets)]
-        return self._mixed(q, [k[part] for part in own], [v[part] for part in own], offsets)
+        sequences = [slice(begin, end) for begin, end in pairwise(offsets)]
+        return self._mixed(q, [k[part] for part in sequences], [v[part] for part in sequences], offsets)
 
     def start(self, sequences: int, capacity: int) -> KVCache:
-        """An empty cache, where the module is, for sequences of up to `capacity` tokens each."""
+        """An empty cache on the module's device for sequences of up to `capacity` tokens each."""
         return KVCache(sequences, capacity, self.proj_k.weight.detach(), self.num_kv_heads, self.head_dim)
 
     @torch.no_grad()
     def extend(self, x: Tensor, cu_seqlens: Offsets, state: KVCache) -> Tensor:
-        """The next tokens of each sequence through its cache; the rows that `forward` over all tokens would give."""
+        """Attention of the next tokens of each sequence, through its cache; equal to those rows of `forward` over all
+        tokens."""
         offsets = checked_offsets(cu_seqlens, x)
         if len(offsets) != len(state.lengths) + 1:
             raise _core.ShapeError(f"cu_seqlens: {len(offsets)} offsets; expected {len(state.lengths) + 1}")

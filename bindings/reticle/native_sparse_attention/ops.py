@@ -1,4 +1,4 @@
-"""The operations with gradients; those of decoding are `NativeSparseAttention.extend`."""
+"""The differentiable operations; `NativeSparseAttention.extend` does decoding."""
 
 from reticle.nsa import (
     avgpool_compress,
