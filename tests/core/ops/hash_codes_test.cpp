@@ -1,10 +1,7 @@
-#include <bit>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <map>
 #include <optional>
-#include <random>
 #include <string>
 #include <vector>
 

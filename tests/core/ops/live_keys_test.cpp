@@ -1,6 +1,6 @@
 #include <cmath>
+#include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>

@@ -1,8 +1,6 @@
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <numbers>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>

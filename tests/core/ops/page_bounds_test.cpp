@@ -1,6 +1,3 @@
-#include <algorithm>
-#include <cstdlib>
-#include <limits>
 #include <vector>
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
+#include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include <gtest/gtest.h>
