@@ -193,7 +193,7 @@ TEST(AttentionMask, IsAddedToScoresAndForbidsWhateverTheyHold) {
   EXPECT_EQ(scores, (std::vector<float>{1.5f, kForbidden, 2, kForbidden}));
 }
 
-TEST(ForbiddenKeys, AreMaximalRuns) {
+TEST(ForbiddenKeysOfARow, AreMaximalRuns) {
   WrittenInputs written({1, 1, 1, 1}, {1}, {1, 1, 8, 1}, std::vector<float>(8));
   EXPECT_TRUE(forbidden_keys(written.inputs, {0, 0, 0}).empty()) << "without an attention mask";
   written.forbid({0, 1, 4, 6, 7});
