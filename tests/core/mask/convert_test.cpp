@@ -1,10 +1,11 @@
 #include <algorithm>
+#include <cstdint>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
-#include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 
@@ -72,14 +73,6 @@ TEST(Convert, BlocksHoldExactlyWhatTheyCover) {
     }
   }
   EXPECT_THROW(to_blocks(Mask::full({1, 1, 1, 1}), 0, 1), ShapeError);
-}
-
-TEST(Apply, WeighsByPAndItsInverse) {
-  const Mask mask = Mask::dense({1, 1, 1, 3}, std::vector<float>{0.5f, 0, 1});
-  const std::vector<float> x{2, 3, 4};
-  EXPECT_EQ(reticle::apply(mask, x), (Array<float>{1, 0, 4}));
-  EXPECT_EQ(apply_inverse(mask, x), (Array<float>{4, 0, 4}));
-  EXPECT_THROW(reticle::apply(mask, std::vector<float>{1}), ShapeError);
 }
 
 }  // namespace

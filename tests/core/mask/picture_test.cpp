@@ -1,11 +1,9 @@
 #include <random>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/picture.hpp>
-#include <reticle/core/registry.hpp>
 
 #include "support/naive_mask.hpp"
 #include "support/random_mask.hpp"
@@ -35,19 +33,6 @@ TEST(Picture, CellsAreMeansOfTheirPositions) {
     double expected = 0;
     for (const float p : NaiveMask(m.mask).p) expected += static_cast<double>(p);
     EXPECT_NEAR(total, expected, 1e-3) << m.name;
-  }
-}
-
-TEST(Picture, SinksAreBlueWindowsOrangeAndOthersGreenFirst) {
-  const std::vector<std::string> types{"dense", "oracle_top_k", "sink", "local", "moba", "oracle_top_k"};
-  const std::vector<Color> colors = masker_colors(types);
-  EXPECT_EQ(colors[2], (Color{0x00, 0x72, 0xB2}));
-  EXPECT_EQ(colors[3], (Color{0xE6, 0x9F, 0x00}));
-  EXPECT_EQ(colors[1], (Color{0x00, 0x9E, 0x73}));
-  EXPECT_EQ(colors[1], colors[5]);
-  EXPECT_EQ(masker_colors(std::vector<std::string>{"moba"})[0], colors[1]);
-  for (std::size_t i = 0; i < 5; ++i) {
-    for (std::size_t j = 0; j < i; ++j) EXPECT_FALSE(colors[i] == colors[j]) << i << ' ' << j;
   }
 }
 

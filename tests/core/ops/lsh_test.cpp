@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -41,6 +43,49 @@ TEST(Lsh, CollisionsAreThoseOfEachTableComparedAloneOnEveryTarget) {
       }
     }
   }
+}
+
+/// By summing the binomial distribution over the tables.
+double probability(double cosine, Index bits, Index tables, Index least) {
+  const double share = std::pow(1 - std::acos(cosine) / std::numbers::pi, static_cast<double>(bits));
+  double fewer = std::pow(1 - share, static_cast<double>(tables));
+  if (least == 2) fewer += static_cast<double>(tables) * share * std::pow(1 - share, static_cast<double>(tables - 1));
+  return 1 - fewer;
+}
+
+TEST(Lsh, ProbabilitiesAreThoseOfIndependentTables) {
+  for (const double cosine : {-0.9, -0.3, 0.0, 0.5, 0.99}) {
+    for (const Index bits : {1, 4, 10}) {
+      for (const Index tables : {1, 2, 75}) {
+        for (const Index least : {1, 2})
+          EXPECT_NEAR(collision_probability(cosine, bits, tables, least), probability(cosine, bits, tables, least),
+                      1e-12)
+              << cosine << ' ' << bits << ' ' << tables << ' ' << least;
+      }
+    }
+  }
+}
+
+TEST(Lsh, ProbabilitiesOfOppositeAndEqualVectorsAreExact) {
+  for (const Index least : {1, 2}) {
+    EXPECT_EQ(collision_probability(-1, 4, 75, least), 0);
+    EXPECT_EQ(collision_probability(-1.0001, 4, 75, least), 0) << "rounded beyond -1";
+    EXPECT_EQ(collision_probability(1, 4, 75, least), 1);
+    EXPECT_EQ(collision_probability(1.0001, 4, 75, least), 1) << "rounded beyond 1";
+  }
+  EXPECT_EQ(collision_probability(1, 4, 1, 2), 0) << "one table cannot be shared twice";
+}
+
+TEST(Lsh, ProjectionsAreDrawnBySeedAndLayer) {
+  LshRecipe recipe{.tables = 3, .bits = 5, .lift = true};
+  const std::vector<float> drawn = recipe.projections(8, 2);
+  EXPECT_EQ(drawn.size(), 3u * 5 * 9);
+  EXPECT_EQ(recipe.projections(8, 2), drawn);
+  EXPECT_NE(recipe.projections(8, 3), drawn);
+  recipe.seed = 1;
+  EXPECT_NE(recipe.projections(8, 2), drawn);
+  recipe.lift = false;
+  EXPECT_EQ(recipe.projections(8, 2).size(), 3u * 5 * 8);
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <limits>
 #include <random>
 #include <vector>
@@ -28,6 +30,33 @@ TEST(Masses, AreThoseOfTheScaleForEveryScoreAndTarget) {
       EXPECT_EQ(found, expected) << "highest " << highest;
     });
   }
+}
+
+TEST(MassScale, WeighsAsExpDoesOfTheDistanceToTheHighest) {
+  for (const float highest : {-50.0f, 0.0f, 7.25f}) {
+    const MassScale scale(order_key(highest), 1000);
+    EXPECT_EQ(scale.weight(order_key(highest)), 1);
+    for (const float below : {0.001f, 0.5f, 1.0f, 3.0f, 10.0f, 30.0f}) {
+      const double exact = std::exp(static_cast<double>(highest - below) - static_cast<double>(highest));
+      EXPECT_NEAR(scale.weight(order_key(highest - below)), exact, 3e-7 * exact + 1e-15) << highest << ' ' << below;
+    }
+    EXPECT_EQ(scale.of(order_key(highest - 100)), 0u);
+  }
+}
+
+TEST(MassScale, TheSumOfAsManyHighestScoresFitsInto63Bits) {
+  for (const Index count : {Index{1}, Index{2}, Index{3}, Index{1} << 20, (Index{1} << 31) - 1}) {
+    const MassScale scale(order_key(1.5f), count);
+    const std::uint64_t largest_sum = std::numeric_limits<std::int64_t>::max();
+    EXPECT_LE(scale.one(), largest_sum / static_cast<std::uint64_t>(count)) << count;
+    EXPECT_GT(scale.one(), largest_sum / static_cast<std::uint64_t>(count) / 4) << "finer units would overflow";
+  }
+}
+
+TEST(ShareOfMass, IsWhatASumMustExceed) {
+  EXPECT_EQ(share_of(0, 100), 0u);
+  EXPECT_EQ(share_of(0.5, 101), 50u);
+  EXPECT_EQ(share_of(1, 100), 100u);
 }
 
 }  // namespace

@@ -1,91 +1,27 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <numeric>
-#include <random>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include <reticle/core/base/error.hpp>
 #include <reticle/core/ops/select.hpp>
 
-#include "support/targets.hpp"
+#include "support/message_of.hpp"
+#include "support/rows_of_scores.hpp"
 
-namespace reticle {
+namespace reticle::testing {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-/// Selectable positions, best first: higher score, then lower index.
-std::vector<std::int32_t> ranked(const std::vector<float>& scores) {
-  std::vector<std::int32_t> order;
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    if (scores[i] > -kInfinity) order.push_back(static_cast<std::int32_t>(i));
-  }
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
-  });
-  return order;
-}
-
-std::vector<std::int32_t> first_ascending(std::vector<std::int32_t> order, std::size_t count) {
-  order.resize(std::min(order.size(), count));
-  std::sort(order.begin(), order.end());
-  return order;
-}
-
-std::vector<std::vector<float>> rows() {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  std::vector<std::vector<float>> rows{
-      {}, {1}, {-kInfinity}, {kNaN, kNaN}, {0.0f, -0.0f, 0.0f}, {kInfinity, 1, kInfinity, -1}};
-  for (const std::size_t n : {5u, 64u, 1000u, 5000u, 70000u}) {
-    std::vector<float> row(n);
-    for (float& x : row) x = normal(random);
-    rows.push_back(row);
-    for (float& x : row) x = std::round(x);  // ties
-    rows.push_back(row);
-    for (std::size_t i = 0; i < n; i += 3) row[i] = i % 2 == 0 ? -kInfinity : kNaN;
-    rows.push_back(row);
-    rows.emplace_back(n, 2.5f);
-    std::iota(row.begin(), row.end(), -2.0f);
-    rows.push_back(row);
-    for (float& x : row) x *= 1e30f;
-    rows.push_back(row);
-    for (float& x : row) x = std::ldexp(x, -140);  // subnormal
-    rows.push_back(row);
-    // Whoever looks at every 256th score sees the highest only, and there are few of them.
-    for (std::size_t i = 0; i < n; ++i) row[i] = i % 256 == 0 ? 1.0f : normal(random) - 9;
-    rows.push_back(row);
-  }
-  return rows;
-}
-
-TEST(TopK, AgreesWithAFullSortOnEveryRowAndTarget) {
-  reticle::testing::for_each_target([] {
-    for (const std::vector<float>& row : rows()) {
-      for (const Index k : {0, 1, 2, 7, 63, 500, 4999, 100000}) {
-        std::vector<std::int32_t> selected;
-        top_k(row, k, selected);
-        EXPECT_EQ(selected, first_ascending(ranked(row), static_cast<std::size_t>(k)))
-            << "n " << row.size() << ", k " << k;
-      }
-    }
-  });
-}
-
-TEST(TopK, TiesGoToTheLowerIndexAndNaNIsNeverSelected) {
-  std::vector<std::int32_t> selected;
-  top_k(std::vector<float>{1, kNaN, 3, 1, 1, -kInfinity}, 3, selected);
-  EXPECT_EQ(selected, (std::vector<std::int32_t>{0, 2, 3}));
-  selected.clear();
-  top_k(std::vector<float>{kNaN, -1, -kInfinity}, 3, selected);
-  EXPECT_EQ(selected, (std::vector<std::int32_t>{1}));
-}
-
 TEST(TopP, IsTheSmallestPrefixWhoseMassExceedsP) {
-  for (const std::vector<float>& row : rows()) {
+  for (const std::vector<float>& row : rows_of_scores()) {
     const std::vector<std::int32_t> order = ranked(row);
     if (order.empty()) continue;
     const float max = row[static_cast<std::size_t>(order[0])];
@@ -196,6 +132,32 @@ TEST(Gaps, AreTheComplementOfTheRuns) {
   EXPECT_EQ(Gaps({}, 0).size(), 0);
 }
 
+TEST(Gaps, KeepThePositionsThatNoRunCovers) {
+  const Gaps gaps(std::vector<reticle::Run>{{0, 2, 1}, {5, 6, 0.5f}}, 8);
+  std::vector<std::int32_t> positions{0, 1, 2, 4, 5, 6, 7, 8, 20};
+  gaps.keep_positions(positions);
+  EXPECT_EQ(positions, (std::vector<std::int32_t>{2, 4, 6, 7}));
+  positions.clear();
+  gaps.keep_positions(positions);
+  EXPECT_TRUE(positions.empty());
+}
+
+TEST(SampleSize, IsTheNearestNumberAndAtLeastOneOfAny) {
+  EXPECT_EQ(sample_size(0.25, 10), 3) << "2.5 rounds up";
+  EXPECT_EQ(sample_size(0.24, 10), 2);
+  EXPECT_EQ(sample_size(0.001, 10), 1);
+  EXPECT_EQ(sample_size(1, 10), 10);
+  EXPECT_EQ(sample_size(0.5, 0), 0);
+}
+
+TEST(Sampling, OfMorePositionsThanCanBeAddressedIsRefused) {
+  Philox random(1, 0, 0, 0, 0);
+  std::vector<std::int32_t> selected;
+  const std::string message = "sampling: 2147483648 positions; at most 2^31 - 1 can be addressed";
+  EXPECT_EQ(message_of<ShapeError>([&] { sample_without_replacement(Index{1} << 31, 1, random, selected); }), message);
+  EXPECT_EQ(message_of<ShapeError>([&] { sample_with_replacement(Index{1} << 31, 1, random, selected); }), message);
+}
+
 TEST(Exclude, MakesPositionsUnselectable) {
   std::vector<float> scores{5, 4, 3, 2};
   exclude(std::vector<reticle::Run>{{0, 1, 1}, {2, 9, 1}}, scores);
@@ -205,4 +167,4 @@ TEST(Exclude, MakesPositionsUnselectable) {
 }
 
 }  // namespace
-}  // namespace reticle
+}  // namespace reticle::testing

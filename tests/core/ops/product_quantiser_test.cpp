@@ -1,0 +1,137 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <reticle/core/base/error.hpp>
+#include <reticle/core/ops/product_quantiser.hpp>
+
+#include "support/attention.hpp"
+#include "support/message_of.hpp"
+#include "support/written_inputs.hpp"
+
+namespace reticle::testing {
+namespace {
+
+std::vector<std::uint16_t> codes_of(const ProductQuantiser& quantiser, const std::vector<float>& vector) {
+  std::vector<std::uint16_t> codes(static_cast<std::size_t>(quantiser.parts()));
+  quantiser.encode(vector, codes);
+  return codes;
+}
+
+ProductQuantiser trained(const Tensor& keys, Index begin, Index parts, Index centroids, Index iterations,
+                         PqMetric metric) {
+  Philox random(3, 0, 0, 0, 0);
+  return {keys, begin, parts, centroids, iterations, metric, random};
+}
+
+std::vector<float> sorted(std::vector<float> values) {
+  std::sort(values.begin(), values.end());
+  return values;
+}
+
+TEST(ProductQuantiser, OfRecordedCentroidsTakesTheNearestOfEachPart) {
+  // Parts of one and of two of three dimensions; the first part's second column is left out.
+  const Tensor centroids = tensor_of({2, 2, 2}, {1, 99, 4, 99, 0, 0, 2, 2});
+  const ProductQuantiser quantiser(centroids, 3);
+  EXPECT_TRUE(quantiser.trained());
+  EXPECT_EQ(quantiser.parts(), 2);
+  EXPECT_EQ(quantiser.centroids(), 2);
+  EXPECT_EQ(codes_of(quantiser, {3, 0.5f, 0.4f}), (std::vector<std::uint16_t>{1, 0}));
+  EXPECT_EQ(codes_of(quantiser, {-7, 1, 1.5f}), (std::vector<std::uint16_t>{0, 1}));
+  EXPECT_EQ(codes_of(quantiser, {2.5f, 1, 1}), (std::vector<std::uint16_t>{0, 0})) << "a tie goes to the first";
+  EXPECT_EQ(quantiser.table(std::vector<float>{2, 1, 3}), (std::vector<float>{2, 8, 0, 8}));
+}
+
+TEST(ProductQuantiser, OfCentroidsNarrowerThanAPartIsRefused) {
+  const Tensor centroids = tensor_of({2, 2, 1}, {1, 4, 0, 2});
+  EXPECT_EQ(message_of<ShapeError>([&] { ProductQuantiser(centroids, 3); }),
+            "centroids: F32 (2, 2, 1) are narrower than a part of head_dim 3");
+}
+
+TEST(ProductQuantiser, ClustersKeysAroundTheirMeans) {
+  const Tensor keys = tensor_of({5, 1}, {77, 0, 1, 10, 11});
+  const ProductQuantiser quantiser = trained(keys, 1, 1, 2, 20, PqMetric::euclidean);
+  EXPECT_EQ(sorted(quantiser.books()[0].centroids), (std::vector<float>{0.5f, 10.5f})) << "the first key is left out";
+}
+
+TEST(ProductQuantiser, ClustersEachPartByItself) {
+  const Tensor keys = tensor_of({4, 2}, {0, -4, 1, 4, 10, -5, 11, 5});
+  const ProductQuantiser quantiser = trained(keys, 0, 2, 2, 20, PqMetric::euclidean);
+  EXPECT_EQ(sorted(quantiser.books()[0].centroids), (std::vector<float>{0.5f, 10.5f}));
+  EXPECT_EQ(sorted(quantiser.books()[1].centroids), (std::vector<float>{-4.5f, 4.5f}));
+}
+
+TEST(ProductQuantiser, WithACentroidPerKeyGivesEveryKeyBack) {
+  std::mt19937 random(5);
+  for (const PqMetric metric : {PqMetric::euclidean, PqMetric::ip}) {
+    for (const Index parts : {1, 3}) {
+      const Tensor keys = random_tensor(DType::f32, {9, 7}, random);
+      const ProductQuantiser quantiser = trained(keys, 0, parts, 40, 5, metric);
+      EXPECT_EQ(quantiser.centroids(), 9) << "there are no more keys";
+      for (Index key = 0; key < 9; ++key) {
+        std::vector<float> vector(7);
+        load_row(keys, key, 1, vector);
+        const std::vector<std::uint16_t> codes = codes_of(quantiser, vector);
+        for (const ProductQuantiser::Book& book : quantiser.books()) {
+          const std::uint16_t code = codes[static_cast<std::size_t>(&book - quantiser.books().data())];
+          for (Index i = 0; i < book.width; ++i)
+            EXPECT_EQ(book.centroids[static_cast<std::size_t>(code * book.width + i)],
+                      vector[static_cast<std::size_t>(book.begin + i)]);
+        }
+      }
+    }
+  }
+}
+
+TEST(ProductQuantiser, ForInnerProductsLiftsKeysOntoASphere) {
+  const Tensor keys = tensor_of({2, 2}, {3, 4, 0, 1});
+  const ProductQuantiser quantiser = trained(keys, 0, 1, 2, 5, PqMetric::ip);
+  const ProductQuantiser::Book& book = quantiser.books()[0];
+  EXPECT_EQ(book.radius, 25);
+  const bool in_order = book.centroids[0] == 3;
+  EXPECT_EQ(book.lift[in_order ? 0 : 1], 0);
+  EXPECT_EQ(book.lift[in_order ? 1 : 0], std::sqrt(24.0f));
+}
+
+TEST(PqRecipe, TrainsOnTheKeysThatCount) {
+  const Tensor keys = tensor_of({7, 1}, {50, 0, 1, 500, 10, 11, 600});
+  PqRecipe recipe;
+  recipe.centroids = 2;
+  recipe.iterations = 20;
+  recipe.init_offset = 1;
+  const ProductQuantiser quantiser = recipe.train(keys, 0, 0, [](Index key) { return key != 3 && key != 6; });
+  EXPECT_EQ(sorted(quantiser.books()[0].centroids), (std::vector<float>{0.5f, 10.5f}));
+}
+
+TEST(PqRecipe, TrainsAsManyCentroidsWhereFewKeysOrNoneCount) {
+  const Tensor keys = tensor_of({4, 1}, {5, 6, 7, 8});
+  PqRecipe recipe;
+  recipe.centroids = 3;
+  const auto one = recipe.train(keys, 0, 0, [](Index key) { return key == 2; });
+  EXPECT_EQ(one.books()[0].centroids, (std::vector<float>{7, 7, 7}));
+  const auto none = recipe.train(keys, 0, 0, [](Index) { return false; });
+  EXPECT_EQ(none.books()[0].centroids, (std::vector<float>{0, 0, 0}));
+}
+
+TEST(PqRecipe, DrawsByItsSeedTheLayerAndTheHead) {
+  std::mt19937 random(6);
+  const Tensor keys = random_tensor(DType::f32, {200, 4}, random);
+  PqRecipe recipe;
+  recipe.centroids = 3;
+  const auto centroids = [&](int layer, Index head) {
+    return recipe.train(keys, layer, head, [](Index) { return true; }).books()[0].centroids;
+  };
+  const std::vector<float> first = centroids(2, 1);
+  EXPECT_EQ(centroids(2, 1), first);
+  EXPECT_NE(centroids(3, 1), first);
+  EXPECT_NE(centroids(2, 0), first);
+  recipe.seed = 1;
+  EXPECT_NE(centroids(2, 1), first);
+}
+
+}  // namespace
+}  // namespace reticle::testing
