@@ -1,25 +1,24 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
-#include <reticle/attention/sparse_attention.hpp>
-#include <reticle/core/ops/statistics.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 
-#include "support/attention.hpp"
+#include "support/maskers.hpp"
 
 namespace reticle::testing {
 namespace {
 
 /// Share of rows of the bundled tensors, over seeds, whose denominator is off by more than epsilon.
-double share_beyond(double epsilon, const std::string& adaptive) {
+double share_beyond(double epsilon, const std::string& sampling) {
   const SafeTensors file(RETICLE_SOURCE_DIR "/examples/data/attention_4096.safetensors");
-  const SparseAttention sparse = SparseAttention::from_json(
-      R"({"causal": true, "maskers": [{"type": "sink", "sink_size": 16}, {"type": "local", "window_size": 64},
-          {"type": "oracle_top_k", "heavy_size": 0.02}, )" +
-      adaptive + "]}");
+  const SparseAttention sparse = pipeline_of(R"({"type": "sink", "sink_size": 16}, {"type": "local", "window_size": 64},
+                                                {"type": "oracle_top_k", "heavy_size": 0.02}, )" +
+                                                 sampling,
+                                             true);
   Index beyond = 0, rows = 0;
   for (int layer = 0; layer < 4; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
@@ -47,8 +46,8 @@ double share_beyond(double epsilon, const std::string& adaptive) {
 }
 
 std::string adaptive(double base, double epsilon, double delta) {
-  return R"({"type": "adaptive_sampling", "base_rate_sampling": )" + std::to_string(base) + R"(, "epsilon": )" +
-         std::to_string(epsilon) + R"(, "delta": )" + std::to_string(delta) + "}";
+  return masker("adaptive_sampling", R"("base_rate_sampling": )" + std::to_string(base) + R"(, "epsilon": )" +
+                                         std::to_string(epsilon) + R"(, "delta": )" + std::to_string(delta));
 }
 
 TEST(AdaptiveSampling, KeepsItsPromiseOnRealTensors) {
@@ -66,18 +65,12 @@ TEST(AdaptiveSampling, UniformSamplingOfTheSameSmallSizeWouldNot) {
 }
 
 TEST(AdaptiveSampling, SpendsMoreWhereTheWeightsSpreadMore) {
-  Tensor queries(DType::f32, {1, 1, 1, 1});
-  Tensor keys(DType::f32, {1, 1, 1000, 1});
-  queries.span<float>()[0] = 1;
   const auto kept = [&](float spread) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0, spread);
-    for (float& key : keys.span<float>()) key = normal(random);
-    AttentionInputs inputs;
-    inputs.queries = queries.view();
-    inputs.keys = inputs.values = keys.view();
-    SequenceState state;
-    return SparseAttention::from_json("{\"maskers\": [" + adaptive(0.05, 0.1, 0.1) + "]}").mask(inputs, state).nnz();
+    std::vector<float> keys(1000);
+    for (float& key : keys) key = normal(random);
+    return mask_of(adaptive(0.05, 0.1, 0.1), Scored(1, keys).inputs).nnz();
   };
   const Index none = kept(0), little = kept(0.5f), much = kept(2);
   EXPECT_EQ(none, 50) << "just the base sample";
@@ -88,33 +81,53 @@ TEST(AdaptiveSampling, SpendsMoreWhereTheWeightsSpreadMore) {
 
 TEST(AdaptiveSampling, ABaseOfZeroSamplesNothing) {
   const OwnedInputs owned({}, 1);
-  SequenceState state;
-  const auto sparse =
-      SparseAttention::from_json(R"({"maskers": [{"type": "adaptive_sampling", "base_rate_sampling": 0}]})");
-  EXPECT_EQ(sparse.mask(owned.inputs, state).nnz(), 0);
+  EXPECT_EQ(mask_of(R"({"type": "adaptive_sampling", "base_rate_sampling": 0})", owned.inputs).nnz(), 0);
+}
+
+TEST(AdaptiveSampling, SamplesOnlyBetweenTheOffsets) {
+  const Scored s(1, std::vector<float>(20));
+  const Mask mask = mask_of(R"({"type": "adaptive_sampling", "base_rate_sampling": 6, "init_offset": 2,
+                                "local_offset": 0.5})",
+                            s.inputs);
+  EXPECT_EQ(mask.nnz(), 6);
+  for (Index key = 0; key < 20; ++key) {
+    const float p = mask.at(0, 0, 0, key);
+    if (p > 0) {
+      EXPECT_FLOAT_EQ(p, 6.0f / 8) << "6 of the 8 between";
+      EXPECT_TRUE(key >= 2 && key < 10) << key;
+    }
+  }
+}
+
+TEST(AdaptiveSampling, RecordedDrawsReplaceItsOwn) {
+  // Equal weights need no more than the base sample: 4 draws of 20.
+  Scored s(1, std::vector<float>(20));
+  const std::vector<Index> base{0, 1, 2, 3}, draws{5, 9, 5, 7};
+  const std::string masker = R"({"type": "adaptive_sampling", "base_rate_sampling": 4, "replacement": true})";
+  const auto give = [&](std::vector<NamedTensor>& extras, std::initializer_list<Index> base_shape, Index count) {
+    extras = {{"base_indices", TensorView(base.data(), DType::i64, base_shape)},
+              {"draw_positions", TensorView(draws.data(), DType::i64, {count})}};
+    s.inputs.extras = extras;
+  };
+  std::vector<NamedTensor> extras;
+  give(extras, {1, 1, 1, 4}, 4);
+  const Mask mask = mask_of(masker, s.inputs);
+  EXPECT_EQ(row_text(mask, 0), ".....1.1.1..........");
+  EXPECT_FLOAT_EQ(mask.at(0, 0, 0, 5), 4.0f / 20);
+  give(extras, {1, 1, 1, 4}, 3);
+  EXPECT_EQ(refusal<ShapeError>(masker, s.inputs), "draw_positions: has 3 draws; the budgets need 4");
+  give(extras, {1, 1, 2, 2}, 4);
+  EXPECT_EQ(
+      refusal<ShapeError>(masker, s.inputs),
+      "base_indices and draw_positions: I64 (1, 1, 2, 2) and I64 (4); expected I64 (b, hq, sq, base) and (draws) for "
+      "(1, 1, 1, 20)");
 }
 
 TEST(AdaptiveSampling, RefusesBadParameters) {
-  const auto refusal = [](const std::string& parameters) {
-    try {
-      SparseAttention::from_json(R"({"maskers": [{"type": "adaptive_sampling", )" + parameters + "}]}");
-    } catch (const ConfigError& error) {
-      return std::string(error.what());
-    }
-    return std::string("accepted");
-  };
-  EXPECT_EQ(refusal(R"("base_rate_sampling": 1.0)"),
+  EXPECT_EQ(refusal(R"({"type": "adaptive_sampling", "base_rate_sampling": 1.0})"),
             "/maskers/0/base_rate_sampling: must be a count or a fraction in [0, 1), got 1.0");
-  EXPECT_EQ(refusal(R"("epsilon": 0)"), "/maskers/0/epsilon: must be in (0, 1), got 0");
-  EXPECT_EQ(refusal(R"("delta": 1)"), "/maskers/0/delta: must be in (0, 1), got 1");
-}
-
-TEST(NormalQuantile, InvertsTheDistribution) {
-  EXPECT_NEAR(normal_quantile(0.975), 1.959963984540054, 1e-12);
-  EXPECT_NEAR(normal_quantile(0.1), -1.2815515655446008, 1e-12);
-  EXPECT_EQ(normal_quantile(0.5), 0);
-  EXPECT_THROW(normal_quantile(0), ValueError);
-  EXPECT_THROW(normal_quantile(1), ValueError);
+  EXPECT_EQ(refusal(R"({"type": "adaptive_sampling", "epsilon": 0})"), "/maskers/0/epsilon: must be in (0, 1), got 0");
+  EXPECT_EQ(refusal(R"({"type": "adaptive_sampling", "delta": 1})"), "/maskers/0/delta: must be in (0, 1), got 1");
 }
 
 }  // namespace

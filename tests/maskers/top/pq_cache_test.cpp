@@ -1,88 +1,19 @@
-#include <algorithm>
-#include <random>
-#include <span>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
-#include <reticle/attention/sparse_attention.hpp>
-#include <reticle/core/ops/product_quantiser.hpp>
-
-#include "support/attention.hpp"
+#include "support/maskers.hpp"
 
 namespace reticle::testing {
 namespace {
 
-TEST(ProductQuantiser, ReproducesKeysWhenThereAreAsManyCentroids) {
-  std::mt19937 random(1);
-  const Tensor keys = random_tensor(DType::f32, {20, 6}, random);
-  for (const PqMetric metric : {PqMetric::euclidean, PqMetric::ip}) {
-    Philox philox(1, 0, 0, 0, 0);
-    const ProductQuantiser book(keys, 0, 2, 64, 10, metric, philox);
-    EXPECT_EQ(book.centroids(), 20) << "no more centroids than keys";
-    std::vector<std::uint16_t> codes(2);
-    const std::vector<float> query{1, -2, 3, 0.5f, 2, -1};
-    const std::vector<float> table = book.table(query);
-    for (Index k = 0; k < 20; ++k) {
-      const std::span<const float> key = keys.span<float>().subspan(static_cast<std::size_t>(k * 6), 6);
-      book.encode(key, codes);
-      double expected = 0;
-      for (std::size_t i = 0; i < 6; ++i) expected += static_cast<double>(query[i]) * static_cast<double>(key[i]);
-      EXPECT_NEAR(table[codes[0]] + table[20 + codes[1]], expected, 1e-5);
-    }
-  }
-}
-
-TEST(ProductQuantiser, MoreCentroidsApproximateBetter) {
-  std::mt19937 random(2);
-  const Tensor keys = random_tensor(DType::bf16, {400, 16}, random);
-  const Tensor exact = Tensor::copy(keys, DType::f32);
-  double last = 1e30;
-  for (const Index centroids : {1, 4, 16, 64}) {
-    Philox philox(3, 0, 0, 0, 0);
-    const ProductQuantiser book(keys, 0, 4, centroids, 15, PqMetric::euclidean, philox);
-    std::vector<std::uint16_t> codes(4);
-    std::vector<float> unit(16);
-    double error = 0;
-    for (Index k = 0; k < 400; ++k) {
-      const auto key = exact.span<float>().subspan(static_cast<std::size_t>(k * 16), 16);
-      book.encode(key, codes);
-      for (std::size_t i = 0; i < 16; ++i) {
-        std::fill(unit.begin(), unit.end(), 0.0f);
-        unit[i] = 1;  // reads the centroid's coordinate
-        const std::size_t part = i / 4;
-        const double coordinate =
-            static_cast<double>(book.table(unit)[part * static_cast<std::size_t>(book.centroids()) + codes[part]]);
-        error += (coordinate - static_cast<double>(key[i])) * (coordinate - static_cast<double>(key[i]));
-      }
-    }
-    EXPECT_LT(error, last) << centroids;
-    last = error;
-  }
-}
-
-TEST(ProductQuantiser, CutsAnyWidthIntoAnyNumberOfParts) {
-  std::mt19937 random(3);
-  const Tensor keys = random_tensor(DType::f32, {10, 5}, random);
-  for (const Index parts : {1, 2, 3, 5, 8}) {
-    Philox philox(1, 0, 0, 0, 0);
-    const ProductQuantiser book(keys, 2, parts, 4, 5, PqMetric::euclidean, philox);
-    std::vector<std::uint16_t> codes(static_cast<std::size_t>(parts));
-    book.encode(keys.span<float>().subspan(0, 5), codes);
-    for (const std::uint16_t code : codes) EXPECT_LT(code, 4);
-  }
-}
-
 TEST(PqCache, ADecodeStepGoesOnWithTheFirstCodebook) {
   const OwnedInputs owned({2, 4, 2, 1, 120, 16, 16}, 4);
-  const auto sparse = SparseAttention::from_json(
-      R"({"maskers": [{"type": "pq_cache", "heavy_size": 9, "pq_group_factor": 4, "pq_bits": 4, "init_offset": 3}]})");
+  const SparseAttention sparse =
+      pipeline_of(R"({"type": "pq_cache", "heavy_size": 9, "pq_group_factor": 4, "pq_bits": 4, "init_offset": 3})");
   SequenceState stepwise, at_once;
   for (const Index length : {100, 101, 107, 120}) {
-    AttentionInputs inputs = owned.inputs;
-    inputs.keys = inputs.keys.slice(2, 0, length);
-    inputs.values = inputs.values.slice(2, 0, length);
+    const AttentionInputs inputs = first_keys(owned.inputs, length);
     const Mask mask = sparse.mask(inputs, stepwise);
     EXPECT_EQ(mask.nnz(), 2 * 4 * 9);
     for (Index head = 0; head < 4; ++head) {
@@ -91,31 +22,35 @@ TEST(PqCache, ADecodeStepGoesOnWithTheFirstCodebook) {
     if (length == 100) sparse.mask(inputs, at_once);
     if (length == 120) {
       EXPECT_EQ(mask, sparse.mask(inputs, at_once)) << "however many keys come at a time";
-      inputs.keys = inputs.keys.slice(2, 0, 90);
-      inputs.values = inputs.values.slice(2, 0, 90);
-      EXPECT_THROW(sparse.mask(inputs, stepwise), ShapeError);
     }
   }
+  EXPECT_THROW(sparse.mask(first_keys(owned.inputs, 90), stepwise), ShapeError);
 }
 
 TEST(PqCache, FindsWhatTheExactScoresFindWhenThereAreEnoughCentroids) {
   const OwnedInputs owned({1, 2, 1, 4, 60, 16, 16}, 5);
-  SequenceState a, b;
-  const Mask approximate =
-      SparseAttention::from_json(
-          R"({"maskers": [{"type": "pq_cache", "heavy_size": 7, "pq_group_factor": 2, "pq_bits": 6}]})")
-          .mask(owned.inputs, a);
-  const Mask exact =
-      SparseAttention::from_json(R"({"maskers": [{"type": "oracle_top_k", "heavy_size": 7}]})").mask(owned.inputs, b);
-  EXPECT_EQ(approximate, exact);
+  EXPECT_EQ(mask_of(R"({"type": "pq_cache", "heavy_size": 7, "pq_group_factor": 2, "pq_bits": 6})", owned.inputs),
+            mask_of(R"({"type": "oracle_top_k", "heavy_size": 7})", owned.inputs));
+}
+
+TEST(PqCache, KeysOfACentroidScoreAlike) {
+  // Two centroids, near 0 and near 10: the exact scores would keep keys 3 and 5.
+  const Scored s(1, {0, 0.1f, -0.1f, 10, 9.9f, 10.1f});
+  const Mask mask = mask_of(R"({"type": "pq_cache", "heavy_size": 2, "pq_group_factor": 1, "pq_bits": 1})", s.inputs);
+  EXPECT_EQ(row_text(mask, 0), "...11.") << "of equals the first";
 }
 
 TEST(PqCache, RefusesBadParameters) {
-  for (const char* parameters : {R"("heavy_size": 0)", R"("pq_group_factor": 0)", R"("pq_bits": 0)", R"("pq_bits": 17)",
-                                 R"("kmeans_iter": 0)", R"("init_offset": -1)", R"("metric": "cosine")"}) {
-    EXPECT_THROW(SparseAttention::from_json(std::string(R"({"maskers": [{"type": "pq_cache", )") + parameters + "}]}"),
-                 ConfigError);
-  }
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "heavy_size": 0})"), "/maskers/0/heavy_size: must be > 0, got 0");
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "pq_group_factor": 0})"),
+            "/maskers/0/pq_group_factor: must be in [1, 1024], got 0");
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "pq_bits": 0})"), "/maskers/0/pq_bits: must be in [1, 16], got 0");
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "pq_bits": 17})"), "/maskers/0/pq_bits: must be in [1, 16], got 17");
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "kmeans_iter": 0})"),
+            "/maskers/0/kmeans_iter: must be in [1, 4096], got 0");
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "init_offset": -1})"), "/maskers/0/init_offset: must be >= 0, got -1");
+  EXPECT_EQ(refusal(R"({"type": "pq_cache", "metric": "cosine"})"),
+            "/maskers/0/metric: \"cosine\" is not one of \"euclidean\", \"ip\"");
 }
 
 }  // namespace

@@ -1,80 +1,113 @@
 #include <algorithm>
+#include <cmath>
+#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
-#include <reticle/attention/sparse_attention.hpp>
-
-#include "support/attention.hpp"
+#include "support/maskers.hpp"
 
 namespace reticle::testing {
 namespace {
 
-Mask mask_of(const std::string& parameters, const AttentionInputs& inputs, SequenceState& state) {
-  return SparseAttention::from_json(R"({"maskers": [{"type": "socket", )" + parameters + "}]}").mask(inputs, state);
-}
-
 TEST(Socket, KeepsTheKeyThatFallsIntoTheQuerysBucketAndTheLongerValue) {
   // One plane along the only axis: positive keys share the query's bucket.
-  Tensor queries(DType::f32, {1, 1, 1, 1}), keys(DType::f32, {1, 1, 4, 1}), values(DType::f32, {1, 1, 4, 1});
-  Tensor planes(DType::f32, {1, 1, 1});
-  planes.span<float>()[0] = 1;
-  queries.span<float>()[0] = 2;
-  const float k[] = {-1, 3, -5, 4}, v[] = {9, 1, 1, 2};
-  std::copy(std::begin(k), std::end(k), keys.span<float>().begin());
-  std::copy(std::begin(v), std::end(v), values.span<float>().begin());
-  const std::vector<NamedTensor> extras{{"planes", planes.view()}};
-  AttentionInputs inputs;
-  inputs.queries = queries.view();
-  inputs.keys = keys.view();
-  inputs.values = values.view();
-  inputs.extras = extras;
-  SequenceState sharp, flat;
-  const Mask near = mask_of(R"("heavy_size": 2, "K": 1, "L": 1, "tau": 0.1)", inputs, sharp);
-  EXPECT_EQ(near.at(0, 0, 0, 1) + near.at(0, 0, 0, 3), 2.0f) << "sharp: the bucket decides";
-  const Mask long_values = mask_of(R"("heavy_size": 2, "K": 1, "L": 1, "tau": 1000)", inputs, flat);
-  EXPECT_EQ(long_values.at(0, 0, 0, 0) + long_values.at(0, 0, 0, 3), 2.0f) << "flat: the length of the value decides";
+  Scored s(std::vector<float>{2}, {-1, 3, -5, 4});
+  const std::vector<float> values{9, 1, 1, 2}, plane{1};
+  const NamedTensor planes{"planes", TensorView(plane.data(), DType::f32, {1, 1, 1})};
+  s.inputs.values = TensorView(values.data(), DType::f32, {1, 1, 4, 1});
+  s.inputs.extras = {&planes, 1};
+  EXPECT_EQ(row_text(mask_of(R"({"type": "socket", "heavy_size": 2, "K": 1, "L": 1, "tau": 0.1})", s.inputs), 0),
+            ".1.1")
+      << "sharp: the bucket decides";
+  EXPECT_EQ(row_text(mask_of(R"({"type": "socket", "heavy_size": 2, "K": 1, "L": 1, "tau": 1000})", s.inputs), 0),
+            "1..1")
+      << "flat: the length of the value decides";
+}
+
+/// A key's score in plain loops; `planes` is (tables, k, d).
+double reference_score(const AttentionInputs& in, const Tensor& planes, Index query, Index key, double tau) {
+  const Index tables = planes.view().size(0), k = planes.view().size(1), d = planes.view().size(2);
+  const auto projection = [&](const TensorView& of, Index row, Index table, Index plane) {
+    double sum = 0;
+    for (Index i = 0; i < d; ++i)
+      sum += element(of, 0, 0, row, i) * static_cast<double>(*planes.view().at<float>(table, plane, i));
+    return sum;
+  };
+  double probability = 0;
+  for (Index table = 0; table < tables; ++table) {
+    double all = 0, of_bucket = 0;
+    for (Index corner = 0; corner < Index{1} << k; ++corner) {
+      double logit = 0;
+      bool of_key = true;
+      for (Index plane = 0; plane < k; ++plane) {
+        const bool positive = (corner >> plane & 1) != 0;
+        const double lean = std::tanh(projection(in.queries, query, table, plane));
+        logit += (positive ? lean : -lean) / (tau * std::sqrt(static_cast<double>(d)));
+        of_key = of_key && positive == (projection(in.keys, key, table, plane) >= 0);
+      }
+      all += std::exp(logit);
+      if (of_key) of_bucket += std::exp(logit);
+    }
+    probability += of_bucket / all;
+  }
+  double squares = 0;
+  for (Index i = 0; i < in.values.size(3); ++i)
+    squares += element(in.values, 0, 0, key, i) * element(in.values, 0, 0, key, i);
+  return probability * std::sqrt(squares);
+}
+
+TEST(Socket, RanksByBucketProbabilitiesTimesTheLengthOfTheValue) {
+  OwnedInputs owned({1, 1, 1, 3, 30, 5, 7}, 2);
+  std::mt19937 random(1);
+  const Tensor planes = random_tensor(DType::f32, {2, 3, 5}, random);
+  const NamedTensor recorded{"planes", planes.view()};
+  owned.inputs.extras = {&recorded, 1};
+  const Mask mask = mask_of(R"({"type": "socket", "heavy_size": 6, "K": 3, "L": 2, "tau": 0.4})", owned.inputs);
+  for (Index query = 0; query < 3; ++query) {
+    std::vector<std::pair<double, Index>> ranked;
+    for (Index key = 0; key < 30; ++key)
+      ranked.emplace_back(-reference_score(owned.inputs, planes, query, key, 0.4), key);
+    std::sort(ranked.begin(), ranked.end());
+    std::string expected(30, '.');
+    for (std::size_t i = 0; i < 6; ++i) expected[static_cast<std::size_t>(ranked[i].second)] = '1';
+    EXPECT_EQ(row_text(mask, query), expected) << "query " << query;
+  }
 }
 
 TEST(Socket, ADecodeStepEqualsAFreshStart) {
   const OwnedInputs owned({1, 4, 2, 20, 90, 16, 24}, 3);
-  const std::string parameters = R"("heavy_size": 12, "K": 5, "L": 6)";
-  const SparseAttention sparse = SparseAttention::from_json(R"({"maskers": [{"type": "socket", )" + parameters + "}]}");
+  const std::string maskers = R"({"type": "socket", "heavy_size": 12, "K": 5, "L": 6})";
+  expect_steps_equal_fresh_starts(maskers, owned.inputs);
+  const SparseAttention sparse = pipeline_of(maskers);
   SequenceState kept;
-  for (Index step = 0; step < 20; ++step) {
-    AttentionInputs inputs = owned.inputs;
-    inputs.queries = inputs.queries.slice(2, step, step + 1);
-    inputs.keys = inputs.keys.slice(2, 0, 71 + step);
-    inputs.values = inputs.values.slice(2, 0, 71 + step);
-    SequenceState fresh;
-    EXPECT_EQ(sparse.mask(inputs, kept), mask_of(parameters, inputs, fresh)) << "step " << step;
-  }
-  AttentionInputs shorter = owned.inputs;
-  shorter.keys = shorter.keys.slice(2, 0, 50);
-  shorter.values = shorter.values.slice(2, 0, 50);
-  EXPECT_THROW(sparse.mask(shorter, kept), ShapeError);
+  sparse.mask(owned.inputs, kept);
+  EXPECT_THROW(sparse.mask(first_keys(owned.inputs, 50), kept), ShapeError);
 }
 
 TEST(Socket, SeedsGiveOtherPlanes) {
   const OwnedInputs owned({1, 2, 1, 4, 100, 16, 16}, 4);
-  SequenceState a, b, c;
-  const Mask first = mask_of(R"("heavy_size": 10, "seed": 1)", owned.inputs, a);
-  EXPECT_EQ(first, mask_of(R"("heavy_size": 10, "seed": 1)", owned.inputs, b));
-  EXPECT_FALSE(first == mask_of(R"("heavy_size": 10, "seed": 2)", owned.inputs, c));
+  const Mask first = mask_of(R"({"type": "socket", "heavy_size": 10, "seed": 1})", owned.inputs);
+  EXPECT_EQ(first, mask_of(R"({"type": "socket", "heavy_size": 10, "seed": 1})", owned.inputs));
+  EXPECT_FALSE(first == mask_of(R"({"type": "socket", "heavy_size": 10, "seed": 2})", owned.inputs));
 }
 
 TEST(Socket, RefusesBadParametersAndPlanes) {
-  for (const char* parameters : {R"("K": 0)", R"("K": 17)", R"("L": 0)", R"("tau": 0)", R"("heavy_size": 0)"}) {
-    EXPECT_THROW(SparseAttention::from_json(std::string(R"({"maskers": [{"type": "socket", )") + parameters + "}]}"),
-                 ConfigError);
-  }
+  EXPECT_EQ(refusal(R"({"type": "socket", "K": 0})"), "/maskers/0/K: must be in [1, 16], got 0");
+  EXPECT_EQ(refusal(R"({"type": "socket", "K": 17})"), "/maskers/0/K: must be in [1, 16], got 17");
+  EXPECT_EQ(refusal(R"({"type": "socket", "L": 0})"), "/maskers/0/L: must be in [1, 4096], got 0");
+  EXPECT_EQ(refusal(R"({"type": "socket", "L": 128, "K": 16})"),
+            "/maskers/0/L: must be at most 2^22 / 2^K, so that all buckets of a query fit into 16 MiB, got 128");
+  EXPECT_EQ(refusal(R"({"type": "socket", "tau": 0})"), "/maskers/0/tau: must be > 0, got 0");
+  EXPECT_EQ(refusal(R"({"type": "socket", "heavy_size": 0})"), "/maskers/0/heavy_size: must be > 0, got 0");
   OwnedInputs owned({}, 5);
   const Tensor planes(DType::f32, {2, 4, 16});
-  const std::vector<NamedTensor> extras{{"planes", planes.view()}};
-  owned.inputs.extras = extras;
-  SequenceState state;
-  EXPECT_THROW(mask_of(R"("K": 4, "L": 3)", owned.inputs, state), ShapeError);
+  const NamedTensor recorded{"planes", planes.view()};
+  owned.inputs.extras = {&recorded, 1};
+  EXPECT_EQ(refusal<ShapeError>(R"({"type": "socket", "K": 4, "L": 3})", owned.inputs),
+            "planes: F32 (2, 4, 16); expected F32 (L, K, head_dim)");
 }
 
 }  // namespace
