@@ -10,6 +10,8 @@
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
+#include "support/attention.hpp"
+
 namespace reticle {
 namespace {
 
@@ -89,6 +91,19 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");  // nobody is warned of copies that were not made
   EXPECT_EQ(refusal([&] { Tensor::copy(inputs_.queries, DType::f32); }),
             "copy: on GPU 1; expected a tensor on the CPU");
+}
+
+TEST(SeenKeys, RefuseCallsOfOtherExtents) {
+  for (const testing::Shapes& other : {testing::Shapes{2, 4, 2, 1, 50, 16, 16}, testing::Shapes{1, 2, 2, 1, 50, 16, 16},
+                                       testing::Shapes{1, 4, 4, 1, 50, 16, 16}, testing::Shapes{1, 4, 2, 1, 50, 8, 8},
+                                       testing::Shapes{1, 4, 2, 1, 39, 16, 16}}) {
+    SeenKeys seen;
+    const testing::OwnedInputs first({1, 4, 2, 1, 40, 16, 16}, 1), next(other, 1);
+    seen.continue_with(first.inputs);
+    seen.finish(first.inputs);
+    EXPECT_THROW(seen.continue_with(next.inputs), ShapeError);
+    EXPECT_EQ(seen.count(), 40);
+  }
 }
 
 class SeenKeysOfTwo : public ::testing::Test {
