@@ -1,7 +1,6 @@
 // What maskers promise beyond the contract of all of them.
 #include "support/masker_catalogue.hpp"
 
-#include <iterator>
 #include <limits>
 #include <set>
 #include <string>

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -28,7 +29,7 @@ TEST(AdaSnapKv, HeadsShareTheBudgetOfTheLayer) {
 }
 
 TEST(AdaSnapKv, EveryHeadKeepsItsLeastShare) {
-  // As above, but with a least share of the whole capacity, no head has anything to give.
+  // The least share is the whole capacity, so no head has anything to give to another.
   const std::vector<float> queries(18, 1.0f);
   const std::vector<float> keys{0, 0, 20, 20, 20, 0, 0, 0, 0, /**/ 0, 0, 20, 0, 0, 0, 0, 0, 0};
   AttentionInputs inputs;
@@ -42,14 +43,14 @@ TEST(AdaSnapKv, EveryHeadKeepsItsLeastShare) {
   };
   const Mask three = mask(R"("token_capacity": 3, "prefix_tokens": 0)");
   EXPECT_EQ(row_text(three, 0, 0), "..11...11");
-  EXPECT_EQ(row_text(three, 0, 1), "1.1....11") << "of equals the first";
+  EXPECT_EQ(row_text(three, 0, 1), "1.1....11") << "ties: the lower index";
   const Mask prefix = mask(R"("token_capacity": 3, "prefix_tokens": 2)");
   EXPECT_EQ(row_text(prefix, 0, 0), "11.....11") << "prefix_tokens and local_window come first";
   EXPECT_EQ(row_text(mask(R"("token_capacity": 100, "prefix_tokens": 0)"), 0, 1), "111111111")
       << "a prompt below the capacity is left alone";
 }
 
-TEST(AdaSnapKv, AKeyMattersAsMuchAsToTheHeadThatAttendsToItMost) {
+TEST(AdaSnapKv, ImportanceIsTheLargestAttentionOfTheGroupsHeads) {
   // Of a group of two, head 0 gives 0.6 to key 1 and 0.4 to key 3, head 1 gives 0.6 to key 2 and 0.4 to key 3, whose
   // mean of 0.4 would be the highest.
   const float more = std::log(6.0f), less = std::log(4.0f), none = -20;

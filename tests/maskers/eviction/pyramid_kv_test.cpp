@@ -1,4 +1,3 @@
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -9,7 +8,7 @@
 namespace reticle::testing {
 namespace {
 
-/// Keys of a prompt that layer 0, 1, 2, 3 and 4 of five layers keep.
+/// How many keys of a prompt each of five layers keeps.
 std::vector<Index> kept_by_layers(Index prompt) {
   const OwnedInputs owned({1, 1, 1, prompt + 1, prompt + 1, 8, 8}, 5);
   const SparseAttention sparse = generating(
@@ -28,7 +27,7 @@ TEST(PyramidKv, CapacityFallsWithTheLayer) {
       << "4 + from 2c - c / 10 = 38 down to 2 in steps of 9";
 }
 
-TEST(PyramidKv, ShortPromptsAreLeftAloneAndMiddlingOnesKeepTheMean) {
+TEST(PyramidKv, ShortPromptsAreKeptWholeAndMediumOnesKeepTheMeanInEveryLayer) {
   EXPECT_EQ(kept_by_layers(23), (std::vector<Index>{23, 23, 23, 23, 23})) << "below token_capacity";
   EXPECT_EQ(kept_by_layers(39), (std::vector<Index>{24, 24, 24, 24, 24})) << "below twice c = 20";
   EXPECT_EQ(kept_by_layers(40), (std::vector<Index>{40, 32, 24, 16, 8})) << "at most what lies before the window";

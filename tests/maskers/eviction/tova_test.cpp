@@ -17,7 +17,7 @@ TEST(Tova, EvictsTheKeyOfLeastAttention) {
   EXPECT_EQ(row_text(mask, 1), "11.1.1");
 }
 
-TEST(Tova, OfEqualsTheLastIsEvicted) {
+TEST(Tova, AmongEqualsTheLastIsEvicted) {
   const Scored s(5, std::vector<float>(5));
   const Mask mask = generate(generating(R"({"type": "tova", "token_capacity": 2})"), s.inputs, 3);
   EXPECT_EQ(row_text(mask, 0), "11.1.");

@@ -39,7 +39,7 @@ TEST(AShape, QueriesBeforeTheFirstKeySeeNothing) {
   EXPECT_EQ(row_text(mask, 2), "11");
 }
 
-TEST(AShape, RefusesAWindowOfNothing) {
+TEST(AShape, RefusesAnEmptyWindow) {
   EXPECT_EQ(refusal(R"({"type": "a_shape", "n_local": 0})"), "/maskers/0/n_local: must be > 0, got 0");
 }
 

@@ -29,7 +29,7 @@ TEST(Sink, CausalQueriesDoNotSeeSinksAfterThem) {
   EXPECT_EQ(row_text(mask, 2), "11.");
 }
 
-TEST(Sink, RefusesASinkOfNothing) {
+TEST(Sink, RefusesAnEmptySink) {
   EXPECT_EQ(refusal(R"({"type": "sink", "sink_size": 0})"), "/maskers/0/sink_size: must be > 0, got 0");
 }
 

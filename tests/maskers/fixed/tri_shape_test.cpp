@@ -33,7 +33,7 @@ TEST(TriShape, LastPositionsAreThoseOfTheSequenceAndFractionsOfItsKeys) {
   EXPECT_EQ(row_text(mask, 1), "11111111");
 }
 
-TEST(TriShape, RefusesAWindowOfNothing) {
+TEST(TriShape, RefusesAnEmptyWindow) {
   EXPECT_EQ(refusal(R"({"type": "tri_shape", "n_local": 0})"), "/maskers/0/n_local: must be > 0, got 0");
 }
 

@@ -1,5 +1,4 @@
 #include <string>
-#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -34,7 +33,7 @@ TEST(FlexPrefill, KeepsTheFirstBlockAndTheDiagonalAndGrowsWithGamma) {
   }
 }
 
-/// Of 8 queries that attend to key 2, in blocks of 2.
+/// The mask of 8 queries, in blocks of 2, all of which attend to key 2.
 Mask looking_at_key_2(const std::string& parameters) {
   const Scored s(8, {0, 0, 40, 0, 0, 0, 0, 0});
   return mask_of(masker("flex_prefill", R"("block_size": 2, )" + parameters), s.inputs);

@@ -26,7 +26,7 @@ TEST(XAttention, KeepsTheFirstTheOwnAndTheHeaviestBlocks) {
   EXPECT_EQ(row(1), std::string(16, '1'));
 }
 
-/// The rule in plain loops: the blocks that one block of queries keeps.
+/// The row of one query by the rule, in plain loops.
 std::string reference_row(const AttentionInputs& in, Index head, Index query, Index stride, Index size,
                           double threshold) {
   const Index position = in.position(query), first = in.position(0), own = position / size;

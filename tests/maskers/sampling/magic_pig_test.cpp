@@ -9,7 +9,7 @@
 namespace reticle::testing {
 namespace {
 
-Mask pig(const std::string& parameters, const AttentionInputs& inputs) {
+Mask magic_pig_mask(const std::string& parameters, const AttentionInputs& inputs) {
   return mask_of(masker("magic_pig", parameters), inputs);
 }
 
@@ -18,7 +18,7 @@ TEST(MagicPig, KeepsKeysAsOftenAsTheirPSays) {
   const OwnedInputs owned({1, 1, 1, 1, 12, 8, 8}, 1);
   std::vector<double> kept(12, 0), p(12, 0);
   for (int seed = 0; seed < kSeeds; ++seed) {
-    const Mask mask = pig(R"("lsh_l": 4, "lsh_k": 3, "seed": )" + std::to_string(seed), owned.inputs);
+    const Mask mask = magic_pig_mask(R"("lsh_l": 4, "lsh_k": 3, "seed": )" + std::to_string(seed), owned.inputs);
     for (Index key = 0; key < 12; ++key) {
       const float at = mask.at(0, 0, 0, key);
       if (at == 0) continue;
@@ -32,15 +32,15 @@ TEST(MagicPig, KeepsKeysAsOftenAsTheirPSays) {
   }
 }
 
-/// The p of a key at 60 degrees to the query, once a seed has drawn it; 0 when none does. It has the largest norm, so
-/// that without centring the transform leaves its angle.
+/// The p of a key at 60 degrees to the query, of the first seed that draws the key; 0 when none of 20 does. The only
+/// key has the largest norm, so without centring the transform leaves its angle.
 double p_at_60_degrees(const std::string& parameters) {
   const std::vector<float> query{3, 0}, key{0.5f, std::sqrt(0.75f)};
   AttentionInputs inputs;
   inputs.queries = TensorView(query.data(), DType::f32, {1, 1, 1, 2});
   inputs.keys = inputs.values = TensorView(key.data(), DType::f32, {1, 1, 1, 2});
   for (int seed = 0; seed < 20; ++seed) {
-    const Mask mask = pig(parameters + R"(, "center": false, "seed": )" + std::to_string(seed), inputs);
+    const Mask mask = magic_pig_mask(parameters + R"(, "center": false, "seed": )" + std::to_string(seed), inputs);
     if (mask.nnz() == 1) return static_cast<double>(mask.at(0, 0, 0, 0));
   }
   return 0;
@@ -58,19 +58,19 @@ TEST(MagicPig, AQuerysOwnDirectionAlwaysCollides) {
   const std::vector<float> both{1, 2, 3, 4};
   AttentionInputs inputs;
   inputs.queries = inputs.keys = inputs.values = TensorView(both.data(), DType::f32, {1, 1, 1, 4});
-  const Mask mask = pig(R"("lsh_l": 1, "lsh_k": 64, "center": false)", inputs);
+  const Mask mask = magic_pig_mask(R"("lsh_l": 1, "lsh_k": 64, "center": false)", inputs);
   EXPECT_NEAR(mask.at(0, 0, 0, 0), 1.0f, 0.03f) << "the angle is zero but for rounding";
 }
 
 TEST(MagicPig, DoesNotDependOnItsNeighboursInTheBatch) {
   const OwnedInputs owned({2, 2, 1, 3, 40, 8, 8}, 2);
-  const Mask together = pig(R"("lsh_l": 6, "lsh_k": 4)", owned.inputs);
+  const Mask together = magic_pig_mask(R"("lsh_l": 6, "lsh_k": 4)", owned.inputs);
   for (Index b = 0; b < 2; ++b) {
     AttentionInputs alone = owned.inputs;
     alone.queries = alone.queries.slice(0, b, b + 1);
     alone.keys = alone.keys.slice(0, b, b + 1);
     alone.values = alone.values.slice(0, b, b + 1);
-    const Mask mask = pig(R"("lsh_l": 6, "lsh_k": 4)", alone);
+    const Mask mask = magic_pig_mask(R"("lsh_l": 6, "lsh_k": 4)", alone);
     for (Index head = 0; head < 2; ++head) {
       std::vector<reticle::Run> a, c;
       together.row({b, head, 1}, a);

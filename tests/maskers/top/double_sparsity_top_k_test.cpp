@@ -61,7 +61,7 @@ TEST(DoubleSparsityTopK, FewBitsRoundTheChannelsOfAKey) {
         0);
   };
   EXPECT_EQ(kept("16"), ".1.");
-  EXPECT_EQ(kept("1"), "1..") << "8 and 8.5 are both 9, and of equals the first is kept";
+  EXPECT_EQ(kept("1"), "1..") << "8 and 8.5 are both 9, and the lower index wins a tie";
 }
 
 TEST(DoubleSparsityTopK, ADecodeStepEqualsAFreshStart) {

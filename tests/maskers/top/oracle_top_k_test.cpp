@@ -1,6 +1,6 @@
 #include <algorithm>
+#include <iterator>
 #include <limits>
-#include <vector>
 
 #include <gtest/gtest.h>
 

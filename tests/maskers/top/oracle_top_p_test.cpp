@@ -36,12 +36,12 @@ TEST(OracleTopP, ForbiddenKeysHaveNoMass) {
     return row_text(mask_of(R"({"type": "oracle_top_p", "top_p": )" + p + "}", s.inputs), 0);
   };
   EXPECT_EQ(row({0, -infinity, 0, 0}, "0.49"), "..1.");
-  EXPECT_EQ(row({0, -infinity, 0, 0}, "0.6"), "1.1.") << "of equals the first";
+  EXPECT_EQ(row({0, -infinity, 0, 0}, "0.6"), "1.1.") << "ties: the lower index";
   EXPECT_EQ(row({0, -infinity, 0, 0}, "1"), "1.11");
   EXPECT_EQ(row({-infinity, -infinity, -infinity, -infinity}, "1"), "....");
 }
 
-TEST(OracleTopP, RefusesWhatIsNoShare) {
+TEST(OracleTopP, RefusesSharesOutsideZeroToOne) {
   EXPECT_EQ(refusal(R"({"type": "oracle_top_p", "top_p": 1.01})"), "/maskers/0/top_p: must be in [0, 1], got 1.01");
 }
 

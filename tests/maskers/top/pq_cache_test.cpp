@@ -1,5 +1,3 @@
-#include <vector>
-
 #include <gtest/gtest.h>
 
 #include "support/maskers.hpp"
@@ -37,7 +35,7 @@ TEST(PqCache, KeysOfACentroidScoreAlike) {
   // Two centroids, near 0 and near 10: the exact scores would keep keys 3 and 5.
   const Scored s(1, {0, 0.1f, -0.1f, 10, 9.9f, 10.1f});
   const Mask mask = mask_of(R"({"type": "pq_cache", "heavy_size": 2, "pq_group_factor": 1, "pq_bits": 1})", s.inputs);
-  EXPECT_EQ(row_text(mask, 0), "...11.") << "of equals the first";
+  EXPECT_EQ(row_text(mask, 0), "...11.") << "ties: the lower index";
 }
 
 TEST(PqCache, RefusesBadParameters) {
