@@ -37,4 +37,27 @@ inline Mask generate(const SparseAttention& sparse, const AttentionInputs& input
   return *all;
 }
 
+/// The keys that the masker may still choose or read for queries from position `first` on, once it has seen the prompt
+/// and the queries after it. A cache may evict the others.
+inline Mask lasting(const SparseAttention& sparse, const AttentionInputs& inputs, Index prompt, Index first) {
+  SequenceState state;
+  sparse.mask(inputs.rows(0, prompt), state);
+  if (prompt < inputs.queries_length()) {
+    AttentionInputs rest = inputs.rows(prompt, inputs.queries_length());
+    rest.stage = Stage::generation;
+    sparse.mask(rest, state);
+  }
+  return sparse.lasting(inputs, first, state);
+}
+
+/// Whether the masker leaves keys for good, so that a cache may evict them.
+inline bool leaves_keys_for_good(const std::string& maskers) {
+  try {
+    generating(maskers).require_forgetful();
+    return true;
+  } catch (const ValueError&) {
+    return false;
+  }
+}
+
 }  // namespace reticle::testing

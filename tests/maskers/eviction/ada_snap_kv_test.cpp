@@ -68,6 +68,14 @@ TEST(AdaSnapKv, ImportanceIsTheLargestAttentionOfTheGroupsHeads) {
   EXPECT_EQ(row_text(mask, 0, 1), ".11..11") << "the heads of a KV head keep the same keys";
 }
 
+TEST(AdaSnapKv, LeavesTheRestOfThePromptForGood) {
+  const Scored s(12, {0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0});
+  const SparseAttention sparse = generating(masker("ada_snap_kv", R"("token_capacity": 4, "approximation_window": 2,
+                                                   "kernel_size": 1, "local_window": 2, "prefix_tokens": 1)"));
+  EXPECT_EQ(sparse.observed_queries(), 2);
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 10, 12), 0), "1..1....1111");
+}
+
 TEST(AdaSnapKv, RefusesBadParameters) {
   EXPECT_EQ(refusal(R"({"type": "ada_snap_kv", "min_head_capacity_ratio": 2})"),
             "/maskers/0/min_head_capacity_ratio: must be in [0, 1], got 2");

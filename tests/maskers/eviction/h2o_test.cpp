@@ -42,6 +42,14 @@ TEST(H2O, FractionsAreOfThePrompt) {
   EXPECT_EQ(mask.nnz(), 5 * (2 + 3 + 1)) << "2 and 3 of 10, though there are 15 keys in the end";
 }
 
+TEST(H2O, LeavesForGoodWhatItEvicted) {
+  const Scored s(7, {2, 8, 0, 0, 0, 0, 0});
+  const SparseAttention sparse = generating(R"({"type": "h2o", "heavy_size": 1, "recent_size": 2})");
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 7, 7), 0), ".1...11") << "the whole prompt decides";
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 5, 7), 0), ".1...11");
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 5, 6), 0), ".1..111") << "what the step at 6 evicts may be taken back";
+}
+
 TEST(H2O, RefusesToKeepNothing) {
   EXPECT_EQ(refusal(R"({"type": "h2o", "heavy_size": 0, "recent_size": 0})"),
             "/maskers/0/heavy_size: or recent_size must be > 0, got 0");

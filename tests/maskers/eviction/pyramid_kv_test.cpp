@@ -41,6 +41,14 @@ TEST(PyramidKv, KeepsTheWindowAndTheKeysOfMostAttention) {
   EXPECT_EQ(row_text(mask, 1), "...1....1111");
 }
 
+TEST(PyramidKv, LeavesTheRestOfThePromptForGood) {
+  const Scored s(12, {0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0});
+  const SparseAttention sparse = generating(R"({"type": "pyramid_kv", "num_layers": 1, "token_capacity": 3,
+                                                "approximation_window": 2, "kernel_size": 1})");
+  EXPECT_EQ(sparse.observed_queries(), 2);
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 10, 12), 0), "...1....1111");
+}
+
 TEST(PyramidKv, RefusesBadParametersAndLayersThatTheModelLacks) {
   EXPECT_EQ(refusal(R"({"type": "pyramid_kv"})"), "/maskers/0: \"num_layers\" is missing: layers of the model");
   EXPECT_EQ(refusal(R"({"type": "pyramid_kv", "num_layers": 4, "token_capacity": 32})"),

@@ -65,6 +65,14 @@ TEST(SnapKv, OnlyTheLastQueriesDecide) {
   EXPECT_EQ(row(100), "..1.......1") << "all, when there are fewer";
 }
 
+TEST(SnapKv, LeavesTheRestOfThePromptForGood) {
+  const Scored s(12, {0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0});
+  const SparseAttention sparse =
+      generating(R"({"type": "snap_kv", "token_capacity": 3, "approximation_window": 2, "kernel_size": 1})");
+  EXPECT_EQ(sparse.observed_queries(), 2);
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 10, 12), 0), "...1....1111");
+}
+
 TEST(SnapKv, RefusesBadParameters) {
   EXPECT_EQ(refusal(R"({"type": "snap_kv", "kernel_size": 4})"), "/maskers/0/kernel_size: must be odd, got 4");
   EXPECT_EQ(refusal(R"({"type": "snap_kv", "token_capacity": 8})"),

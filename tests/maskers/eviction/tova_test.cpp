@@ -57,6 +57,15 @@ TEST(Tova, GoesOnWhereItStopped) {
   EXPECT_THROW(sparse.mask(later, state), ShapeError) << "nor can steps be left out";
 }
 
+TEST(Tova, LeavesForGoodWhatItEvicted) {
+  const Scored s(6, {2, 3, 1, 4, 0, 5});
+  const SparseAttention sparse = generating(R"({"type": "tova", "token_capacity": 3})");
+  EXPECT_EQ(sparse.observed_queries(), 1);
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 4, 6), 0), ".1.1.1")
+      << "key 4 was evicted at its own step, key 0 at the next";
+  EXPECT_EQ(row_text(lasting(sparse, s.inputs, 4, 5), 0), "11.1.1") << "what the step at 5 evicts may be taken back";
+}
+
 TEST(Tova, RefusesBadParameters) {
   EXPECT_EQ(refusal(R"({"type": "tova", "token_capacity": 0})"),
             "/maskers/0/token_capacity: must be in [1, 2^31), got 0");

@@ -1,9 +1,11 @@
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include <reticle/core/mask/combine.hpp>
 
+#include "support/generation.hpp"
 #include "support/maskers.hpp"
 
 namespace reticle::testing {
@@ -37,6 +39,17 @@ TEST(AShape, QueriesBeforeTheFirstKeySeeNothing) {
   EXPECT_EQ(row_text(mask, 0), "..");
   EXPECT_EQ(row_text(mask, 1), "1.");
   EXPECT_EQ(row_text(mask, 2), "11");
+}
+
+TEST(AShape, LeavesKeysBetweenTheFirstAndTheWindowForGood) {
+  const Scored s(6, std::vector<float>(6));
+  const auto row = [&](const std::string& parameters, Index first) {
+    return row_text(lasting(generating(masker("a_shape", parameters)), s.inputs, 6, first), 0);
+  };
+  EXPECT_EQ(row(R"("n_init": 1, "n_local": 3)", 6), "1...11");
+  EXPECT_EQ(row(R"("n_init": 1, "n_local": 3)", 5), "1..111");
+  EXPECT_EQ(row(R"("n_init": 4, "n_local": 3)", 6), "111111");
+  EXPECT_FALSE(leaves_keys_for_good(R"({"type": "a_shape", "n_init": 0.5})")) << "the first half grows";
 }
 
 TEST(AShape, RefusesAnEmptyWindow) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "support/generation.hpp"
 #include "support/maskers.hpp"
 
 namespace reticle::testing {
@@ -19,6 +20,12 @@ TEST(Causal, OneQuerySeesEveryKeyAndOneBeforeTheFirstKeyNone) {
   const Mask mask = mask_of(R"({"type": "causal"})", Scored(2, std::vector<float>(1)).inputs);  // positions -1 and 0
   EXPECT_EQ(row_text(mask, 0), ".");
   EXPECT_EQ(row_text(mask, 1), "1");
+}
+
+TEST(Causal, LeavesNothingForGood) {
+  const Scored s(4, std::vector<float>(4));
+  EXPECT_EQ(row_text(lasting(generating(R"({"type": "causal"})"), s.inputs, 4, 4), 0), "1111");
+  EXPECT_TRUE(pipeline_of(R"({"type": "causal"})").maskers_of_whole_prompts(Stage::prefill).empty());
 }
 
 TEST(Causal, RefusesParameters) {

@@ -1,7 +1,9 @@
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "support/generation.hpp"
 #include "support/maskers.hpp"
 
 namespace reticle::testing {
@@ -27,6 +29,19 @@ TEST(Sink, CausalQueriesDoNotSeeSinksAfterThem) {
   const Mask mask = mask_of(R"({"type": "sink", "sink_size": 2})", s.inputs, true);
   EXPECT_EQ(row_text(mask, 0), "1..");
   EXPECT_EQ(row_text(mask, 2), "11.");
+}
+
+TEST(Sink, OfAFixedSizeLeavesAllOtherKeysForGood) {
+  const Scored s(6, std::vector<float>(6));
+  EXPECT_EQ(row_text(lasting(generating(R"({"type": "sink", "sink_size": 2})"), s.inputs, 6, 6), 0), "11....");
+  EXPECT_TRUE(pipeline_of(R"({"type": "sink", "sink_size": 2})").maskers_of_whole_prompts(Stage::prefill).empty());
+}
+
+TEST(Sink, OfAFractionGrowsWithTheSequence) {
+  EXPECT_FALSE(leaves_keys_for_good(R"({"type": "sink", "sink_size": 0.5})"));
+  EXPECT_EQ(pipeline_of(R"({"type": "sink", "sink_size": 0.5})").maskers_of_whole_prompts(Stage::prefill),
+            std::vector<std::string>{"sink"})
+      << "the first part of a prompt does not say how long it is";
 }
 
 TEST(Sink, RefusesAnEmptySink) {

@@ -1,9 +1,12 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "support/generation.hpp"
 #include "support/maskers.hpp"
 
 namespace reticle::testing {
@@ -33,6 +36,14 @@ TEST(OracleTopK, ChoosesAmongTheKeysThatCausalityAndTheMaskAllow) {
 TEST(OracleTopK, AFractionIsOfTheKeys) {
   const Scored s(1, {5, 9, 1, 9, 3});
   EXPECT_EQ(row_text(mask_of(R"({"type": "oracle_top_k", "heavy_size": 0.5})", s.inputs), 0), ".1.1.") << "int(2.5)";
+}
+
+TEST(OracleTopK, OfAFractionNeedsTheWholePromptAndMayComeBackToAnyKey) {
+  const std::string two = R"({"type": "oracle_top_k", "heavy_size": 2})";
+  const std::string half = R"({"type": "oracle_top_k", "heavy_size": 0.5})";
+  EXPECT_TRUE(pipeline_of(two).maskers_of_whole_prompts(Stage::prefill).empty());
+  EXPECT_EQ(pipeline_of(half).maskers_of_whole_prompts(Stage::prefill), std::vector<std::string>{"oracle_top_k"});
+  EXPECT_FALSE(leaves_keys_for_good(two));
 }
 
 TEST(OracleTopK, RefusesToKeepNothing) {
