@@ -50,6 +50,20 @@ TEST(SnapKv, HeadsOfAKvHeadSumTheirAttentionWhenAsked) {
   for (const Index head : {0, 1}) EXPECT_EQ(row_text(together, 0, head), "...1.11");
 }
 
+TEST(SnapKv, TheWindowsOwnKeysRaiseTheirNeighboursUnlessTold) {
+  // The last query of the prompt attends to its own key 7 alone; pooling over 3 keys shares that with key 6.
+  const Scored s(9, {0, 0, 0, 0, 0, 0, 0, 20, 0});
+  const auto row = [&](const std::string& pool_window) {
+    return row_text(generate(generating(masker("snap_kv", R"("token_capacity": 2, "approximation_window": 1,
+                                                             "kernel_size": 3, "pool_window": )" +
+                                                              pool_window)),
+                             s.inputs, 8),
+                    0);
+  };
+  EXPECT_EQ(row("true"), "......111");
+  EXPECT_EQ(row("false"), ".1.....11") << "ties: the lower index, but key 0 has one neighbour only";
+}
+
 TEST(SnapKv, OnlyTheLastQueriesDecide) {
   // The first nine queries look at key 2, the last one of the prompt, whose sign is another, at key 5.
   const Scored s({1, 1, 1, 1, 1, 1, 1, 1, 1, -1, 1}, {0, 0, 9, 0, 0, -9, 0, 0, 0, 0, 0});

@@ -39,6 +39,14 @@ TEST(RandomSampling, DrawsAtLeastOneAndNeverTheForbidden) {
   EXPECT_EQ(mask.at(0, 0, 0, 7), 1.0f);
 }
 
+TEST(RandomSampling, WithReplacementDrawsFromAllKeysAndPIsTheRate) {
+  const Scored s(1, std::vector<float>(40));
+  const Mask mask = mask_of(R"({"type": "random_sampling", "sampling_rate": 0.9, "replacement": true})", s.inputs);
+  EXPECT_GT(mask.nnz(), 0);
+  EXPECT_LT(mask.nnz(), 36) << "of 36 draws some meet the same key";
+  for (Index key = 0; key < 40; ++key) EXPECT_TRUE(mask.at(0, 0, 0, key) == 0 || mask.at(0, 0, 0, key) == 0.9f) << key;
+}
+
 TEST(RandomSampling, RecordedDrawsReplaceItsOwn) {
   Scored s(1, std::vector<float>(12));
   const std::vector<Index> draws{9, 3, 3};
