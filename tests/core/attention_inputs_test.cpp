@@ -13,6 +13,7 @@
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
+#include "support/attention.hpp"
 #include "support/message_of.hpp"
 #include "support/written_inputs.hpp"
 
@@ -329,6 +330,19 @@ TEST_F(SeenKeysOfTwo, FollowsWhatIsSelected) {
   inputs.keys = inputs.values = three.view().slice(2, 0, 5);
   EXPECT_NO_THROW(seen_.continue_with(inputs));
   EXPECT_THROW(seen_.select(std::vector<Index>{3}), ShapeError);
+}
+
+TEST(SeenKeys, RefuseCallsOfOtherExtents) {
+  for (const testing::Shapes& other : {testing::Shapes{2, 4, 2, 1, 50, 16, 16}, testing::Shapes{1, 2, 2, 1, 50, 16, 16},
+                                       testing::Shapes{1, 4, 4, 1, 50, 16, 16}, testing::Shapes{1, 4, 2, 1, 50, 8, 8},
+                                       testing::Shapes{1, 4, 2, 1, 39, 16, 16}}) {
+    SeenKeys seen;
+    const testing::OwnedInputs first({1, 4, 2, 1, 40, 16, 16}, 1), next(other, 1);
+    seen.continue_with(first.inputs);
+    seen.finish(first.inputs);
+    EXPECT_THROW(seen.continue_with(next.inputs), ShapeError);
+    EXPECT_EQ(seen.count(), 40);
+  }
 }
 
 }  // namespace

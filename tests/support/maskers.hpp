@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include <reticle/attention/sparse_attention.hpp>
 
 #include "support/attention.hpp"
@@ -29,6 +31,11 @@ struct Scored {
   Scored(Index count, const std::vector<float>& key_values)
       : Scored(std::vector<float>(static_cast<std::size_t>(count), 1.0f), key_values) {}
 };
+
+/// A masker's JSON; `parameters` is what follows its type: R"("window_size": 3, "dilation": 2)".
+inline std::string masker(const std::string& type, const std::string& parameters) {
+  return R"({"type": ")" + type + R"(", )" + parameters + "}";
+}
 
 /// A pipeline of `maskers`, the comma-separated elements of a JSON list: "{...}, {...}".
 inline SparseAttention pipeline_of(const std::string& maskers, bool causal = false) {
@@ -55,6 +62,36 @@ inline std::string refusal(const std::string& maskers) {
     return "";
   } catch (const ConfigError& error) {
     return error.what();
+  }
+}
+
+/// The message of the ErrorType that these inputs must be refused with; empty when they were accepted.
+template <class ErrorType>
+std::string refusal(const std::string& maskers, const AttentionInputs& inputs) {
+  try {
+    mask_of(maskers, inputs);
+    return "";
+  } catch (const ErrorType& error) {
+    return error.what();
+  }
+}
+
+/// The inputs with their first `count` keys and values.
+inline AttentionInputs first_keys(const AttentionInputs& inputs, Index count) {
+  AttentionInputs first = inputs;
+  first.keys = inputs.keys.slice(2, 0, count);
+  first.values = inputs.values.slice(2, 0, count);
+  return first;
+}
+
+/// Decodes the queries one by one: what the masker keeps of earlier steps must change nothing.
+inline void expect_steps_equal_fresh_starts(const std::string& maskers, const AttentionInputs& inputs) {
+  const SparseAttention sparse = pipeline_of(maskers);
+  SequenceState kept;
+  for (Index query = 0; query < inputs.queries_length(); ++query) {
+    const AttentionInputs step = inputs.rows(query, query + 1);
+    SequenceState fresh;
+    EXPECT_EQ(sparse.mask(step, kept), sparse.mask(step, fresh)) << "step " << query;
   }
 }
 

@@ -59,5 +59,13 @@ TEST(AdaptiveBudget, IsEveryCandidateWhereNoErrorIsSmallEnough) {
   EXPECT_EQ(adaptive_budget(100, 0, 0.3, 0, 0.05, 1.96), 100) << "of a sum of nothing";
 }
 
+TEST(NormalQuantile, InvertsTheDistribution) {
+  EXPECT_NEAR(normal_quantile(0.975), 1.959963984540054, 1e-12);
+  EXPECT_NEAR(normal_quantile(0.1), -1.2815515655446008, 1e-12);
+  EXPECT_EQ(normal_quantile(0.5), 0);
+  EXPECT_THROW(normal_quantile(0), ValueError);
+  EXPECT_THROW(normal_quantile(1), ValueError);
+}
+
 }  // namespace
 }  // namespace reticle::testing

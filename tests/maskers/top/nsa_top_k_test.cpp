@@ -1,4 +1,3 @@
-// Rules that keep whole blocks of keys, per query: NSA, MoBA, InfLLM.
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -8,7 +7,6 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/core/mask/combine.hpp>
-#include <reticle/core/ops/pooled_keys.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 
 #include "support/maskers.hpp"
@@ -93,55 +91,16 @@ TEST(NsaTopK, AveragesTheKeysWhenNoneAreGiven) {
   EXPECT_EQ(row(3), "..111111");
 }
 
-TEST(PooledKeys, ReadOnlyNewKeysAndCountCompleteWindows) {
-  const OwnedInputs owned({1, 2, 1, 1, 40, 4, 4}, 1);
-  PooledKeys pooled, fresh;
-  AttentionInputs inputs = owned.inputs;
-  for (const Index length : {3, 10, 11, 40}) {
-    inputs.keys = owned.inputs.keys.slice(2, 0, length);
-    inputs.values = owned.inputs.values.slice(2, 0, length);
-    const Index before = pooled.keys_read();
-    pooled.update(inputs, 4, 2);
-    EXPECT_EQ(pooled.count(length), length < 4 ? 0 : (length - 4) / 2 + 1);
-    if (length == 11) {
-      EXPECT_EQ(pooled.keys_read(), before) << "no window ends there";
-    }
-  }
-  fresh.update(inputs, 4, 2);
-  for (Index i = 0; i < fresh.count(40) * 4; ++i)
-    EXPECT_EQ(*pooled.means(0, 0, 19).at<float>(0, i), *fresh.means(0, 0, 19).at<float>(0, i));
-}
-
-TEST(Moba, KeepsTheOwnBlockAndTheBestBeforeIt) {
-  const Scored s(8, {1, 1, 5, 5, 3, 3, 9, 9});
-  const Mask mask = mask_of(R"({"type": "moba", "block_size": 2, "top_k": 2})", s.inputs);
-  EXPECT_EQ(row_text(mask, 7), "..11..11");
-  EXPECT_EQ(row_text(mask, 6), "..11..1.") << "nothing after the query";
-  EXPECT_EQ(row_text(mask, 3), "1111....");
-  EXPECT_EQ(row_text(mask_of(R"({"type": "moba", "block_size": 2, "top_k": 1})", s.inputs), 5), "....11..");
-}
-
-TEST(InfLlm, KeepsTheFirstTheNearAndTheBlocksThatMattered) {
-  // Memory blocks of 2 after the first key; the window is 3. Of block [3, 5), key 3 gathers attention while near.
-  const Scored s(10, {0, 0, 0, 6, 0, 0, 0, 0, 0, 0});
-  const auto mask = [&](int top) {
-    return mask_of(R"({"type": "inf_llm", "block_size": 2, "n_init": 1, "n_local": 3, "repr_top_k": 1,
-                       "exc_block_size": 1, "top_k": )" +
-                       std::to_string(top) + "}",
-                   s.inputs);
+TEST(NsaTopK, TheFirstAndTheLastBlocksCountInTheBudget) {
+  const Scored s(8, {0, 0, 0, 9, 0, 0, 0, 0});
+  const auto row = [&](const std::string& blocks) {
+    return row_text(
+        mask_of(masker("nsa_top_k", R"("kernel_size": 2, "kernel_stride": 2, "block_size": 2, )" + blocks), s.inputs),
+        7);
   };
-  EXPECT_EQ(row_text(mask(0), 9), "1......111") << "blocks [1, 3), [3, 5), [5, 7) lie behind";
-  EXPECT_EQ(row_text(mask(1), 9), "1..11..111");
-  EXPECT_EQ(row_text(mask(9), 9), "1111111111");
-  EXPECT_EQ(row_text(mask(1), 3), "1111......") << "not yet behind";
-}
-
-TEST(TopBlocks, RefuseBadParameters) {
-  EXPECT_NE(refusal(R"({"type": "nsa_top_k", "kernel_size": 24})").find("multiple of kernel_stride"),
-            std::string::npos);
-  EXPECT_NE(refusal(R"({"type": "nsa_top_k", "top_k": 2})").find("init_blocks + local_blocks"), std::string::npos);
-  EXPECT_NE(refusal(R"({"type": "moba", "top_k": 0})").find("/top_k"), std::string::npos);
-  EXPECT_NE(refusal(R"({"type": "inf_llm", "n_local": 0})").find("/n_local"), std::string::npos);
+  EXPECT_EQ(row(R"("init_blocks": 1, "local_blocks": 1, "top_k": 2)"), "11....11");
+  EXPECT_EQ(row(R"("init_blocks": 1, "local_blocks": 1, "top_k": 3)"), "1111..11");
+  EXPECT_EQ(row(R"("init_blocks": 0, "local_blocks": 0, "top_k": 1)"), "..11....");
 }
 
 TEST(NsaTopK, ChecksGivenCompressedKeys) {
@@ -150,7 +109,17 @@ TEST(NsaTopK, ChecksGivenCompressedKeys) {
   const NamedTensor given{"compressed_keys", few.view()};
   AttentionInputs inputs = owned.inputs;
   inputs.extras = {&given, 1};
-  EXPECT_THROW(mask_of(R"({"type": "nsa_top_k"})", inputs), ShapeError);
+  EXPECT_EQ(refusal<ShapeError>(R"({"type": "nsa_top_k"})", inputs),
+            "compressed_keys: F32 (1, 1, 2, 8); expected (1, 1, at least 5, 8)");
+}
+
+TEST(NsaTopK, RefusesBadParameters) {
+  EXPECT_EQ(refusal(R"({"type": "nsa_top_k", "kernel_size": 24})"),
+            "/maskers/0/kernel_size: must be a multiple of kernel_stride, got 24");
+  EXPECT_EQ(refusal(R"({"type": "nsa_top_k", "block_size": 24})"),
+            "/maskers/0/block_size: must be a multiple of kernel_stride, got 24");
+  EXPECT_EQ(refusal(R"({"type": "nsa_top_k", "top_k": 2})"),
+            "/maskers/0/top_k: must be at least init_blocks + local_blocks, got 2");
 }
 
 }  // namespace
