@@ -242,7 +242,7 @@ bool TilePlanner::list_all_of(const RowEntries& row, Index rows) {
   const auto whole = static_cast<Index>(row.words.size());
   own_.assign(row.words.begin(), row.words.end());
   own_.push_back(row.last_word);
-  const Index runs = combine_words(BitOp::unite, own_.data(), own_.data(), own_.data(), whole + 1).runs;
+  const Index runs = combine_words(SetOp::max, own_.data(), own_.data(), own_.data(), whole + 1).runs;
   if (runs * kLongRun <= row.count) return false;
   list.resize(static_cast<std::size_t>(row.count + kSlack));
   columns_of_bits(own_.data(), whole + 1, 0, list.data());
@@ -279,7 +279,7 @@ void TilePlanner::find_shared(Index rows) {
   }
   shared_.resize(static_cast<std::size_t>(width));
   by_all_.resize(static_cast<std::size_t>(width));
-  const Index shared = held_by_at_least(least, words_.data(), rows, width, shared_.data(), by_all_.data());
+  const Index shared = columns_in_at_least(least, words_.data(), rows, width, shared_.data(), by_all_.data());
   const auto enough_of_few = [&] {
     const double needed = kMinSharedOfFew * static_cast<double>(entries);
     return static_cast<double>(shared * rows) >= needed && shared_entries(rows, width) >= needed;
@@ -305,7 +305,7 @@ double TilePlanner::shared_entries(Index rows, Index width) {
   Index count = 0;
   for (Index r = 0; r < rows; ++r) {
     own_.assign(words_.begin() + r * width, words_.begin() + (r + 1) * width);
-    count += combine_words(BitOp::intersect, own_.data(), shared_.data(), own_.data(), width).entries;
+    count += combine_words(SetOp::intersect, own_.data(), shared_.data(), own_.data(), width).entries;
   }
   return static_cast<double>(count);
 }
@@ -380,7 +380,7 @@ void TilePlanner::place(Index rows) {
     const auto words = [&](Index r) { return words_.data() + r * width; };
     fill_rest(
         rows,
-        [&](Index r) { return combine_words(BitOp::subtract, words(r), shared_.data(), words(r), width).entries; },
+        [&](Index r) { return combine_words(SetOp::subtract, words(r), shared_.data(), words(r), width).entries; },
         [&](Index r, std::int32_t* to) { columns_of_bits(words(r), width, origin_, to); });
   }
 }

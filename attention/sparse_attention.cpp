@@ -6,6 +6,7 @@
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/stopwatch.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 

@@ -30,6 +30,7 @@
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/runtime.hpp>
 #include <reticle/core/cuda/top_k.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/ops/select.hpp>

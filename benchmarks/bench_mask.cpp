@@ -6,6 +6,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 

@@ -14,6 +14,7 @@
 
 #include <reticle/core/cuda/runtime.hpp>
 #include <reticle/core/mask/apply.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/device_storage.hpp>
@@ -239,19 +240,7 @@ Context context_of(const Mask& a, const Mask& b = {}) {
 Mask combined(const Mask& a, const Mask& b, SetOp op) {
   const Context context = context_of(a, b);
   const py::gil_scoped_release released;
-  switch (op) {
-    case SetOp::add:
-      return merge(a, b, MergeRule::add, context);
-    case SetOp::max:
-      return merge(a, b, MergeRule::max, context);
-    case SetOp::independent:
-      return merge(a, b, MergeRule::independent, context);
-    case SetOp::intersect:
-      return intersect(a, b, context);
-    case SetOp::subtract:
-      break;
-  }
-  return subtract(a, b, context);
+  return combine(a, b, op, context);
 }
 
 /// "cpu", "cuda", "cuda:1", or torch's device of such a name.
@@ -435,11 +424,7 @@ void add_mask(py::module_& module) {
       .def(
           "merge",
           [](const Mask& a, const Mask& b, const std::string& rule) {
-            const MergeRule how = enum_from<MergeRule>(rule, "rule");
-            return combined(a, b,
-                            how == MergeRule::add   ? SetOp::add
-                            : how == MergeRule::max ? SetOp::max
-                                                    : SetOp::independent);
+            return combined(a, b, op_of(enum_from<MergeRule>(rule, "rule")));
           },
           py::arg("other"), py::arg("rule") = "add",
           "The union; p of positions in both is min(1, a + b), max(a, b) or 1 - (1-a)(1-b): add, max, independent.")

@@ -5,6 +5,7 @@
 
 #include <fmt/core.h>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/picture.hpp>
 #include <reticle/core/registry.hpp>

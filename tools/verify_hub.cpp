@@ -17,6 +17,7 @@
 
 #include <reticle/attention/objective.hpp>
 #include <reticle/core/config/field_names.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>

@@ -13,6 +13,7 @@
 
 #include <reticle/attention/llama/evaluate.hpp>
 #include <reticle/attention/llama/self_attention.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>

@@ -10,6 +10,7 @@
 #include <reticle/attention/cuda/device_plan.cuh>
 #include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/tensor.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>

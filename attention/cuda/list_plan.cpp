@@ -4,6 +4,7 @@
 
 #include <reticle/attention/cuda/list_plan.hpp>
 #include <reticle/core/cuda/row_block.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>

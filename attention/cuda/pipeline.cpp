@@ -8,6 +8,7 @@
 #include <reticle/core/base/warning.hpp>
 #include <reticle/core/cuda/mask.hpp>
 #include <reticle/core/cuda/tensor.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/ops/select_by_rules.hpp>
 

@@ -231,19 +231,10 @@ std::shared_ptr<const StoredMask> StoredMask::combined(const StoredMask& a, cons
 std::shared_ptr<const DeviceStorage> StoredMask::combine(const DeviceStorage& other, SetOp op,
                                                          const Context& context) const {
   const auto& b = dynamic_cast<const StoredMask&>(other);
-  switch (op) {
-    case SetOp::add:
-      return combined<row_op::Add>(*this, b, "merge", context.stream);
-    case SetOp::max:
-      return combined<row_op::Max>(*this, b, "merge", context.stream);
-    case SetOp::independent:
-      return combined<row_op::Independent>(*this, b, "merge", context.stream);
-    case SetOp::intersect:
-      return combined<row_op::Intersect>(*this, b, "intersect", context.stream);
-    case SetOp::subtract:
-      break;
-  }
-  return combined<row_op::Subtract>(*this, b, "subtract", context.stream);
+  return with_functor(op, [&]<class Op>(Op) {
+    const char* const name = is_union(op) ? "merge" : op == SetOp::intersect ? "intersect" : "subtract";
+    return combined<Op>(*this, b, name, context.stream);
+  });
 }
 
 Mask mask_of_lists(const MaskShape& shape, const KeyLists& lists, Stream stream) {

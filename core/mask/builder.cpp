@@ -8,19 +8,9 @@
 
 namespace reticle {
 
-MaskKind conform(const MaskShape& shape, const MaskCounts& counts) {
-  if (counts.entries == 0) return MaskKind::empty;
-  const Index rows = shape.stored_rows();
-  if (counts.entries == rows * shape.keys && !counts.weighted) return MaskKind::full;
-  const Index p = counts.weighted ? Index{sizeof(float)} : 0;
-  const Index run_bytes = counts.runs * (Index{sizeof(Interval)} + p);
-  const Index csr_bytes = counts.entries * (Index{sizeof(std::int32_t)} + p);
-  const Index row_ptr_bytes = rows * Index{sizeof(Index)};
-  const Index sparse_bytes = row_ptr_bytes + std::min(run_bytes, csr_bytes);
-  const Index dense_bytes = counts.weighted ? rows * shape.keys * Index{sizeof(float)}
-                                            : rows * BitDense::words_per_row(shape.keys) * Index{sizeof(std::uint64_t)};
-  if (dense_bytes < sparse_bytes) return counts.weighted ? MaskKind::dense : MaskKind::bits;
-  return run_bytes <= csr_bytes ? MaskKind::runs : MaskKind::csr;
+void accumulate(Array<Index>& row_ptr) {
+  row_ptr[0] = 0;
+  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
 }
 
 Index rows_per_chunk(Index rows) { return std::clamp<Index>(rows / 256, 1, 4096); }
@@ -72,15 +62,8 @@ class SecondPass {
   Representation bits() {
     const Index per_row = BitDense::words_per_row(shape_.keys);
     Array<std::uint64_t> words(static_cast<std::size_t>(shape_.stored_rows() * per_row), 0);
-    for_each_row({}, [&](Index row, Run run, Index&) {
-      std::uint64_t* of_row = words.data() + row * per_row;
-      for (Index k = run.begin; k < run.end;) {
-        const Index end = std::min<Index>(run.end, (k | 63) + 1);
-        const std::uint64_t ones = end - k == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << (end - k)) - 1;
-        of_row[k / 64] |= ones << (k % 64);
-        k = end;
-      }
-    });
+    for_each_row({},
+                 [&](Index row, Run run, Index&) { set_bit_range(words.data() + row * per_row, run.begin, run.end); });
     return BitDense{std::move(words)};
   }
 
@@ -93,11 +76,6 @@ class SecondPass {
   }
 
  private:
-  static void accumulate(Array<Index>& row_ptr) {
-    row_ptr[0] = 0;
-    for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
-  }
-
   [[noreturn]] void refuse_changed(Index row) const {
     throw ValueError("mask " + shape_.describe() + ": row " + std::to_string(row) +
                      " is another than when it was counted: what it is made from changed meanwhile");
@@ -306,14 +284,11 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
       }
     }
   });
-  row_ptr[0] = 0;
-  for (std::size_t row = 1; row < row_ptr.size(); ++row) row_ptr[row] += row_ptr[row - 1];
+  accumulate(row_ptr);
   MaskCounts counts;
   bool valid = true, with_p = false;
   for (const SelectedRows& part : of_chunk) {
-    counts.entries += part.counts.entries;
-    counts.runs += part.counts.runs;
-    counts.weighted |= part.counts.weighted;
+    counts += part.counts;
     valid &= part.valid;
     with_p |= !part.all.p.empty();
   }

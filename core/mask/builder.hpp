@@ -1,23 +1,13 @@
-// How rows become a mask, and which representation the result takes. Internal to core.
+// How rows become a mask. Internal to core.
 #pragma once
 
 #include <optional>
 #include <span>
 
+#include <reticle/core/mask/conform.hpp>
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
-
-/// What a mask holds, by count; enough to choose its representation.
-struct MaskCounts {
-  Index runs = 0;     // maximal runs, over the stored rows
-  Index entries = 0;  // positions, over the stored rows
-  bool weighted = false;
-};
-
-/// The smallest representation of these counts; of equals the earlier in runs, csr, bits, dense. A function of the
-/// content alone, so results never depend on how the operands were stored.
-MaskKind conform(const MaskShape& shape, const MaskCounts& counts);
 
 /// Mask::from_runs, in the representation that is asked for; conform's choice when none is. ShapeError when the content
 /// does not fit into it (bits cannot hold a p below 1, empty no entry, full no gap).
@@ -29,10 +19,13 @@ Mask assemble(const MaskShape& shape, FunctionRef<void(RowId, FunctionRef<void(R
 RETICLE_API Mask assemble_selections(const MaskShape& shape, Index group,
                                      FunctionRef<void(RowId first, std::span<Selection>)> rows, const Context& context);
 
+/// Counts of rows, from the second element on, become where each row begins.
+void accumulate(Array<Index>& row_ptr);
+
 /// Rows per task: enough of them to pay for handing one out.
 Index rows_per_chunk(Index rows);
 
-/// The door to Mask's storage for the operations in core/mask, which vouch for its invariants.
+/// Access to Mask's storage for the operations in core/mask, which vouch for its invariants.
 class MaskAssembler {
  public:
   static Mask make(const MaskShape& shape, Representation representation, Index stored_entries, bool weighted) {

@@ -16,17 +16,24 @@
 
 namespace reticle {
 
+/// Any of them: merge(a, b, add) is combine(a, b, SetOp::add).
+RETICLE_API Mask combine(const Mask& a, const Mask& b, SetOp op, const Context& context = {});
+
+/// Those that are unions.
 enum class MergeRule : std::uint8_t { add, max, independent };
+constexpr SetOp op_of(MergeRule rule) {
+  return rule == MergeRule::add ? SetOp::add : rule == MergeRule::max ? SetOp::max : SetOp::independent;
+}
 
 RETICLE_API Mask merge(const Mask& a, const Mask& b, MergeRule rule = MergeRule::add, const Context& context = {});
-RETICLE_API Mask intersect(const Mask& a, const Mask& b, const Context& context = {});
-RETICLE_API Mask subtract(const Mask& a, const Mask& b, const Context& context = {});
+inline Mask intersect(const Mask& a, const Mask& b, const Context& context = {}) {
+  return combine(a, b, SetOp::intersect, context);
+}
+inline Mask subtract(const Mask& a, const Mask& b, const Context& context = {}) {
+  return combine(a, b, SetOp::subtract, context);
+}
 /// ShapeError for a weighted mask.
 RETICLE_API Mask complement(const Mask& mask, const Context& context = {});
-/// What lies at or before each query's own position; query i sits at position keys - queries + i.
-RETICLE_API Mask restrict_causal(const Mask& mask, const Context& context = {});
-/// nnz of restrict_causal(mask), without making it.
-RETICLE_API Index causal_nnz(const Mask& mask, const Context& context = {});
 /// The same positions with p = 1.
 RETICLE_API Mask support(const Mask& mask, const Context& context = {});
 

@@ -8,9 +8,6 @@
 
 namespace reticle {
 
-/// The set operations on two masks; see combine.hpp.
-enum class SetOp : std::uint8_t { add, max, independent, intersect, subtract };
-
 /// The entries of a mask in a device's memory. Immutable; work is queued on context.stream.
 class RETICLE_API DeviceStorage {
  public:

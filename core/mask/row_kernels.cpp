@@ -29,15 +29,15 @@ namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class V>
-V Apply(BitOp op, V a, V b) {
-  return op == BitOp::unite ? hn::Or(a, b) : op == BitOp::intersect ? hn::And(a, b) : hn::AndNot(b, a);
+V Apply(SetOp op, V a, V b) {
+  return is_union(op) ? hn::Or(a, b) : op == SetOp::intersect ? hn::And(a, b) : hn::AndNot(b, a);
 }
 
-inline std::uint64_t Apply(BitOp op, std::uint64_t a, std::uint64_t b) {
-  return op == BitOp::unite ? a | b : op == BitOp::intersect ? a & b : a & ~b;
+inline std::uint64_t Apply(SetOp op, std::uint64_t a, std::uint64_t b) {
+  return is_union(op) ? a | b : op == SetOp::intersect ? a & b : a & ~b;
 }
 
-template <BitOp kOp>
+template <SetOp kOp>
 RowCounts CombineWordsBy(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
   const hn::ScalableTag<std::uint64_t> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
@@ -68,16 +68,10 @@ RowCounts CombineWordsBy(const std::uint64_t* a, const std::uint64_t* b, std::ui
   return counts;
 }
 
-RowCounts CombineWords(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
-  switch (op) {
-    case BitOp::unite:
-      return CombineWordsBy<BitOp::unite>(a, b, out, count);
-    case BitOp::intersect:
-      return CombineWordsBy<BitOp::intersect>(a, b, out, count);
-    case BitOp::subtract:
-      break;
-  }
-  return CombineWordsBy<BitOp::subtract>(a, b, out, count);
+RowCounts CombineWords(SetOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
+  if (is_union(op)) return CombineWordsBy<SetOp::max>(a, b, out, count);
+  return op == SetOp::intersect ? CombineWordsBy<SetOp::intersect>(a, b, out, count)
+                                : CombineWordsBy<SetOp::subtract>(a, b, out, count);
 }
 
 /// Sorts a bitonic vector: exchanges at distances kDistance, kDistance / 2, ..., 1. The partner of lane l is l ^
@@ -196,17 +190,11 @@ V CombineP(V a, V b) {
   return hn::Sub(one, hn::Mul(hn::Sub(one, a), hn::Sub(one, b)));
 }
 
-/// work(the operation that the rule names).
+/// work(the functor of a union).
 template <class Work>
-auto ByRule(UnionRule rule, Work&& work) {
-  switch (rule) {
-    case UnionRule::add:
-      return work(row_op::Add());
-    case UnionRule::max:
-      return work(row_op::Max());
-    case UnionRule::independent:
-      break;
-  }
+auto ByUnion(SetOp op, Work&& work) {
+  if (op == SetOp::add) return work(row_op::Add());
+  if (op == SetOp::max) return work(row_op::Max());
   return work(row_op::Independent());
 }
 
@@ -287,10 +275,10 @@ HWY_INLINE Index MergeWeightedBy(ListReader from_a, ListReader from_b, std::int3
   return to - out;
 }
 
-Index MergeWeighted(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+Index MergeWeighted(SetOp op, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
                     const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
-  return ByRule(rule, [&](auto op) HWY_ATTR {
-    return MergeWeightedBy<decltype(op)>({a, a_p, a_count}, {b, b_p, b_count}, out, out_p);
+  return ByUnion(op, [&](auto functor) HWY_ATTR {
+    return MergeWeightedBy<decltype(functor)>({a, a_p, a_count}, {b, b_p, b_count}, out, out_p);
   });
 }
 
@@ -410,7 +398,7 @@ Index CountBits(const std::uint64_t* words, Index count) {
 /// half adders, two operations a plane; a comparison with a constant goes from the lowest bit up.
 template <std::size_t kPlanes, class D>
 HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Index rows, Index width,
-                             std::uint64_t* by_enough, std::uint64_t* by_all) {
+                             std::uint64_t* in_enough, std::uint64_t* in_all) {
   using V = hn::Vec<D>;
   V planes[kPlanes];
   for (V& plane : planes) plane = hn::Zero(tag);
@@ -427,8 +415,8 @@ HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Ind
   V enough = hn::Set(tag, ~std::uint64_t{0});
   for (std::size_t i = 0; i < kPlanes; ++i)
     enough = (least >> i & 1) != 0 ? hn::And(enough, planes[i]) : hn::Or(enough, planes[i]);
-  hn::StoreU(enough, tag, by_enough);
-  hn::StoreU(all, tag, by_all);
+  hn::StoreU(enough, tag, in_enough);
+  hn::StoreU(all, tag, in_all);
 }
 
 /// What a row of p holds.
@@ -498,10 +486,10 @@ HWY_INLINE RowCounts UniteAsDenseBy(ListReader a, ListReader b, float* p, Index 
   return counts.row;
 }
 
-RowCounts UniteAsDense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+RowCounts UniteAsDense(SetOp op, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
                        const float* b_p, Index b_count, float* p, Index keys, bool* weighted) {
-  return ByRule(rule, [&](auto op) HWY_ATTR {
-    return UniteAsDenseBy<decltype(op)>({a, a_p, a_count}, {b, b_p, b_count}, p, keys, weighted);
+  return ByUnion(op, [&](auto functor) HWY_ATTR {
+    return UniteAsDenseBy<decltype(functor)>({a, a_p, a_count}, {b, b_p, b_count}, p, keys, weighted);
   });
 }
 
@@ -597,21 +585,21 @@ void TransposeBits(const std::uint64_t* words, Index rows, Index stride, std::ui
 
 /// For up to 2^kPlanes - 1 rows.
 template <std::size_t kPlanes>
-void HeldBy(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
-            std::uint64_t* by_all) {
+void HeldBy(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* in_enough,
+            std::uint64_t* in_all) {
   const hn::ScalableTag<std::uint64_t> tag;
   const hn::CappedTag<std::uint64_t, 1> one;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   Index w = 0;
   for (; w + lanes <= width; w += lanes)
-    CountColumns<kPlanes>(tag, least, words + w, rows, width, by_enough + w, by_all + w);
-  for (; w < width; ++w) CountColumns<kPlanes>(one, least, words + w, rows, width, by_enough + w, by_all + w);
+    CountColumns<kPlanes>(tag, least, words + w, rows, width, in_enough + w, in_all + w);
+  for (; w < width; ++w) CountColumns<kPlanes>(one, least, words + w, rows, width, in_enough + w, in_all + w);
 }
 
-Index HeldByAtLeast(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
-                    std::uint64_t* by_all) {
-  (rows < 8 && least < 8 ? HeldBy<3> : HeldBy<7>)(least, words, rows, width, by_enough, by_all);
-  return CountBits(by_enough, width);
+Index ColumnsInAtLeast(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* in_enough,
+                       std::uint64_t* in_all) {
+  (rows < 8 && least < 8 ? HeldBy<3> : HeldBy<7>)(least, words, rows, width, in_enough, in_all);
+  return CountBits(in_enough, width);
 }
 
 }  // namespace reticle::HWY_NAMESPACE
@@ -626,14 +614,14 @@ HWY_EXPORT(MergeWeighted);
 HWY_EXPORT(CountRuns);
 HWY_EXPORT(SetBits);
 HWY_EXPORT(UniteColumnsAsBits);
-HWY_EXPORT(HeldByAtLeast);
+HWY_EXPORT(ColumnsInAtLeast);
 HWY_EXPORT(TransposeBits);
 HWY_EXPORT(ColumnsOfBits);
 HWY_EXPORT(CountBits);
 HWY_EXPORT(CountDense);
 HWY_EXPORT(UniteAsDense);
 
-RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
+RowCounts combine_words(SetOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, Index count) {
   return HWY_DYNAMIC_DISPATCH(CombineWords)(op, a, b, out, count);
 }
 
@@ -641,9 +629,9 @@ RowCounts merge_columns(const std::int32_t* a, Index a_count, const std::int32_t
   return HWY_DYNAMIC_DISPATCH(MergeColumns)(a, a_count, b, b_count, out);
 }
 
-Index merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
-                             const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
-  return HWY_DYNAMIC_DISPATCH(MergeWeighted)(rule, a, a_p, a_count, b, b_p, b_count, out, out_p);
+Index merge_weighted_columns(SetOp op, const std::int32_t* a, const float* a_p, Index a_count, const std::int32_t* b,
+                             const float* b_p, Index b_count, std::int32_t* out, float* out_p) {
+  return HWY_DYNAMIC_DISPATCH(MergeWeighted)(op, a, a_p, a_count, b, b_p, b_count, out, out_p);
 }
 
 Index count_runs(const std::int32_t* columns, const float* p, Index count) {
@@ -659,10 +647,10 @@ RowCounts count_dense(const float* p, Index count, bool& weighted) {
   return HWY_DYNAMIC_DISPATCH(CountDense)(p, count, &weighted);
 }
 
-RowCounts unite_columns_as_dense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+RowCounts unite_columns_as_dense(SetOp op, const std::int32_t* a, const float* a_p, Index a_count,
                                  const std::int32_t* b, const float* b_p, Index b_count, float* p, Index keys,
                                  bool& weighted) {
-  return HWY_DYNAMIC_DISPATCH(UniteAsDense)(rule, a, a_p, a_count, b, b_p, b_count, p, keys, &weighted);
+  return HWY_DYNAMIC_DISPATCH(UniteAsDense)(op, a, a_p, a_count, b, b_p, b_count, p, keys, &weighted);
 }
 
 Index count_bits(const std::uint64_t* words, Index count) { return HWY_DYNAMIC_DISPATCH(CountBits)(words, count); }
@@ -671,9 +659,9 @@ Index columns_of_bits(const std::uint64_t* words, Index count, std::int32_t orig
   return HWY_DYNAMIC_DISPATCH(ColumnsOfBits)(words, count, origin, out);
 }
 
-Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* by_enough,
-                       std::uint64_t* by_all) {
-  return HWY_DYNAMIC_DISPATCH(HeldByAtLeast)(least, words, rows, width, by_enough, by_all);
+Index columns_in_at_least(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* in_enough,
+                          std::uint64_t* in_all) {
+  return HWY_DYNAMIC_DISPATCH(ColumnsInAtLeast)(least, words, rows, width, in_enough, in_all);
 }
 
 void transpose_bits(const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out) {

@@ -1,25 +1,20 @@
-// What unions of stored rows are made of, for the instruction set that the process runs on. Internal to core/mask.
+// Vector kernels for the operations on stored rows, dispatched to the instruction set at run time (Highway). Internal
+// to core/mask and the attention planner.
 #pragma once
 
 #include <cstdint>
 
 #include <reticle/core/base/export.hpp>
 #include <reticle/core/base/types.hpp>
+#include <reticle/core/mask/run.hpp>
 
 namespace reticle {
 
-enum class BitOp : std::uint8_t { unite, intersect, subtract };
-
-/// What a row holds: positions, and maximal runs of them.
-struct RowCounts {
-  Index entries = 0, runs = 0;
-};
-
-/// out = a op b over `count` words; out may be a.
-RETICLE_API RowCounts combine_words(BitOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out,
+/// out = a op b over `count` words of bits; out may be a.
+RETICLE_API RowCounts combine_words(SetOp op, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out,
                                     Index count);
 
-/// Room that vectors may write beyond a result.
+/// Elements past a result that kernels may overwrite: allocate this many extra.
 inline constexpr Index kSlack = 64;
 
 /// The union of two strictly ascending lists of columns below 2^31 - 1; `out` has room for both and kSlack more.
@@ -30,12 +25,10 @@ RETICLE_API RowCounts merge_columns(const std::int32_t* a, Index a_count, const 
 RETICLE_API RowCounts unite_columns_as_bits(const std::int32_t* a, Index a_count, const std::int32_t* b, Index b_count,
                                             std::uint64_t* words, Index count);
 
-/// How p of a column that both lists hold combine: row_op::Add, Max and Independent in vectors.
-enum class UnionRule : std::uint8_t { add, max, independent };
-
-/// The same with a p in (0, 1] per column; null: all 1. `out_p` is aligned with `out`, and has the same room. Returns
-/// the number of entries; count_runs is a call of its own because what was just written is not to be read at once.
-RETICLE_API Index merge_weighted_columns(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+/// The union by `op`, one of the three, with a p in (0, 1] per column; null: all 1. `out_p` is aligned with `out`, and
+/// has the same room. Returns the number of entries; count_runs is a call of its own because what was just written is
+/// not to be read at once.
+RETICLE_API Index merge_weighted_columns(SetOp op, const std::int32_t* a, const float* a_p, Index a_count,
                                          const std::int32_t* b, const float* b_p, Index b_count, std::int32_t* out,
                                          float* out_p);
 
@@ -43,7 +36,7 @@ RETICLE_API Index merge_weighted_columns(UnionRule rule, const std::int32_t* a, 
 RETICLE_API Index count_runs(const std::int32_t* columns, const float* p, Index count);
 
 /// The union as p of every position, 0 where neither list has it; `weighted` is set when some p is below 1.
-RETICLE_API RowCounts unite_columns_as_dense(UnionRule rule, const std::int32_t* a, const float* a_p, Index a_count,
+RETICLE_API RowCounts unite_columns_as_dense(SetOp op, const std::int32_t* a, const float* a_p, Index a_count,
                                              const std::int32_t* b, const float* b_p, Index b_count, float* p,
                                              Index keys, bool& weighted);
 
@@ -64,8 +57,8 @@ RETICLE_API Index columns_of_bits(const std::uint64_t* words, Index count, std::
 
 /// The columns that at least `least` (1 to 64) of up to 64 rows hold, and those that all hold, as bits; `words`
 /// is (rows, width). Returns the number of the former.
-RETICLE_API Index held_by_at_least(Index least, const std::uint64_t* words, Index rows, Index width,
-                                   std::uint64_t* by_enough, std::uint64_t* by_all);
+RETICLE_API Index columns_in_at_least(Index least, const std::uint64_t* words, Index rows, Index width,
+                                      std::uint64_t* in_enough, std::uint64_t* in_all);
 
 /// Bit r of out[i] is bit i of words[r * stride], for up to 64 rows and each of 64 i.
 RETICLE_API void transpose_bits(const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out);

@@ -45,6 +45,35 @@ struct Subtract {
 };
 }  // namespace row_op
 
+/// The operations on two masks, by name.
+enum class SetOp : std::uint8_t { add, max, independent, intersect, subtract };
+
+/// Of 0/1 masks these three are one operation: or.
+constexpr bool is_union(SetOp op) { return op == SetOp::add || op == SetOp::max || op == SetOp::independent; }
+
+/// body(the operation's functor in row_op).
+template <class Body>
+decltype(auto) with_functor(SetOp op, Body&& body) {
+  switch (op) {
+    case SetOp::add:
+      return body(row_op::Add());
+    case SetOp::max:
+      return body(row_op::Max());
+    case SetOp::independent:
+      return body(row_op::Independent());
+    case SetOp::intersect:
+      return body(row_op::Intersect());
+    case SetOp::subtract:
+      break;
+  }
+  return body(row_op::Subtract());
+}
+
+/// What a row, or several, hold: positions, and maximal runs of them.
+struct RowCounts {
+  std::int64_t entries = 0, runs = 0;
+};
+
 /// Joins neighbours of equal p on their way to `emit`; call flush at the end of the row.
 template <class Emit>
 class RunJoiner {

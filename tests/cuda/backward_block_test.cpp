@@ -9,6 +9,7 @@
 #include <reticle/attention/backward.hpp>
 #include <reticle/attention/cuda/backward_tile_block.hpp>
 #include <reticle/attention/cuda/block_plan.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>

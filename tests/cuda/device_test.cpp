@@ -17,6 +17,7 @@
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/tensor.hpp>
 #include <reticle/core/cuda/top_k.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>

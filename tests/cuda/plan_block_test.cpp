@@ -15,6 +15,7 @@
 
 #include <reticle/attention/cuda/block_plan.hpp>
 #include <reticle/attention/cuda/plan_block.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 

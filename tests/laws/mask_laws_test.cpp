@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 
 #include "support/naive_mask.hpp"

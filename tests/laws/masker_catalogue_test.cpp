@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/registry.hpp>

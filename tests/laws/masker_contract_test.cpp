@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/registry.hpp>
 

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <reticle/attention/sparse_attention.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/reshape.hpp>
 

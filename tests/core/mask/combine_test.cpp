@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 
 namespace reticle {

@@ -82,7 +82,7 @@ TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
           const Row a = random_row(left, 100, random);
           Row b = random_row(right, 100, random);
           if (!both) std::fill(b.p.begin(), b.p.end(), 1.0f);
-          const auto check = [&]<class Op>(UnionRule rule, Op) {
+          const auto check = [&]<class Op>(SetOp rule, Op) {
             std::vector<std::int32_t> columns(left + right + kSlack);
             std::vector<float> p(columns.size());
             const Index entries =
@@ -91,9 +91,9 @@ TEST(MergeWeightedColumns, IsTheUnionByEachRule) {
             const RowCounts counts{entries, count_runs(columns.data(), p.data(), entries)};
             expect_equal(union_of<Op>(a, b, true), counts, columns, p);
           };
-          check(UnionRule::add, row_op::Add());
-          check(UnionRule::max, row_op::Max());
-          check(UnionRule::independent, row_op::Independent());
+          check(SetOp::add, row_op::Add());
+          check(SetOp::max, row_op::Max());
+          check(SetOp::independent, row_op::Independent());
         }
       }
     }
@@ -110,7 +110,7 @@ TEST(CombineWords, CombinesAndCountsForEveryLengthAndTarget) {
         b.push_back(random());
         b.back() &= random();
       }
-      for (const BitOp op : {BitOp::unite, BitOp::intersect, BitOp::subtract}) {
+      for (const SetOp op : {SetOp::max, SetOp::intersect, SetOp::subtract}) {
         const RowCounts counts = combine_words(op, a.data(), b.data(), out.data(), count);
         RowCounts expected;
         bool before = false;
@@ -119,7 +119,7 @@ TEST(CombineWords, CombinesAndCountsForEveryLengthAndTarget) {
             return (words[static_cast<std::size_t>(bit / 64)] >> (bit % 64) & 1) != 0;
           };
           const bool in_a = at(a), in_b = at(b);
-          const bool is = op == BitOp::unite ? in_a || in_b : op == BitOp::intersect ? in_a && in_b : in_a && !in_b;
+          const bool is = op == SetOp::max ? in_a || in_b : op == SetOp::intersect ? in_a && in_b : in_a && !in_b;
           ASSERT_EQ(at(out), is);
           expected.entries += is ? 1 : 0;
           expected.runs += is && !before ? 1 : 0;
@@ -166,7 +166,7 @@ TEST(UniteColumnsAsDense, IsTheUnionByEachRule) {
         const Row a = random_row(static_cast<std::size_t>(below) / 2, below, random);
         Row b = random_row(static_cast<std::size_t>(below), below, random);
         if (!both) std::fill(b.p.begin(), b.p.end(), 1.0f);
-        const auto check = [&]<class Op>(UnionRule rule, Op) {
+        const auto check = [&]<class Op>(SetOp rule, Op) {
           std::vector<float> p(static_cast<std::size_t>(below), -1.0f);
           bool weighted = false;
           const RowCounts counts = unite_columns_as_dense(
@@ -183,9 +183,9 @@ TEST(UniteColumnsAsDense, IsTheUnionByEachRule) {
           expect_equal(union_of<Op>(a, b, true), counts, columns, listed);
           EXPECT_EQ(weighted, std::ranges::any_of(listed, [](float x) { return x < 1; }));
         };
-        check(UnionRule::add, row_op::Add());
-        check(UnionRule::max, row_op::Max());
-        check(UnionRule::independent, row_op::Independent());
+        check(SetOp::add, row_op::Add());
+        check(SetOp::max, row_op::Max());
+        check(SetOp::independent, row_op::Independent());
       }
     }
   });
@@ -281,7 +281,7 @@ TEST(HeldByAtLeast, CountsTheRowsOfEveryColumn) {
           for (std::uint64_t& word : words) word = random() | random();
           const auto size = static_cast<std::size_t>(width);
           std::vector<std::uint64_t> enough(size), all(size), expected_enough(size, 0), expected_all(size, 0);
-          const Index held = held_by_at_least(least, words.data(), rows, width, enough.data(), all.data());
+          const Index held = columns_in_at_least(least, words.data(), rows, width, enough.data(), all.data());
           Index expected = 0;
           for (std::size_t w = 0; w < size; ++w) {
             for (int bit = 0; bit < 64; ++bit) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 
 #include "support/maskers.hpp"

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 
