@@ -1,5 +1,6 @@
 # The GPU. A CUDA toolkit is found, never required: without one, or with RETICLE_CUDA=OFF, three small files stand in for the
-# device code and say so when it is asked for. What kernels compute is tested on the CPU either way (tests/cuda).
+# device code and say so when it is asked for. What kernels compute is tested on the CPU either way (tests/core/cuda,
+# tests/attention/cuda).
 set(found_cuda OFF)
 set(cuda_sources core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu
   core/cuda/runtime.cu core/cuda/scores.cu core/cuda/tensor.cu core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu
@@ -50,7 +51,8 @@ endif()
 find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_sources(${compiled} PRIVATE ${cuda_sources})
-# CMake's own variable says which runtime; the shared one can be replaced by a stand-in that launches nothing (tests/cuda).
+# CMake's own variable says which runtime; the shared one can be replaced by a stand-in that launches nothing
+# (tests/core/cuda/stand_in).
 set(cuda_runtime CUDA::cudart_static)
 if(CMAKE_CUDA_RUNTIME_LIBRARY STREQUAL "Shared")
   set(cuda_runtime CUDA::cudart)

@@ -1,4 +1,5 @@
-"""Tensors on a GPU: what of them runs without one. Whole calls are in test_gpu_calls.py, pipelines in tests/cuda."""
+"""Tensors on a GPU: what of them runs without one. Whole calls are in test_gpu_calls.py, pipelines in
+tests/attention/cuda/pipeline_test.cpp."""
 
 import json
 

@@ -1,8 +1,9 @@
 """Every call that a GPU serves, made with tensors that say they lie on one (gpu_double.py), goes as far as the launch.
 
 Where a build has no CUDA, or the machine no GPU, the call ends there in a DeviceError that says so. Under the stand-in
-runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit` it goes on to launches that are recorded and not run. On the emulated
-device (the preset `emulated`, with RETICLE_EMULATED_HOST_TENSORS=1) kernels run, and results are those of the CPU.
+runtime (tests/core/cuda/stand_in) of `./bootstrap gpu-kit` it goes on to launches that are recorded and not run. On the
+emulated device (the preset `emulated`, with RETICLE_EMULATED_HOST_TENSORS=1) kernels run, and results are those of the
+CPU.
 """
 
 import ctypes

@@ -9,8 +9,8 @@
 #include <reticle/attention/nsa/compressed_attention.hpp>
 #include <reticle/attention/nsa/cuda/score_block.hpp>
 
-#include "cuda/problem.hpp"
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/problem.hpp"
+#include "support/cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
