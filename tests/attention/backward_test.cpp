@@ -9,7 +9,6 @@
 
 #include <reticle/attention/backward.hpp>
 
-#include "support/attention.hpp"
 #include "support/gradients.hpp"
 #include "support/random_mask.hpp"
 

@@ -12,11 +12,9 @@
 
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/combine.hpp>
-#include <reticle/core/mask/reshape.hpp>
 
 #include "support/attention.hpp"
 #include "support/random_mask.hpp"
-#include "support/targets.hpp"
 
 namespace reticle::testing {
 namespace {

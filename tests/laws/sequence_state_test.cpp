@@ -270,30 +270,5 @@ std::vector<std::string> types() {
 INSTANTIATE_TEST_SUITE_P(SequenceStates, EveryMasker, ::testing::ValuesIn(types()),
                          [](const auto& parameter) { return parameter.param; });
 
-TEST(SequenceState, WhatCannotFollowIsNamed) {
-  class Counting final : public Masker {
-   public:
-    Mask select(const AttentionInputs& inputs, const Mask&, LayerState& state, const Context&) const override {
-      state.get<int>(*this) += 1;
-      return Mask::full(inputs.shape());
-    }
-  };
-  const Counting masker;
-  LayerState state;
-  state.get<int>(masker) = 3;
-  const std::string why =
-      "cannot follow its sequence: what it keeps has no truncate(keys) and select(rows); reset the "
-      "state and start from the prompt";
-  for (const auto& call : {+[](LayerState& s) { s.truncate(1); }, +[](LayerState& s) { s.fork(); },
-                           +[](LayerState& s) { s.select(std::vector<Index>{0}); }}) {
-    try {
-      call(state);
-      ADD_FAILURE() << "expected a ValueError";
-    } catch (const ValueError& error) {
-      EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
-    }
-  }
-}
-
 }  // namespace
 }  // namespace reticle
