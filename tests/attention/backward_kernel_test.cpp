@@ -1,5 +1,7 @@
 // BackwardTile is internal: it is tested through attention_backward, whose every tile goes by it.
-#include <vector>
+#include <random>
+#include <string>
+#include <utility>
 
 #include <gtest/gtest.h>
 

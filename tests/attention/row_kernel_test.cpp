@@ -1,6 +1,5 @@
 // fold_keys is internal: it is tested through attention of at most kRowPathRows rows to a tile, which goes by it.
 #include <cmath>
-#include <limits>
 #include <random>
 #include <vector>
 

@@ -1,6 +1,5 @@
 // SharedKeys and TileBlocks are internal: they are tested through attention and its gradients, whose tiles read their
 // shared keys by them. Each case asks the plan whether keys are shared in the form that it is about.
-#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>

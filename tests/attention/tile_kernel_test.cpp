@@ -1,10 +1,8 @@
 // TileState is internal: it is tested through attention of more than kRowPathRows rows to a tile, which goes by it.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <random>
 #include <string>
-#include <vector>
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,5 @@
 #include <optional>
-#include <span>
 #include <string>
-#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -38,24 +36,6 @@ TEST(LayerState, AMaskerThatTakesAnothersPlaceFindsNothingOfIt) {
   state.get<int>(*masker) = 5;
   masker.emplace();  // at the same address
   EXPECT_EQ(state.get<std::string>(*masker), "");
-}
-
-TEST(LayerState, WhatCannotFollowIsNamed) {
-  const Counter masker;
-  LayerState state;
-  state.get<int>(masker) = 3;
-  const std::string why =
-      "cannot follow its sequence: what it keeps has no truncate(keys) and select(rows); reset the "
-      "state and start from the prompt";
-  for (const auto& call : {+[](LayerState& s) { s.truncate(1); }, +[](LayerState& s) { s.fork(); },
-                           +[](LayerState& s) { s.select(std::vector<Index>{0}); }}) {
-    try {
-      call(state);
-      ADD_FAILURE() << "expected a ValueError";
-    } catch (const ValueError& error) {
-      EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
-    }
-  }
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include <reticle/attention/cuda/attention.hpp>
 #include <reticle/core/mask/combine.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 
 namespace reticle::cuda {
 namespace {

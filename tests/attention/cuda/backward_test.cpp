@@ -10,7 +10,7 @@
 #include <reticle/attention/cuda/backward.hpp>
 #include <reticle/core/mask/convert.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 
 namespace reticle::cuda {
 namespace {

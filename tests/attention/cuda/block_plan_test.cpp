@@ -5,7 +5,7 @@
 
 #include <reticle/attention/cuda/block_plan.hpp>
 
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {

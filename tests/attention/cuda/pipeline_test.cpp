@@ -7,7 +7,7 @@
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/base/warning.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 #include "support/cuda/rules.hpp"
 #include "support/files.hpp"
 

@@ -2,7 +2,6 @@
 // one.
 #include <algorithm>
 #include <random>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,7 +12,7 @@
 #include <reticle/core/base/warning.hpp>
 
 #include "support/attention.hpp"
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -6,7 +6,7 @@
 #include <reticle/attention/layers/linear.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::testing {
 namespace {

@@ -7,7 +7,7 @@
 #include <reticle/attention/layers/pointwise.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::testing {
 namespace {

@@ -9,7 +9,7 @@
 #include <reticle/attention/layers/rope.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::testing {
 namespace {

@@ -1,6 +1,3 @@
-#include <filesystem>
-#include <functional>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -9,8 +6,8 @@
 #include <reticle/attention/layers/weights.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
-#include "support/errors.hpp"
 #include "support/files.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::testing {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <reticle/attention/llama/config.hpp>
 
-#include "support/errors.hpp"
 #include "support/files.hpp"
+#include "support/message_of.hpp"
 #include "support/models.hpp"
 
 namespace reticle::testing {

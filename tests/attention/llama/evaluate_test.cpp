@@ -10,8 +10,8 @@
 #include <reticle/attention/llama/evaluate.hpp>
 #include <reticle/attention/llama/generate.hpp>
 
-#include "support/errors.hpp"
 #include "support/maskers.hpp"
+#include "support/message_of.hpp"
 #include "support/models.hpp"
 
 namespace reticle::testing {

@@ -1,8 +1,6 @@
-#include <algorithm>
 #include <cmath>
+#include <optional>
 #include <random>
-#include <span>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -11,8 +9,8 @@
 #include <reticle/attention/llama/self_attention.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
 #include "support/maskers.hpp"
+#include "support/message_of.hpp"
 #include "support/models.hpp"
 
 namespace reticle::testing {

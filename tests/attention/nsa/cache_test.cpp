@@ -2,14 +2,13 @@
 #include <cmath>
 #include <optional>
 #include <random>
-#include <vector>
 
 #include <gtest/gtest.h>
 
 #include <reticle/attention/nsa/cache.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 #include "support/nsa.hpp"
 
 namespace reticle::testing {

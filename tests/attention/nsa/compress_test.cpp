@@ -8,7 +8,7 @@
 #include <reticle/attention/nsa/compress.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 #include "support/nsa.hpp"
 
 namespace reticle::testing {

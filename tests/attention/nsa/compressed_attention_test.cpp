@@ -9,7 +9,7 @@
 #include <reticle/core/mask/convert.hpp>
 
 #include "support/attention.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 #include "support/models.hpp"
 #include "support/nsa.hpp"
 

@@ -5,7 +5,7 @@
 #include <reticle/attention/nsa/config.hpp>
 #include <reticle/core/base/error.hpp>
 
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 #include "support/nsa.hpp"
 
 namespace reticle::testing {
@@ -13,7 +13,7 @@ namespace {
 
 TEST(NsaConfig, SaysWhichRuleABadValueBreaks) {
   const auto message = [](const NsaConfig& config) { return message_of<ConfigError>([&] { config.validate(); }); };
-  EXPECT_EQ(message({}), "");
+  EXPECT_EQ(message({}), "nothing was thrown");
   EXPECT_EQ(message({.kernel_stride = 15}), "kernel_stride: 15; expected a divisor of kernel_size, 32");
   EXPECT_EQ(message({.block_size = 40}), "block_size: 40; expected a multiple of kernel_stride, 16");
   EXPECT_EQ(message({.topk = 2}), "topk: 2; expected at least init_blocks + local_blocks, 3");

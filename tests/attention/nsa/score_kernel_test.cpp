@@ -1,4 +1,5 @@
 // attend_and_score is internal: it is tested through what calls it, on each instruction set.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>

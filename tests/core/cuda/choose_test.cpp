@@ -6,10 +6,10 @@
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/rule.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 #include "support/cuda/rules.hpp"
-#include "support/errors.hpp"
 #include "support/files.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -1,18 +1,16 @@
-#include <string>
+// CollisionScorer is internal: what it scores is seen in what KeyChooser chooses by it.
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include <reticle/core/cuda/choose.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 #include "support/cuda/rules.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {
-
-// CollisionScorer is internal: what it scores is seen in what KeyChooser chooses by it.
 
 TEST_F(CudaDevice, CodesOfCollisionsFollowTheKeysOfASequence) {
   expect_steps_choose_as_the_pipeline(R"({"type": "magic_pig", "lsh_l": 40})");

@@ -5,10 +5,9 @@
 
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/mask/combine.hpp>
-#include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/device_storage.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -65,12 +64,22 @@ TEST_F(CudaDevice, DenseMasksLieThereAsBitsAndOthersAsLists) {
   EXPECT_EQ(with_p.to({}), weighted);
 }
 
-TEST_F(CudaDevice, EmptyMasksComeBackEmpty) {
-  for (const MaskShape& shape : {MaskShape{1, 2, 3, 70}, MaskShape{1, 2, 0, 70}, MaskShape{1, 1, 3, 0}}) {
-    const Mask there = Mask::empty(shape).to(kGpu);
-    EXPECT_EQ(there.nnz(), 0);
-    EXPECT_EQ(there.to({}), Mask::empty(shape));
+TEST_F(CudaDevice, MasksWithoutEntriesComeBackEmpty) {
+  const MaskShape shape{1, 2, 3, 70};
+  const auto keys = [&](std::int32_t begin, std::int32_t end) {
+    return Mask::intervals(shape, [=](RowId) { return Interval{begin, end}; }).to(kGpu);
+  };
+  for (const Mask& nothing : {intersect(keys(0, 1), keys(1, 2)), intersect(keys(0, 40), keys(40, 70)),
+                              subtract(keys(3, 4), keys(3, 4))}) {  // as lists, as bits, and as lists again
+    EXPECT_EQ(nothing.device(), kGpu);
+    EXPECT_EQ(nothing.nnz(), 0);
+    EXPECT_EQ(nothing.to({}), Mask::empty(shape));
   }
+}
+
+TEST_F(CudaDevice, MasksThatHoldAllOrNothingLieNowhere) {
+  EXPECT_EQ(Mask::full({1, 1, 2, 3}).to(kGpu).on_device(), nullptr);
+  EXPECT_EQ(Mask::empty({1, 1, 2, 3}).to(kGpu).on_device(), nullptr);
 }
 
 TEST_F(CudaDevice, ListsOfKeysBecomeAMask) {
@@ -93,7 +102,13 @@ TEST_F(CudaDevice, ListsOfKeysBecomeAMask) {
 }
 
 TEST_F(CudaDevice, MasksOfOtherShapesDoNotCombine) {
-  EXPECT_THROW(merge(Mask::full({1, 1, 1, 5}).to(kGpu), Mask::full({1, 1, 1, 6}).to(kGpu)), ShapeError);
+  const auto first_two_of = [](Index keys) {
+    return Mask::intervals({1, 1, 1, keys}, [](RowId) { return Interval{0, 2}; }).to(kGpu);
+  };
+  const Mask five = first_two_of(5), six = first_two_of(6);
+  EXPECT_THROW(merge(five, six), ShapeError);
+  EXPECT_THROW(intersect(five, six), ShapeError);
+  EXPECT_THROW(subtract(five, six), ShapeError);
 }
 
 TEST_F(CudaSmall, Masks) {

@@ -1,18 +1,14 @@
-#include <string>
-#include <vector>
-
+// QuantisedScorer is internal: what it scores is seen in what KeyChooser chooses by it.
 #include <gtest/gtest.h>
 
 #include <reticle/core/cuda/choose.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 #include "support/cuda/rules.hpp"
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {
-
-// QuantisedScorer is internal: what it scores is seen in what KeyChooser chooses by it.
 
 TEST_F(CudaDevice, CodesOfQuantisedKeysFollowTheKeysOfASequence) {
   expect_steps_choose_as_the_pipeline(R"({"type": "pq_cache", "heavy_size": 60, "kmeans_iter": 2})");

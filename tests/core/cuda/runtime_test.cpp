@@ -1,6 +1,5 @@
 #include <cstdint>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -8,7 +7,7 @@
 
 #include <reticle/core/cuda/runtime.hpp>
 
-#include "support/cuda/device.hpp"
+#include "support/cuda/on_device.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -40,16 +39,6 @@ TEST_F(CudaDevice, AMovedBufferIsTheOthersAndLeavesAnEmptyOne) {
   EXPECT_EQ(first.as<float>(), nullptr);
   EXPECT_EQ(second.as<float>(), data);
   EXPECT_EQ(on_host<float>(second, 3), values);
-}
-
-TEST_F(CudaDevice, MemoryThatThereIsNotIsADeviceError) {
-  try {
-    const Buffer too_large(std::size_t{1} << 50, nullptr);
-    ADD_FAILURE() << "a petabyte was allocated";
-  } catch (const DeviceError& error) {
-    EXPECT_EQ(std::string(error.what()), "CUDA: allocating device memory: out of memory");
-  }
-  EXPECT_EQ(on_host<std::int32_t>(Buffer::zeros(4, nullptr), 1), std::vector<std::int32_t>{0}) << "and work goes on";
 }
 
 TEST_F(CudaDevice, TheCurrentDeviceIsOneOfThoseThereAre) {

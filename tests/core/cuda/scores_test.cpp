@@ -7,8 +7,8 @@
 #include <reticle/core/cuda/scores.hpp>
 
 #include "support/attention.hpp"
-#include "support/cuda/device.hpp"
-#include "support/errors.hpp"
+#include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -1,13 +1,12 @@
 #include <limits>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include <reticle/core/cuda/tensor.hpp>
 
-#include "support/cuda/device.hpp"
-#include "support/errors.hpp"
+#include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -1,6 +1,5 @@
 #include <random>
 #include <span>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -8,8 +7,8 @@
 #include <reticle/core/cuda/top_k.hpp>
 #include <reticle/core/ops/select.hpp>
 
-#include "support/cuda/device.hpp"
-#include "support/errors.hpp"
+#include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {

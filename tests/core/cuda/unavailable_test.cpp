@@ -47,7 +47,7 @@ TEST_F(CudaUnavailable, TensorsAreCopiedOnTheHostOnly) {
 }
 
 TEST_F(CudaUnavailable, MasksStayOnTheHost) {
-  const Mask mask = Mask::full({1, 1, 2, 3});
+  const Mask mask = Mask::intervals({1, 1, 2, 3}, [](RowId) { return Interval{0, 2}; });
   EXPECT_EQ(refusal([&] { mask.to({Device::Kind::cuda, 0}); }), kNoCuda);
   EXPECT_EQ(mask.to({}), mask);
   EXPECT_EQ(refusal([&] { mask_of_lists(mask.shape(), {}, nullptr); }), kNoCuda);

@@ -10,8 +10,8 @@
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/cuda/choose.hpp>
 
-#include "support/cuda/device.hpp"
 #include "support/cuda/hash_weights.hpp"
+#include "support/cuda/on_device.hpp"
 #include "support/files.hpp"
 
 namespace reticle::cuda {

@@ -8,7 +8,7 @@
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/runtime.hpp>
 
-#include "support/errors.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 

@@ -1,5 +1,4 @@
 #include <cmath>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -7,8 +6,8 @@
 #include <reticle/attention/nsa/compressed_attention.hpp>
 #include <reticle/attention/nsa/cuda/block_scores.hpp>
 
-#include "support/cuda/device.hpp"
-#include "support/errors.hpp"
+#include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {

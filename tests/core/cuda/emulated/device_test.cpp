@@ -1,10 +1,7 @@
 // The device of the preset `emulated`; in other builds there is none to be tested.
 #if defined(RETICLE_EMULATED_DEVICE)
-#include "support/cuda/device.hpp"
-
 #include <cmath>
 #include <cstdlib>
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -13,7 +10,8 @@
 #include <reticle/core/base/error.hpp>
 #include <reticle/core/cuda/emulated/device.hpp>
 
-#include "support/errors.hpp"
+#include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -68,6 +66,12 @@ TEST(CudaDeviceEmulated, FreedMemoryIsGivenOutAgain) {
   wait_for(nullptr);
   const Buffer again(1000, nullptr);
   EXPECT_EQ(again.as<void>(), before);
+}
+
+TEST(CudaDeviceEmulated, MemoryThatThereIsNotIsADeviceError) {
+  EXPECT_EQ(reticle::testing::message_of<DeviceError>([] { Buffer(std::size_t{1} << 50, nullptr); }),
+            "CUDA: allocating device memory: out of memory");
+  EXPECT_EQ(on_host<std::int32_t>(Buffer::zeros(4, nullptr), 1), std::vector<std::int32_t>{0}) << "work goes on";
 }
 
 TEST(CudaDeviceEmulated, TheHostFaultsWhereItReadsDeviceMemory) {
