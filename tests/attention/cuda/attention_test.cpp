@@ -11,6 +11,7 @@
 #include <reticle/core/mask/combine.hpp>
 
 #include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -159,6 +160,58 @@ TEST_F(CudaDevice, PlansAreForOneDevice) {
   EXPECT_THROW(attention(drawn.inputs, there), DeviceError);
   EXPECT_THROW(restrict_causal(mask.to(kGpu)), DeviceError) << "said by name, not read from device memory";
   EXPECT_THROW(merge(mask, mask.to(kGpu)), DeviceError);
+}
+
+TEST_F(CudaDevice, ListsThatWereGivenAreAttendedToOnlyUpToTheirCounts) {
+  Case c;
+  c.batch = 1;
+  c.rows = 1;
+  c.keys = 9;
+  c.sinks = true;
+  const Problem<float> drawn(c, 64);
+  const OnDevice<float> on_device(drawn);
+  // Heads 0 to 3: keys 1 and 8, none, all of three, one. A number that no key has stands beyond each count.
+  const std::vector<std::int32_t> indices = {1, 8, -7, -7, -7, -7, 0, 4, 5, 3, -7, -7}, counts = {2, 0, 3, 1};
+  const Buffer there = Buffer::copy_of(std::span<const std::int32_t>(indices), nullptr),
+               counted = Buffer::copy_of(std::span<const std::int32_t>(counts), nullptr);
+  const KeyLists lists{there.as<std::int32_t>(), counted.as<std::int32_t>(), nullptr, 3};
+  std::vector<float> p(4 * 9, 0);
+  for (const std::size_t attended : {1u, 8u, 18u, 22u, 23u, 30u}) p[attended] = 1;
+  const AttentionResult expected = attention(drawn.inputs, Mask::dense({1, 4, 1, 9}, p), drawn.options());
+  const Buffer out(4 * 64 * sizeof(float), nullptr), logs(4 * sizeof(float), nullptr);
+  KeyListAttention(4, nullptr)
+      .run(on_device.inputs, lists, out.as<float>(), logs.as<float>(), nullptr, drawn.options());
+  expect_equal(expected, on_host<float>(out, 4 * 64), on_host<float>(logs, 4), 1e-5, 1e-5);
+}
+
+TEST_F(CudaDevice, WhatAGpuDoesNotHaveIsRefusedByName) {
+  using reticle::testing::message_of;
+  Case c;
+  c.rows = 2;
+  const Problem<float> drawn(c, 64), wide(c, 320);
+  const OnDevice<float> on_device(drawn), on_device_wide(wide);
+  const Mask mask = Mask::full({c.batch, c.heads, c.rows, c.keys});
+  AttentionOptions options;
+  options.weights = true;
+  EXPECT_EQ(message_of<DeviceError>([&] { attention(on_device.inputs, mask, options); }),
+            "attention: weights are not supported on a GPU");
+  EXPECT_EQ(message_of<DeviceError>([&] { attention(on_device_wide.inputs, mask); }),
+            "attention: head_dim is 320, value_dim 320; on a GPU both are 64, 128 or 256, and equal");
+  AttentionInputs mixed = on_device.inputs;
+  mixed.keys.dtype = DType::f16;
+  EXPECT_EQ(message_of<DeviceError>([&] { attention(mixed, mask); }), "keys: on a GPU all tensors have one dtype");
+  const DevicePlan plan(on_device.inputs, mask, nullptr);
+  AttentionInputs causal = on_device.inputs;
+  causal.causal = true;
+  EXPECT_EQ(message_of<ShapeError>([&] { plan.run(causal, nullptr, nullptr, nullptr); }),
+            "attention: queries F32 (2, 4, 2, 64), keys F32 (2, 2, 200, 64) and values F32 (2, 2, 200, 64) are not "
+            "those that the plan was made for, or there is an attention mask here or there only");
+  EXPECT_EQ(message_of<ValueError>([] { KeyListAttention(0, nullptr); }),
+            "attention over lists: for 0 rows; expected at least 1");
+  EXPECT_EQ(message_of<ShapeError>(
+                [&] { KeyListAttention(15, nullptr).run(on_device.inputs, {}, nullptr, nullptr, nullptr); }),
+            "attention over lists: queries F32 (2, 4, 2, 64) and values F32 (2, 2, 200, 64); expected at most 15 rows, "
+            "and values of the queries' head_dim");
 }
 
 TEST_F(CudaSmall, Lists) {

@@ -11,6 +11,7 @@
 #include <reticle/core/mask/convert.hpp>
 
 #include "support/cuda/on_device.hpp"
+#include "support/message_of.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -95,6 +96,36 @@ TEST_F(CudaDevice, GradientsTakeAttentionMasksIn) {
   c.keys = 700;
   compare_gradients<float>(c, 64, random_mask(c, 0.3, 2), false, 1e-4);
   compare_gradients<Half>(c, 64, random_mask(c, 0.3, 2), true, 0.004);
+}
+
+TEST_F(CudaDevice, GradientsThatAGpuDoesNotHaveAreRefusedByName) {
+  using reticle::testing::message_of;
+  Case c;
+  c.rows = 20;
+  const Problem<float> drawn(c, 64);
+  const Problem<Half> half(c, 64);
+  const OnDevice<float> on_device(drawn);
+  const OnDevice<Half> on_device_half(half);
+  const Mask mask = random_mask(c, 0.3, 2);
+  EXPECT_TRUE(BackwardPlan::serves(on_device.inputs, mask));
+  EXPECT_FALSE(BackwardPlan::serves(on_device.inputs, mask.to(kGpu))) << "F32";
+  EXPECT_TRUE(BackwardPlan::serves(on_device_half.inputs, mask.to(kGpu)));
+  EXPECT_FALSE(BackwardPlan::serves(on_device_half.inputs, sampled_mask(c, 0.4, 1, 3).to(kGpu))) << "p";
+  EXPECT_EQ(message_of<DeviceError>([&] { BackwardPlan(on_device.inputs, Band{}, nullptr); }),
+            "attention_backward: over a mask that is on the GPU, gradients need F16 or BF16, head_dim 64 or 128, 16 "
+            "rows to a KV head and no p; give a Mask of the host");
+  AttentionOptions options;
+  const std::vector<float> sinks(4);
+  options.sink_logits = sinks;
+  const TensorView result = on_device.inputs.queries;
+  EXPECT_EQ(
+      message_of<DeviceError>([&] { attention_backward(on_device.inputs, mask, result, result, result, options); }),
+      "attention_backward: sink logits are not supported on a GPU; compute these gradients on the CPU");
+  const BackwardPlan plan(on_device.inputs, mask, nullptr);
+  EXPECT_EQ(message_of<ShapeError>([&] {
+              plan.run(on_device.inputs, on_device.inputs.keys, nullptr, result, nullptr, nullptr, nullptr, nullptr);
+            }),
+            "attention_backward: output F32 (2, 2, 200, 64) is not of queries F32 (2, 4, 20, 64)");
 }
 
 TEST_F(CudaSmall, GradientsByTiles) {
