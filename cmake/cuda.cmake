@@ -1,5 +1,5 @@
 # Device code. A CUDA toolkit is optional: without one, or with RETICLE_CUDA=OFF, three small source files replace the
-# device code and report that it is unavailable. Kernels are tested on the CPU in either case (tests/cuda).
+# device code and report that it is unavailable. Kernels are tested on the CPU in either case (tests/core/cuda, tests/attention/cuda).
 set(found_cuda OFF)
 set(cuda_sources core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu
   core/cuda/runtime.cu core/cuda/scores.cu core/cuda/tensor.cu core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu
@@ -51,7 +51,7 @@ find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_sources(${compiled} PRIVATE ${cuda_sources})
 # CMAKE_CUDA_RUNTIME_LIBRARY chooses the runtime. A stand-in that launches nothing can replace the shared one
-# (tests/cuda).
+# (tests/core/cuda, tests/attention/cuda).
 set(cuda_runtime CUDA::cudart_static)
 if(CMAKE_CUDA_RUNTIME_LIBRARY STREQUAL "Shared")
   set(cuda_runtime CUDA::cudart)

@@ -10,7 +10,9 @@ namespace reticle::cuda {
 
 /// Throws DeviceError that says what was attempted, unless it succeeded.
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: the next launch asks for the last error and would report this one
+  throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
 }  // namespace reticle::cuda

@@ -1,4 +1,5 @@
-"""GPU calls as far as they run without a GPU. Complete calls are in test_gpu_calls.py, pipelines in tests/cuda."""
+"""GPU calls as far as they run without a GPU. Complete calls are in test_gpu_calls.py, pipelines in
+tests/attention/cuda/pipeline_test.cpp."""
 
 import json
 

@@ -1,7 +1,7 @@
 """Every call that supports GPUs, made with tensors that claim to be on one (gpu_double.py), gets as far as the launch.
 
 If the build has no CUDA, or the machine no GPU, the call ends there with a DeviceError that says so. Under the stand-in
-runtime (tests/cuda/stand_in) of `./bootstrap gpu-kit`, launches are recorded and not executed. On the emulated device
+runtime (tests/core/cuda/stand_in) of `./bootstrap gpu-kit`, launches are recorded and not executed. On the emulated device
 (the preset `emulated`, with RETICLE_EMULATED_HOST_TENSORS=1) kernels run, and results equal those of the CPU.
 """
 

@@ -7,6 +7,8 @@
 #include <random>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include <reticle/attention/executor.hpp>
 #include <reticle/core/mask/convert.hpp>
 
@@ -100,6 +102,29 @@ inline Reference reference_attention(const AttentionInputs& in, const Mask& mask
     reference.weights.insert(reference.weights.end(), weights.begin(), weights.end());
   }
   return reference;
+}
+
+/// Tiles of bfloat16 round weights to bfloat16, where the processor multiplies pairs of them: an error of 2^-9 of what
+/// a weight brings. Values here are of order 1.
+inline double rounding_of_weights(DType dtype) { return dtype == DType::bf16 ? 2e-3 : 0; }
+
+inline double rounding(DType dtype) { return dtype == DType::f32 ? 2e-6 : dtype == DType::f16 ? 1e-3 : 8e-3; }
+
+inline void expect_agrees(const AttentionResult& result, const Reference& reference, double tolerance = 5e-6) {
+  const TensorView& output = result.output.view();
+  tolerance = std::max(tolerance, rounding_of_weights(output.dtype));
+  for (Index i = 0; i < output.elements(); ++i) {
+    const double expected = reference.output[static_cast<std::size_t>(i)];
+    ASSERT_NEAR(read_float(output, i), expected, tolerance + rounding(output.dtype) * std::abs(expected))
+        << "output " << i;
+  }
+  for (std::size_t i = 0; i < reference.lse.size(); ++i) {
+    if (std::isinf(reference.lse[i])) {
+      ASSERT_EQ(result.lse.span<float>()[i], -std::numeric_limits<float>::infinity());
+    } else {
+      ASSERT_NEAR(result.lse.span<float>()[i], reference.lse[i], 2e-5);
+    }
+  }
 }
 
 }  // namespace reticle::testing

@@ -107,32 +107,6 @@ TEST(DecoderLoading, AFolderWithoutAModelSaysWhatAModelIs) {
               "M: has neither model.safetensors nor model.safetensors.index.json");
 }
 
-TEST(DecoderLoading, RefusesConfigsThatMeanSomethingElse) {
-  const auto with = [](const std::string& key, const std::string& value) {
-    ModelFiles files;
-    files.config[key] = value;
-    return refusal(files);
-  };
-  EXPECT_SAYS(with("model_type", "\"gpt2\""), "/model_type: \"gpt2\"; expected \"llama\"");
-  EXPECT_SAYS(with("hidden_size", "\"wide\""), "/hidden_size");
-  EXPECT_SAYS(with("hidden_act", "\"gelu\""), "/hidden_act: \"gelu\" is not supported; expected \"silu\"");
-  EXPECT_SAYS(with("attention_bias", "true"), "/attention_bias: true is not supported");
-  EXPECT_SAYS(with("sliding_window", "4096"), "/sliding_window");
-  EXPECT_SAYS(with("num_key_value_heads", "3"), "num_attention_heads: 4 is not a multiple of num_key_value_heads, 3");
-  EXPECT_SAYS(with("head_dim", "7"), "head_dim: 7; expected an even number in [2, 256]");
-  EXPECT_SAYS(with("vocab_size", "0"), "vocab_size: 0; expected a number in [1, 2^24]");
-  EXPECT_SAYS(with("rope_scaling", R"({"rope_type": "yarn", "factor": 4})"), "/rope_scaling/rope_type: \"yarn\"");
-  EXPECT_SAYS(with("rope_theta", "0"), "theta");
-  EXPECT_SAYS(with("eos_token_id", "[2, 99]"), "eos_token_id");
-  EXPECT_SAYS(with("eos_token_id", "\"x\""), "/eos_token_id: \"x\"; expected token ids");
-  ModelFiles files;
-  files.config.erase("num_hidden_layers");
-  EXPECT_SAYS(refusal(files), "num_hidden_layers");
-  EXPECT_SAYS(refusal(ModelFiles(), [](const auto& folder) { write_bytes(folder / "config.json", "{"); }),
-              "is not JSON");
-  EXPECT_SAYS(refusal(ModelFiles(), [](const auto& folder) { write_bytes(folder / "config.json", "[1]"); }), "object");
-}
-
 TEST(DecoderLoading, KeysOfOtherConcernsArePassedOver) {
   ModelFiles files;
   files.config["torch_dtype"] = "\"bfloat16\"";

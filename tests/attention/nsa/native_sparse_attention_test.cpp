@@ -1,9 +1,7 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <random>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -12,12 +10,10 @@
 #include <reticle/attention/nsa/native_sparse_attention.hpp>
 
 #include "support/models.hpp"
-#include "support/targets.hpp"
+#include "support/nsa.hpp"
 
 namespace reticle::testing {
 namespace {
-
-constexpr NsaConfig kSmall{.kernel_size = 8, .kernel_stride = 4, .block_size = 8, .topk = 4, .window_size = 10};
 
 /// A module with random weights.
 struct Module {
@@ -56,168 +52,10 @@ Tensor random_x(Index tokens, std::uint32_t seed) {
   return random_tensor(DType::f32, {tokens, 24}, random);
 }
 
-TEST(NsaConfig, SaysWhichRuleABadValueBreaks) {
-  const auto message = [](NsaConfig config) {
-    try {
-      config.validate();
-      return std::string();
-    } catch (const ConfigError& error) {
-      return std::string(error.what());
-    }
-  };
-  EXPECT_EQ(message({}), "");
-  EXPECT_EQ(message({.kernel_stride = 15}), "kernel_stride: 15; expected a divisor of kernel_size, 32");
-  EXPECT_EQ(message({.block_size = 40}), "block_size: 40; expected a multiple of kernel_stride, 16");
-  EXPECT_EQ(message({.topk = 2}), "topk: 2; expected at least init_blocks + local_blocks, 3");
-  EXPECT_EQ(message({.local_blocks = 0}), "local_blocks: 0; expected a number in [1, 2^24]");
-  EXPECT_EQ(message({.window_size = -1}), "window_size: -1; expected a number in [0, 2^24]");
-}
-
-TEST(Compress, SequencesShorterThanAWindowGiveNothing) {
-  const Tensor x(DType::f32, {10, 2, 8});
-  NsaConfig config = kSmall;
-  config.compress_type = Compression::avgpool;
-  const Packed y = compress(x, std::vector<Index>{0, 3, 3, 10}, {}, config);
-  EXPECT_EQ(y.data.view().size(0), 0);
-  EXPECT_EQ(y.cu_seqlens, (std::vector<Index>{0, 0, 0, 0}));
-}
-
-TEST(Compress, RefusesWeightsThatDoNotFit) {
-  const Tensor x(DType::f32, {16, 2, 8}), pool(DType::f32, {2, 8}), wrong(DType::f32, {2, 9}),
-      half(DType::f16, {16, 2, 8});
-  const std::vector<Index> cu{0, 16};
-  NsaConfig average = kSmall;
-  average.compress_type = Compression::avgpool;
-  EXPECT_THROW(compress(x, cu, {pool.view(), std::nullopt}, average), ShapeError);
-  EXPECT_THROW(compress(x, cu, {}, kSmall), ShapeError);
-  EXPECT_THROW(compress(x, cu, {wrong.view(), std::nullopt}, kSmall), ShapeError);
-  EXPECT_THROW(compress(x, cu, {pool.view(), pool.view()}, kSmall), ShapeError);
-  EXPECT_THROW(compress(half, cu, {pool.view(), std::nullopt}, kSmall), ShapeError);
-  EXPECT_THROW(compress(x, std::vector<Index>{0, 17}, {pool.view(), std::nullopt}, kSmall), ShapeError);
-}
-
-/// Attention and block scores in plain double loops.
-TEST(CompressedAttention, AgreesWithPlainLoopsOnEveryTarget) {
-  for_each_target([] {
-    std::mt19937 random(2);
-    constexpr Index kTokens = 70, kHeads = 6, kKvHeads = 2, kWidth = 5;
-    const Index compressed = kSmall.compressed_length(kTokens);
-    const Tensor q = random_tensor(DType::f32, {kTokens, kHeads, kWidth}, random),
-                 k = random_tensor(DType::f32, {compressed, kKvHeads, kWidth}, random),
-                 v = random_tensor(DType::f32, {compressed, kKvHeads, 7}, random);
-    const CompressedAttention result = compressed_attention(q, k, v, 0, 0.5f, kSmall);
-    const Tensor scores = block_scores(q, k, 0, 0.5f, kSmall);
-    for (Index t = 0; t < kTokens; ++t) {
-      for (Index kv_head = 0; kv_head < kKvHeads; ++kv_head) {
-        std::vector<double> expected(static_cast<std::size_t>(scores.view().size(2)), 0);
-        for (Index head = kv_head * 3; head < kv_head * 3 + 3; ++head) {
-          std::vector<double> weights;
-          double sum = 0;
-          for (Index i = 0; i < compressed && i * 4 + 7 <= t; ++i) {
-            double score = 0;
-            for (Index j = 0; j < kWidth; ++j)
-              score += 0.5 * static_cast<double>(*q.view().at<float>(t, head, j)) *
-                       static_cast<double>(*k.view().at<float>(i, kv_head, j));
-            weights.push_back(std::exp(score));
-            sum += weights.back();
-          }
-          double output = 0;
-          for (std::size_t i = 0; i < weights.size(); ++i) {
-            output += weights[i] / sum * static_cast<double>(*v.view().at<float>(static_cast<Index>(i), kv_head, 3));
-            // A token of two chunks counts once for each that lies in the block of two.
-            for (const std::size_t chunk : {i, i + 1}) {
-              if (chunk / 2 < expected.size()) expected[chunk / 2] += weights[i] / sum;
-            }
-          }
-          ASSERT_NEAR(*result.output.view().at<float>(t, head, 3), output, 1e-5);
-          const float lse = *result.lse.view().at<float>(head, t);
-          if (weights.empty()) {
-            ASSERT_EQ(lse, -std::numeric_limits<float>::infinity());
-          } else {
-            ASSERT_NEAR(lse, std::log(sum), 1e-5);
-          }
-        }
-        for (std::size_t block = 0; block < expected.size(); ++block)
-          ASSERT_NEAR(*scores.view().at<float>(kv_head, t, static_cast<Index>(block)), expected[block], 1e-5);
-      }
-    }
-  });
-}
-
-TEST(CompressedAttention, SelectsForcedBlocksAndNeverOnesToCome) {
-  std::mt19937 random(3);
-  NsaConfig config = kSmall;
-  config.init_blocks = 2;
-  config.topk = 5;
-  const Index tokens = 120;
-  const Tensor q = random_tensor(DType::f32, {tokens, 4, 8}, random),
-               k = random_tensor(DType::f32, {config.compressed_length(tokens), 2, 8}, random);
-  const SelectedBlocks blocks = compressed_attention(q, k, k, 0, 30, config).blocks;  // weights that underflow to 0
-  ASSERT_EQ(blocks.width, 5);
-  for (Index kv_head = 0; kv_head < 2; ++kv_head) {
-    for (Index t = 0; t < tokens; ++t) {
-      const Index own = t / config.block_size;
-      std::vector<std::int32_t> chosen;
-      for (const std::int32_t block : blocks.of(kv_head, t)) {
-        if (block >= 0) chosen.push_back(block);
-      }
-      ASSERT_EQ(chosen.size(), static_cast<std::size_t>(std::min<Index>(5, own + 1))) << "every slot is used";
-      ASSERT_TRUE(std::is_sorted(chosen.begin(), chosen.end()));
-      for (const Index forced : {Index{0}, std::min<Index>(1, own), own, std::max<Index>(0, own - 1)})
-        ASSERT_NE(std::find(chosen.begin(), chosen.end(), forced), chosen.end()) << t;
-    }
-  }
-}
-
-TEST(CompressedAttention, MoreHeadsThanATileHasRowsAreSummedAllTheSame) {
-  std::mt19937 random(4);
-  const Tensor q = random_tensor(DType::f32, {20, 80, 8}, random), k = random_tensor(DType::f32, {4, 1, 8}, random);
-  const Tensor scores = block_scores(q, k, 0, 1, kSmall);
-  // Of one query, the probabilities of 80 heads; each token counts twice, once per chunk.
-  double sum = 0;
-  for (Index block = 0; block < scores.view().size(2); ++block)
-    sum += static_cast<double>(*scores.view().at<float>(0, 15, block));
-  EXPECT_NEAR(sum, 160, 1e-3);
-}
-
-TEST(CompressedAttention, DoesNotDependOnTheNumberOfThreads) {
-  std::mt19937 random(5);
-  const Tensor q = random_tensor(DType::f32, {200, 8, 8}, random), k = random_tensor(DType::f32, {48, 2, 8}, random);
-  const CompressedAttention one = compressed_attention(q, k, k, 0, 1, kSmall, Context(1)),
-                            three = compressed_attention(q, k, k, 0, 1, kSmall, Context(3));
-  expect_near(one.output.span<float>(), three.output.span<float>(), 0);
-  EXPECT_EQ(one.blocks.indices, three.blocks.indices);
-}
-
-TEST(CompressedAttention, NotANumberIsAnError) {
-  Tensor q(DType::f32, {20, 2, 8}), k(DType::f32, {4, 1, 8});
-  std::fill(q.span<float>().begin(), q.span<float>().end(), 1.0f);
-  std::fill(k.span<float>().begin(), k.span<float>().end(), std::nanf(""));
-  EXPECT_THROW(compressed_attention(q, k, k, 0, 1, kSmall), ValueError);
-  EXPECT_THROW(compressed_attention(q, Tensor(DType::f32, {4, 3, 8}), k, 0, 1, kSmall), ShapeError);
-  EXPECT_THROW(compressed_attention(q, Tensor(DType::f16, {4, 1, 8}), k, 0, 1, kSmall), ShapeError);
-}
-
-TEST(SelectedBlocks, ListsMayComeInAnyOrderWithRepeatsAndGaps) {
-  const std::vector<std::int32_t> lists{3, -1, 1, 1, -1, -1, -1, -1};
-  const SelectedBlocks blocks = SelectedBlocks::from_lists(1, 2, 4, lists);
-  EXPECT_EQ(blocks.indices, (Array<std::int32_t>{1, 3, -1, -1, -1, -1, -1, -1}));
-  const Mask mask = selected_mask(blocks, 0, 2, 30, 28, 8);
-  EXPECT_EQ(mask.nnz(), 2 * (8 + 5)) << "tokens 8 to 15 and 24 to 28; the second query selected nothing";
-  EXPECT_THROW(SelectedBlocks::from_lists(1, 2, 3, lists), ShapeError);
-}
-
-TEST(WindowMask, HoldsTheWindowAndTheTokenItself) {
-  const Mask mask = window_mask(2, 5, 5, 0, 2);
-  EXPECT_EQ(row_counts(mask), (std::vector<Index>{1, 2, 3, 3, 3, 1, 2, 3, 3, 3}));
-}
-
-// --- the module ---
-
 class NsaModule : public ::testing::TestWithParam<Compression> {};
 
 TEST_P(NsaModule, DecodingThroughTheCacheEqualsFullRecomputationAtEveryLength) {
-  NsaConfig config = kSmall;
+  NsaConfig config = kSmallNsa;
   config.compress_type = GetParam();
   const Module module(config);
   constexpr Index kTokens = 100;  // several windows, blocks and compressed windows
@@ -240,7 +78,7 @@ TEST_P(NsaModule, DecodingThroughTheCacheEqualsFullRecomputationAtEveryLength) {
 }
 
 TEST_P(NsaModule, GradientsAgreeWithFiniteDifferences) {
-  NsaConfig config = kSmall;
+  NsaConfig config = kSmallNsa;
   config.compress_type = GetParam();
   Module module(config, 7);
   Tensor x = random_x(45, 8);
@@ -290,7 +128,7 @@ INSTANTIATE_TEST_SUITE_P(Compressions, NsaModule,
                          ::testing::Values(Compression::avgpool, Compression::weightedpool, Compression::linear));
 
 TEST(NativeSparseAttention, WithEveryBlockAndWindowItsBranchesAreDenseAttention) {
-  NsaConfig config = kSmall;
+  NsaConfig config = kSmallNsa;
   config.topk = 100;
   config.window_size = 1000;
   std::mt19937 random(10);
@@ -305,19 +143,6 @@ TEST(NativeSparseAttention, WithEveryBlockAndWindowItsBranchesAreDenseAttention)
   add_tokens_first(dense.output, expected.span<float>().data(), 32);
   expect_near(branches.selected.span<float>(), expected.span<float>(), 1e-5);
   expect_near(branches.window.span<float>(), expected.span<float>(), 1e-5);
-}
-
-TEST(NsaCache, RefusesTokensOfOtherExtents) {
-  NsaCache cache(kSmall, 2, 8);
-  const Tensor good(DType::f32, {3, 2, 8}), wrong(DType::f32, {3, 2, 9}), pool(DType::f32, {2, 8});
-  const CompressionWeights weights{pool.view(), std::nullopt};
-  const Rope rope(8, 10000, std::nullopt);
-  EXPECT_THROW(cache.append(good, wrong, weights, weights, rope), ShapeError);
-  EXPECT_EQ(cache.pending_length(), 0);
-  cache.append(good, good, weights, weights, rope);
-  EXPECT_EQ(cache.pending_length(), 3);
-  cache.reset();
-  EXPECT_EQ(cache.pending_length(), 0);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ struct RulesOnlyConfig {
   static constexpr const char* docs[] = {"keys of the highest scores"};
 };
 
-/// A masker that says what it chooses and nothing else. tests/cuda/device_test.cpp has it choose on a GPU.
+/// A masker that says what it chooses and nothing else. tests/core/cuda/choose_test.cpp has it choose on a GPU.
 class RulesOnly final : public Masker {
  public:
   explicit RulesOnly(const RulesOnlyConfig& config) : best_(config.best) {}

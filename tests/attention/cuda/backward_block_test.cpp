@@ -14,8 +14,8 @@
 #include <reticle/core/mask/convert.hpp>
 #include <reticle/core/mask/reshape.hpp>
 
-#include "cuda/problem.hpp"
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/problem.hpp"
+#include "support/cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -22,9 +20,9 @@
 #include <reticle/core/ops/product_quantiser.hpp>
 #include <reticle/core/registry.hpp>
 
-#include "cuda/hash_weights.hpp"
-#include "cuda/problem.hpp"
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/hash_weights.hpp"
+#include "support/cuda/problem.hpp"
+#include "support/cuda/threaded_block.hpp"
 #include "support/files.hpp"
 
 namespace reticle::cuda {
@@ -502,81 +500,6 @@ TEST(Rules, NameTheMaskerThatHasNone) {
   EXPECT_THROW(
       SparseAttention::from_json(R"({"maskers": [{"type": "local", "heads": [0]}]})").rules(Stage::generation, 0, 100),
       DeviceError);
-}
-
-std::vector<std::int32_t> top_p_on_block(const std::vector<float>& scores, double share) {
-  const HostBlock block(kTopKThreads);
-  const auto shared = std::make_unique<TopPShared>();
-  std::vector<std::int32_t> out(scores.size() + 1, -7);
-  const int n = top_p_row(
-      block, *shared, [&](Index i) { return order_key(scores[static_cast<std::size_t>(i)]); },
-      static_cast<Index>(scores.size()), share, out.data());
-  out.resize(static_cast<std::size_t>(n));
-  return out;
-}
-
-TEST(CudaTopP, SelectsWhatTheCpuSelects) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  std::mt19937 random(3);
-  std::normal_distribution<float> normal;
-  std::vector<std::vector<float>> rows = {{}, {-kInfinity}, {2}, {kInfinity, 1, kInfinity}, {std::nanf(""), 0.5f, -1}};
-  for (const std::size_t n : {100u, 511u, 5000u}) {
-    std::vector<float> drawn(n), few_values(n), equal(n, 1.25f);
-    for (std::size_t i = 0; i < n; ++i) {
-      drawn[i] = 3 * normal(random);
-      few_values[i] = static_cast<float>(random() % 4);
-      if (i % 7 == 0) drawn[i] = -kInfinity;
-    }
-    rows.insert(rows.end(), {drawn, few_values, equal});
-  }
-  for (const std::vector<float>& scores : rows) {
-    for (const double share : {-1.0, 0.0, 0.1, 0.5, 0.9, 0.999999, 1.0}) {
-      std::vector<std::int32_t> expected;
-      top_p(scores, share, expected);
-      ASSERT_EQ(top_p_on_block(scores, share), expected) << scores.size() << " scores, share " << share;
-    }
-  }
-}
-
-/// The numbers drawn of [0, n), on a block; `rejected` says whether a number of the stream was skipped.
-std::vector<std::int32_t> sample_on_block(Index n, double rate, const Philox& random, bool& rejected) {
-  const HostBlock block(kTopKThreads);
-  SampleShared shared{};
-  std::vector<std::int32_t> draws(static_cast<std::size_t>(n), -7), first(draws), found;
-  const auto all = [](Index) { return true; };
-  const std::int32_t count = count_candidates(block, shared, all, n);
-  sample_row(block, shared, all, n, count, static_cast<std::int32_t>(sample_size(rate, n)), random, 0, draws.data(),
-             first.data(), [&](int, Index i) { found.push_back(static_cast<std::int32_t>(i)); });
-  std::ranges::sort(found);
-  rejected = shared.rejected != 0;
-  return found;
-}
-
-std::vector<std::int32_t> sample_on_cpu(Index n, double rate, Philox random) {
-  std::vector<std::int32_t> drawn;
-  sample_without_replacement(n, sample_size(rate, n), random, drawn);
-  return drawn;
-}
-
-TEST(CudaSample, DrawsWhatTheCpuDraws) {
-  bool rejected = false;
-  for (const Index n : {1, 2, 3, 50, 513, 6000}) {
-    for (const double rate : {0.01, 0.3, 0.5, 0.51, 0.97, 1.0}) {
-      for (std::uint32_t row = 0; row < 5; ++row) {
-        const Philox random(9, 1, 2, 3, row);
-        ASSERT_EQ(sample_on_block(n, rate, random, rejected), sample_on_cpu(n, rate, random))
-            << n << " candidates, rate " << rate;
-      }
-    }
-  }
-}
-
-TEST(CudaSample, ANumberThatTheStreamRejectsMovesTheDrawsAfterIt) {
-  constexpr Index kMany = Index{1} << 20;
-  const Philox random(1, 0, 0, 0, 0);
-  bool rejected = false;
-  EXPECT_EQ(sample_on_block(kMany, 0.03, random, rejected), sample_on_cpu(kMany, 0.03, random));
-  EXPECT_TRUE(rejected);  // about seven are expected
 }
 
 }  // namespace

@@ -117,4 +117,16 @@ void expect_equal(const AttentionResult& expected, const std::vector<T>& output,
   }
 }
 
+/// (n, h, d) F32, of (1, h, n, d).
+inline Tensor by_token(const TensorView& tensor) {
+  const Index heads = tensor.size(1), count = tensor.size(2), d = tensor.size(3);
+  Tensor out(DType::f32, {count, heads, d});
+  float* to = out.span<float>().data();
+  for (Index i = 0; i < count; ++i) {
+    for (Index head = 0; head < heads; ++head, to += d)
+      load_row(head_matrix(tensor, 0, head), i, 1, {to, static_cast<std::size_t>(d)});
+  }
+  return out;
+}
+
 }  // namespace reticle::cuda

@@ -12,7 +12,7 @@
 #include <reticle/core/cuda/top_k_block.hpp>
 #include <reticle/core/ops/select.hpp>
 
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -11,8 +11,8 @@
 #include <reticle/attention/cuda/wide_tile_block.hpp>
 #include <reticle/attention/executor.hpp>
 
-#include "cuda/problem.hpp"
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/problem.hpp"
+#include "support/cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
@@ -150,43 +150,6 @@ TEST(CudaThreads, TilesWaitForWhatTheyRead) {
     c.keys = 400;
     compare_with_cpu<Half, 64>(c, random_mask(c, 0.2, 12), 0.004);
   }
-}
-
-TEST(CudaBlockPlan, FullBlocksHaveNoBitsAndTilesWithMostBlocksComeFirst) {
-  const Mask causal = Mask::full({1, 4, 256, 256});
-  const BlockPlan plan = plan_blocks(causal, 2, true).value();
-  ASSERT_EQ(plan.tiles.size(), 2u * 8u);  // 32 queries of two heads
-  EXPECT_EQ(plan.tiles.front().blocks, 4);
-  EXPECT_EQ(plan.tiles.back().blocks, 1);
-  // Queries [32 t, 32 t + 32) attend wholly to the blocks before their own, and to that one in part.
-  EXPECT_EQ(plan.bits.size(), 16u * 32u) << "a word a query, which the heads share";
-  for (const Tile& tile : plan.tiles) {
-    for (int i = 0; i < tile.blocks; ++i) {
-      const KeyBlock& block = *(plan.blocks.begin() + tile.first_block + i);
-      EXPECT_EQ(block.first_key, 64 * i);
-      EXPECT_EQ(block.bits < 0, i + 1 < tile.blocks);
-    }
-  }
-  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 128}), 1, false)->bits.size(), 0u);
-  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 64, 130}), 1, false)->bits.size(), 64u) << "the last block is not all keys";
-  EXPECT_EQ(plan_blocks(Mask::full({1, 1, 128, 130}), 1, false, kWideTileRows)->tiles.size(), 1u);
-}
-
-TEST(CudaBlockPlan, ABlockComesAsOftenAsItsKeysHaveOtherPAndNotTooOften) {
-  std::vector<float> p(64, 1.0f);
-  const auto plan_of = [&] { return plan_blocks(Mask::dense({1, 1, 1, 64}, p), 1, false); };
-  EXPECT_EQ(plan_of()->blocks, (std::vector<KeyBlock>{{0, -1, -1}}));
-  p[3] = p[9] = 0.5f;
-  EXPECT_EQ(plan_of()->blocks, (std::vector<KeyBlock>{{0, -1, 0}}));
-  EXPECT_EQ(plan_of()->weights.front(), (RowWeights{1 << 3 | 1 << 9, 1}));
-  p[10] = 0.25f;
-  EXPECT_EQ(plan_of()->blocks, (std::vector<KeyBlock>{{0, 0, 0}, {0, 1, 1}}));
-  for (std::size_t i = 20; i < 40; ++i) p[i] = static_cast<float>(i) / 100;
-  EXPECT_FALSE(plan_of().has_value());
-}
-
-TEST(CudaBlockPlan, RefusesHeadsThatDoNotFit) {
-  EXPECT_THROW(plan_blocks(Mask::full({1, 3, 1, 1}), 2, false), ShapeError);
 }
 
 }  // namespace

@@ -19,8 +19,8 @@
 #include <reticle/core/mask/combine.hpp>
 #include <reticle/core/mask/convert.hpp>
 
-#include "cuda/problem.hpp"
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/problem.hpp"
+#include "support/cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {

@@ -9,23 +9,11 @@
 #include <reticle/attention/nsa/compressed_attention.hpp>
 #include <reticle/attention/nsa/cuda/score_block.hpp>
 
-#include "cuda/problem.hpp"
-#include "cuda/threaded_block.hpp"
+#include "support/cuda/problem.hpp"
+#include "support/cuda/threaded_block.hpp"
 
 namespace reticle::cuda {
 namespace {
-
-/// (n, h, d) F32, of (1, h, n, d).
-Tensor by_token(const TensorView& tensor) {
-  const Index heads = tensor.size(1), count = tensor.size(2), d = tensor.size(3);
-  Tensor out(DType::f32, {count, heads, d});
-  float* to = out.span<float>().data();
-  for (Index i = 0; i < count; ++i) {
-    for (Index head = 0; head < heads; ++head, to += d)
-      load_row(head_matrix(tensor, 0, head), i, 1, {to, static_cast<std::size_t>(d)});
-  }
-  return out;
-}
 
 template <class T, int head_dim>
 void compare_with_cpu(const NsaConfig& config, Index heads, Index kv_heads, Index queries, Index first_query,

@@ -1,0 +1,175 @@
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <reticle/attention/llama/evaluate.hpp>
+#include <reticle/attention/llama/generate.hpp>
+
+#include "support/maskers.hpp"
+#include "support/message_of.hpp"
+#include "support/models.hpp"
+
+namespace reticle::testing {
+namespace {
+
+TEST(EvaluateLoss, WindowsAreConsecutiveAndEveryTargetCounts) {
+  const Decoder decoder = small_model();
+  const std::vector<std::int32_t> text = random_tokens(41, 7);
+  const LossResult result = evaluate_loss(decoder, text, {.window = 20});
+  EXPECT_EQ(result.tokens, 40);
+  double sum = 0;
+  for (std::size_t w = 0; w < 2; ++w) {
+    DecoderState state = decoder.start(21);
+    const auto tokens = std::span(text).subspan(w * 20, 21);
+    sum += loss_of_last(decoder.forward(tokens, state), tokens, 20);
+  }
+  EXPECT_NEAR(result.loss, sum / 2, 1e-6);
+  EXPECT_NEAR(result.perplexity(), std::exp(result.loss), 1e-9);
+}
+
+TEST(EvaluateLoss, UsesWholeWindowsOfAtMostTheTokensAskedFor) {
+  const Decoder decoder = small_model();
+  std::vector<Index> done;
+  LossOptions options{.window = 10, .tokens = 29};
+  options.progress = [&](Index i, Index total) {
+    EXPECT_EQ(total, 2);
+    done.push_back(i);
+  };
+  EXPECT_EQ(evaluate_loss(decoder, random_tokens(100, 7), options).tokens, 20);
+  EXPECT_EQ(done, (std::vector<Index>{0, 1}));
+  EXPECT_EQ(message_of<ValueError>([&] { evaluate_loss(decoder, random_tokens(10, 7), options); }),
+            "evaluate: 10 tokens of text hold no window of 10 and the token after it");
+}
+
+TEST(EvaluateLoss, AnOutputIsGeneratedAndAloneCounts) {
+  const Decoder decoder = small_model();
+  const std::vector<std::int32_t> text = random_tokens(41, 7);
+  const SparseAttention windowed =
+      SparseAttention::by_stage(pipeline_of(""), pipeline_of(R"({"type": "local", "window_size": 4})"));
+  const LossResult dense = evaluate_loss(decoder, text, {.window = 20, .output_length = 8});
+  const LossResult sparse = evaluate_loss(decoder, text, {.window = 20, .output_length = 8, .sparse = &windowed});
+  EXPECT_EQ(dense.tokens, 16);
+  EXPECT_NE(dense.loss, sparse.loss);
+  EXPECT_EQ(sparse.prefill.density(), 1);
+  // Of each window, rows 12 .. 19 are generated: row 12 predicts the first target that counts.
+  EXPECT_EQ(sparse.generation.visible, 2 * 2 * 4 * (13 + 14 + 15 + 16 + 17 + 18 + 19 + 20));
+  EXPECT_THROW(evaluate_loss(decoder, text, {.window = 20, .output_length = 21}), ValueError);
+  EXPECT_THROW(evaluate_loss(decoder, text, {.window = 41}), ValueError);
+}
+
+TEST(LossOfLast, IsTheMeanCrossEntropyOfTheLastTokens) {
+  // Logits of 4 tokens; each row predicts the token after it. Probabilities of rows 1 and 2: (1/4, 3/4) and (1/2, 1/2).
+  Tensor logits(DType::f32, {4, 2});
+  const std::vector<float> values{9, -9, 0, std::log(3.0f), 1000, 1000, -9, 9};
+  std::copy(values.begin(), values.end(), logits.span<float>().begin());
+  const std::vector<std::int32_t> tokens{0, 1, 0, 1};
+  EXPECT_NEAR(loss_of_last(logits, tokens, 1), std::log(2.0), 1e-7);
+  EXPECT_NEAR(loss_of_last(logits, tokens, 2), (std::log(4.0) + std::log(2.0)) / 2, 1e-7);
+}
+
+TEST(LossOfLast, RefusesWhatHasNoPrediction) {
+  const Tensor logits(DType::f32, {3, 4});
+  EXPECT_THROW(loss_of_last(logits, std::vector<std::int32_t>{1, 2, 3}, 3), ShapeError);
+  EXPECT_THROW(loss_of_last(logits, std::vector<std::int32_t>{1, 2}, 1), ShapeError);
+  EXPECT_THROW(loss_of_last(logits, std::vector<std::int32_t>{1, 2, 9}, 1), ValueError);
+  EXPECT_EQ(message_of<ShapeError>([&] {
+              loss_of_last(logits, std::vector<std::int32_t>{1, 2, 3}, 3);
+            }),
+            "loss: the last 3 of 3 tokens by logits F32 (3, 4); expected F32 logits of every token, and at least one "
+            "token before those that count");
+  EXPECT_EQ(message_of<ValueError>([&] {
+              loss_of_last(logits, std::vector<std::int32_t>{1, 2, 9}, 1);
+            }),
+            "loss: token 2 is 9; there are 4 logits");
+}
+
+TEST(RetrievalTasks, HideTheirAnswerInAPromptOfTheLengthAskedFor) {
+  const std::string filler = "In the beginning God created the heaven and the earth. And the earth was without form. ";
+  for (const RetrievalTask task : {RetrievalTask::repeated_phrase, RetrievalTask::needle, RetrievalTask::multi_needle,
+                                   RetrievalTask::variable_tracking}) {
+    SCOPED_TRACE(std::string(name_of(task)));
+    std::set<std::string> prompts;
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+      const RetrievalExample example = make_example(task, 700, filler, seed);
+      EXPECT_EQ(example.prompt.size(), 700);
+      EXPECT_NE(example.prompt.find(example.answer), std::string::npos);
+      EXPECT_FALSE(example.answer.empty());
+      EXPECT_EQ(example.unaided.size(), 700);
+      EXPECT_EQ(example.unaided.substr(684), example.prompt.substr(684)) << "the same question";
+      EXPECT_NE(example.unaided, example.prompt);
+      EXPECT_EQ(example.prompt, make_example(task, 700, filler, seed).prompt);
+      prompts.insert(example.prompt);
+    }
+    EXPECT_GE(prompts.size(), 19);
+    EXPECT_THROW(make_example(task, 20, filler, 0), ValueError);
+    EXPECT_THROW(make_example(task, 700, "nowords", 0), ValueError);
+  }
+}
+
+TEST(EvaluateRetrieval, NeedsAVocabularyOfBytes) {
+  EXPECT_THROW(evaluate_retrieval(small_model(), "a b c", {}), ValueError);
+}
+
+/// A model of bytes, with contexts of 512.
+Decoder byte_model() {
+  const TemporaryFolder folder;
+  ModelFiles files;
+  files.config["vocab_size"] = "256";
+  files.config["max_position_embeddings"] = "512";
+  files.add("model.embed_tokens.weight", {256, 24});
+  files.write(folder.path());
+  return Decoder::load(folder.path());
+}
+
+TEST(EvaluateRetrieval, CountsTheBytesOfTheAnswersThatAreMostLikely) {
+  const Decoder decoder = byte_model();
+  const std::string filler = "In the beginning God created the heaven and the earth. ";
+  const RetrievalOptions options{.task = RetrievalTask::repeated_phrase, .length = 300, .samples = 3, .seed = 5};
+  const RetrievalResult found = evaluate_retrieval(decoder, filler, options);
+  Index right = 0, bytes = 0, exact = 0;
+  for (std::uint64_t sample = 1; sample <= 3; ++sample) {
+    const RetrievalExample example = make_example(options.task, 300, filler, derive_seed(5, sample));
+    DecoderState state = decoder.start(512);
+    const Tensor logits = decoder.forward(bytes_to_tokens(example.prompt + example.answer), state);
+    Index own = 0;
+    for (std::size_t i = 0; i < example.answer.size(); ++i) {
+      const auto row = logits.span<float>().subspan((299 + i) * 256, 256);
+      own += std::max_element(row.begin(), row.end()) - row.begin() == static_cast<std::uint8_t>(example.answer[i]);
+    }
+    right += own;
+    bytes += static_cast<Index>(example.answer.size());
+    exact += own == static_cast<Index>(example.answer.size());
+  }
+  EXPECT_NEAR(found.accuracy, static_cast<double>(right) / static_cast<double>(bytes), 1e-12);
+  EXPECT_NEAR(found.exact, static_cast<double>(exact) / 3, 1e-12);
+}
+
+TEST(EvaluateRetrieval, PromptsArePrefilledAndAnswersGenerated) {
+  const Decoder decoder = byte_model();
+  const SparseAttention windowed =
+      SparseAttention::by_stage(pipeline_of(""), pipeline_of(R"({"type": "local", "window_size": 4})"));
+  const RetrievalOptions options{.length = 200, .samples = 1, .sparse = &windowed};  // a needle: four digits
+  const RetrievalResult found = evaluate_retrieval(decoder, "a word and another ", options);
+  EXPECT_EQ(found.prefill.visible, 2 * 4 * 200 * 201 / 2);
+  EXPECT_EQ(found.generation.visible, 2 * 4 * (201 + 202 + 203)) << "the last digit is predicted, not read";
+}
+
+TEST(EvaluateRetrieval, RefusesWhatItCannotAsk) {
+  const Decoder decoder = byte_model();
+  const auto refusal = [&](const RetrievalOptions& options) {
+    return message_of<ValueError>([&] { evaluate_retrieval(decoder, "a b c", options); });
+  };
+  EXPECT_EQ(message_of<ValueError>([] { evaluate_retrieval(small_model(), "a b c", {}); }),
+            "retrieval: the model's vocabulary has 50 tokens; tasks are made of bytes, for vocabularies of 256");
+  EXPECT_EQ(refusal({.samples = 0}), "retrieval: expected at least one sample");
+  EXPECT_EQ(refusal({.length = 513}),
+            "retrieval: a prompt of 513 bytes; expected 1 to 512, the model's longest context");
+}
+
+}  // namespace
+}  // namespace reticle::testing
