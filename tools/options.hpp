@@ -119,7 +119,7 @@ struct ModelOptions {
   Plugins plugins = Plugins::load;  // for plugins named in the patterns' configs
 };
 Decoder load_model(const ModelOptions& options);
-/// A context with this number of threads; the BLAS library is limited to it as well.
+/// A context with this number of threads; 0: the default.
 Context context_for(int threads);
 /// Converts text to tokens of a byte-level model; Error for another vocabulary.
 std::vector<std::int32_t> text_tokens(const Decoder& decoder, std::string_view text);
