@@ -11,10 +11,10 @@ namespace {
 
 constexpr Index kMaxKeys = std::numeric_limits<std::int32_t>::max();  // keys of a mask; products stay within Index
 
-void require_within(Index size, Index least, const char* name) {
-  if (size < least || size > kMaxKeys)
+void require_within(Index size, Index min_size, const char* name) {
+  if (size < min_size || size > kMaxKeys)
     throw ValueError("mask: " + std::string(name) + " is " + std::to_string(size) + "; expected " +
-                     std::to_string(least) + " to " + std::to_string(kMaxKeys));
+                     std::to_string(min_size) + " to " + std::to_string(kMaxKeys));
 }
 
 void require_positive(Index size, const char* name) { require_within(size, 1, name); }

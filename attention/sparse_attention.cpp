@@ -135,10 +135,10 @@ bool SparseAttention::serves(Stage stage, int layer) const {
 }
 
 Index SparseAttention::observed_queries() const {
-  Index most = 0;
+  Index max_queries = 0;
   for (const MaskerEntry& entry : config_->stage(Stage::generation))
-    most = std::max(most, entry.masker->observed_queries());
-  return most;
+    max_queries = std::max(max_queries, entry.masker->observed_queries());
+  return max_queries;
 }
 
 std::vector<std::string> SparseAttention::maskers_of_whole_prompts(Stage stage) const {

@@ -130,8 +130,8 @@ Tensor summed_over_batch(const Tensor& gradient) {
 }
 
 /// attend_backward on a GPU; the gradients are torch tensors.
-py::tuple attend_backward_there(const Call& call, const Pattern& pattern, const Borrowed& output, const Borrowed& lse,
-                                const Borrowed& d_output, const AttentionOptions& options) {
+py::tuple attend_backward_on_gpu(const Call& call, const Pattern& pattern, const Borrowed& output, const Borrowed& lse,
+                                 const Borrowed& d_output, const AttentionOptions& options) {
   const AttentionInputs& inputs = call.inputs;
   py::object gradients[3];
   float* to[3];
@@ -166,7 +166,7 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
   options.soft_cap = soft_cap;
   const auto* const held = std::get_if<HeldPattern>(&mask);
   const Pattern pattern = held != nullptr ? held->pattern : Pattern(std::get<Mask>(mask));
-  if (call.on_gpu()) return attend_backward_there(call, pattern, result, logs, upstream, options);
+  if (call.on_gpu()) return attend_backward_on_gpu(call, pattern, result, logs, upstream, options);
   AttentionGradients gradients = run_released([&](const Context& context) {
     return attention_backward(call.inputs, pattern, result.view(), logs.view(), upstream.view(), options, context);
   });
@@ -257,21 +257,22 @@ py::tuple attend_by_masker(const SparseAttention& sparse, Step& step, std::optio
   set_stored(call.inputs, stored);
   call.inputs.validate();
   const AttentionOptions options = options_from(soft_cap, sink_logits);
-  std::optional<Result> there;
+  std::optional<Result> gpu_result;
   Wanted wanted{.mask = with_mask};
   if (call.on_gpu()) {
-    there.emplace(call);
-    wanted.output = there->output();
-    wanted.lse = there->lse();
+    gpu_result.emplace(call);
+    wanted.output = gpu_result->output();
+    wanted.lse = gpu_result->lse();
   }
   Attended attended = run_released([&](const Context& context) {
     return sparse.attend(call.inputs, step.state.get(), options, wanted, call.on_stream(context));
   });
-  py::object output = there ? there->output_object() : call.queries.hand_over(std::move(attended.attention.output));
+  py::object output =
+      gpu_result ? gpu_result->output_object() : call.queries.hand_over(std::move(attended.attention.output));
   output =
       without_gradients(std::move(output), with_mask ? "SparseAttention.run" : "SparseAttention.attend", step.tensors);
   if constexpr (with_mask) return py::make_tuple(std::move(output), std::move(*attended.mask));
-  if (there) return py::make_tuple(std::move(output), there->lse_object());
+  if (gpu_result) return py::make_tuple(std::move(output), gpu_result->lse_object());
   return py::make_tuple(std::move(output), call.queries.hand_over(std::move(attended.attention.lse)));
 }
 

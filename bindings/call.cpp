@@ -16,15 +16,15 @@ namespace {
 // The signal handler touches only these. request_stop is async-signal-safe here: without stop callbacks it is a few
 // lock-free atomic operations.
 std::atomic<std::stop_source*> running{nullptr};
-struct sigaction pythons;
+struct sigaction python_action;
 
-void stop_and_hand_on(int signal) {
+void stop_and_forward(int signal) {
   if (std::stop_source* source = running.load(); source != nullptr) source->request_stop();
-  pythons.sa_handler(signal);
+  python_action.sa_handler(signal);
 }
 
 /// True if the current SIGINT handler is a plain function, as Python's is, to which the signal can be forwarded.
-bool can_be_handed_on(const struct sigaction& action) {
+bool can_be_forwarded_to(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
 }
 
@@ -43,9 +43,9 @@ Interruptible::Interruptible() {
     return;
   }
   context_.stop = source_.get_token();
-  if (sigaction(SIGINT, nullptr, &pythons) != 0 || !can_be_handed_on(pythons)) return;
+  if (sigaction(SIGINT, nullptr, &python_action) != 0 || !can_be_forwarded_to(python_action)) return;
   struct sigaction ours = {};
-  ours.sa_handler = &stop_and_hand_on;
+  ours.sa_handler = &stop_and_forward;
   ours.sa_flags = SA_ONSTACK;
   sigemptyset(&ours.sa_mask);
   running.store(&source_);
@@ -55,7 +55,7 @@ Interruptible::Interruptible() {
 
 Interruptible::~Interruptible() {
   if (!installed_) return;
-  sigaction(SIGINT, &pythons, nullptr);
+  sigaction(SIGINT, &python_action, nullptr);
   running.store(nullptr);
 }
 

@@ -249,8 +249,8 @@ void* current_stream() {
 }
 
 void* Borrowed::stream() const {
-  const bool there = is_torch_ && view_.device.kind == Device::Kind::cuda;
-  return there ? stream_of_torch(object_.attr("device")) : nullptr;
+  const bool on_torch_gpu = is_torch_ && view_.device.kind == Device::Kind::cuda;
+  return on_torch_gpu ? stream_of_torch(object_.attr("device")) : nullptr;
 }
 
 py::object Borrowed::empty_like(std::initializer_list<Index> shape, DType dtype) const {

@@ -64,7 +64,7 @@ const char* name_of(SetOp op) { return is_union(op) ? "merge" : op == SetOp::int
 /// there first.
 Mask combine_on_device(SetOp op, const Mask& a, const Mask& b, const Context& context) {
   std::shared_ptr<const DeviceStorage> moved;
-  const auto there = [&](const Mask& mask) -> const DeviceStorage& {
+  const auto storage_of = [&](const Mask& mask) -> const DeviceStorage& {
     if (mask.on_device() != nullptr) return *mask.on_device();
     if (mask.kind() != MaskKind::full)
       throw DeviceError(std::string(name_of(op)) + ": one mask lies on " + a.device().describe() + ", the other on " +
@@ -72,8 +72,8 @@ Mask combine_on_device(SetOp op, const Mask& a, const Mask& b, const Context& co
     moved = store_on_gpu(mask, context);
     return *moved;
   };
-  const DeviceStorage& left = there(a);
-  const DeviceStorage& right = there(b);
+  const DeviceStorage& left = storage_of(a);
+  const DeviceStorage& right = storage_of(b);
   return Mask::stored(left.combine(right, op, context));
 }
 

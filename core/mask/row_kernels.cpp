@@ -447,17 +447,17 @@ struct DenseCounts {
   HWY_INLINE Index add_vectors(D tag, const float* p, Index k, Index end) {
     const auto zero = hn::Zero(tag), one = hn::Set(tag, 1.0f);
     std::size_t entries = 0, runs = 0;
-    auto least = one;
+    auto min_p = one;
     for (; k + static_cast<Index>(hn::Lanes(tag)) <= end; k += static_cast<Index>(hn::Lanes(tag))) {
       const auto here = hn::LoadU(tag, p + k), before = hn::LoadU(tag, p + k - 1);
       const auto attended = hn::Gt(here, zero);
       entries += hn::CountTrue(tag, attended);
       runs += hn::CountTrue(tag, hn::And(attended, hn::Ne(here, before)));
-      least = hn::Min(least, hn::IfThenElse(attended, here, one));
+      min_p = hn::Min(min_p, hn::IfThenElse(attended, here, one));
     }
     row.entries += static_cast<Index>(entries);
     row.runs += static_cast<Index>(runs);
-    weighted |= !hn::AllFalse(tag, hn::Lt(least, one));
+    weighted |= !hn::AllFalse(tag, hn::Lt(min_p, one));
     return k;
   }
 };
