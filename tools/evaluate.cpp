@@ -336,7 +336,7 @@ int evaluate(const EvaluateCommand& command) {
                                        {"generation", json_of_stage(retrieval.generation)},
                                        {"seconds", retrieval.seconds}});
         if (candidate.config) continue;
-        // Measures the score without the context too: what language and chance alone achieve.
+        // Measures prompts without the answer too: what language and chance alone achieve.
         options.unaided = true;
         result["retrieval"].back()["unaided_accuracy"] = evaluate_retrieval(decoder, text, options, context).accuracy;
       }
