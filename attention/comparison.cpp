@@ -47,8 +47,8 @@ Comparison compare_with_dense(const AttentionInputs& inputs, const Mask& mask, c
   for (std::size_t head = 0; head < heads; ++head)
     comparison.head_relative_error.push_back(ratio(std::sqrt(error[head]), std::sqrt(size[head])));
 
-  // The mass that a set of keys holds is exp(LSE of the set - LSE of all); sampling weights and sinks are left out of
-  // both.
+  // The attention mass of a set of keys is exp(LSE over the set - LSE over all keys), both without sampling weights and
+  // sinks.
   plain.sink_logits = {};
   const bool reusable = options.sink_logits.empty();
   const AttentionResult covered =

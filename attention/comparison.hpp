@@ -1,4 +1,4 @@
-// How far sparse attention is from dense attention over the same inputs.
+// Compares sparse attention with dense attention over the same inputs.
 #pragma once
 
 #include <vector>
@@ -23,7 +23,7 @@ struct Comparison {
       "time of dense attention"};
 };
 
-/// Dense attention is run, and over the mask's support too where its entries have weights. Tensors on the CPU.
+/// Runs dense attention, and, if the mask is weighted, attention over its support too. Tensors must be on the CPU.
 Comparison compare_with_dense(const AttentionInputs& inputs, const Mask& mask, const AttentionResult& sparse,
                               const AttentionOptions& options, const Context& context);
 

@@ -26,7 +26,7 @@ float first_beyond(DType dtype) {
   return std::numeric_limits<float>::infinity();
 }
 
-constexpr Index kLargestHeadDim = 1024;
+constexpr Index kMaxHeadDim = 1024;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Multiply-adds below which waking threads costs more than they save.
@@ -352,9 +352,9 @@ AttentionResult run(const AttentionInputs& inputs, const Mask& mask, std::span<c
 void AttentionOptions::validate(const AttentionInputs& inputs) const {
   for (const auto& [width, name] :
        {std::pair{inputs.head_dim(), "queries"}, std::pair{inputs.values.size(3), "values"}}) {
-    if (width > kLargestHeadDim)
+    if (width > kMaxHeadDim)
       throw ShapeError(std::string(name) + ": head size is " + std::to_string(width) + "; at most " +
-                       std::to_string(kLargestHeadDim) + " is supported");
+                       std::to_string(kMaxHeadDim) + " is supported");
   }
   if (!sink_logits.empty() && static_cast<Index>(sink_logits.size()) != inputs.heads())
     throw ShapeError("sink_logits: has " + std::to_string(sink_logits.size()) + " entries; expected one for each of " +

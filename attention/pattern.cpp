@@ -9,19 +9,19 @@
 namespace reticle {
 namespace {
 
-constexpr Index kMost = std::numeric_limits<std::int32_t>::max();  // keys of a mask; products stay within Index
+constexpr Index kMaxKeys = std::numeric_limits<std::int32_t>::max();  // keys of a mask; products stay within Index
 
-void require_within(Index size, Index least, const char* name) {
-  if (size < least || size > kMost)
+void require_within(Index size, Index min_size, const char* name) {
+  if (size < min_size || size > kMaxKeys)
     throw ValueError("mask: " + std::string(name) + " is " + std::to_string(size) + "; expected " +
-                     std::to_string(least) + " to " + std::to_string(kMost));
+                     std::to_string(min_size) + " to " + std::to_string(kMaxKeys));
 }
 
 void require_positive(Index size, const char* name) { require_within(size, 1, name); }
 
 Index blocks_of(Index extent, Index block) { return (extent + block - 1) / block; }
 
-/// A tensor of a mask (b, h, rows, n) on the host; ShapeError unless it fits.
+/// A pattern's tensor (b, h, rows, n), copied to the host; ShapeError unless its dtype and extents fit.
 class HostTensor {
  public:
   HostTensor(const TensorView& given, bool right_dtype, const char* dtype, const MaskShape& extents,
@@ -63,11 +63,12 @@ struct ToMask {
     return Mask::from_runs(
         shape,
         [&](RowId row, FunctionRef<void(Run)> emit) {
-          const auto* const of_row = attended.row<std::uint8_t>(row.batch, row.head, row.query / bytes.block_queries);
+          const auto* const row_bytes =
+              attended.row<std::uint8_t>(row.batch, row.head, row.query / bytes.block_queries);
           for (Index begin = 0; begin < blocks; ++begin) {
-            if (of_row[begin] == 0) continue;
+            if (row_bytes[begin] == 0) continue;
             Index end = begin + 1;
-            while (end < blocks && of_row[end] != 0) ++end;
+            while (end < blocks && row_bytes[end] != 0) ++end;
             emit(Run{static_cast<std::int32_t>(begin * bytes.block_keys),
                      static_cast<std::int32_t>(std::min(end * bytes.block_keys, shape.keys)), 1.0f});
             begin = end;
@@ -85,17 +86,17 @@ struct ToMask {
     return Mask::from_runs(
         shape,
         [&](RowId row, FunctionRef<void(Run)> emit) {
-          const auto* const of_row = numbers.row<std::int32_t>(row.batch, inputs.kv_head(row.head), row.query);
+          const auto* const row_blocks = numbers.row<std::int32_t>(row.batch, inputs.kv_head(row.head), row.query);
           const Index visible = std::clamp<Index>(inputs.position(row.query) + 1, 0, shape.keys);
           RunJoiner join(emit);
           Index last = 0;  // a block that is named twice counts once
-          for (Index i = 0; i < count && of_row[i] != -1; ++i) {
-            if (of_row[i] < 0 || of_row[i] * blocks.block_size >= shape.keys)
-              throw ShapeError("mask: there is no block " + std::to_string(of_row[i]) + " of " +
+          for (Index i = 0; i < count && row_blocks[i] != -1; ++i) {
+            if (row_blocks[i] < 0 || row_blocks[i] * blocks.block_size >= shape.keys)
+              throw ShapeError("mask: there is no block " + std::to_string(row_blocks[i]) + " of " +
                                std::to_string(blocks.block_size) + " in " + std::to_string(shape.keys) +
                                " keys; expected numbers from 0, and -1 behind them");
-            const Index begin = std::max(last, of_row[i] * blocks.block_size),
-                        end = std::min((of_row[i] + Index{1}) * blocks.block_size, visible);
+            const Index begin = std::max(last, row_blocks[i] * blocks.block_size),
+                        end = std::min((row_blocks[i] + Index{1}) * blocks.block_size, visible);
             if (begin >= end) continue;
             join(static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end), 1.0f);
             last = end;

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::string_view kStages[] = {"prefill", "generation"};
 
-/// The members of an object that are fields of a type, moved out of it.
+/// Moves those members of a JSON object that are fields of `type` into a new object.
 Json take_fields(Json& object, const FieldType& type) {
   Json taken = Json::object();
   for (const Field& field : type.fields()) {
@@ -84,7 +84,8 @@ PipelineConfig PipelineConfig::from_json(std::string_view text, const std::files
   require_keys(document, place, known);
 
   PipelineConfig config;
-  // Plugins keep the paths as written: they are looked for in more places than beside the config.
+  // No directory here, so plugin paths stay as written: plugins are searched for in several folders, not only the
+  // config's.
   reticle::from_json(options_type, &config.options, take_fields(document, options_type), {place.pointer, ""});
   if (plugins == Plugins::refuse && !config.options.plugins.empty())
     (place / "plugins")

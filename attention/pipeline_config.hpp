@@ -16,11 +16,11 @@
 
 namespace reticle {
 
-/// Whether a config's "plugins" are loaded: their code then runs with the rights of the process. Refused, a config that
-/// names some is a ConfigError.
+/// Whether a config's "plugins" are loaded; their code runs with the rights of the process. With `refuse`, a config
+/// that names plugins is a ConfigError.
 enum class Plugins : std::uint8_t { load, refuse };
 
-/// What a config says besides its maskers.
+/// The settings of a config besides its maskers.
 struct PipelineOptions {
   bool causal = false;
   std::uint64_t seed = 0;
@@ -36,7 +36,7 @@ struct PipelineOptions {
       "what this config is, for people"};
 };
 
-/// Which layers and query heads a masker serves.
+/// The layers and query heads to which a masker applies.
 struct Served {
   Subset layers, heads;
 
@@ -54,15 +54,15 @@ struct MaskerEntry {
 struct PipelineConfig {
   PipelineOptions options;
   bool by_stage = false;
-  std::array<std::vector<MaskerEntry>, 2> stages;  // by Stage; the same twice when not by stage
+  std::array<std::vector<MaskerEntry>, 2> stages;  // indexed by Stage; equal unless by_stage
 
   const std::vector<MaskerEntry>& stage(Stage stage) const { return stages[static_cast<std::size_t>(stage)]; }
 
-  /// As SparseAttention::from_json.
+  /// See SparseAttention::from_json.
   static PipelineConfig from_json(std::string_view text, const std::filesystem::path& directory, Plugins plugins);
-  /// As SparseAttention::by_stage.
+  /// See SparseAttention::by_stage.
   static PipelineConfig by_stage_of(const PipelineConfig& prefill, const PipelineConfig& generation);
-  /// With every default filled in.
+  /// The config with every default filled in.
   std::string to_json() const;
 };
 

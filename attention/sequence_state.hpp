@@ -1,4 +1,4 @@
-// What a sequence leaves behind from call to call: what maskers keep of it, and a record of what its calls attended to.
+// The state of a sequence between calls: the maskers' state, and a record of what the calls attended to.
 #pragma once
 
 #include <array>
@@ -18,37 +18,37 @@ namespace cuda {
 class DeviceSequence;
 }
 
-/// What one stage of one sequence attended to, call by call (a call is a layer at a step).
+/// The record of what one stage of one sequence attended to, call by call; a call is one layer at one step.
 struct RETICLE_API StageRecord {
   struct SavedMask {
     int layer;
     Mask mask;
   };
 
-  /// 1 - entries / positions that causality leaves, of each call: nano-sparse-attention's sparsity ratio.
+  /// For each call, 1 - entries / causally visible positions: nano-sparse-attention's sparsity ratio.
   std::vector<double> sparsity;
   double entries = 0, visible = 0;  // sums over the calls
-  std::vector<SavedMask> masks;     // if asked for
+  std::vector<SavedMask> masks;     // with Recording::masks
 
   /// Adds a call that attended to `entries` of `visible` positions.
   void add(double entries_of_call, double visible_to_it);
-  /// nano-sparse-attention's figure: the mean over the calls, each counting alike; 0 without calls.
+  /// nano-sparse-attention's figure: the unweighted mean of `sparsity` over the calls; 0 without calls.
   double mean_sparsity() const;
-  /// Entries over visible positions of all calls together: what the work is proportional to; 1 without calls.
+  /// Total entries over total visible positions, to which the work is proportional; 1 without calls.
   double density() const;
-  /// Adds another's calls to these.
+  /// Appends the calls of another record.
   void merge(const StageRecord& other);
 };
 
-/// What is recorded of each call. Figures cost a count of the mask's entries, for which a choice made on a GPU has to
-/// be waited for where it depends on scores; masks are kept whole.
+/// What each call records. `figures` costs a count of the mask's entries; if the keys are selected on a GPU by scores,
+/// the count waits for the GPU. `masks` also keeps every mask.
 enum class Recording : std::uint8_t { none, figures, masks };
 
-/// What the maskers of every layer keep for one sequence. One call at a time works on it: another one that comes
-/// meanwhile, from a second thread or from a masker's own code, gets a ValueError.
+/// The state of every layer's maskers for one sequence. Only one call at a time may use it; a concurrent call, from
+/// another thread or from a masker's code, throws ValueError.
 class RETICLE_API SequenceState {
  public:
-  /// Held by a call for as long as it works on a state.
+  /// Held by a call for as long as it uses the state.
   class RETICLE_API Lease {
    public:
     explicit Lease(const SequenceState& state);
@@ -69,28 +69,28 @@ class RETICLE_API SequenceState {
   ~SequenceState() = default;
 
   LayerState& layer(int index) { return layers_[index]; }
-  /// What is kept where the tensors lie on a GPU; made at first use.
+  /// The part of the state in GPU memory; created at first use.
   cuda::DeviceSequence& on_gpu();
   void reset();
 
-  /// Of the calls from now on.
+  /// Sets what the calls from now on record.
   void record(Recording recording) { recording_ = recording; }
   Recording recording() const { return recording_; }
   const StageRecord& recorded(Stage stage) const { return records_[static_cast<std::size_t>(stage)]; }
   StageRecord& recorded(Stage stage) { return records_[static_cast<std::size_t>(stage)]; }
 
-  /// As if keys from position `keys` on had never been seen: the cache was cropped. ValueError, naming the masker,
-  /// where what it keeps cannot follow (it chose what to keep from a prompt that is longer); what was kept is then
+  /// Forgets the keys from position `keys` on, after a cache was cropped. ValueError, naming the masker, if its state
+  /// cannot be truncated, for example because it has chosen keys to keep from a longer prompt; the state is then
   /// unspecified. The record stays.
   void truncate(Index keys);
-  /// Sequence i of the batch becomes what sequence rows[i] was: beams were reordered, repeated or dropped. ValueError
-  /// for rows that are negative, or likewise.
+  /// Sequence i of the batch takes the state of sequence rows[i], after beams were reordered, repeated or dropped.
+  /// ValueError for negative rows, or if a masker's state cannot be reordered.
   void select(std::span<const Index> rows);
-  /// A copy, with an empty record: the sequences go on in two ways.
+  /// A copy with an empty record, so that the sequence can continue in two ways.
   SequenceState fork() const;
 
  private:
-  /// A state that was moved is not leased.
+  /// An atomic flag that moves as "not leased", so that SequenceState is movable.
   struct Flag {
     std::atomic<bool> value{false};
     Flag() = default;
@@ -104,7 +104,7 @@ class RETICLE_API SequenceState {
   std::shared_ptr<cuda::DeviceSequence> on_gpu_;
   mutable Flag leased_;
   Recording recording_ = Recording::none;
-  std::array<StageRecord, 2> records_;  // by Stage
+  std::array<StageRecord, 2> records_;  // indexed by Stage
 };
 
 }  // namespace reticle

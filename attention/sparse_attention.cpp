@@ -20,7 +20,7 @@ std::vector<std::uint8_t> served_heads(const MaskerEntry& entry, const Attention
   return served;
 }
 
-/// Heads that no masker serves attend to everything.
+/// 1 for each head to which no masker applies; these heads attend to everything.
 std::vector<std::uint8_t> unserved_heads(std::span<const MaskerEntry> entries, const AttentionInputs& inputs) {
   std::vector<std::uint8_t> unserved(static_cast<std::size_t>(inputs.heads()), 1);
   for (const MaskerEntry& entry : entries) {
@@ -33,7 +33,7 @@ std::vector<std::uint8_t> unserved_heads(std::span<const MaskerEntry> entries, c
   return unserved;
 }
 
-/// Every position of the heads of a subset.
+/// A mask of every position of the wanted heads, and none of the others.
 Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
   shape.shared_batch = shape.shared_queries = true;
   return Mask::intervals(shape, [&](RowId row) {
@@ -41,7 +41,7 @@ Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
   });
 }
 
-/// One call, in the record of its stage.
+/// Adds one call to the record of its stage.
 void record(const AttentionInputs& inputs, Index entries, const Mask* mask, SequenceState& state,
             const Context& context) {
   StageRecord& recorded = state.recorded(inputs.stage);
@@ -51,7 +51,7 @@ void record(const AttentionInputs& inputs, Index entries, const Mask* mask, Sequ
   if (state.recording() == Recording::masks) recorded.masks.push_back({inputs.layer, *mask});
 }
 
-/// The rows of b after those of a, in each (batch, head) of a (b, h, rows, ...) tensor.
+/// Concatenates the rows of a and b in each (batch, head) of a (b, h, rows, ...) tensor.
 Tensor append_rows(const TensorView& a, const TensorView& b) {
   std::vector<Index> shape(a.shape.begin(), a.shape.begin() + a.rank);
   shape[2] += b.size(2);
@@ -111,10 +111,10 @@ SparseAttention::Ruled SparseAttention::ruled(Stage stage, int layer, Index keys
     if (!entries[i].served.layers.contains(layer)) continue;
     const std::string name = "masker " + std::to_string(i) + ", \"" + entries[i].type->name + '"';
     if (!entries[i].served.heads.all()) return {{}, name + ", serves some heads only: it chooses on the CPU"};
-    const std::vector<Rule> of_masker = entries[i].masker->rules(keys, layer);
-    if (of_masker.empty() || !std::ranges::all_of(of_masker, &Rule::has_kernel))
+    const std::vector<Rule> masker_rules = entries[i].masker->rules(keys, layer);
+    if (masker_rules.empty() || !std::ranges::all_of(masker_rules, &Rule::has_kernel))
       return {{}, name + ", has no rule for a GPU: it chooses on the CPU"};
-    for (Rule rule : of_masker) {
+    for (Rule rule : masker_rules) {
       rule.seed = derive_seed(context.seed, i);
       found.rules.push_back(rule);
     }
@@ -135,10 +135,10 @@ bool SparseAttention::serves(Stage stage, int layer) const {
 }
 
 Index SparseAttention::observed_queries() const {
-  Index most = 0;
+  Index max_queries = 0;
   for (const MaskerEntry& entry : config_->stage(Stage::generation))
-    most = std::max(most, entry.masker->observed_queries());
-  return most;
+    max_queries = std::max(max_queries, entry.masker->observed_queries());
+  return max_queries;
 }
 
 std::vector<std::string> SparseAttention::maskers_of_whole_prompts(Stage stage) const {
@@ -150,16 +150,16 @@ std::vector<std::string> SparseAttention::maskers_of_whole_prompts(Stage stage) 
 }
 
 AttentionInputs SparseAttention::configured(const AttentionInputs& inputs) const {
-  AttentionInputs own = inputs;
-  own.causal |= config_->options.causal;
-  own.validate();
-  return own;
+  AttentionInputs configured_inputs = inputs;
+  configured_inputs.causal |= config_->options.causal;
+  configured_inputs.validate();
+  return configured_inputs;
 }
 
 Context SparseAttention::configured(const Context& context) const {
-  Context own = context;
-  own.seed = derive_seed(config_->options.seed, context.seed);
-  return own;
+  Context configured_context = context;
+  configured_context.seed = derive_seed(config_->options.seed, context.seed);
+  return configured_context;
 }
 
 void SparseAttention::require_forgetful() const {
@@ -215,8 +215,8 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
     const Mask given = visible(broadcast_to(*previous, inputs.shape()));
     mask = entries.empty() ? given : merge(mask, given, MergeRule::add, context);
   }
-  Context own = context;
-  AttentionInputs own_inputs = inputs;
+  Context masker_context = context;
+  AttentionInputs masker_inputs = inputs;
   if (inputs.stored) require_forgetful();
   for (std::size_t i = 0; i < entries.size(); ++i) {
     if (!entries[i].served.layers.contains(inputs.layer)) {
@@ -225,11 +225,11 @@ Mask SparseAttention::build(const AttentionInputs& inputs, const std::optional<M
       continue;
     }
     const Stopwatch masker_watch;
-    own.seed = derive_seed(context.seed, i);
+    masker_context.seed = derive_seed(context.seed, i);
     const Index before = mask.nnz();
     const std::vector<std::uint8_t> wanted = served_heads(entries[i], inputs);
-    own_inputs.wanted_heads = wanted;
-    Mask added = entries[i].masker->select(own_inputs, mask, layer_state, own);
+    masker_inputs.wanted_heads = wanted;
+    Mask added = entries[i].masker->select(masker_inputs, mask, layer_state, masker_context);
     if (!added.shape().same_logical(inputs.shape()))
       throw ShapeError("masker \"" + entries[i].type->name + "\" returned a mask of shape " + added.shape().describe() +
                        "; expected " + inputs.shape().describe());

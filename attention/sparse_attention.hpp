@@ -1,5 +1,5 @@
-// The door for users: a JSON config of maskers becomes a mask, the mask sparse attention, with figures of what it kept,
-// what it cost and how far the result is from dense attention.
+// The main interface of the library. A JSON config of maskers selects a mask; attention is computed over the mask, with
+// metrics of what was kept, what it cost and how far the result is from dense attention.
 #pragma once
 
 #include <filesystem>
@@ -16,7 +16,7 @@
 
 namespace reticle {
 
-/// What one masker did.
+/// One masker's part in a mask.
 struct MaskerMetrics {
   std::string type;
   Index added = 0;
@@ -26,7 +26,7 @@ struct MaskerMetrics {
                                          "time of selecting and merging"};
 };
 
-/// What was kept, and what that cost.
+/// How many positions were kept, and the cost in time and memory.
 struct Metrics {
   double density = 0, visible_density = 0;
   std::vector<double> head_density;
@@ -48,7 +48,7 @@ struct Metrics {
 
 /// The entries of a mask that one masker was the first to choose.
 struct Contribution {
-  std::string type;  // of the masker; "dense" for heads that none serves
+  std::string type;  // the masker's type; "dense" for heads to which no masker applies
   Mask mask;
 };
 
@@ -58,8 +58,8 @@ struct SparseAttentionResult {
   Metrics metrics;
 };
 
-/// What SparseAttention::attend gives beside the result, and on a GPU where that goes (see attention_into): new tensors
-/// without.
+/// What SparseAttention::attend returns beside the attention. On a GPU, output and lse are the memory to write to (see
+/// attention_into); null for new tensors.
 struct Wanted {
   bool mask = false, entries = false;
   void* output = nullptr;
@@ -67,9 +67,9 @@ struct Wanted {
 };
 
 struct Attended {
-  AttentionResult attention;     // empty where it went to the caller's memory
-  std::optional<Mask> mask;      // if wanted, or made on the way
-  std::optional<Index> entries;  // if wanted: positions that the rows attend to
+  AttentionResult attention;     // empty if written to the caller's memory
+  std::optional<Mask> mask;      // set if wanted, or if the call built one anyway
+  std::optional<Index> entries;  // set if wanted: the number of positions attended to
 };
 
 /// A pipeline of maskers for each stage, made from a config:
@@ -78,65 +78,68 @@ struct Attended {
 ///    "plugins": ["./my_masker.so"]}
 ///   {"prefill": {"maskers": [...]}, "generation": {"maskers": [...]}, "causal": true}
 ///
-/// Every masker may say which layers and query heads it serves: "layers": [0, "16-"], "heads": [0, 3]. Heads that none
-/// serves run dense attention, so an empty list of maskers does. Immutable and cheap to copy; maskers are shared.
+/// A masker can be limited to layers and query heads: "layers": [0, "16-"], "heads": [0, 3]. Heads to which no masker
+/// applies run dense attention, and so does an empty list of maskers. Immutable and cheap to copy; copies share the
+/// maskers.
 ///
-/// Of tensors on a GPU attention runs there, queued on context.stream. So does the choice of keys for one query, if
-/// every masker of the layer says what it chooses as rules; else maskers choose on the host, and warn() says which one
-/// and why: keys and values are copied to it once, when a sequence begins, and then token by token.
+/// Attention over tensors on a GPU runs there, queued on context.stream. Keys for a single query are also selected
+/// there if every masker of the layer states its selection as rules. Otherwise maskers select on the host, and warn()
+/// names the masker and the reason; keys and values are then copied to the host once, when a sequence begins, and after
+/// that token by token.
 class RETICLE_API SparseAttention {
  public:
-  /// Relative paths in the text are relative to `directory`. ConfigError and PluginError say where and what.
+  /// Parses and checks a config. Relative paths in it are relative to `directory`. ConfigError and PluginError say what
+  /// is wrong and where.
   static SparseAttention from_json(std::string_view text, const std::filesystem::path& directory = ".",
                                    Plugins plugins = Plugins::load);
   static SparseAttention from_file(const std::filesystem::path& path, Plugins plugins = Plugins::load);
-  /// The prefill stage of one, the generation stage of another (nano-sparse-attention's InferenceHandler). ConfigError
-  /// when they differ in seed or merge rule; causal when either is.
+  /// Combines the prefill stage of one pipeline with the generation stage of another (nano-sparse-attention's
+  /// InferenceHandler). ConfigError when they differ in seed or merge rule; causal when either is.
   static SparseAttention by_stage(const SparseAttention& prefill, const SparseAttention& generation);
 
   /// The config with every default filled in.
   std::string to_json() const;
-  /// Its "description", if it has one.
+  /// The config's "description"; empty if it has none.
   const std::string& description() const;
   bool causal() const;
-  /// Types of a stage's maskers, in order.
+  /// The types of a stage's maskers, in order.
   std::vector<std::string> maskers(Stage stage) const;
 
-  /// What a stage's maskers choose at one layer from `keys` keys, as rules that can be followed where the tensors lie.
-  /// DeviceError that names the masker for which there is no rule; and where no masker serves the layer.
+  /// The selection of a stage's maskers at one layer from `keys` keys, as rules that a GPU can execute. DeviceError if
+  /// a masker has no rules (the message names it), or if no masker applies to the layer.
   std::vector<Rule> rules(Stage stage, int layer, Index keys, const Context& context = {}) const;
 
-  /// How many of a prompt's last queries the generation stage's maskers decide by; 0: none does. A prompt that comes in
-  /// parts needs as many in its last part.
+  /// The number of a prompt's last queries on which the generation stage's maskers base their decisions; 0 if none
+  /// needs any. The last part of a prompt that is prefilled in parts must hold at least this many.
   Index observed_queries() const;
-  /// Types of the stage's maskers that choose for a query by more than it and the keys up to its position: a prompt has
-  /// to come whole.
+  /// The types of the stage's maskers whose selection for a query depends on more than that query and the keys up to
+  /// its position. With such maskers a prompt cannot be prefilled in parts.
   std::vector<std::string> maskers_of_whole_prompts(Stage stage) const;
 
-  /// ValueError, naming the maskers of the generation stage that may come back to any key, where there are some:
-  /// nothing can be evicted.
+  /// Throws ValueError, naming them, if maskers of the generation stage may select any key again later, so that no key
+  /// can be evicted.
   void require_forgetful() const;
-  /// Of the keys so far, those that the generation stage may attend to from position `first` on, as a mask of
-  /// inputs.one_query(): a cache may evict the others. ValueError as require_forgetful.
+  /// The keys so far that the generation stage may still attend to from position `first` on, as a mask of
+  /// inputs.one_query(); a cache may evict the others. ValueError as in require_forgetful.
   Mask lasting(const AttentionInputs& inputs, Index first, SequenceState& state, const Context& context = {}) const;
 
-  /// The mask that the maskers of inputs.stage build, each adding to what those before it chose; the first starts from
-  /// `previous`, if given. It lies on the GPU where it was chosen there.
+  /// The mask that the maskers of inputs.stage build; each adds to the selection of those before it, and the first to
+  /// `previous`, if given. The mask is on the GPU if it was selected there.
   Mask mask(const AttentionInputs& inputs, SequenceState& state, const Context& context = {},
             const std::optional<Mask>& previous = std::nullopt) const;
-  /// Who chose which key: disjoint masks, one per masker of inputs.stage in order, whose union is what mask() gives. As
-  /// one step of `state`, in place of mask().
+  /// Which masker selected which key: disjoint masks, one per masker of inputs.stage in order, whose union is mask().
+  /// Advances `state` by one step, as mask() does; call one or the other.
   std::vector<Contribution> contributions(const AttentionInputs& inputs, SequenceState& state,
                                           const Context& context = {}) const;
-  /// Attention over what the maskers of inputs.stage choose. On a GPU a step whose keys are chosen there waits for
-  /// nothing, unless entries are wanted that depend on the scores.
+  /// Attention over the mask that the maskers of inputs.stage select. On a GPU, a step whose keys are selected there
+  /// does not synchronise, unless `entries` is wanted and depends on the scores.
   Attended attend(const AttentionInputs& inputs, SequenceState& state, const AttentionOptions& options = {},
                   Wanted wanted = {}, const Context& context = {}) const;
-  /// One layer of a whole sequence whose last `output_length` tokens are taken as generated: the others are prefilled,
-  /// then these attend, in one call, to all keys up to their own as the generation stage chooses. Causal, whatever the
-  /// config says; on the CPU. Equals decoding them one by one with maskers that choose for a query from the keys up to
-  /// its own and draw nothing at random; page rules do not, for a page is bounded by all its keys, those after the
-  /// query included. ShapeError unless output_length is in [0, queries) and queries and keys are as many.
+  /// One layer of a whole sequence whose last `output_length` tokens count as generated: the tokens before them are
+  /// prefilled, then these attend, in one call, to keys up to their position as the generation stage selects. Always
+  /// causal; on the CPU. Equals decoding token by token if every masker selects for a query from the keys up to its
+  /// position alone, without random draws. Page rules do not qualify: a page's bounds cover all its keys, including
+  /// those after the query. ShapeError unless output_length is in [0, queries) and there are as many queries as keys.
   AttentionResult forward(const AttentionInputs& sequence, Index output_length, SequenceState& state,
                           const AttentionOptions& options = {}, const Context& context = {}) const;
   /// The mask, attention over it and metrics; with `compare`, dense attention too. DeviceError on a GPU, whose times
@@ -146,18 +149,18 @@ class RETICLE_API SparseAttention {
 
  private:
   explicit SparseAttention(PipelineConfig config);
-  /// The inputs and context as this config has them: causal, seeded, checked.
+  /// The inputs and context with the config's settings applied: causal and seed. Inputs are validated.
   AttentionInputs configured(const AttentionInputs& inputs) const;
   Context configured(const Context& context) const;
-  /// A stage's rules at a layer, or why there are none.
+  /// A stage's rules at a layer, or the reason why there are none.
   struct Ruled {
     std::vector<Rule> rules;
     std::string why;
   };
   Ruled ruled(Stage stage, int layer, Index keys, const Context& context) const;
-  /// Whether a masker of the stage serves a layer.
+  /// True if a masker of the stage applies to the layer.
   bool serves(Stage stage, int layer) const;
-  // attention/cuda/pipeline.cpp
+  // Defined in attention/cuda/pipeline.cpp.
   struct OnGpu;
   OnGpu chosen_on_gpu(const AttentionInputs& inputs, SequenceState& state, const Context& context) const;
   Attended attend_on_gpu(const AttentionInputs& inputs, SequenceState& state, const AttentionOptions& options,

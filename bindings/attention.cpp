@@ -32,7 +32,7 @@
 namespace reticle::bindings {
 namespace {
 
-/// One logit to a query head, of any array.
+/// Sink logits, one per query head, from any array of numbers.
 struct SinkLogits {
   std::vector<float> values;
 };
@@ -63,7 +63,7 @@ namespace {
 
 using py::literals::operator""_a;
 
-/// The options view the logits.
+/// The options view the logits, which must outlive them.
 AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& sink_logits) {
   AttentionOptions options;
   options.soft_cap = soft_cap;
@@ -71,7 +71,8 @@ AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& s
   return options;
 }
 
-/// A result that has no gradients, beside torch tensors that may ask for some: then it says so, when it is asked.
+/// Returns the output of an operation without gradients. If an input is a torch tensor that requires gradients, a
+/// backward pass through the output raises an error that says so.
 py::object without_gradients(py::object output, const char* what, std::initializer_list<py::object> inputs) {
   const auto asks = [](const py::object& tensor) {
     return py::hasattr(tensor, "detach") && tensor.attr("requires_grad").cast<bool>();
@@ -117,7 +118,7 @@ py::tuple attend(const py::object& queries, const py::object& keys, const py::ob
       py::make_tuple(copied(weights.row_ptr), copied(weights.indices), to_numpy(std::move(weights.values), {entries})));
 }
 
-/// The gradient by a tensor of one sequence that served a batch.
+/// Sums a gradient over the batch, for an input of one sequence that was broadcast over the batch.
 Tensor summed_over_batch(const Tensor& gradient) {
   const TensorView& view = gradient.view();
   Tensor sum(DType::f32, {1, view.size(1), view.size(2), view.size(3)});
@@ -128,9 +129,9 @@ Tensor summed_over_batch(const Tensor& gradient) {
   return sum;
 }
 
-/// Gradients on a GPU, of torch.
-py::tuple attend_backward_there(const Call& call, const Pattern& pattern, const Borrowed& output, const Borrowed& lse,
-                                const Borrowed& d_output, const AttentionOptions& options) {
+/// attend_backward on a GPU; the gradients are torch tensors.
+py::tuple attend_backward_on_gpu(const Call& call, const Pattern& pattern, const Borrowed& output, const Borrowed& lse,
+                                 const Borrowed& d_output, const AttentionOptions& options) {
   const AttentionInputs& inputs = call.inputs;
   py::object gradients[3];
   float* to[3];
@@ -165,20 +166,20 @@ py::tuple attend_backward(const py::object& queries, const py::object& keys, con
   options.soft_cap = soft_cap;
   const auto* const held = std::get_if<HeldPattern>(&mask);
   const Pattern pattern = held != nullptr ? held->pattern : Pattern(std::get<Mask>(mask));
-  if (call.on_gpu()) return attend_backward_there(call, pattern, result, logs, upstream, options);
+  if (call.on_gpu()) return attend_backward_on_gpu(call, pattern, result, logs, upstream, options);
   AttentionGradients gradients = run_released([&](const Context& context) {
     return attention_backward(call.inputs, pattern, result.view(), logs.view(), upstream.view(), options, context);
   });
-  const auto of_given = [&](const Borrowed& given, Tensor gradient) {
+  const auto gradient_for = [&](const Borrowed& given, Tensor gradient) {
     const bool summed = given.view().size(0) == 1 && gradient.view().size(0) != 1;
     return given.hand_over(summed ? summed_over_batch(gradient) : std::move(gradient));
   };
   return py::make_tuple(call.queries.hand_over(std::move(gradients.queries)),
-                        of_given(call.keys, std::move(gradients.keys)),
-                        of_given(call.values, std::move(gradients.values)));
+                        gradient_for(call.keys, std::move(gradients.keys)),
+                        gradient_for(call.values, std::move(gradients.values)));
 }
 
-/// A value that nothing changes is its own copy.
+/// Copies of an immutable value are the value itself.
 template <class T, class... Options>
 void copies_are_itself(py::class_<T, Options...>& type) {
   type.def("__copy__", [](const py::object& self) { return self; });
@@ -186,7 +187,7 @@ void copies_are_itself(py::class_<T, Options...>& type) {
       "__deepcopy__", [](const py::object& self, const py::dict&) { return self; }, py::arg("memo"));
 }
 
-/// deepcopy forks; what maskers keep has no form outside of this process.
+/// Deep copies are forks. Pickling raises TypeError, because the maskers' state cannot be serialised.
 template <class State>
 void copies_are_forks(py::class_<State>& type) {
   type.def(
@@ -199,7 +200,7 @@ void copies_are_forks(py::class_<State>& type) {
 
 Stage stage_from(const std::string& stage) { return enum_from<Stage>(stage, "stage"); }
 
-/// The caller's state, or one of the call's own.
+/// The caller's state, or a temporary one for this call.
 class StateOfCall {
  public:
   explicit StateOfCall(SequenceState* given) : state_(given == nullptr ? &own_.emplace() : given) {}
@@ -210,7 +211,7 @@ class StateOfCall {
   SequenceState* state_;
 };
 
-/// A stage's call at a layer: its tensors, and what maskers keep of the sequence.
+/// One call at a layer and stage: its tensors and the sequence's state.
 struct Step {
   Call call;
   StateOfCall state;
@@ -219,7 +220,7 @@ struct Step {
   AttentionInputs& inputs() { return call.inputs; }
 };
 
-/// Keys of a cache that evicted others, as Python gives them: (positions, begin, end, length).
+/// The remaining keys of a cache after eviction, as Python passes them: (positions, begin, end, length).
 using StoredLists = std::tuple<py::array_t<std::int32_t, py::array::c_style>, py::array_t<Index, py::array::c_style>,
                                py::array_t<Index, py::array::c_style>, Index>;
 
@@ -248,7 +249,7 @@ std::vector<std::pair<std::string, Mask>> contributions(const SparseAttention& s
   return found;
 }
 
-/// (output, mask), or (output, lse).
+/// Returns (output, mask), or (output, lse).
 template <bool with_mask>
 py::tuple attend_by_masker(const SparseAttention& sparse, Step& step, std::optional<float> soft_cap,
                            const SinkLogits& sink_logits, const std::optional<StoredLists>& stored) {
@@ -256,21 +257,22 @@ py::tuple attend_by_masker(const SparseAttention& sparse, Step& step, std::optio
   set_stored(call.inputs, stored);
   call.inputs.validate();
   const AttentionOptions options = options_from(soft_cap, sink_logits);
-  std::optional<Result> there;
+  std::optional<Result> gpu_result;
   Wanted wanted{.mask = with_mask};
   if (call.on_gpu()) {
-    there.emplace(call);
-    wanted.output = there->output();
-    wanted.lse = there->lse();
+    gpu_result.emplace(call);
+    wanted.output = gpu_result->output();
+    wanted.lse = gpu_result->lse();
   }
   Attended attended = run_released([&](const Context& context) {
     return sparse.attend(call.inputs, step.state.get(), options, wanted, call.on_stream(context));
   });
-  py::object output = there ? there->output_object() : call.queries.hand_over(std::move(attended.attention.output));
+  py::object output =
+      gpu_result ? gpu_result->output_object() : call.queries.hand_over(std::move(attended.attention.output));
   output =
       without_gradients(std::move(output), with_mask ? "SparseAttention.run" : "SparseAttention.attend", step.tensors);
   if constexpr (with_mask) return py::make_tuple(std::move(output), std::move(*attended.mask));
-  if (there) return py::make_tuple(std::move(output), there->lse_object());
+  if (gpu_result) return py::make_tuple(std::move(output), gpu_result->lse_object());
   return py::make_tuple(std::move(output), call.queries.hand_over(std::move(attended.attention.lse)));
 }
 
@@ -293,7 +295,7 @@ Mask lasting(const SparseAttention& sparse, Step& step, Index first, const std::
       [&](const Context& context) { return sparse.lasting(step.inputs(), first, step.state.get(), context); });
 }
 
-/// A method of SparseAttention: body(sparse, step, more...), `more` by keyword.
+/// Defines a method of SparseAttention that calls body(sparse, step, more...); `more` are keyword arguments.
 template <class Returned, class... More, class... Arguments>
 void define_step(py::class_<SparseAttention>& type, const char* name,
                  Returned (*body)(const SparseAttention&, Step&, More...), const char* doc, const Arguments&... more) {

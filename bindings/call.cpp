@@ -13,17 +13,18 @@
 namespace reticle::bindings {
 namespace {
 
-// What the signal handler may touch: requesting a stop that nobody has callbacks on is a few lock-free atomics.
+// The signal handler touches only these. request_stop is async-signal-safe here: without stop callbacks it is a few
+// lock-free atomic operations.
 std::atomic<std::stop_source*> running{nullptr};
-struct sigaction pythons;
+struct sigaction python_action;
 
-void stop_and_hand_on(int signal) {
+void stop_and_forward(int signal) {
   if (std::stop_source* source = running.load(); source != nullptr) source->request_stop();
-  pythons.sa_handler(signal);
+  python_action.sa_handler(signal);
 }
 
-/// Whether what handles SIGINT is a function that can be handed the signal on: Python's own is.
-bool can_be_handed_on(const struct sigaction& action) {
+/// True if the current SIGINT handler is a plain function, as Python's is, to which the signal can be forwarded.
+bool can_be_forwarded_to(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) == 0 && action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
 }
 
@@ -42,9 +43,9 @@ Interruptible::Interruptible() {
     return;
   }
   context_.stop = source_.get_token();
-  if (sigaction(SIGINT, nullptr, &pythons) != 0 || !can_be_handed_on(pythons)) return;
+  if (sigaction(SIGINT, nullptr, &python_action) != 0 || !can_be_forwarded_to(python_action)) return;
   struct sigaction ours = {};
-  ours.sa_handler = &stop_and_hand_on;
+  ours.sa_handler = &stop_and_forward;
   ours.sa_flags = SA_ONSTACK;
   sigemptyset(&ours.sa_mask);
   running.store(&source_);
@@ -54,7 +55,7 @@ Interruptible::Interruptible() {
 
 Interruptible::~Interruptible() {
   if (!installed_) return;
-  sigaction(SIGINT, &pythons, nullptr);
+  sigaction(SIGINT, &python_action, nullptr);
   running.store(nullptr);
 }
 
@@ -62,7 +63,7 @@ namespace {
 
 thread_local const Call* innermost = nullptr;
 
-/// Whether `inner` lies in the memory of `outer`.
+/// True if the memory of `inner` is within that of `outer`.
 bool contains(const TensorView& outer, const TensorView& inner) {
   const auto extent = [](const TensorView& view) {
     const auto first = reinterpret_cast<std::uintptr_t>(view.data);
@@ -92,7 +93,7 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
   inputs.queries = queries.view();
   inputs.keys = keys.view();
   inputs.values = values.view();
-  // Keys and values of one sequence serve a batch of queries: torch broadcasts them likewise.
+  // Keys and values of one sequence are broadcast over a batch of queries, as in torch.
   for (TensorView* const tensor : {&inputs.keys, &inputs.values}) {
     if (tensor->rank != 4 || inputs.queries.rank != 4 || tensor->size(0) != 1 || inputs.queries.size(0) == 1) continue;
     tensor->shape[0] = inputs.queries.size(0);
@@ -120,13 +121,13 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
 Call::~Call() { innermost = outer_; }
 
 Context Call::on_stream(const Context& context) const {
-  Context own = context;
-  own.stream = stream_;
-  return own;
+  Context stream_context = context;
+  stream_context.stream = stream_;
+  return stream_context;
 }
 
-/// Broadcastable as numpy's: dimensions that are missing come first. A boolean one says what may be attended to, as
-/// scaled_dot_product_attention reads it.
+/// The attention mask broadcasts as in numpy: missing dimensions come first. A boolean mask is true where a key may be
+/// attended to, as in torch's scaled_dot_product_attention.
 void Call::take_attention_mask(const py::object& given) {
   TensorView view = attention_mask_.emplace(given, "attention_mask", queries.view().device.kind).view();
   if (view.rank > 4)
@@ -158,9 +159,9 @@ void Call::take_attention_mask(const py::object& given) {
   TensorView whole = view;
   whole.rank = 4;
   for (int dim = 3; dim >= 0; --dim) {
-    const int own = dim - (4 - view.rank);
-    whole.shape[static_cast<std::size_t>(dim)] = own < 0 ? 1 : view.size(own);
-    whole.strides[static_cast<std::size_t>(dim)] = own < 0 ? 0 : view.stride(own);
+    const int view_dim = dim - (4 - view.rank);
+    whole.shape[static_cast<std::size_t>(dim)] = view_dim < 0 ? 1 : view.size(view_dim);
+    whole.strides[static_cast<std::size_t>(dim)] = view_dim < 0 ? 0 : view.stride(view_dim);
   }
   inputs.attention_mask = whole;
 }

@@ -1,4 +1,4 @@
-// One call from Python into the library: its tensors, and the way to stop it.
+// A call from Python into the library: its tensors, and its interruption by SIGINT.
 #pragma once
 
 #include <optional>
@@ -16,8 +16,8 @@
 
 namespace reticle::bindings {
 
-/// While one lives on Python's main thread, SIGINT also stops the calls that run with its context. Elsewhere it does
-/// nothing: Python raises KeyboardInterrupt on the main thread only.
+/// While an instance lives on Python's main thread, SIGINT also stops the calls that run with its context. On other
+/// threads it does nothing: Python raises KeyboardInterrupt on the main thread only.
 class Interruptible {
  public:
   Interruptible();
@@ -33,7 +33,7 @@ class Interruptible {
   bool installed_ = false;
 };
 
-/// body(context) without the GIL; KeyboardInterrupt when SIGINT stopped it.
+/// Calls body(context) without the GIL. Raises KeyboardInterrupt when SIGINT stopped it.
 template <class Body>
 auto run_released(Body&& body) {
   const Interruptible call;
@@ -46,7 +46,7 @@ auto run_released(Body&& body) {
   }
 }
 
-/// A call's tensors, borrowed, and the inputs that view them.
+/// A call's borrowed tensors, and the inputs that view them.
 class Call {
  public:
   Call(const py::object& queries, const py::object& keys, const py::object& values, const py::object& attention_mask,
@@ -56,11 +56,11 @@ class Call {
   Call& operator=(const Call&) = delete;
 
   bool on_gpu() const { return inputs.queries.device.kind == Device::Kind::cuda; }
-  /// With the stream of the caller's tensors.
+  /// The context with the stream of the caller's tensors.
   Context on_stream(const Context& context) const;
 
-  /// The caller's object that holds the memory of a view, on this thread's innermost call; none when there is none, as
-  /// for tensors that the library made.
+  /// The Python object that owns the memory of a view in this thread's innermost call; None if there is no such object,
+  /// as for tensors that the library allocated.
   static py::object owner_of(const TensorView& view);
 
   Borrowed queries, keys, values;
@@ -70,21 +70,21 @@ class Call {
   void take_attention_mask(const py::object& given);
 
   std::optional<Borrowed> attention_mask_;
-  Tensor bias_;  // what it says, where its dtype is another
+  Tensor bias_;  // the attention mask converted to float, if it was boolean or float64
   void* stream_ = nullptr;
   std::vector<Borrowed> extras_;
   std::vector<NamedTensor> named_;
   const Call* outer_;
 };
 
-/// Where a result on a GPU goes: tensors of torch's beside the queries.
+/// Torch tensors for a result on a GPU, on the device of the queries.
 class Result {
  public:
-  /// Inputs that are valid.
+  /// The call's inputs must be valid.
   explicit Result(const Call& call);
   void* output() const { return const_cast<void*>(output_.view().data); }
   float* lse() const { return static_cast<float*>(const_cast<void*>(lse_.view().data)); }
-  /// (output, lse)
+  /// Returns (output, lse).
   py::tuple take() const { return py::make_tuple(given_[0], given_[1]); }
   const py::object& output_object() const { return given_[0]; }
   const py::object& lse_object() const { return given_[1]; }

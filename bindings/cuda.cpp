@@ -1,4 +1,4 @@
-// What of a GPU has no counterpart on the CPU: kernels over tensors that torch made there.
+// GPU functions without a counterpart on the CPU: kernels over torch's CUDA tensors.
 #include <cmath>
 #include <optional>
 #include <pybind11/stl.h>
@@ -17,7 +17,7 @@ namespace {
 
 constexpr auto kCuda = Device::Kind::cuda;
 
-/// Device memory for so many elements; ShapeError unless the tensor is that.
+/// The tensor's device memory; ShapeError unless it is contiguous, with this number of elements of T.
 template <class T>
 T* memory_of(const Borrowed& tensor, Index elements, const char* name) {
   const TensorView& view = tensor.view();
@@ -44,10 +44,10 @@ py::tuple attend_lists(const cuda::KeyListAttention& attention, const py::object
   options.soft_cap = soft_cap;
   Result result(call);
   run_released([&](const Context& context) {
-    const Context own = call.on_stream(context);
-    const cuda::FittedInputs fitted(inputs, own.stream);
-    cuda::FittedResult output = cuda::output_of(inputs, fitted, result.output(), own.stream);
-    attention.run(fitted.inputs(), lists, output.data(), result.lse(), own.stream, options);
+    const Context stream_context = call.on_stream(context);
+    const cuda::FittedInputs fitted(inputs, stream_context.stream);
+    cuda::FittedResult output = cuda::output_of(inputs, fitted, result.output(), stream_context.stream);
+    attention.run(fitted.inputs(), lists, output.data(), result.lse(), stream_context.stream, options);
     output.finish();
     return 0;
   });
@@ -76,10 +76,10 @@ void add_cuda(py::module_& module) {
          Index first_query, float scaling, const NsaConfig& config) {
         const Call call(queries, keys, keys, py::none(), scaling, /*causal=*/false);
         const Borrowed logs(lse, "lse", kCuda), to(scores, "scores", kCuda);
-        const Index of_head = call.inputs.batch() * call.inputs.queries_length(),
+        const Index rows_per_head = call.inputs.batch() * call.inputs.queries_length(),
                     blocks = to.view().rank == 4 ? to.view().size(3) : 0;
-        const float* const lse_data = memory_of<float>(logs, of_head * call.inputs.heads(), "lse");
-        float* const score_data = memory_of<float>(to, of_head * call.inputs.kv_heads() * blocks, "scores");
+        const float* const lse_data = memory_of<float>(logs, rows_per_head * call.inputs.heads(), "lse");
+        float* const score_data = memory_of<float>(to, rows_per_head * call.inputs.kv_heads() * blocks, "scores");
         run_released([&](const Context& context) {
           cuda::block_scores(call.inputs, first_query, config, lse_data, blocks, score_data,
                              call.on_stream(context).stream);

@@ -1,4 +1,4 @@
-// The part of DLPack's ABI, unversioned form, that tensors are exchanged by:
+// The part of DLPack's unversioned ABI that tensor exchange needs:
 // https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 

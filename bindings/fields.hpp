@@ -1,4 +1,4 @@
-// Reflected values as Python's, and back.
+// Converts reflected values to Python objects and back.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,9 +10,9 @@ namespace reticle::bindings {
 
 namespace py = pybind11;
 
-/// Puts a Python value of the right kind into a field.
+/// Stores a Python value of the right kind in a field.
 void store(const FieldType& type, void* to, const py::handle& value);
-/// Numbers, strings, lists, and dicts by field for aggregates.
+/// Converts to numbers, strings and lists; aggregates become dicts with a key per field.
 py::object to_python(const FieldType& type, const void* from);
 template <class T>
 py::object to_python(const T& value) {
@@ -24,7 +24,7 @@ std::string name_of(Enum value) {
   return std::string(enumerator_names<Enum>[static_cast<std::size_t>(value)]);
 }
 
-/// The enumerator of a name; ValueError, which says what the argument is called and lists the names, for another.
+/// The enumerator with this name. ValueError for an unknown name, with the argument's name and the known names.
 template <class Enum>
 Enum enum_from(const std::string& name, const char* argument) {
   std::string known, last;

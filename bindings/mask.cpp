@@ -51,7 +51,7 @@ Mask from_csr(const std::array<Index, 4>& shape, const py::handle& row_ptr, cons
   return Mask::csr(shape_from(shape), std::move(pointers), std::move(columns), std::move(weights));
 }
 
-/// Pairs of [begin, end), one behind the other.
+/// Intervals from a flat list of begin, end, begin, end, ...
 Array<Interval> intervals_from(const Buffer<std::int32_t>& columns) {
   if (columns.size() % 2 != 0)
     throw ShapeError("intervals: " + std::to_string(columns.size()) + " columns; expected pairs of [begin, end)");
@@ -97,9 +97,9 @@ Mask from_rows(const std::array<Index, 4>& shape, const py::handle& columns, con
   const Index width = indices.shape(indices.ndim() - 1);
   const py::array_t<float> weights = p.is_none() ? py::array_t<float>() : floats_of(p, "p");
   const std::span<const Index> all(indices.data(), static_cast<std::size_t>(indices.size()));
-  const std::span<const float> of_all(weights.data(), p.is_none() ? 0 : static_cast<std::size_t>(weights.size()));
+  const std::span<const float> all_p(weights.data(), p.is_none() ? 0 : static_cast<std::size_t>(weights.size()));
   const py::gil_scoped_release released;
-  return Mask::from_row_indices(shape_from(shape), width, all, of_all);
+  return Mask::from_row_indices(shape_from(shape), width, all, all_p);
 }
 
 py::tuple as_flat(const Mask& mask) {
@@ -131,7 +131,7 @@ py::tuple as_blocks(const Mask& mask, Index block_q, Index block_k) {
   return py::make_tuple(copied(blocks.row_ptr), copied(blocks.indices), copied(blocks.full).attr("astype")("bool"));
 }
 
-/// numpy's basic slicing, with steps of 1; an integer keeps its dimension, as every mask has four.
+/// numpy's basic slicing, with steps of 1. An integer index keeps its dimension, because every mask has four.
 Mask sliced(Mask mask, const py::object& index) {
   const py::tuple items = py::isinstance<py::tuple>(index) ? py::tuple(index) : py::make_tuple(index);
   const MaskShape shape = mask.shape();
@@ -196,7 +196,7 @@ py::array_t<float> pictured(const Mask& mask, Index batch, Index head, Index wid
   return to_numpy(Array<float>(picture.cells.begin(), picture.cells.end()), {picture.height, picture.width});
 }
 
-/// "#rrggbb" of each masker, as pictures draw them.
+/// The color of each masker type in pictures, as "#rrggbb".
 std::vector<std::string> hex_colors(const std::vector<std::string>& types) {
   std::vector<std::string> colors;
   for (const Color& color : masker_colors(types)) {
@@ -208,7 +208,7 @@ std::vector<std::string> hex_colors(const std::vector<std::string>& types) {
   return colors;
 }
 
-/// (height, width, 3) uint8.
+/// Returns (height, width, 3) uint8.
 py::array_t<std::uint8_t> overlaid(const std::vector<std::pair<std::string, Mask>>& contributions, Index batch,
                                    Index head, Index width, Index height,
                                    std::tuple<std::uint8_t, std::uint8_t, std::uint8_t> ground) {
@@ -230,7 +230,7 @@ py::array_t<std::uint8_t> overlaid(const std::vector<std::pair<std::string, Mask
   return pixels;
 }
 
-/// With torch's stream, where one of them lies on a GPU.
+/// A context with torch's stream if one of the masks is on a GPU.
 Context context_of(const Mask& a, const Mask& b = {}) {
   Context context;
   if (a.on_device() != nullptr || b.on_device() != nullptr) context.stream = current_stream();
@@ -243,7 +243,7 @@ Mask combined(const Mask& a, const Mask& b, SetOp op) {
   return combine(a, b, op, context);
 }
 
-/// "cpu", "cuda", "cuda:1", or torch's device of such a name.
+/// Mask::to for `device` "cpu", "cuda" or "cuda:1", or a torch device with such a name.
 Mask moved(const Mask& mask, const py::object& device) {
   const std::string name = py::str(device);
   Device to;
@@ -261,7 +261,7 @@ Mask moved(const Mask& mask, const py::object& device) {
   return mask.to(to, context);
 }
 
-/// What a mask is made of again: extents and sharing, kind, and the stored arrays.
+/// The pickled form of a mask: extents and sharing, kind, and the stored arrays.
 py::tuple pickled(const Mask& mask) {
   const MaskShape& s = mask.shape();
   const py::tuple shape =

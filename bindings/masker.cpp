@@ -1,5 +1,5 @@
-// Maskers written in Python: a class that reticle.register made a masker of becomes an entry of the registry, like any
-// other. Its config is a record whose fields are found at run time.
+// Maskers written in Python: reticle.register adds a class to the registry like any other masker. Its config is a
+// record whose fields are known at run time only.
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -22,7 +22,7 @@
 namespace reticle::bindings {
 namespace {
 
-/// A Python object that may be let go of on any thread, with or without the GIL.
+/// A Python object that can be released on any thread, with or without the GIL.
 class Held {
  public:
   explicit Held(py::object object) : object_(std::move(object)) {}
@@ -30,7 +30,7 @@ class Held {
   Held& operator=(const Held&) = delete;
   ~Held() {
     if (Py_IsInitialized() == 0) {
-      object_.release();  // the interpreter took it along
+      object_.release();  // the interpreter is finalised and has freed the object
       return;
     }
     const py::gil_scoped_acquire held;
@@ -44,10 +44,10 @@ class Held {
 
 // --- configs --------------------------------------------------------------------------------------------------------
 
-/// The values of a Python masker's fields, each of the C++ type that its FieldType reads.
+/// The values of a Python masker's fields, each of the C++ type that its FieldType describes.
 using Record = std::vector<std::shared_ptr<void>>;
 
-/// How one field is stored: as C++ configs store theirs.
+/// The storage of one field, as in C++ configs.
 struct Storage {
   FieldType type;
   std::shared_ptr<void> (*make)();
@@ -67,7 +67,7 @@ Storage storage_of(const std::string& container) {
   throw py::value_error("fields of kind \"" + container + "\" are not known");
 }
 
-/// Python's side checks annotations and names kind and container; choices are stored as their position.
+/// The storage for a kind and container, which Python code derives from the annotation. Choices are stored as indices.
 Storage storage_from(const std::string& kind, const std::string& container, const std::vector<std::string>& choices) {
   if (kind == "boolean") return container == "optional" ? storage_of<std::optional<bool>>() : storage_of<bool>();
   if (kind == "integer") return storage_of<Index>(container);
@@ -75,22 +75,23 @@ Storage storage_from(const std::string& kind, const std::string& container, cons
   if (kind == "text") return storage_of<std::string>(container);
   if (kind == "path") return storage_of<std::filesystem::path>(container);
   if (kind == "size") {
-    // A Size has no default of its own, as configs of C++ state theirs.
+    // Size has no default constructor: C++ configs always state a default.
     Storage storage{*type_of<Size>(), []() -> std::shared_ptr<void> { return std::make_shared<Size>(0); }};
     return storage;
   }
   Storage storage = storage_of<Index>();
-  auto* const names = new std::vector<std::string>(choices);  // as long as the registry, which is never destroyed
+  auto* const names = new std::vector<std::string>(choices);  // leaked: lives as long as the registry
   auto* const views = new std::vector<std::string_view>(names->begin(), names->end());
   storage.type.kind = FieldType::Kind::choice;
   storage.type.choices = *views;
   return storage;
 }
 
-/// What is known of a Python masker; lives as long as the registry, which is never destroyed.
+/// The registration data of a Python masker; leaked, because it lives as long as the registry, which is never
+/// destroyed.
 struct PythonType {
   py::object cls;
-  std::vector<std::string> texts;  // what docs and fields view
+  std::vector<std::string> texts;  // the strings that docs and fields view
   std::vector<Storage> storages;
   std::vector<py::object> defaults;
   std::vector<Field> fields;
@@ -105,8 +106,8 @@ struct PythonType {
     return cls(**arguments);
   }
 
-  /// ValueErrors of the class become the config reader's, which says where in the JSON it was: "name must be ..." is
-  /// laid to the field of that name.
+  /// Turns a ValueError from the class's constructor into InvalidField, to which the config reader adds the position in
+  /// the JSON. The first word of the message is taken as the field: "name must be ...".
   void validate(const Record& record) const {
     const py::gil_scoped_acquire held;
     try {
@@ -122,7 +123,7 @@ struct PythonType {
 
 // --- selection ------------------------------------------------------------------------------------------------------
 
-/// AttentionInputs as a masker in Python sees them.
+/// AttentionInputs as passed to maskers in Python.
 struct PythonInputs {
   py::object queries, keys, values, attention_mask;
   py::dict extras;
@@ -155,7 +156,7 @@ struct PythonInputs {
   }
 };
 
-/// What a Python masker keeps for one layer of one sequence: a dict.
+/// A Python masker's state for one layer of one sequence: a dict.
 struct PythonState {
   std::shared_ptr<Held> values, masker;
 
@@ -181,7 +182,7 @@ struct PythonState {
   }
 
  private:
-  /// What is kept is the masker's to change; where there is nothing, there is nothing to do.
+  /// Calls the masker's method to update its state; an empty state needs no update.
   void follow(const char* method, const py::object& how) const {
     const py::gil_scoped_acquire held;
     if (!values || py::len(values->get()) == 0) return;
@@ -223,8 +224,8 @@ class PythonMasker final : public Masker {
   Held instance_;
 };
 
-/// fields: (name, doc, kind, container, choices, default); no default: the field is required. docs: summary, source,
-/// rule, cost.
+/// `fields` are tuples (name, doc, kind, container, choices, default); a field without a default is required. `docs`
+/// are summary, source, rule and cost.
 void register_masker(const std::string& name, const py::object& cls, const py::list& fields,
                      const std::array<std::string, 4>& docs, bool as_torch) {
   auto type = std::make_unique<PythonType>();
@@ -264,7 +265,7 @@ void register_masker(const std::string& name, const py::object& cls, const py::l
     const py::gil_scoped_acquire held;
     return std::make_unique<PythonMasker>(*self, self->instance(*static_cast<const Record*>(config)));
   };
-  factory.default_config();  // a default that does not fit its annotation shows now
+  factory.default_config();  // throws now if a default does not fit its annotation
   const std::vector<std::string>& texts = type->texts;
   Registry::global().add_or_replace(
       {name, {texts[0], texts[1], texts[2], texts[3], {}}, "written in Python", std::move(factory)});

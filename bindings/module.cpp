@@ -12,11 +12,11 @@
 namespace reticle::bindings {
 
 namespace {
-PyObject* missing_file = nullptr;  // the class, made with the module
+PyObject* missing_file = nullptr;  // the class MissingFileError, created with the module
 }
 
-/// Every error of the library under its name; the base is reticle.Error, and each is also what Python programs would
-/// catch: a ValueError, or for devices and plugins a RuntimeError.
+/// Exports every error of the library under its name. The base is reticle.Error; each also derives from the builtin
+/// that Python programs would catch: ValueError, or RuntimeError for devices and plugins.
 void add_errors(pybind11::module_& module) {
   namespace py = pybind11;
   static const py::handle base = py::register_exception<Error>(module, "Error", PyExc_Exception).release();
@@ -27,7 +27,7 @@ void add_errors(pybind11::module_& module) {
   py::register_exception<ValueError>(module, "ValueError", bases(PyExc_ValueError));
   py::register_exception<PluginError>(module, "PluginError", bases(PyExc_RuntimeError));
   py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
-  // Python's own comes first, for its __init__ fills errno and filename in.
+  // FileNotFoundError comes first, because its __init__ sets errno and filename.
   const py::tuple kinds =
       py::make_tuple(py::handle(PyExc_FileNotFoundError), module.attr("ConfigError"), module.attr("FormatError"));
   missing_file = PyErr_NewException("reticle._core.MissingFileError", kinds.ptr(), nullptr);
@@ -43,7 +43,8 @@ std::filesystem::path existing(const std::filesystem::path& path) {
   throw py::error_already_set();
 }
 
-/// Protocols 0 and 1 of pickle make objects from a base class that pybind11 cannot make, and end the process there.
+/// Makes pickling use protocol 2 or higher: protocols 0 and 1 create objects through a base class that pybind11 cannot
+/// create, which aborts the process.
 void pickle_by_protocol_2(const pybind11::module_& module) {
   namespace py = pybind11;
   const py::object reduce = py::cpp_function(
@@ -57,8 +58,8 @@ void pickle_by_protocol_2(const pybind11::module_& module) {
   }
 }
 
-/// Objects that __new__ made without __init__ (a crafted pickle can) hold nothing; methods would read memory that
-/// pybind11 allocates for them.
+/// Refuses objects created by __new__ without __init__, as a crafted pickle can: they hold no value, and methods would
+/// read the uninitialised memory that pybind11 allocates for them.
 void refuse_objects_without_values(const pybind11::module_& module) {
   namespace py = pybind11;
   for (const auto& [name, object] : py::dict(module.attr("__dict__"))) {
@@ -72,7 +73,7 @@ void refuse_objects_without_values(const pybind11::module_& module) {
   }
 }
 
-/// The library's warnings as Python's, which may be errors.
+/// Raises the library's warnings as Python warnings, which filters may turn into errors.
 void raise_warnings() {
   namespace py = pybind11;
   set_warning_handler([](const std::string& message) {
@@ -81,7 +82,8 @@ void raise_warnings() {
   });
 }
 
-/// pybind11's base of all objects, called by itself, ends the process: type(mask).__mro__[1](), or old ways of copying.
+/// Refuses to instantiate pybind11's base class, which would abort the process: type(mask).__mro__[1](), or copying by
+/// an old protocol.
 void refuse_bare_objects() {
   namespace py = pybind11;
   static newfunc make = nullptr;
@@ -94,7 +96,7 @@ void refuse_bare_objects() {
     PyErr_SetString(PyExc_TypeError, "pybind11_object: cannot be made by itself");
     return nullptr;
   };
-  // Python wants the same of a type and of those that it took it over from, other modules' types included.
+  // Python requires that subtypes which inherited tp_new keep the same one, other modules' types included.
   const auto replace = [&](const auto& self, PyTypeObject* type) -> void {
     if (type->tp_new != make) return;
     type->tp_new = refuse;

@@ -1,4 +1,4 @@
-// What the extension module is put together from.
+// The parts of the extension module.
 #pragma once
 
 #include <filesystem>
@@ -16,9 +16,9 @@ void add_masker(pybind11::module_& module);
 void add_nsa(pybind11::module_& module);
 void add_cuda(pybind11::module_& module);
 
-/// The path, if something stands there; else MissingFileError, which is Python's FileNotFoundError, too.
+/// Returns the path if it exists; else raises MissingFileError, a subclass of Python's FileNotFoundError.
 std::filesystem::path existing(const std::filesystem::path& path);
-/// (batch, heads, queries, keys).
+/// Returns (batch, heads, queries, keys).
 pybind11::tuple extents_of(const MaskShape& shape);
 
 }  // namespace reticle::bindings

@@ -35,7 +35,7 @@ NsaConfig config_from(const std::string& compress_type, Index kernel_size, Index
   return config;
 }
 
-/// Of a Hugging Face config's rope_scaling: what it does not say is not guessed, and what is not known is refused.
+/// Parses a Hugging Face config's rope_scaling. Missing values and unknown types are errors, never guessed.
 RopeScaling scaling_from(const py::dict& given, const std::string& type) {
   const bool llama3 = type == "llama3";
   RopeScaling scaling;
@@ -89,7 +89,7 @@ Rope rope_from(Index head_dim, double theta, const py::object& scaling) {
 struct NsaState {
   NsaState() = default;
   NsaState(NsaState&&) = default;
-  NsaState(const NsaState&) = delete;  // pybind11 would take vectors of what only moves for copyable
+  NsaState(const NsaState&) = delete;  // explicit: pybind11 takes vectors of move-only types for copyable
   NsaState& operator=(const NsaState&) = delete;
 
   std::vector<KvCache> caches;
@@ -97,7 +97,7 @@ struct NsaState {
   Index sequences() const { return static_cast<Index>(caches.size()); }
 };
 
-/// The module over a caller's parameters, which it keeps alive.
+/// The NSA module over a caller's parameters, which it keeps alive.
 class Module {
  public:
   Module(const NsaConfig& config, Index hidden_size, Index heads, Index kv_heads, const Rope& rope,
@@ -110,9 +110,9 @@ class Module {
     }
     const Weights weights = Weights::from_views("parameters", std::move(views));
     WeightReader reader(weights);
-    const NsaWeights own = read_nsa_weights(reader, "", shape_);
+    const NsaWeights module_weights = read_nsa_weights(reader, "", shape_);
     reader.finish();
-    module_.emplace(shape_, rope, own);
+    module_.emplace(shape_, rope, module_weights);
   }
 
   py::tuple forward(const py::object& x, const Offsets& cu_seqlens) const {
@@ -192,9 +192,9 @@ void add_operations(py::module_& module) {
       [](const py::object& x, const Offsets& cu_seqlens, const py::object& weight, const py::object& pe,
          const NsaConfig& config) {
         const Borrowed input(x, "x");
-        const auto own_weight = borrow_optional(weight, "weight"), own_pe = borrow_optional(pe, "pe");
+        const auto given_weight = borrow_optional(weight, "weight"), given_pe = borrow_optional(pe, "pe");
         Packed packed = run_released([&](const Context& context) {
-          return compress(input.view(), cu_seqlens, weights_from(own_weight, own_pe), config, context);
+          return compress(input.view(), cu_seqlens, weights_from(given_weight, given_pe), config, context);
         });
         return py::make_tuple(input.hand_over(std::move(packed.data)), std::move(packed.cu_seqlens));
       },
@@ -204,10 +204,10 @@ void add_operations(py::module_& module) {
       [](const py::object& x, const Offsets& cu_seqlens, const py::object& weight, const py::object& pe,
          const NsaConfig& config, const py::object& dy) {
         const Borrowed input(x, "x"), upstream(dy, "dy");
-        const auto own_weight = borrow_optional(weight, "weight"), own_pe = borrow_optional(pe, "pe");
+        const auto given_weight = borrow_optional(weight, "weight"), given_pe = borrow_optional(pe, "pe");
         CompressionGradients gradients = run_released([&](const Context& context) {
-          return compress_backward(input.view(), cu_seqlens, weights_from(own_weight, own_pe), config, upstream.view(),
-                                   context);
+          return compress_backward(input.view(), cu_seqlens, weights_from(given_weight, given_pe), config,
+                                   upstream.view(), context);
         });
         const auto given = [&](std::optional<Tensor>& gradient) -> py::object {
           return gradient ? input.hand_over(std::move(*gradient)) : py::none();

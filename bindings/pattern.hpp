@@ -1,4 +1,4 @@
-// What Python gives for a mask: a Mask, a pattern over a tensor of the caller's, a plan, or nothing.
+// The forms of a mask that Python can pass: a Mask, a pattern over a caller's tensor, a plan, or None.
 #pragma once
 
 #include <memory>
@@ -14,7 +14,7 @@
 
 namespace reticle::bindings {
 
-/// A pattern, and the tensor that it lies in.
+/// A pattern, and the tensor that it views.
 struct HeldPattern {
   std::shared_ptr<const Borrowed> tensor;
   Pattern pattern;
@@ -22,7 +22,7 @@ struct HeldPattern {
 
 using GivenMask = std::optional<std::variant<Mask, HeldPattern, AttentionPlan>>;
 
-/// body(pattern) or body(plan); of nothing, a mask of all keys.
+/// Calls body(pattern) or body(plan); None is a mask of all keys.
 template <class Body>
 decltype(auto) with_mask(const GivenMask& given, const MaskShape& shape, Body&& body) {
   if (!given) return body(Pattern(Mask::full(shape)));

@@ -62,7 +62,7 @@ DLDataType dtype_to(DType dtype) {
   return {kDLUInt, bits, 1};
 }
 
-/// A tensor on its way to torch: what owns its memory, and the DLPack record that says where it lies.
+/// A tensor exported to torch: the owner of its memory, and the DLPack record that describes it.
 template <class Owner>
 struct Export {
   Owner owner;
@@ -80,7 +80,7 @@ struct Export {
                                0};
     self->managed.manager_ctx = self;
     self->managed.deleter = [](DLManagedTensor* tensor) {
-      const py::gil_scoped_acquire held;  // torch releases storage wherever it happens to be
+      const py::gil_scoped_acquire held;  // torch may release storage on any thread
       delete static_cast<Export*>(tensor->manager_ctx);
     };
     const auto release = [](PyObject* unclaimed) {
@@ -97,7 +97,8 @@ py::object to_torch(Owner owner, const TensorView& view) {
   return py::module_::import("torch").attr("from_dlpack")(Export<Owner>::capsule(std::move(owner), view));
 }
 
-/// bfloat16 is viewed as such afterwards.
+/// numpy's name of a dtype. numpy has no bfloat16: its bits are exported as integers, and viewed as bfloat16
+/// afterwards.
 const char* numpy_name(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -139,7 +140,7 @@ py::array to_array(const TensorView& view, const py::object& owner) {
   return array;
 }
 
-/// A torch tensor without gradients, and without bits that say that its elements are to be negated or conjugated.
+/// A torch tensor detached from autograd, with its lazy negation and conjugation bits resolved.
 py::object plain(const py::object& tensor) {
   py::object found = tensor.attr("detach")();
   for (const char* bit : {"neg", "conj"}) {
@@ -149,7 +150,7 @@ py::object plain(const py::object& tensor) {
   return found;
 }
 
-/// An array in this machine's byte order. TypeError for masked ones, of which half is elsewhere.
+/// An array in the machine's byte order. TypeError for masked arrays, whose mask would be lost.
 py::object native(const py::object& array, const std::string& name) {
   if (py::isinstance(array, py::module_::import("numpy").attr("ma").attr("MaskedArray")))
     throw py::type_error(name + ": is a masked array; expected one without a mask (filled(value) gives it)");
@@ -186,7 +187,7 @@ py::array_t<float> floats_of(const py::handle& object, const std::string& name) 
   const py::array array = numbers_of(object, name, "biuf", "numbers");
   py::array_t<float> floats(py::module_::import("numpy").attr("ascontiguousarray")(array, "float32"));
   if (array.dtype().kind() == 'f' && array.itemsize() > 4) {
-    // What float32 rounds to 0 was not 0.
+    // Numbers that float32 rounds to 0 change the count of nonzeros.
     const py::module_ numpy = py::module_::import("numpy");
     if (!numpy.attr("count_nonzero")(array).equal(numpy.attr("count_nonzero")(floats)))
       throw ShapeError(name + ": holds numbers too small for float32; expected 0 or at least 2^-126");
@@ -231,7 +232,8 @@ Device::Kind Borrowed::device_of(const py::handle& object) {
 
 namespace {
 
-/// Of torch's current GPU, or of the device that is given.
+/// The current torch stream of a device, or, if None, of torch's current GPU; the default stream if torch has not
+/// initialised CUDA.
 void* stream_of_torch(const py::object& device) {
   const py::object cuda = py::module_::import("torch").attr("cuda");
   if (!cuda.attr("is_initialized")().cast<bool>()) return nullptr;
@@ -247,21 +249,21 @@ void* current_stream() {
 }
 
 void* Borrowed::stream() const {
-  const bool there = is_torch_ && view_.device.kind == Device::Kind::cuda;
-  return there ? stream_of_torch(object_.attr("device")) : nullptr;
+  const bool on_torch_gpu = is_torch_ && view_.device.kind == Device::Kind::cuda;
+  return on_torch_gpu ? stream_of_torch(object_.attr("device")) : nullptr;
 }
 
 py::object Borrowed::empty_like(std::initializer_list<Index> shape, DType dtype) const {
   py::tuple extents(shape.size());
   std::size_t dim = 0;
   for (const Index extent : shape) extents[dim++] = extent;
-  const py::object of_torch = py::module_::import("torch").attr(dtype == DType::f32   ? "float32"
-                                                                : dtype == DType::f16 ? "float16"
-                                                                                      : "bfloat16");
-  return object_.attr("new_empty")(extents, py::arg("dtype") = of_torch);
+  const py::object torch_dtype = py::module_::import("torch").attr(dtype == DType::f32   ? "float32"
+                                                                   : dtype == DType::f16 ? "float16"
+                                                                                         : "bfloat16");
+  return object_.attr("new_empty")(extents, py::arg("dtype") = torch_dtype);
 }
 
-/// torch has tensors of zeros that lie nowhere.
+/// torch has tensors without memory, such as zero tensors for undefined gradients.
 void Borrowed::require_memory(std::string_view name) const {
   if (view_.data == nullptr && view_.elements() > 0)
     throw ShapeError(std::string(name) + ": " + view_.describe() + " lies in no memory; expected a tensor that does");
@@ -269,11 +271,11 @@ void Borrowed::require_memory(std::string_view name) const {
 
 void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
   const bool on_gpu = device == Device::Kind::cuda;
-  // -1: no waiting, for what is launched goes onto the caller's stream.
+  // -1 asks for no synchronisation: kernels are queued on the caller's stream.
   capsule_ = on_gpu ? object_.attr("__dlpack__")(py::arg("stream") = -1) : object_.attr("__dlpack__")();
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), kUnused));
   if (managed == nullptr) throw py::error_already_set();
-  // From here the record is ours: it is released with the new capsule.
+  // From here on this object owns the record, and releases it with the new capsule.
   PyCapsule_SetName(capsule_.ptr(), kUsed);
   capsule_ = py::capsule(managed, [](void* claimed) {
     auto* tensor = static_cast<DLManagedTensor*>(claimed);
@@ -290,7 +292,7 @@ void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
   require_on(view_, device, name);
 }
 
-/// Not by DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.
+/// Views a numpy array without DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.
 void Borrowed::view_array(std::string_view name) {
   object_ = native(object_, std::string(name));
   const auto array = py::reinterpret_borrow<py::array>(object_);

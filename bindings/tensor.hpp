@@ -1,4 +1,4 @@
-// Tensors across the border: callers' arrays as views, without copies, and results in the caller's framework.
+// Tensors between Python and C++: callers' arrays as views, without copies, and results in the caller's framework.
 #pragma once
 
 #include <limits>
@@ -18,21 +18,21 @@ namespace py = pybind11;
 class Borrowed {
  public:
   /// TypeError, naming the argument, when it is not a tensor; ShapeError for a dtype or rank that cannot be viewed;
-  /// DeviceError when it is not in the memory of such a device. What a GPU's tensor holds may still be being computed,
+  /// DeviceError when it is not in the memory of this kind of device. The content of a GPU tensor may still be pending
   /// on the caller's stream.
   Borrowed(const py::handle& object, std::string_view name, Device::Kind device = Device::Kind::cpu);
 
   const TensorView& view() const { return view_; }
-  /// What holds the memory that is viewed.
+  /// The object that owns the viewed memory.
   const py::object& object() const { return object_; }
-  /// Of what lies on a GPU: torch's tensors, and what else says so by DLPack.
+  /// cuda for torch's GPU tensors and for other objects that report CUDA through DLPack; else cpu.
   static Device::Kind device_of(const py::handle& object);
-  /// The stream that torch works on where this tensor lies; the default one elsewhere.
+  /// Torch's current stream on the tensor's GPU; the default stream for other tensors.
   void* stream() const;
-  /// A new tensor beside this one, where it lies: of torch.
+  /// A new torch tensor on the device of this one, which must be torch's too.
   py::object empty_like(std::initializer_list<Index> shape, DType dtype) const;
-  /// A result as what this argument is: a torch tensor, an array of whatever follows the array API standard (jax), or
-  /// else of numpy.
+  /// Converts a result to the framework of this argument: a torch tensor, an array of a library that follows the array
+  /// API standard (such as jax), or else a numpy array.
   py::object hand_over(Tensor&& result) const;
 
  private:
@@ -45,15 +45,15 @@ class Borrowed {
   TensorView view_;
 };
 
-/// The stream that torch works on, on its current GPU; the default one where it has none.
+/// Torch's current stream on its current GPU; the default stream if it has none.
 void* current_stream();
 
-/// A tensor as torch's or numpy's, which then owns it.
+/// Converts to a torch tensor or numpy array, which takes ownership.
 py::object to_python(Tensor&& tensor, bool as_torch);
-/// A view as a tensor of torch's or a read-only array of numpy's that keeps `owner` alive; no copy.
+/// Converts a view to a torch tensor or a read-only numpy array that keeps `owner` alive; no copy.
 py::object to_python(const TensorView& view, const py::object& owner, bool as_torch);
 
-/// An array of numbers as numpy's, which then owns it.
+/// Converts to a numpy array, which takes ownership.
 template <class T>
 py::array_t<T> to_numpy(Array<T> array, std::initializer_list<py::ssize_t> shape) {
   auto* owner = new Array<T>(std::move(array));
@@ -66,14 +66,15 @@ py::array_t<T> copied(const Buffer<T>& buffer) {
   return to_numpy(Array<T>(buffer.span().begin(), buffer.span().end()), {buffer.size()});
 }
 
-/// What a caller gives for numbers, as a C-contiguous array of float32: booleans, integers or floats, of any byte
-/// order, of numpy, torch or nested lists. TypeError, naming the argument, for complex numbers, masked arrays and what
-/// is no array.
+/// A caller's numbers as a C-contiguous array of float32. They may be booleans, integers or floats of any byte order,
+/// in numpy arrays, torch tensors or nested lists. TypeError, naming the argument, for complex numbers, masked arrays
+/// and objects that are not arrays.
 py::array_t<float> floats_of(const py::handle& object, const std::string& name);
-/// The same of integers, as int64; TypeError for floats, too, and ShapeError for what int64 does not hold.
+/// The same for integers, as int64. TypeError also for floats and booleans, and ShapeError for numbers that int64
+/// cannot hold.
 py::array_t<Index> integers_of(const py::handle& object, const std::string& name);
 
-/// The elements of a one-dimensional array as T (float, Index or std::int32_t); ShapeError for a number that T does not
+/// The elements of a one-dimensional array as T (float, Index or std::int32_t); ShapeError for a number that T cannot
 /// hold.
 template <class T>
 Buffer<T> to_buffer(const py::handle& object, const std::string& name) {

@@ -1,4 +1,4 @@
-// What a registered masker is and takes: for people as Markdown, for editors and checkers as JSON Schema.
+// Documentation of a registered masker and its parameters: Markdown for people, JSON Schema for editors and validators.
 #pragma once
 
 #include <string>

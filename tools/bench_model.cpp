@@ -18,7 +18,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// The most memory that the process had since the last reset; nothing where the system does not tell.
+/// The process's peak memory since the last reset; nullopt where the system does not report it.
 class PeakMemory {
  public:
   PeakMemory() {
@@ -75,7 +75,7 @@ int bench_model(const BenchModelCommand& command) {
                   ": expected more than --new-tokens, and a text that is as long");
     const std::vector<std::vector<std::int32_t>> prompts{{text.begin(), text.begin() + prompt}};
     std::vector<Timing> timings(pipelines.size());
-    // Interleaved, so that what else the machine does falls on all alike.
+    // Interleaved, so that other load on the machine affects all candidates alike.
     for (Index repeat = 0; repeat < command.repeats; ++repeat) {
       for (std::size_t i = 0; i < pipelines.size(); ++i) {
         progress.at(done++, total);

@@ -1,4 +1,4 @@
-// Scripts that complete the command's words, made of what the parser knows, so that they cannot lag behind it.
+// Shell completion scripts, generated from the parser's definitions so that they cannot become outdated.
 #include <string>
 #include <vector>
 

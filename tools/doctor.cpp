@@ -27,7 +27,7 @@ std::string processor() {
   return "unknown";
 }
 
-/// The file that holds the library's code: with several installed, the one that is used.
+/// The path of the library file in use, in case several are installed.
 std::string library() {
   Dl_info info{};
   const auto* function = reinterpret_cast<const void*>(&instruction_set);
@@ -35,7 +35,7 @@ std::string library() {
 }
 
 #if defined(__clang__)
-constexpr const char* kCompiler = __VERSION__;  // says "Clang"
+constexpr const char* kCompiler = __VERSION__;  // the text contains "Clang"
 #else
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif

@@ -30,7 +30,7 @@ using Json = nlohmann::ordered_json;
 /// One pipeline to be evaluated. `config` is empty for dense attention.
 struct Candidate {
   std::string name;
-  Json parameters = Json::object();  // what a sweep set, by JSON pointer
+  Json parameters = Json::object();  // the values that a sweep set, by JSON pointer
   std::optional<SparseAttention> config;
 
   std::string label() const {
@@ -41,7 +41,8 @@ struct Candidate {
   }
 };
 
-/// Every combination of a sweep's grid, and each of its variants, set into its config.
+/// Adds a candidate for every combination of a sweep's grid and for each of its variants, applied to the sweep's
+/// config.
 void add_sweep(const Json& sweep, const std::filesystem::path& directory, Plugins plugins,
                std::vector<Candidate>& candidates) {
   const auto reject = [&](const std::string& what) { throw ConfigError("--grid: " + what + ": " + sweep.dump()); };
@@ -136,7 +137,7 @@ Json json_of_stage(const StageRecord& record) {
   return {{"density", record.density()}, {"mean_sparsity", record.mean_sparsity()}};
 }
 
-/// Held by one run at a time: two would lose each other's results.
+/// A lock file for one run at a time: two concurrent runs would overwrite each other's results.
 class Lock {
  public:
   explicit Lock(std::string path)
@@ -158,7 +159,7 @@ class Lock {
   int file_;
 };
 
-/// Results as they are made, in a file that a later run goes on from.
+/// Results, saved to a file after each one, from which a later run continues.
 class Results {
  public:
   Results(std::string path, Json settings) : path_(std::move(path)), settings_(std::move(settings)) {
@@ -183,7 +184,7 @@ class Results {
     results_.push_back(std::move(result));
     if (!path_.empty()) write_file(path_, document().dump(2) + "\n");
   }
-  /// What was asked for, and behind it what the file held besides.
+  /// The requested results, followed by the others in the file.
   Json document() const {
     Json results = results_;
     std::set<std::string> asked;
@@ -233,7 +234,7 @@ void print_losses(const Json& results) {
       tasks.text());
 }
 
-/// Patterns that keep more than there was look as good as dense attention, and are.
+/// Notes patterns that kept all keys: their results equal dense attention because they are dense.
 void note_what_leaves_nothing_out(const Json& results) {
   for (const Json& result : results) {
     const auto whole = [&](const char* stage) {
@@ -286,7 +287,7 @@ int evaluate(const EvaluateCommand& command) {
   const std::string text = held_out_text(command.text, command.model.model);
   const std::vector<std::int32_t> tokens = text_tokens(decoder, text);
   const Context context = context_for(command.model.threads);
-  // What is at a path may change: results go on from those of the same content.
+  // Results are reused by content digest, since the file at a path may change.
   const std::string model = command.model.model.empty() ? bundled(kBundledModel).string() : command.model.model;
   const Json settings = {{"model", command.model.model.empty() ? kBundledModel : command.model.model},
                          {"model_digest", command.output.empty() ? "" : digest_of(model)},
@@ -311,7 +312,7 @@ int evaluate(const EvaluateCommand& command) {
     }
     const Progress progress(candidate.label(), command.json);
     const EvaluationProgress show = [&](Index done, Index total) { progress.at(done, total); };
-    // Dense attention goes through a pipeline, too, so that its density is recorded.
+    // Dense attention also runs as a pipeline, so that its density is recorded.
     const SparseAttention sparse =
         candidate.config ? *candidate.config : SparseAttention::from_json(R"({"maskers": []})");
     const LossResult loss =
@@ -335,7 +336,7 @@ int evaluate(const EvaluateCommand& command) {
                                        {"generation", json_of_stage(retrieval.generation)},
                                        {"seconds", retrieval.seconds}});
         if (candidate.config) continue;
-        // What language and chance alone give: how far the model can do the task at all.
+        // Measures prompts without the answer too: what language and chance alone achieve.
         options.unaided = true;
         result["retrieval"].back()["unaided_accuracy"] = evaluate_retrieval(decoder, text, options, context).accuracy;
       }

@@ -29,7 +29,7 @@ Json json_with_calls(const StageRecord& record) {
   return {{"density", record.density()}, {"mean_sparsity", record.mean_sparsity()}, {"calls", record.sparsity.size()}};
 }
 
-/// Layer by layer, what the first sequence attended to: "prefill.<layer>" (heads, prompt, prompt) and
+/// Saves what the first sequence attended to, layer by layer: "prefill.<layer>" (heads, prompt, prompt) and
 /// "generation.<layer>" (heads, steps, keys), U8, 1 = attended.
 void save_masks(const std::string& path, const SequenceState& state) {
   std::vector<Tensor> tensors;
@@ -39,7 +39,7 @@ void save_masks(const std::string& path, const SequenceState& state) {
     for (const StageRecord::SavedMask& saved : state.recorded(stage).masks) {
       const auto [found, first] = by_layer.try_emplace(saved.layer, saved.mask);
       if (first) continue;
-      // One more step, which sees one more key.
+      // Each step sees one key more than the step before.
       const Index more = saved.mask.shape().keys - found->second.shape().keys;
       found->second = append_queries(append_keys(found->second, more), saved.mask);
     }
@@ -94,7 +94,7 @@ int generate(const GenerateCommand& command) {
     if (!command.masks.empty()) options.recording = Recording::masks;
   }
   const bool stream = prompts.size() == 1 && bytes_in && !command.json;
-  bool started = false;  // not before the first token: what is refused prints nothing
+  bool started = false;  // set at the first token, so that a refused call prints nothing
   const auto start = [&] {
     if (!std::exchange(started, true)) fmt::print("{}", tokens_to_bytes(prompts[0]));
   };
@@ -125,7 +125,7 @@ int generate(const GenerateCommand& command) {
     Json sequences = Json::array();
     for (const std::vector<std::int32_t>& tokens : result.tokens) {
       Json sequence = {{"tokens", tokens}};
-      // Bytes that are no UTF-8 are shown as the replacement character.
+      // Bytes that are not UTF-8 are printed as the replacement character.
       if (bytes_in) sequence["text"] = tokens_to_bytes(tokens);
       sequences.push_back(std::move(sequence));
     }

@@ -1,4 +1,4 @@
-// MInference's files of per-head patterns (best_pattern) as a config of ours.
+// Converts MInference's files of per-head patterns (best_pattern) to a Reticle config.
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -17,7 +17,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// [pattern, size, size, score] as a masker, with what MInference adds when it runs it.
+/// The masker for [pattern, size, size, score], with the parameters that MInference adds when it runs the pattern.
 Json masker_of(const Json& entry, const std::string& place) {
   const auto is_size = [](const Json& size) { return size.is_number_integer() && size >= 0; };
   if (!entry.is_array() || entry.size() < 3 || !entry[0].is_string() || !is_size(entry[1]) || !is_size(entry[2]))
@@ -48,28 +48,28 @@ int import_minference(const std::filesystem::path& file, int heads) {
       const std::string here = "/" + std::to_string(layer);
       if (!layers[layer].is_object())
         throw ConfigError(here + ": expected an object: head -> [pattern, size, size, score]");
-      std::map<int, Json> of_head;
-      for (int head = 0; head < heads; ++head) of_head[head] = masker_of(otherwise, here);
+      std::map<int, Json> head_maskers;
+      for (int head = 0; head < heads; ++head) head_maskers[head] = masker_of(otherwise, here);
       for (const auto& [head, entry] : layers[layer].items()) {
         const bool number = !head.empty() && head.size() < 7 &&
                             std::all_of(head.begin(), head.end(), [](char c) { return c >= '0' && c <= '9'; });
         if (!number || (heads > 0 && std::stoi(head) >= heads))
           throw ConfigError(here + "/" + head + ": expected the number of a query head");
-        of_head[std::stoi(head)] = masker_of(entry, here + "/" + head);
+        head_maskers[std::stoi(head)] = masker_of(entry, here + "/" + head);
       }
-      std::vector<std::pair<Json, Json>> by_masker;  // masker, its heads
-      for (const auto& [head, masker] : of_head) {
+      std::vector<std::pair<Json, Json>> by_masker;  // each distinct masker with its heads
+      for (const auto& [head, masker] : head_maskers) {
         const auto same = std::find_if(by_masker.begin(), by_masker.end(),
-                                       [&, &own = masker](const auto& known) { return known.first == own; });
+                                       [&, &wanted = masker](const auto& known) { return known.first == wanted; });
         if (same != by_masker.end()) {
           same->second.push_back(head);
         } else {
           by_masker.emplace_back(masker, Json::array({head}));
         }
       }
-      for (auto& [masker, of_masker] : by_masker) {
+      for (auto& [masker, masker_heads] : by_masker) {
         masker["layers"] = Json::array({layer});
-        masker["heads"] = std::move(of_masker);
+        masker["heads"] = std::move(masker_heads);
         maskers.push_back(std::move(masker));
       }
     }
@@ -77,7 +77,7 @@ int import_minference(const std::filesystem::path& file, int heads) {
                    {"causal", true}};
     config["prefill"]["maskers"] = std::move(maskers);
     config["generation"]["maskers"] = Json::array();
-    SparseAttention::from_json(config.dump());  // it must be one of ours
+    SparseAttention::from_json(config.dump());  // throws if the config is not valid
     fmt::print("{}\n", config.dump(1));
   } catch (const Json::exception& error) {
     throw ConfigError(file.string() + ": " + error.what());

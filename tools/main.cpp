@@ -1,4 +1,4 @@
-// The reticle command. Exit 0: done; 1: a comparison failed; 2: bad arguments, config or file.
+// The reticle command. Exit status 0: success; 1: a comparison failed; 2: bad arguments, config or file.
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -34,7 +34,7 @@ int list() {
   return 0;
 }
 
-/// A config is checked, not run: its plugins are code.
+/// Checks a config. Its plugins, which are code, are loaded only if asked for.
 int check(const std::string& path, bool print, bool with_plugins) {
   const auto config = SparseAttention::from_file(path, with_plugins ? Plugins::load : Plugins::refuse);
   if (print) {
@@ -45,11 +45,12 @@ int check(const std::string& path, bool print, bool with_plugins) {
   return 0;
 }
 
-/// An option that is given without a value, as --output "$UNSET" is, would be taken for one that is not given.
+/// Refuses empty option values. Otherwise an option with an empty value, as in --output "$UNSET", would count as not
+/// given.
 void refuse_empty_values(const CLI::App& app) {
   for (const CLI::App* command : app.get_subcommands()) {
     for (const CLI::Option* option : command->get_options()) {
-      if (option->get_name() == "--prompt" || option->get_name() == "--stop") continue;  // texts
+      if (option->get_name() == "--prompt" || option->get_name() == "--stop") continue;  // texts may be empty
       for (const std::string& value : option->results()) {
         if (value.empty()) throw CLI::ValidationError(option->get_name(), "is empty; expected a value");
         const bool negative_seed =
@@ -75,7 +76,7 @@ void add_input_options(CLI::App& command, InputOptions& input) {
       ->capture_default_str();
 }
 
-/// What was typed in place of a command.
+/// Reports an unknown command.
 int refuse_command(const CLI::App& app, const std::string& word) {
   if (word == "help") {
     fmt::print("{}", app.help());
@@ -307,7 +308,7 @@ int dispatch(int argc, char** argv) {
     generate_options.model.plugins = evaluate_options.model.plugins = bench_options.model.plugins = Plugins::refuse;
   } else {
     refused_plugins = load_plugins_from_environment();
-    if (doctor_command.parsed()) return doctor(refused_plugins, doctor_json);  // which lists them
+    if (doctor_command.parsed()) return doctor(refused_plugins, doctor_json);  // doctor lists the refused plugins
     for (const std::string& refused : refused_plugins) fmt::print(stderr, "reticle: warning: {}\n", refused);
   }
   if (doctor_command.parsed()) return doctor({}, doctor_json);
@@ -336,7 +337,7 @@ int dispatch(int argc, char** argv) {
 
 namespace {
 
-/// Where nobody can read it, an error is only a status.
+/// Prints an error to stderr. If stderr cannot be written, only the exit status reports the error.
 void say(const char* what) {
   std::fputs("reticle: ", stderr);
   std::fputs(what, stderr);

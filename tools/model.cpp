@@ -1,4 +1,4 @@
-// What the subcommands that run a model share.
+// Helpers shared by the subcommands that run a model.
 #include <filesystem>
 #include <fstream>
 #include <string>

@@ -110,16 +110,16 @@ AttentionInputs InputFile::inputs(int layer) const {
   inputs.values = file_.at(prefix + "values");
   require_rank(inputs.queries, 4, prefix + "queries");
   if (const std::optional<TensorView> given = file_.find(prefix + "attention_mask")) {
-    // Dimensions that are missing come first.
+    // Missing dimensions come first, as in numpy broadcasting.
     if (given->rank > 4)
       throw FormatError(file_.path().string() + ": " + prefix + "attention_mask: " + given->describe() +
                         "; expected at most 4 dimensions");
     TensorView& mask = inputs.attention_mask.emplace(*given);
     mask.rank = 4;
     for (int dim = 0; dim < 4; ++dim) {
-      const int own = dim - (4 - given->rank);
-      mask.shape[static_cast<std::size_t>(dim)] = own < 0 ? 1 : given->size(own);
-      mask.strides[static_cast<std::size_t>(dim)] = own < 0 ? 0 : given->stride(own);
+      const int given_dim = dim - (4 - given->rank);
+      mask.shape[static_cast<std::size_t>(dim)] = given_dim < 0 ? 1 : given->size(given_dim);
+      mask.strides[static_cast<std::size_t>(dim)] = given_dim < 0 ? 0 : given->stride(given_dim);
     }
   }
   const Index queries = inputs.queries.size(2);
@@ -195,7 +195,7 @@ void require_writable(const std::filesystem::path& path, const std::vector<std::
       throw Error(path.string() + ": is a file that this command reads, and would be replaced; expected another name");
   }
   if (std::filesystem::exists(path, ignored) && std::filesystem::is_other(path, ignored))
-    return;  // a pipe's reader waits
+    return;  // a pipe: opening it to test would block or disturb its reader
   const OutputFile trial(path);
 }
 
@@ -209,7 +209,7 @@ std::string digest_of(const std::filesystem::path& path) {
   } else {
     files.push_back(path);
   }
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a, over words
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a over 64-bit words
   const auto add = [&](std::string_view bytes) {
     for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::uint64_t)) {
       std::uint64_t word = bytes.size();

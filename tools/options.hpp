@@ -1,4 +1,4 @@
-// What the subcommands share: finding files, picking layers and queries, tables.
+// Helpers shared by the subcommands: finding files, selecting layers and queries, tables; and the subcommands' options.
 #pragma once
 
 #include <filesystem>
@@ -16,12 +16,13 @@ class App;
 
 namespace reticle::tools {
 
-/// A file or folder that comes with Reticle: in RETICLE_DATA, installed beside the command, or in the source tree.
+/// The path of a file or folder distributed with Reticle: in RETICLE_DATA, installed beside the command, or in the
+/// source tree.
 std::filesystem::path bundled(const std::string& name);
 inline constexpr const char* kBundledTensors = "attention_4096.safetensors";
 inline constexpr const char* kBundledModel = "byte-llama-3m";
 
-/// Which tensors of a file to use, and how.
+/// The tensors of a file to use, and how to use them.
 struct InputOptions {
   std::string file;               // empty: the bundled tensors
   std::string layers = "all";     // "all", or numbers and ranges: "0,2,5-7"
@@ -30,8 +31,8 @@ struct InputOptions {
   std::string stage = "auto";     // "auto": generation for one query, else prefill
 };
 
-/// The layers of a file: "layers.<i>.queries|keys|values", or one layer's "queries", "keys" and "values"; either with
-/// an "attention_mask" beside them. Further tensors of a layer are what maskers may ask for by name.
+/// The layers of a safetensors file: "layers.<i>.queries|keys|values", or "queries", "keys" and "values" of a single
+/// layer; either may have an "attention_mask". Further tensors of a layer are extras that maskers can request by name.
 class InputFile {
  public:
   /// FormatError or Error naming what is missing or malformed.
@@ -51,7 +52,7 @@ class InputFile {
   bool single_ = false;
 };
 
-/// Rows of cells, columns aligned: the first to the left, the others to the right.
+/// A table with aligned columns: the first to the left, the others to the right.
 class Table {
  public:
   void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
@@ -61,7 +62,7 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-/// "[###.......] 2/4 layers", redrawn on stderr when it is a terminal, and cleared at the end.
+/// A progress bar, "[###.......] 2/4 layers", redrawn on stderr when that is a terminal, and cleared at the end.
 class Progress {
  public:
   Progress(std::string unit, bool quiet);
@@ -78,13 +79,13 @@ class Progress {
 std::string percent(double share);         // "12.34 %"
 std::string milliseconds(double seconds);  // "12.3 ms"
 std::string bytes(Index count);            // "12.3 kB"
-/// A writable file that is none of those that the command reads, or Error: checked before the work is done rather than
-/// after. Empty names are no files.
+/// Throws Error unless the file is writable and is not one of the command's inputs, so that the check comes before the
+/// work, not after. Empty names are ignored.
 void require_writable(const std::filesystem::path& path, const std::vector<std::string>& inputs = {});
-/// Of a file's bytes, or of a folder's files; Error when one cannot be read.
+/// A digest of a file's bytes, or of the files in a folder; Error when one cannot be read.
 std::string digest_of(const std::filesystem::path& path);
 
-/// 8-bit grey, row-major. Error when it cannot be written.
+/// Writes a PNG from 8-bit RGB pixels, row-major. Error when the file cannot be written.
 void write_png(const std::filesystem::path& path, int width, int height, const std::vector<unsigned char>& rgb);
 
 struct RunOptions {
@@ -92,7 +93,7 @@ struct RunOptions {
   Plugins plugins = Plugins::load;
   InputOptions input;
   bool compare = false, json = false, verbose = false;
-  Index output_length = 0;  // last queries that are generated, the others prefilled; 0: one stage only
+  Index output_length = 0;  // number of last queries that count as generated; 0: one stage only
   std::string output;
   int threads = 0;
   std::uint64_t seed = 0;
@@ -102,7 +103,7 @@ int run(const RunOptions& options);
 struct ShowOptions {
   std::string config;
   Plugins plugins = Plugins::load;
-  std::optional<Index> queries, keys;  // of random tensors; 64 without
+  std::optional<Index> queries, keys;  // extents of random tensors; default: 64
   int layer = 0;
   Index head = 0;
   std::string input;
@@ -111,18 +112,18 @@ struct ShowOptions {
 };
 int show(const ShowOptions& options);
 
-/// Which model to run, and which patterns it attends by.
+/// The model to run, and its sparse patterns.
 struct ModelOptions {
-  std::string model;  // folder; empty: the bundled one
+  std::string model;  // folder; empty: the bundled model
   int threads = 0;
-  Plugins plugins = Plugins::load;  // of the patterns' configs
+  Plugins plugins = Plugins::load;  // for plugins named in the patterns' configs
 };
 Decoder load_model(const ModelOptions& options);
-/// Threads as asked for; with few, the matrix products' too.
+/// A context with this number of threads; 0: the default.
 Context context_for(int threads);
-/// Text as tokens of a byte-level model; Error for another vocabulary.
+/// Converts text to tokens of a byte-level model; Error for another vocabulary.
 std::vector<std::int32_t> text_tokens(const Decoder& decoder, std::string_view text);
-/// --text's bytes, or the model's heldout.safetensors, or the bundled model's.
+/// The evaluation text: the file's bytes, or the model's heldout.safetensors, or that of the bundled model.
 std::string held_out_text(const std::string& file, const std::string& model);
 SparseAttention pipeline_of(const std::string& prefill, const std::string& generation, Plugins plugins);
 
@@ -148,7 +149,7 @@ struct EvaluateCommand {
   std::uint64_t seed = 0;
   bool json = false;
 };
-/// Loss and retrieval against density, of configs and of dense attention.
+/// Measures loss and retrieval against density, for configs and dense attention.
 int evaluate(const EvaluateCommand& options);
 
 struct BenchModelCommand {
@@ -159,16 +160,16 @@ struct BenchModelCommand {
   Index new_tokens = 64, repeats = 3;
   bool json = false;
 };
-/// Times and memory of generating, of configs and of dense attention.
+/// Measures time and memory of generation, for configs and dense attention.
 int bench_model(const BenchModelCommand& options);
 
 /// Prints a config for MInference's per-head patterns.
 int import_minference(const std::filesystem::path& file, int heads);
 
-/// Prints what is installed and what it runs on; 1 when a plugin was refused.
+/// Prints the installation and the machine that it runs on; returns 1 when a plugin was refused.
 int doctor(const std::vector<std::string>& refused_plugins, bool json);
 
-/// Prints the script that completes the command's words in bash, zsh or fish.
+/// Prints the completion script for bash, zsh or fish.
 int completion(const CLI::App& app, const std::string& shell);
 
 /// Runs every case of a golden directory; 0 when none fails.

@@ -16,7 +16,7 @@ using Json = nlohmann::ordered_json;
 
 struct LayerReport {
   int layer = 0;
-  AttentionInputs inputs;  // of one stage
+  AttentionInputs inputs;  // for one stage
   Metrics metrics;
 };
 
@@ -32,7 +32,7 @@ Json json_of(const LayerReport& report) {
   return json;
 }
 
-/// Who chose what at a stage, over all layers.
+/// Prints how much each masker contributed at a stage, over all layers.
 void print_contributions(const std::vector<LayerReport>& reports, Stage stage) {
   std::vector<MaskerMetrics> total;
   Index entries = 0;
@@ -82,12 +82,13 @@ void print_table(const std::vector<LayerReport>& reports, const RunOptions& opti
     table.row(row);
     if (!options.verbose) continue;
     for (std::size_t i = 0; i < m.head_density.size(); ++i) {
-      std::vector<std::string> of_head{fmt::format("  head {}", i), "", "", percent(m.head_density[i]), "", "", "", ""};
+      std::vector<std::string> head_row{
+          fmt::format("  head {}", i), "", "", percent(m.head_density[i]), "", "", "", ""};
       if (m.comparison) {
-        of_head.insert(of_head.end(), {"", fmt::format("{:.4f}", m.comparison->head_relative_error[i]),
-                                       fmt::format("{:.4f}", m.comparison->head_mean_mass[i]), ""});
+        head_row.insert(head_row.end(), {"", fmt::format("{:.4f}", m.comparison->head_relative_error[i]),
+                                         fmt::format("{:.4f}", m.comparison->head_mean_mass[i]), ""});
       }
-      table.row(of_head);
+      table.row(head_row);
     }
   }
   fmt::print("{}", table.text());

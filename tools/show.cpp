@@ -15,7 +15,7 @@
 namespace reticle::tools {
 namespace {
 
-/// Standard normal values: enough for a picture of a content-based mask.
+/// A tensor of standard normal values, which is enough for a picture of a content-based mask.
 Tensor random_tensor(Index rows, Index head_dim, std::uint32_t which) {
   Tensor tensor(DType::f32, {1, 1, rows, head_dim});
   Philox random(0, 0, 0, which, 0);
@@ -23,7 +23,7 @@ Tensor random_tensor(Index rows, Index head_dim, std::uint32_t which) {
   return tensor;
 }
 
-/// A full triangle is what patterns look like over fewer keys than they keep.
+/// Prints a note if the mask keeps every key: with fewer keys than a pattern keeps, the picture is a full triangle.
 void note_what_is_kept(const Mask& mask, const ShowOptions& options) {
   if (options.input.empty() && mask.nnz() > 0 && mask.nnz() >= causal_nnz(Mask::full(mask.shape())))
     fmt::print(stderr,
@@ -89,7 +89,7 @@ int show(const ShowOptions& options) {
   const std::vector<Color> colors = masker_colors(types);
   const Color ground = options.dark ? Color{0x0D, 0x11, 0x17} : Color{0xFF, 0xFF, 0xFF};
   const ColorPicture cells = overlay(masks, colors, 0, options.head, kPixels, kPixels, ground);
-  // Small masks are drawn with several pixels per position.
+  // Small masks get several pixels per position.
   const Index scale = std::max<Index>(1, kPixels / std::max<Index>(1, std::max(cells.width, cells.height)) / 2);
   std::vector<unsigned char> rgb;
   rgb.reserve(cells.cells.size() * static_cast<std::size_t>(3 * scale * scale));

@@ -30,7 +30,7 @@ class TileBuilder {
   TileBuilder(const Mask& mask, bool causal, int words, bool heads_share)
       : mask_(mask), causal_(causal), words_per_block_(words), heads_share_(heads_share) {}
 
-  /// Returns false when some block would be listed more than kMostRepeats times.
+  /// Returns false when some block would be listed more than kMaxRepeats times.
   bool plan(const Tile& tile, TilePlan& plan) {
     blocks_.clear();
     const std::int32_t step = heads_share_ ? tile.heads : 1, count = tile.rows / step;
@@ -76,7 +76,7 @@ class TileBuilder {
 
   bool add(std::vector<Entries>& repeats, std::int32_t row, std::uint64_t keys, float added) const {
     const auto at = static_cast<std::size_t>(row);
-    for (std::size_t i = 0; i < kMostRepeats; ++i) {
+    for (std::size_t i = 0; i < kMaxRepeats; ++i) {
       if (i == repeats.size()) repeats.emplace_back();
       Entries& entries = repeats[i];
       if (added != 0) {

@@ -26,9 +26,9 @@ struct RETICLE_API BlockPlan {
 
 /// Makes tiles of up to tile_rows rows (kTileRowCount or kWideTileRows), each with the blocks of 64 keys that any of
 /// its rows attends to. With `causal`, keys after a row's own position are left out. A block whose rows have several p
-/// other than 1 is listed several times. Empty when a row has more than kMostRepeats such p in a block, as in masks
+/// other than 1 is listed several times. Empty when a row has more than kMaxRepeats such p in a block, as in masks
 /// that weigh each key separately; those use lists. ShapeError when the heads are not a multiple of kv_heads.
-inline constexpr int kMostRepeats = 4;
+inline constexpr int kMaxRepeats = 4;
 RETICLE_API std::optional<BlockPlan> plan_blocks(const Mask& mask, Index kv_heads, bool causal,
                                                  int tile_rows = kTileRowCount, const Context& context = {});
 

@@ -73,10 +73,10 @@ HostInputs::HostInputs(const AttentionInputs& inputs, HostCopies& copies, const 
 }
 
 SparseDecoder& DeviceSequence::decoder(Index rows, Index keys, Stream stream) {
-  if (!decoder_ || rows_ < rows || most_keys_ < keys) {
+  if (!decoder_ || rows_ < rows || max_keys_ < keys) {
     rows_ = rows;
-    most_keys_ = keys + keys / 4;
-    decoder_.emplace(rows_, most_keys_, stream);
+    max_keys_ = keys + keys / 4;
+    decoder_.emplace(rows_, max_keys_, stream);
   }
   return *decoder_;
 }

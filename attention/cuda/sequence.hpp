@@ -55,7 +55,7 @@ class DeviceSequence {
  private:
   std::map<int, HostCopies> copies_;
   std::optional<SparseDecoder> decoder_;
-  Index rows_ = 0, most_keys_ = 0;
+  Index rows_ = 0, max_keys_ = 0;
 };
 
 }  // namespace reticle::cuda

@@ -1,4 +1,4 @@
-// Subset: some of the layers or heads of a model, as a list of numbers and ranges: [0, "4-7", "16-"].
+// Subset: a subset of a model's layers or heads, as a list of numbers and ranges: [0, "4-7", "16-"].
 #pragma once
 
 #include <limits>
@@ -12,23 +12,23 @@
 
 namespace reticle {
 
-/// Numbers first, first + 1, ... last. In JSON a number, "first-last", or "first-" where there is no last.
+/// The numbers first, first + 1, ... last. In JSON a number, "first-last", or "first-" for a range without end.
 struct RETICLE_API IndexRange {
   static constexpr Index kNoLast = std::numeric_limits<Index>::max();
   Index first = 0, last = kNoLast;
 
-  /// "4-7" or "16-"; nothing for any other text.
+  /// Parses "4-7" or "16-"; nullopt for any other text.
   static std::optional<IndexRange> parse(std::string_view text);
   std::string text() const;
 };
 
-/// All of them unless ranges are given.
+/// A set of indices; without ranges, all of them.
 struct RETICLE_API Subset {
   std::vector<IndexRange> ranges;
 
   bool all() const { return ranges.empty(); }
   bool contains(Index index) const;
-  /// Whether some index is in both.
+  /// True if the two subsets have an index in common.
   bool meets(const Subset& other) const;
 };
 

@@ -177,9 +177,9 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
     throw ShapeError("choosing keys: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
                      "; expected at most " + std::to_string(state.rows) + " rows of " +
                      std::to_string(state.most_keys) + " keys");
-  if (rules.empty() || rules.size() > static_cast<std::size_t>(kMostRules))
+  if (rules.empty() || rules.size() > static_cast<std::size_t>(kMaxRules))
     throw ValueError("choosing keys: " + std::to_string(rules.size()) + " rules; expected 1 to " +
-                     std::to_string(kMostRules));
+                     std::to_string(kMaxRules));
   if (inputs.attention_mask && inputs.attention_mask->dtype != DType::f32)
     throw DeviceError("attention_mask: " + inputs.attention_mask->describe() + "; on a GPU it is F32");
   const bool weighted = std::ranges::any_of(rules, &Rule::weighs);

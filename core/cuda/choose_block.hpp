@@ -13,7 +13,7 @@
 
 namespace reticle::cuda {
 
-inline constexpr int kMostRules = 8;
+inline constexpr int kMaxRules = 8;
 
 struct ChooseProblem {
   float* scores = nullptr;       // (b * hq * sq, sk), -infinity where forbidden; null if no rule needs scores
@@ -24,7 +24,7 @@ struct ChooseProblem {
   bool causal = false;
   BiasView bias;  // added to the scores here
   int layer = 0;
-  Rule rules[kMostRules];
+  Rule rules[kMaxRules];
   int rule_count = 0;
   // Per row, with space for all keys: the chosen keys, ascending; list_p is null where every p is 1.
   float* p = nullptr;

@@ -102,15 +102,15 @@ float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash,
   if (state_ == nullptr) state_ = std::make_shared<State>();
   auto& [query_codes, scores, codes] = *state_;
   const auto too_wide = [](const HashMlp& mlp) {
-    return mlp.layers() > kMostHashLayers || mlp.head_dim() > kMostHashWidth ||
-           std::ranges::any_of(mlp.linear(), [](const HashMlp::Linear& map) { return map.out > kMostHashWidth; });
+    return mlp.layers() > kMaxHashLayers || mlp.head_dim() > kMaxHashWidth ||
+           std::ranges::any_of(mlp.linear(), [](const HashMlp::Linear& map) { return map.out > kMaxHashWidth; });
   };
   if (hash.query.heads() != inputs.heads() || hash.query.head_dim() != inputs.head_dim())
     throw ShapeError("hashing: queries " + inputs.queries.describe() + "; the weights are for " +
                      std::to_string(hash.query.heads()) + " heads of " + std::to_string(hash.query.head_dim()));
   if (too_wide(hash.query) || too_wide(hash.key) || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1)
-    throw DeviceError("hashing: on a GPU there are at most " + std::to_string(kMostHashLayers) +
-                      " linear maps of width " + std::to_string(kMostHashWidth) + ", and rows are contiguous");
+    throw DeviceError("hashing: on a GPU there are at most " + std::to_string(kMaxHashLayers) +
+                      " linear maps of width " + std::to_string(kMaxHashWidth) + ", and rows are contiguous");
   const Index keys = inputs.keys_length(), heads = inputs.heads(), words = (hash.query.bits() + 63) / 64;
   const auto room = [&](Index vectors) { return static_cast<std::size_t>(vectors * words) * sizeof(std::uint64_t); };
   LayerCodes& layer = codes[inputs.layer];

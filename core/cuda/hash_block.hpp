@@ -14,9 +14,9 @@
 namespace reticle::cuda {
 
 inline constexpr int kHashThreads = 128;
-inline constexpr int kHashVectors = 8;      // vectors that a block codes
-inline constexpr int kMostHashWidth = 512;  // largest head_dim and largest output of a linear map
-inline constexpr int kMostHashLayers = 8;
+inline constexpr int kHashVectors = 8;     // vectors that a block codes
+inline constexpr int kMaxHashWidth = 512;  // largest head_dim and largest output of a linear map
+inline constexpr int kMaxHashLayers = 8;
 
 /// A linear map: weights (hq, in, out), in which neighbouring threads read neighbouring elements, and bias (hq, out).
 struct HashLayer {
@@ -41,7 +41,7 @@ struct HashProblem {
   const void* vectors = nullptr;  // (b, h, n, d), where h divides the number of query heads
   Strides strides;
   int heads = 1, heads_of_vectors = 1, end = 0;  // query heads; vectors before `end` are coded
-  HashLayer layers[kMostHashLayers];
+  HashLayer layers[kMaxHashLayers];
   int layer_count = 0;
   HashActivation activation = HashActivation::relu;
   std::uint64_t* codes = nullptr;  // (b, hq, capacity, words)
@@ -53,7 +53,7 @@ struct HashProblem {
 
 /// Shared memory of a block: vectors before and after a linear map.
 struct HashShared {
-  float values[2][kHashVectors][kMostHashWidth];
+  float values[2][kHashVectors][kMaxHashWidth];
 };
 
 /// Codes vectors [first, first + kHashVectors) for (batch, query head) number `number`.

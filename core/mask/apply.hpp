@@ -1,4 +1,4 @@
-// Masks applied to dense tensors of their logical shape: for small problems, tests and interactive use.
+// Applies masks to dense tensors of their logical shape: for small problems, tests and interactive use.
 #pragma once
 
 #include <span>

@@ -23,8 +23,8 @@ Run clip(Run run, Index keys) {
   return {std::max(run.begin, 0), static_cast<std::int32_t>(std::min<Index>(run.end, keys)), run.p};
 }
 
-/// Assembles one representation in a second pass over rows whose counts are known. row_ptr[r + 1] holds row r's number
-/// of runs when it comes in, and its end when it leaves.
+/// Assembles one representation in a second pass over rows whose counts are known. runs and csr take the number of runs
+/// of row r in row_ptr[r + 1]; in their results row_ptr holds offsets.
 class SecondPass {
  public:
   SecondPass(const MaskShape& shape, const Context& context, RowRuns rows, std::span<const std::int32_t> entries_of_row)
@@ -80,7 +80,7 @@ class SecondPass {
     throw ValueError("mask " + shape_.describe() + ": row " + std::to_string(row) +
                      " is another than when it was counted: what it is made from changed meanwhile");
   }
-  /// Of a row whose second reading has come to `done` runs or entries.
+  /// Throws once the second pass has emitted more runs or entries (`done`) for a row than the first pass counted.
   void require_as_counted(std::span<const Index> row_ptr, Index row, Index done) const {
     if (done > length_of(row_ptr, row)) refuse_changed(row);
   }
@@ -88,7 +88,7 @@ class SecondPass {
     return row_ptr[static_cast<std::size_t>(row) + 1] - row_ptr[static_cast<std::size_t>(row)];
   }
 
-  /// `row_ptr`: where rows begin in what is stored by rows; empty elsewhere.
+  /// `row_ptr` holds the rows' offsets, in representations stored by rows; it is empty for bits and dense.
   template <class Put>
   void for_each_row(std::span<const Index> row_ptr, Put&& put) {
     const Index rows = shape_.stored_rows();
@@ -130,7 +130,7 @@ Mask assemble(const MaskShape& shape, RowRuns rows, const Context& context, std:
   const Index chunk = rows_per_chunk(count);
   Array<Index> row_ptr(static_cast<std::size_t>(count) + 1);
   std::vector<std::int32_t> entries_of_row(static_cast<std::size_t>(count));
-  std::vector<MaskCounts> of_chunk(static_cast<std::size_t>((count - 1) / chunk + 1));
+  std::vector<MaskCounts> chunks(static_cast<std::size_t>((count - 1) / chunk + 1));
   context.for_each_chunk(count, chunk, [&](Index chunk_index, Index begin, Index end) {
     MaskCounts counts;
     for (Index row = begin; row < end; ++row) {
@@ -159,10 +159,10 @@ Mask assemble(const MaskShape& shape, RowRuns rows, const Context& context, std:
       counts.runs += runs;
       counts.entries += entries;
     }
-    of_chunk[static_cast<std::size_t>(chunk_index)] = counts;
+    chunks[static_cast<std::size_t>(chunk_index)] = counts;
   });
   MaskCounts counts;
-  for (const MaskCounts& part : of_chunk) {
+  for (const MaskCounts& part : chunks) {
     counts.runs += part.runs;
     counts.entries += part.entries;
     counts.weighted |= part.weighted;
@@ -203,7 +203,7 @@ Mask Mask::from_selections(const MaskShape& shape, FunctionRef<void(RowId, Selec
 
 namespace {
 
-/// What a chunk of rows selected, one row after another.
+/// The selections of a chunk of rows, concatenated.
 struct SelectedRows {
   Selection all;
   MaskCounts counts;
@@ -240,13 +240,13 @@ struct SelectedRows {
   }
 };
 
-/// Rows that stay within what a mask may hold, and are dense enough for bits.
-Mask selected_bits(const MaskShape& shape, std::span<const SelectedRows> of_chunk, Index chunk,
+/// Builds a bit mask from valid selections that are dense enough for bits.
+Mask selected_bits(const MaskShape& shape, std::span<const SelectedRows> chunks, Index chunk,
                    std::span<const Index> row_ptr, const MaskCounts& counts, const Context& context) {
   const Index per_row = BitDense::words_per_row(shape.keys);
   Array<std::uint64_t> words(static_cast<std::size_t>(shape.stored_rows() * per_row));
   context.for_each_chunk(shape.stored_rows(), chunk, [&](Index index, Index begin, Index end) {
-    const std::int32_t* columns = of_chunk[static_cast<std::size_t>(index)].all.indices.data();
+    const std::int32_t* columns = chunks[static_cast<std::size_t>(index)].all.indices.data();
     for (Index row = begin; row < end; ++row) {
       const auto at = static_cast<std::size_t>(row);
       const Index count = row_ptr[at + 1] - row_ptr[at];
@@ -266,19 +266,19 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
   if (shape.positions() == 0) return Mask::empty(shape);
   const Index count = shape.stored_rows();
   const Index chunk = (rows_per_chunk(count) + group - 1) / group * group;
-  std::vector<SelectedRows> of_chunk(static_cast<std::size_t>((count - 1) / chunk + 1));
+  std::vector<SelectedRows> chunks(static_cast<std::size_t>((count - 1) / chunk + 1));
   Array<Index> row_ptr(static_cast<std::size_t>(count) + 1);
   context.for_each_chunk(count, chunk, [&](Index chunk_index, Index begin, Index end) {
-    SelectedRows& selected = of_chunk[static_cast<std::size_t>(chunk_index)];
+    SelectedRows& selected = chunks[static_cast<std::size_t>(chunk_index)];
     std::vector<Selection> selections(static_cast<std::size_t>(group));
     for (Index row = begin; row < end;) {
       const RowId first = shape.row_of_stored(row);
       const Index left_in_head = shape.queries == 1 ? group : shape.shared_queries ? 1 : shape.queries - first.query;
-      const std::span<Selection> of_group(selections.data(),
-                                          static_cast<std::size_t>(std::min({group, end - row, left_in_head})));
-      for (Selection& one : of_group) one.clear();
-      rows(first, of_group);
-      for (const Selection& one : of_group) {
+      const std::span<Selection> group_selections(selections.data(),
+                                                  static_cast<std::size_t>(std::min({group, end - row, left_in_head})));
+      for (Selection& one : group_selections) one.clear();
+      rows(first, group_selections);
+      for (const Selection& one : group_selections) {
         selected.add(one, shape.keys);
         row_ptr[static_cast<std::size_t>(++row)] = static_cast<Index>(one.indices.size());
       }
@@ -287,18 +287,18 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
   accumulate(row_ptr);
   MaskCounts counts;
   bool valid = true, with_p = false;
-  for (const SelectedRows& part : of_chunk) {
+  for (const SelectedRows& part : chunks) {
     counts += part.counts;
     valid &= part.valid;
     with_p |= !part.all.p.empty();
   }
   const MaskKind kind = conform(shape, counts);
-  if (valid && kind == MaskKind::bits) return selected_bits(shape, of_chunk, chunk, row_ptr, counts, context);
+  if (valid && kind == MaskKind::bits) return selected_bits(shape, chunks, chunk, row_ptr, counts, context);
 
   Array<std::int32_t> indices(static_cast<std::size_t>(row_ptr.back()));
   Array<float> p(with_p ? indices.size() : 0);
   context.for_each_chunk(count, chunk, [&](Index index, Index begin, Index) {
-    SelectedRows& part = of_chunk[static_cast<std::size_t>(index)];
+    SelectedRows& part = chunks[static_cast<std::size_t>(index)];
     const Index at = row_ptr[static_cast<std::size_t>(begin)];
     std::copy(part.all.indices.begin(), part.all.indices.end(), indices.begin() + at);
     if (part.all.p.empty() && with_p) {
@@ -313,7 +313,7 @@ Mask assemble_selections(const MaskShape& shape, Index group, FunctionRef<void(R
     return MaskAssembler::make(shape, Csr{std::move(row_ptr), std::move(indices), std::move(p)}, counts.entries,
                                counts.weighted);
   }
-  const Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));  // or its error
+  const Mask mask = Mask::csr(shape, std::move(row_ptr), std::move(indices), std::move(p));  // throws when invalid
   return assemble(
       shape,
       [&](RowId row, FunctionRef<void(Run)> emit) {

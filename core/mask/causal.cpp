@@ -42,7 +42,7 @@ bool reaches_beyond_causality(const Mask& mask, const Context& context) {
   std::vector<std::uint8_t> beyond(static_cast<std::size_t>((rows - 1) / chunk + 1), 0);
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
-      // Where queries share a row, the first one sees least.
+      // When queries share a row, the first query sees the fewest keys.
       const Index visible = shape.keys - shape.queries + shape.row_of_stored(row).query + 1;
       const Index last =
           std::visit([&](const auto& rep) { return end_of_row(rep, row, shape.keys); }, mask.representation());

@@ -1,13 +1,13 @@
-// Causality of masks: query i of a mask stands at position keys - queries + i, and sees the keys up to it.
+// Causal restriction of masks. Query i has position keys - queries + i and sees the keys up to that position.
 #pragma once
 
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
 
-/// The entries at or before each query's own position.
+/// The mask's entries at or before each query's position.
 RETICLE_API Mask restrict_causal(const Mask& mask, const Context& context = {});
-/// nnz of restrict_causal(mask), without making it.
+/// nnz of restrict_causal(mask), without building that mask.
 RETICLE_API Index causal_nnz(const Mask& mask, const Context& context = {});
 
 }  // namespace reticle

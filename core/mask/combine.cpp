@@ -31,7 +31,7 @@ void decode(const Mask& mask, RowId row, std::vector<Run>& runs) {
   mask.row(row, runs);
 }
 
-/// Where a fast path gives the result in place of the general one.
+/// A way to combine two masks that replaces the general merge of runs where it applies.
 struct FastPath {
   bool (*applies)(SetOp op, const Mask& a, const Mask& b);
   Mask (*combine)(SetOp op, const MaskShape& shape, const Mask& a, const Mask& b, const Context& context);
@@ -40,7 +40,7 @@ struct FastPath {
 bool has_kind(MaskKind kind, const Mask& a, const Mask& b) { return a.kind() == kind || b.kind() == kind; }
 bool any_weighted(const Mask& a, const Mask& b) { return a.weighted() || b.weighted(); }
 
-/// The first that applies is taken. What measurements asked for: docs/performance.md has the figures of each.
+/// The first path that applies is taken. Each is here because measurements asked for it (docs/performance.md).
 constexpr FastPath kFastPaths[] = {
     {[](SetOp, const Mask& a, const Mask& b) { return a.kind() == MaskKind::bits && b.kind() == MaskKind::bits; },
      combine_bits},
@@ -60,10 +60,11 @@ constexpr FastPath kFastPaths[] = {
 
 const char* name_of(SetOp op) { return is_union(op) ? "merge" : op == SetOp::intersect ? "intersect" : "subtract"; }
 
-/// Two masks of which one at least lies on a GPU, combined there; a full one goes there for it.
+/// Combines two masks on a GPU, where at least one of them lies. A full mask, which belongs to no device, is stored
+/// there first.
 Mask combine_on_device(SetOp op, const Mask& a, const Mask& b, const Context& context) {
   std::shared_ptr<const DeviceStorage> moved;
-  const auto there = [&](const Mask& mask) -> const DeviceStorage& {
+  const auto storage_of = [&](const Mask& mask) -> const DeviceStorage& {
     if (mask.on_device() != nullptr) return *mask.on_device();
     if (mask.kind() != MaskKind::full)
       throw DeviceError(std::string(name_of(op)) + ": one mask lies on " + a.device().describe() + ", the other on " +
@@ -71,8 +72,8 @@ Mask combine_on_device(SetOp op, const Mask& a, const Mask& b, const Context& co
     moved = store_on_gpu(mask, context);
     return *moved;
   };
-  const DeviceStorage& left = there(a);
-  const DeviceStorage& right = there(b);
+  const DeviceStorage& left = storage_of(a);
+  const DeviceStorage& right = storage_of(b);
   return Mask::stored(left.combine(right, op, context));
 }
 

@@ -1,4 +1,4 @@
-// The algebra. p of a result at one position, given a and b there (0: not attended):
+// The mask algebra. p of a result at one position, from the operands' p there, a and b (0: not attended):
 //
 //     merge, add           min(1, a + b)        the additive rule of pipelines
 //     merge, max           max(a, b)
@@ -16,10 +16,10 @@
 
 namespace reticle {
 
-/// Any of them: merge(a, b, add) is combine(a, b, SetOp::add).
+/// Applies any binary operation: merge(a, b, add) is combine(a, b, SetOp::add).
 RETICLE_API Mask combine(const Mask& a, const Mask& b, SetOp op, const Context& context = {});
 
-/// Those that are unions.
+/// The operations that are unions.
 enum class MergeRule : std::uint8_t { add, max, independent };
 constexpr SetOp op_of(MergeRule rule) {
   return rule == MergeRule::add ? SetOp::add : rule == MergeRule::max ? SetOp::max : SetOp::independent;
@@ -32,7 +32,7 @@ inline Mask intersect(const Mask& a, const Mask& b, const Context& context = {})
 inline Mask subtract(const Mask& a, const Mask& b, const Context& context = {}) {
   return combine(a, b, SetOp::subtract, context);
 }
-/// ShapeError for a weighted mask.
+/// The positions that the mask does not attend to. ShapeError for a weighted mask.
 RETICLE_API Mask complement(const Mask& mask, const Context& context = {});
 /// The same positions with p = 1.
 RETICLE_API Mask support(const Mask& mask, const Context& context = {});

@@ -5,7 +5,7 @@
 
 namespace reticle {
 
-// One pass: two streams read and one written, 24 bytes per 64 positions.
+// One pass that reads two streams and writes one: 24 bytes per 64 positions, bandwidth-bound.
 Mask combine_bits(SetOp op, const MaskShape& shape, const Mask& a, const Mask& b, const Context& context) {
   const Index per_row = BitDense::words_per_row(shape.keys);
   const std::uint64_t* left = std::get<BitDense>(a.representation()).words.data();

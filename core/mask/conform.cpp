@@ -20,12 +20,13 @@ MaskKind conform(const MaskShape& shape, const MaskCounts& counts) {
 }
 
 bool forms_dense_union(const Mask& a, const Mask& b) {
-  constexpr double kDenseBytes = 4, kListBytes = 8;  // of a position, of an entry
+  constexpr double kDenseBytes = 4, kListBytes = 8;  // per position, per entry
   return a.density() + b.density() - a.density() * b.density() > kDenseBytes / kListBytes;
 }
 
 bool forms_bit_union(const MaskShape& shape, Index entries) {
-  // conform counts a row's last word, which may hold few positions; without it the bound holds whatever the width.
+  // The same comparison as conform's of bits with csr: the 8 bytes of row_ptr that a csr row has cancel one of the
+  // row's words.
   const Index bytes_as_bits =
       (BitDense::words_per_row(shape.keys) - 1) * Index{sizeof(std::uint64_t)} * shape.stored_rows();
   return entries * Index{sizeof(std::int32_t)} > bytes_as_bits;

@@ -1,12 +1,12 @@
-// Which representation a mask takes: every threshold between them. All follow from bytes, at 4 for a column or a p, 8
-// for a run or a word of 64 positions. Internal to core/mask.
+// Chooses a mask's representation; every threshold between representations is here. All follow from bytes: 4 per column
+// or p, 8 per run or word of 64 positions. Internal to core/mask.
 #pragma once
 
 #include <reticle/core/mask/mask.hpp>
 
 namespace reticle {
 
-/// What a mask holds over its stored rows, by count; enough to choose its representation.
+/// Counts over a mask's stored rows: enough to choose its representation.
 struct MaskCounts {
   Index runs = 0;     // maximal runs
   Index entries = 0;  // positions
@@ -25,15 +25,15 @@ struct MaskCounts {
   }
 };
 
-/// The smallest representation of these counts; of equals the earlier in runs, csr, bits, dense. A function of the
-/// content alone, so results never depend on how the operands were stored.
+/// The smallest representation for these counts. Ties go to the first of runs, csr, bits, dense. The choice depends on
+/// the content alone, so results never depend on how the operands were stored.
 MaskKind conform(const MaskShape& shape, const MaskCounts& counts);
 
-/// Whether a union of two lists of columns, one of them weighted, is formed as p of every position: where, if the two
-/// are independent, it takes fewer bytes that way (4 a position against 8 an entry).
+/// True if the union of two column lists, one of them weighted, should be built dense: its expected density
+/// (independent operands) exceeds 1/2, where 4 bytes per position beat 8 bytes per entry.
 bool forms_dense_union(const Mask& a, const Mask& b);
 
-/// Whether a 0/1 union of at least `entries` entries is certain to be smaller as bits than as a list of columns.
+/// True if a 0/1 union with at least `entries` entries is certainly smaller as bits than as a column list.
 bool forms_bit_union(const MaskShape& shape, Index entries);
 
 }  // namespace reticle

@@ -43,9 +43,9 @@ Array<float> to_dense(const Mask& mask, const Context& context) {
     std::visit(
         [&](const auto& rep) {
           for (Index row = begin; row < end; ++row) {
-            float* of_row = dense.data() + row * shape.keys;
+            float* row_p = dense.data() + row * shape.keys;
             for_each_run(rep, shape.stored_row(shape.row_of_logical(row)), shape.keys,
-                         [&](Run run) { std::fill(of_row + run.begin, of_row + run.end, run.p); });
+                         [&](Run run) { std::fill(row_p + run.begin, row_p + run.end, run.p); });
           }
         },
         mask.representation());
@@ -126,19 +126,19 @@ BlockLists to_blocks(const Mask& mask, Index block_q, Index block_k, const Conte
   lists.shape.keys = (shape.keys + block_k - 1) / block_k;
   lists.shape.shared_queries = false;  // the last block row may be shorter
   const Index block_rows = shape.keys == 0 ? 0 : lists.shape.stored_rows();
-  // A block holds so many positions at most, so there are at least this many blocks: each a list's entry.
+  // A lower bound on the number of blocks, each a list entry: no block holds more than block_q * block_k positions.
   constexpr Index kMaxBlocks = Index{1} << 34;
-  const double least = static_cast<double>(mask.nnz()) / static_cast<double>(lists.shape.rows_per_stored_row()) /
-                       static_cast<double>(block_q) / static_cast<double>(block_k);
-  if (least > static_cast<double>(kMaxBlocks))
+  const double min_blocks = static_cast<double>(mask.nnz()) / static_cast<double>(lists.shape.rows_per_stored_row()) /
+                            static_cast<double>(block_q) / static_cast<double>(block_k);
+  if (min_blocks > static_cast<double>(kMaxBlocks))
     throw ShapeError("to_blocks: mask " + shape.describe() + " has more than 2^34 blocks of " +
                      std::to_string(block_q) + " x " + std::to_string(block_k) + "; expected larger blocks");
 
-  struct Found {
+  struct RowBlocks {
     std::vector<std::int32_t> indices;
     std::vector<std::uint8_t> full;
   };
-  std::vector<Found> of_row(static_cast<std::size_t>(block_rows));
+  std::vector<RowBlocks> block_lists(static_cast<std::size_t>(block_rows));
   context.for_each_chunk(block_rows, rows_per_chunk(block_rows), [&](Index, Index begin, Index end) {
     std::vector<Index> covered(static_cast<std::size_t>(lists.shape.keys), 0);  // positions with p = 1
     std::vector<std::int32_t> touched;
@@ -165,12 +165,12 @@ BlockLists to_blocks(const Mask& mask, Index block_q, Index block_k, const Conte
         }
       }
       std::sort(touched.begin(), touched.end());
-      Found& found = of_row[static_cast<std::size_t>(row)];
-      found.indices = touched;
+      RowBlocks& row_blocks = block_lists[static_cast<std::size_t>(row)];
+      row_blocks.indices = touched;
       for (const std::int32_t block : touched) {
         const auto b = static_cast<std::size_t>(block);
         const Index columns = std::min(shape.keys, (block + 1) * block_k) - block * block_k;
-        found.full.push_back(covered[b] == columns * (last - first) ? 1 : 0);
+        row_blocks.full.push_back(covered[b] == columns * (last - first) ? 1 : 0);
         covered[b] = 0;
         is_touched[b] = 0;
       }
@@ -180,9 +180,9 @@ BlockLists to_blocks(const Mask& mask, Index block_q, Index block_k, const Conte
   Array<Index> row_ptr(static_cast<std::size_t>(lists.shape.stored_rows()) + 1, 0);
   Array<std::int32_t> indices;
   Array<std::uint8_t> full;
-  for (std::size_t row = 0; row < of_row.size(); ++row) {
-    indices.insert(indices.end(), of_row[row].indices.begin(), of_row[row].indices.end());
-    full.insert(full.end(), of_row[row].full.begin(), of_row[row].full.end());
+  for (std::size_t row = 0; row < block_lists.size(); ++row) {
+    indices.insert(indices.end(), block_lists[row].indices.begin(), block_lists[row].indices.end());
+    full.insert(full.end(), block_lists[row].full.begin(), block_lists[row].full.end());
     row_ptr[row + 1] = static_cast<Index>(indices.size());
   }
   lists.row_ptr = std::move(row_ptr);

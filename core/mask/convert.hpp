@@ -1,4 +1,4 @@
-// Masks into other forms, and out of the forms that other systems use.
+// Converts masks between representations, and to and from the formats of other systems.
 #pragma once
 
 #include <span>
@@ -7,34 +7,34 @@
 
 namespace reticle {
 
-/// The same, in the representation that is smallest for what it holds.
+/// The same mask in the smallest representation for its content.
 RETICLE_API Mask compact(const Mask& mask, const Context& context = {});
 
-/// The same mask in the given representation, sharing kept. ShapeError when it cannot hold the content: bits no p below
-/// 1, empty no entry, full no gap.
+/// The same mask in the given representation, with the same sharing. ShapeError when that cannot hold the content: bits
+/// cannot hold a p below 1, empty an entry, full a gap.
 RETICLE_API Mask convert(const Mask& mask, MaskKind kind, const Context& context = {});
 /// The same mask with every row stored.
 RETICLE_API Mask unshare(const Mask& mask, const Context& context = {});
 /// p of every position, 0 where not attended: (batch, heads, queries, keys).
 RETICLE_API Array<float> to_dense(const Mask& mask, const Context& context = {});
 
-/// Rows over the whole logical shape, (batch * heads * queries); p is empty when every p is 1.
+/// CSR with a row for each logical row, (batch * heads * queries); p is empty when every p is 1.
 RETICLE_API Csr to_csr(const Mask& mask, const Context& context = {});
 
-/// CSR in sparse-attention-hub's form: indices count over the whole tensor, row * keys + key; data is p.
+/// CSR in sparse-attention-hub's format: indices are flat positions in the whole tensor, row * keys + key; data is p.
 struct FlatCsr {
   Array<Index> ptr, indices;
   Array<float> data;
 };
 RETICLE_API FlatCsr to_flat_csr(const Mask& mask, const Context& context = {});
-/// The reverse. Indices may come in any order within their row, of equal ones the last wins; `data` is empty or
-/// aligned, its zeros are dropped. ShapeError when an index is not in its row.
+/// The inverse of to_flat_csr. Indices may come in any order within their row; the last of equal indices wins. `data`
+/// is empty or aligned with them; zeros are dropped. ShapeError when an index is not in its row.
 RETICLE_API Mask from_flat_csr(const MaskShape& shape, std::span<const Index> ptr, std::span<const Index> indices,
                                std::span<const float> data = {}, const Context& context = {});
 
 /// The blocks of block_q x block_k positions that hold any entry: CSR over block rows, (batch, heads, ceil(queries /
-/// block_q)), with what is stored once in the mask still stored once. This is what tiled kernels, FlexAttention's
-/// BlockMask and FlashInfer's BSR want.
+/// block_q)). Batches and heads that the mask shares stay shared. Tiled kernels, FlexAttention's BlockMask and
+/// FlashInfer's BSR take this format.
 struct BlockLists {
   MaskShape shape;  // queries and keys count blocks
   Index block_q = 0, block_k = 0;

@@ -1,5 +1,4 @@
-// What a mask needs of another device's memory that it is stored in. The device's own code implements it (core/cuda),
-// or says that there is none.
+// The interface to masks stored in another device's memory. core/cuda implements it; builds without CUDA throw.
 #pragma once
 
 #include <memory>
@@ -21,15 +20,15 @@ class RETICLE_API DeviceStorage {
   virtual MaskKind kind() const = 0;
   virtual bool weighted() const = 0;
   virtual Index bytes() const = 0;
-  /// Both wait for the stream.
+  /// nnz and to_host wait for the stream.
   virtual Index nnz(const Context& context) const = 0;
   virtual Mask to_host(const Context& context) const = 0;
-  /// With another of one logical shape, there too.
+  /// The combination with a mask of the same logical shape on the same device.
   virtual std::shared_ptr<const DeviceStorage> combine(const DeviceStorage& other, SetOp op,
                                                        const Context& context) const = 0;
 };
 
-/// A copy of a mask of the host in the current GPU's memory. DeviceError where there is none.
+/// Copies a mask from the host to the current GPU. DeviceError if there is no GPU.
 RETICLE_API std::shared_ptr<const DeviceStorage> store_on_gpu(const Mask& mask, const Context& context);
 
 }  // namespace reticle

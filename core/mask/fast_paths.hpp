@@ -1,5 +1,5 @@
-// Ways to combine two masks that are faster than merging their runs, each in a file, and what they share. All take
-// masks of one logical shape that is not empty, and give what combine_rows would. Internal to core/mask.
+// Ways to combine two masks that are faster than merging their runs, and their common helpers. All take masks of one
+// logical shape with at least one position, and give the same result as combine_rows. Internal to core/mask.
 #pragma once
 
 #include <vector>
@@ -9,15 +9,16 @@
 
 namespace reticle {
 
-/// Two masks of bits, by any operation, at memory speed.
+/// Combines two bit masks by any operation, bandwidth-bound.
 Mask combine_bits(SetOp op, const MaskShape& shape, const Mask& a, const Mask& b, const Context& context);
-/// The union of 0/1 masks, by setting bits.
+/// Unites two 0/1 masks by setting bits.
 Mask unite_as_bits(const MaskShape& shape, const Mask& a, const Mask& b, const Context& context);
-/// A union by `op` as p of every position.
+/// Unites two masks by `op`, with p for every position.
 Mask unite_as_dense(SetOp op, const MaskShape& shape, const Mask& a, const Mask& b, const Context& context);
-/// Whether both are lists of columns, or are to be read as such: bits beside a weighted list.
+/// True if both masks are column lists, or one is bits and the other a weighted list, so that the bits are read as
+/// columns.
 bool merges_by_columns(const Mask& a, const Mask& b);
-/// A union by `op` of two masks that merge by columns.
+/// Unites by `op` two masks for which merges_by_columns holds.
 Mask unite_columns(SetOp op, const MaskShape& shape, const Mask& a, const Mask& b, const Context& context);
 
 /// A row's columns and, if the mask is weighted, their p.
@@ -32,14 +33,14 @@ inline ColumnList columns_of(const Csr& csr, Index stored_row) {
           csr.row_ptr[stored_row + 1] - begin};
 }
 
-/// Fills the stored rows of a mask on all threads: fill(row, counts) adds what the row holds to the counts, whose sum
-/// is returned.
+/// Fills the stored rows of a mask on all threads: fill(row, counts) adds the row's counts to `counts`. Returns the sum
+/// over all rows.
 template <class Fill>
 MaskCounts fill_stored_rows(const MaskShape& shape, const Context& context, Fill&& fill) {
   const Index rows = shape.stored_rows(), chunk = rows_per_chunk(rows);
   std::vector<MaskCounts> chunks(static_cast<std::size_t>((rows - 1) / chunk + 1));
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {
-    MaskCounts counts;  // the thread's own: neighbours in `chunks` share a cache line
+    MaskCounts counts;  // local, because elements of `chunks` share cache lines with other threads
     for (Index row = begin; row < end; ++row) fill(row, counts);
     chunks[static_cast<std::size_t>(index)] = counts;
   });
@@ -48,11 +49,11 @@ MaskCounts fill_stored_rows(const MaskShape& shape, const Context& context, Fill
   return sum;
 }
 
-/// The mask of a representation of `kind`, in the one that its counts call for.
+/// The mask with this representation of `kind`, converted if conform chooses another kind for its counts.
 Mask conformed(const MaskShape& shape, Representation representation, const MaskCounts& counts, MaskKind kind,
                const Context& context);
 
-/// The same for a representation whose runs were counted by row: `run_ptr[row + 1]` of each.
+/// The same for a representation whose runs have been counted: row r has run_ptr[r + 1] runs.
 template <class Rep>
 Mask conformed(const MaskShape& shape, Rep rep, Array<Index> run_ptr, const MaskCounts& counts, MaskKind kind,
                const Context& context) {

@@ -14,7 +14,7 @@ struct Mask::Storage {
   Representation representation;
   Index stored_nnz = 0;
   bool weighted = false;
-  std::shared_ptr<const DeviceStorage> device = nullptr;  // in place of the representation
+  std::shared_ptr<const DeviceStorage> device = nullptr;  // if set, replaces the representation
 };
 
 DeviceStorage::~DeviceStorage() = default;
@@ -25,8 +25,8 @@ namespace {
   throw ShapeError("mask " + shape.describe() + ": " + what);
 }
 
-/// std::to_string shows small ones as 0.
-std::string shown(float p) {
+/// p as text. std::to_string would print small values as 0.
+std::string p_text(float p) {
   char text[32];
   std::snprintf(text, sizeof text, "%g", static_cast<double>(p));
   return text;
@@ -34,7 +34,7 @@ std::string shown(float p) {
 
 void require_p(const MaskShape& shape, std::span<const float> p) {
   for (const float value : p) {
-    if (!is_probability(value)) reject(shape, "p is " + shown(value) + "; expected a p in [2^-126, 1]");
+    if (!is_probability(value)) reject(shape, "p is " + p_text(value) + "; expected a p in [2^-126, 1]");
   }
 }
 
@@ -146,7 +146,7 @@ Mask Mask::dense(const MaskShape& shape, std::span<const float> p, const Context
                       " (stored rows x keys)");
   for (const float value : p) {
     if (value != 0 && !is_probability(value))
-      reject(shape, "p is " + shown(value) + "; expected 0 or a p in [2^-126, 1]");
+      reject(shape, "p is " + p_text(value) + "; expected 0 or a p in [2^-126, 1]");
   }
   return from_runs(
       shape,
@@ -177,7 +177,7 @@ Mask Mask::from_row_indices(const MaskShape& shape, Index width, std::span<const
   }
   for (const float value : p) {
     if (value != 0 && !is_probability(value))
-      reject(shape, "p is " + shown(value) + "; expected 0 or a p in [2^-126, 1]");
+      reject(shape, "p is " + p_text(value) + "; expected 0 or a p in [2^-126, 1]");
   }
   return from_selections(
       shape,
@@ -317,7 +317,7 @@ std::uint64_t hash(const Mask& mask) {
   std::uint64_t state = 0;
   for (const Index extent : {shape.batch, shape.heads, shape.queries, shape.keys, mask.nnz()})
     state = mix(state, static_cast<std::uint64_t>(extent));
-  // Of the logical rows, whose number a shared dimension makes large, an even part.
+  // Hashes an evenly spaced sample of rows: shared dimensions can make the number of logical rows huge.
   constexpr Index kRows = 1024;
   const Index rows = shape.rows(), step = std::max<Index>(1, rows / kRows);
   std::vector<Run> runs;
@@ -335,7 +335,7 @@ std::uint64_t hash(const Mask& mask) {
 
 std::string describe(const Mask& mask) {
   char tail[96];
-  if (mask.on_device() != nullptr) {  // without its density, which would be waited for
+  if (mask.on_device() != nullptr) {  // no density: that would wait for the stream
     std::snprintf(tail, sizeof tail, ", %.1f kB%s", static_cast<double>(mask.bytes()) / 1000,
                   mask.weighted() ? ", weighted" : "");
     return "Mask " + mask.shape().describe() + ", " + std::string(name_of(mask.kind())) + " on " +
@@ -367,7 +367,7 @@ std::vector<Index> row_counts(const Mask& mask, const Context& context) {
 std::vector<Index> head_counts(const Mask& mask, const Context& context) {
   const MaskShape& shape = mask.shape();
   std::vector<Index> counts(static_cast<std::size_t>(shape.batch * shape.heads));
-  // Of what is stored once per head, count one query and multiply.
+  // If queries share a row, count one query and multiply.
   const Index rows = shape.shared_queries ? std::min<Index>(1, shape.queries) : shape.queries;
   const Index times = shape.shared_queries ? shape.queries : 1;
   context.for_each_chunk(static_cast<Index>(counts.size()), 1, [&](Index, Index begin, Index end) {

@@ -28,11 +28,10 @@ struct Selection {
 
 class DeviceStorage;
 
-/// A value over shared immutable storage, in the host's memory or a GPU's: copying is O(1), nothing changes a Mask,
-/// operations return new ones. On a GPU there are merge, intersect, subtract and attention; whatever else looks at
-/// entries is a DeviceError there.
-/// p = 0 means "not attended" and is never stored. Sources: design section 2; the probabilities are those of
-/// Horvitz and Thompson (1952).
+/// A value over shared immutable storage, in the host's memory or a GPU's: copying is O(1), a Mask never changes, and
+/// operations return new ones. Masks on a GPU support merge, intersect, subtract and attention; other operations that
+/// read entries throw DeviceError. p = 0 means "not attended" and is stored by dense masks only. The p are the
+/// inclusion probabilities of Horvitz and Thompson (1952).
 class RETICLE_API Mask {
  public:
   /// The empty mask over no positions.
@@ -40,19 +39,19 @@ class RETICLE_API Mask {
 
   static Mask empty(const MaskShape& shape);
   static Mask full(const MaskShape& shape);
-  /// From stored data; the shape says which dimensions are shared. ShapeError when sizes do not fit, columns are out of
-  /// range or not ascending, or a p is outside (0, 1].
+  /// Masks from stored data; the shape says which dimensions are shared. ShapeError when sizes do not fit, columns are
+  /// out of range or not ascending, or a p is outside (0, 1].
   static Mask bits(const MaskShape& shape, Buffer<std::uint64_t> words);
   static Mask csr(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<std::int32_t> indices, Buffer<float> p = {});
   static Mask runs(const MaskShape& shape, Buffer<Index> row_ptr, Buffer<Interval> intervals, Buffer<float> p = {});
-  /// p of every stored position, 0 for "not attended"; any of [0, 1].
+  /// `p` holds a value in [0, 1] for every stored position, 0 for "not attended".
   static Mask dense(const MaskShape& shape, std::span<const float> p, const Context& context = {});
-  /// From (stored rows, width) column numbers in any order; -1 is padding, of equal columns the last wins. `p` is empty
-  /// or aligned; its zeros are dropped.
+  /// From (stored rows, width) column numbers in any order; -1 is padding, and the last of equal columns wins. `p` is
+  /// empty or aligned with them; zeros are dropped.
   static Mask from_row_indices(const MaskShape& shape, Index width, std::span<const Index> columns,
                                std::span<const float> p = {}, const Context& context = {});
 
-  /// The masker author's ways. One run per stored row, whatever its length (empty when begin >= end); it is clipped to
+  /// The constructors for masker authors. One run per stored row, of any length (empty when begin >= end), clipped to
   /// the keys:
   ///   Mask::intervals(shape.one_head(), [&](RowId row) { return Interval{0, sink}; })
   template <std::invocable<RowId> F>
@@ -65,7 +64,8 @@ class RETICLE_API Mask {
         },
         context);
   }
-  /// Any number of ascending disjoint runs per stored row. `rows` is called twice for a row and must emit the same.
+  /// Any number of ascending disjoint runs per stored row. `rows` is called twice for each row and must emit the same
+  /// runs.
   static Mask from_runs(const MaskShape& shape, FunctionRef<void(RowId, FunctionRef<void(Run)>)> rows,
                         const Context& context = {});
   /// Selected columns per stored row. `rows` is called once for a row, from many threads.
@@ -73,25 +73,25 @@ class RETICLE_API Mask {
                               const Context& context = {});
 
   const MaskShape& shape() const;
-  /// Where the entries lie. Empty and full masks have none, and lie on the CPU.
+  /// The device that stores the entries. Empty and full masks store none and are on the CPU.
   Device device() const;
-  /// The same mask there: a copy that is queued on context.stream, or itself where it is. To the host it waits for the
-  /// stream. DeviceError where there is no such device, or it is not the current one.
+  /// The same mask on `device`: itself if it is there already, else a copy, queued on context.stream. A copy to the
+  /// host waits for the stream. DeviceError if there is no such device, or if it is not the current one.
   Mask to(Device device, const Context& context = {}) const;
-  /// Of a mask on a GPU; null for one of the host.
+  /// The storage of a mask on a GPU; null for a mask on the host.
   const DeviceStorage* on_device() const;
-  /// A mask whose entries a device holds.
+  /// A mask whose entries are stored on a device.
   static Mask stored(std::shared_ptr<const DeviceStorage> storage);
 
   /// DeviceError for a mask on a GPU.
   const Representation& representation() const;
-  /// On a GPU bits, or csr: lists of columns.
+  /// On a GPU, bits or csr.
   MaskKind kind() const;
-  /// Attended positions over the logical shape. On a GPU it waits for context.stream.
+  /// Number of attended positions over the logical shape. On a GPU the call waits for context.stream.
   Index nnz(const Context& context = {}) const;
   /// nnz over all positions; 0 for a mask without positions.
   double density(const Context& context = {}) const;
-  /// Whether some p is below 1.
+  /// True if some p is below 1.
   bool weighted() const;
   /// Bytes of the storage that copies share.
   Index bytes() const;
@@ -110,8 +110,8 @@ class RETICLE_API Mask {
   std::shared_ptr<const Storage> storage_;
 };
 
-/// Same logical shape, same positions, same p; whatever the representation and sharing. Masks on a GPU come to the host
-/// for it.
+/// Same logical shape, positions and p, whatever the representation and sharing. Masks on a GPU are copied to the host
+/// to compare.
 RETICLE_API bool operator==(const Mask& a, const Mask& b);
 /// "empty", "full", "bits", "dense", "csr" or "runs".
 RETICLE_API std::string_view name_of(MaskKind kind);

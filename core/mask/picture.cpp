@@ -75,8 +75,8 @@ ColorPicture overlay(std::span<const Mask> masks, std::span<const Color> colors,
       kept += share;
     }
     const double ink = std::sqrt(std::min(1.0, kept));
-    const auto mixed = [&](double sum, std::uint8_t of_ground) {
-      const double value = (1 - ink) * of_ground + (kept > 0 ? ink * sum / kept : 0);
+    const auto mixed = [&](double sum, std::uint8_t ground_channel) {
+      const double value = (1 - ink) * ground_channel + (kept > 0 ? ink * sum / kept : 0);
       return static_cast<std::uint8_t>(std::lround(std::clamp(value, 0.0, 255.0)));
     };
     result.cells[cell] = {mixed(red, ground.red), mixed(green, ground.green), mixed(blue, ground.blue)};

@@ -29,12 +29,13 @@ struct ColorPicture {
   std::vector<Color> cells;
 };
 
-/// One head of masks that share a shape, each in its color, over the ground; where several meet in a cell they mix by
-/// what each keeps of it. Faint cells are drawn darker than their share (a square root), so that single keys show.
+/// One head of several masks of one shape, each in its color, over the ground color. Where several masks attend in a
+/// cell, their colors mix in proportion to each mask's mean p. Opacity is the square root of the total mean p, so that
+/// single keys stay visible.
 RETICLE_API ColorPicture overlay(std::span<const Mask> masks, std::span<const Color> colors, Index batch, Index head,
                                  Index width, Index height, Color ground = {255, 255, 255});
 
-/// For a terminal: queries downwards, keys to the right, darker means denser.
+/// The picture as text for a terminal: queries downwards, keys to the right, darker means denser.
 RETICLE_API std::string to_text(const Picture& picture);
 
 }  // namespace reticle

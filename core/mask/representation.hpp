@@ -1,5 +1,5 @@
-// The closed set of representations: plain structs over shared buffers, and the one question that each answers, "give
-// me row r as sorted runs". Every row index here is a stored row.
+// The closed set of representations: plain structs over shared buffers, and for each the one operation that all
+// support, for_each_run: the sorted runs of a row. Every row index here is a stored row.
 #pragma once
 
 #include <bit>
@@ -17,7 +17,7 @@ struct Empty {};
 /// Attends to everything with p = 1.
 struct Full {};
 
-/// One bit per position, rows padded to 64 bits with zeros. For dense 0/1 patterns: unions at memory speed.
+/// One bit per position, rows padded to 64 bits with zeros. For dense 0/1 patterns: unions are bandwidth-bound.
 struct BitDense {
   Buffer<std::uint64_t> words;
   static constexpr Index words_per_row(Index keys) { return (keys + 63) / 64; }
@@ -44,7 +44,7 @@ struct Runs {
 
 using Representation = std::variant<Empty, Full, BitDense, WeightedDense, Csr, Runs>;
 
-/// Calls emit(Run) with the maximal runs of one stored row, ascending: neighbours of equal p come as one run.
+/// Calls emit(Run) with the maximal runs of one stored row, ascending: neighbours of equal p form one run.
 template <class Emit>
 void for_each_run(const Empty&, Index, Index, Emit&&) {}
 

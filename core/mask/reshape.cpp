@@ -41,7 +41,7 @@ Mask transpose_csr(const Csr& rep, const MaskShape& from, const MaskShape& to, b
   return Mask::csr(to, std::move(row_ptr), std::move(indices), std::move(p));
 }
 
-/// A set of queries with their p, as maximal runs: key = begin.
+/// A set of queries with their p, as maximal runs in a map whose keys are the runs' begins.
 class ActiveQueries {
  public:
   void insert(std::int32_t query, float p) {
@@ -73,8 +73,8 @@ class ActiveQueries {
   std::map<std::int32_t, Run> runs_;
 };
 
-/// Sweeps over the keys, starting and ending the runs that meet each: linear in runs in and runs out, never in
-/// positions.
+/// Transposes by a sweep over the keys that starts and ends the query runs at each key. Linear in the numbers of input
+/// and output runs, not in positions.
 Mask transpose_runs(const Mask& mask, const MaskShape& to) {
   const MaskShape& from = mask.shape();
   struct Event {
@@ -111,7 +111,7 @@ Mask transpose_runs(const Mask& mask, const MaskShape& to) {
     for (Index key = 0; key < from.keys; ++key) {
       const auto begin = first_event[static_cast<std::size_t>(key)],
                  end = first_event[static_cast<std::size_t>(key) + 1];
-      // A run that ends where the next of its row begins must end first.
+      // Where one run of a row ends and the next begins at the same key, the end must come first.
       for (Index e = begin; e < end; ++e) {
         if (events[static_cast<std::size_t>(e)].p == 0) active.erase(events[static_cast<std::size_t>(e)].query);
       }

@@ -1,4 +1,4 @@
-// Masks of other shapes: parts, longer ones (decode), broadcast ones, the transpose.
+// Shape operations: slice, append (decode), broadcast, transpose.
 #pragma once
 
 #include <reticle/core/mask/mask.hpp>
@@ -7,13 +7,14 @@ namespace reticle {
 
 enum class Dim : std::uint8_t { batch, heads, queries, keys };
 
-/// Indices [begin, end) of one dimension. ShapeError when out of range.
+/// The part with indices [begin, end) of one dimension. ShapeError when out of range.
 RETICLE_API Mask slice(const Mask& mask, Dim dim, Index begin, Index end, const Context& context = {});
-/// `count` more keys at the end, attended by none: the next decode step starts here.
+/// The mask with `count` more keys at the end, which no query attends to yet: the start of the next decode step.
 RETICLE_API Mask append_keys(const Mask& mask, Index count, const Context& context = {});
 /// The queries of `mask`, then those of `rows`. ShapeError unless batch, heads and keys are equal.
 RETICLE_API Mask append_queries(const Mask& mask, const Mask& rows, const Context& context = {});
-/// numpy's rule: extents of 1 become the wanted ones, at no cost in storage. ShapeError when another extent differs.
+/// Broadcasting by numpy's rule: extents of 1 become the wanted ones, at no cost in storage. ShapeError when another
+/// extent differs.
 RETICLE_API Mask broadcast_to(const Mask& mask, const MaskShape& shape);
 /// (batch, heads, keys, queries): for each key the queries that attend to it. For backward passes.
 RETICLE_API Mask transpose(const Mask& mask, const Context& context = {});

@@ -1,16 +1,17 @@
-// Words: three streams at memory speed, popcounts in vectors; a run starts where a bit is set and the one before is
-// not.
+// Bit masks: read two streams, write one, bandwidth-bound, with popcounts in vectors. A run starts at a set bit whose
+// predecessor is clear.
 //
-// Columns: the N smallest of two ascending lists are, lane by lane, the smaller of the next N of one and the next N of
-// the other reversed; how many lanes came from either says where both lists go on. What was taken is bitonic: log2(N)
-// stages of exchanges sort it, and it goes out less what equals its predecessor. No branch depends on the data, and the
-// next step waits for a load, a comparison and a count only, not for the exchanges: about 2 cycles per column with 16
-// lanes, 3 with p, where a two-pointer merge mispredicts half of its steps (10 or more). The p of weighted columns
-// follow them through the exchanges; a column goes out one lane late, when its twin is known.
+// Column lists: a bitonic merge network (Batcher 1968; Chhugani et al. 2008). min(a[0, N), reverse(b[0, N))) holds the
+// N smallest columns of two ascending lists; the number of lanes taken from each list advances it. The minimum is a
+// bitonic sequence, which log2(N) exchange stages sort; columns equal to their predecessor are dropped on output. No
+// branch depends on the data, and the next step waits only for a load, a comparison and a count, not for the exchanges:
+// about 2 cycles per column with 16 lanes, 3 with p, where a two-pointer merge mispredicts half of its steps (10 cycles
+// or more). The p of weighted columns move with them through the exchanges; each column is written one lane late, when
+// it is known whether its successor is a duplicate.
 //
-// Bits of columns that are dense enough: a byte for every position, packed by comparisons. For two such lists at once,
-// word by word: the vector of shifted ones of a word's columns is folded; both lists' loads, comparisons and counts
-// overlap, which for one list would be waited for.
+// Bits from one dense column list: a byte per position, packed to bits by comparisons. Bits from two lists: word by
+// word, each list's columns of the word become shifted ones, folded by or. The loads, comparisons and counts of the two
+// lists overlap; with one list each step would wait for the one before.
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -18,7 +19,7 @@
 #include <reticle/core/mask/row_kernels.hpp>
 #include <reticle/core/mask/run.hpp>
 
-#define HWY_WANT_AVX3_DL  // which compresses bytes and counts bits in vectors (Ice Lake, Zen 4 and later)
+#define HWY_WANT_AVX3_DL  // compresses bytes and counts bits in vectors (Ice Lake, Zen 4 and later)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/mask/row_kernels.cpp"
 #include <hwy/foreach_target.h>
@@ -53,8 +54,9 @@ RowCounts CombineWordsBy(const std::uint64_t* a, const std::uint64_t* b, std::ui
   auto entries = hn::Zero(tag), runs = hn::Zero(tag);
   Index i = 1;
   for (; i + lanes <= count; i += lanes) {
-    // The words before, for their top bits, are computed again: they are in L1, and a shuffle across lanes is not
-    // cheaper. Where out is a, they are results already; the operations do not mind.
+    // The top bits of the preceding words are needed. The words are computed again: they are in L1, and a shuffle
+    // across lanes is not cheaper. If out is a, they already hold results, and applying any of the operations again
+    // with the same b changes nothing.
     const auto before = Apply(kOp, hn::LoadU(tag, a + i - 1), hn::LoadU(tag, b + i - 1));
     const auto word = Apply(kOp, hn::LoadU(tag, a + i), hn::LoadU(tag, b + i));
     hn::StoreU(word, tag, out + i);
@@ -74,9 +76,9 @@ RowCounts CombineWords(SetOp op, const std::uint64_t* a, const std::uint64_t* b,
                                 : CombineWordsBy<SetOp::subtract>(a, b, out, count);
 }
 
-/// Sorts a bitonic vector: exchanges at distances kDistance, kDistance / 2, ..., 1. The partner of lane l is l ^
-/// distance, and lanes with that bit set keep the larger of the two. Recursion, so that the permutations stay in
-/// registers.
+/// Sorts a bitonic vector by exchanges at distances kDistance, kDistance / 2, ..., 1. The partner of lane l is l ^
+/// distance, and lanes with that bit set keep the larger of the two. Recursion at compile time keeps the permutations
+/// in registers.
 template <std::size_t kDistance, class D, class V>
 HWY_INLINE V SortBitonic(D tag, V v) {
   if constexpr (kDistance == 0) {
@@ -90,10 +92,10 @@ HWY_INLINE V SortBitonic(D tag, V v) {
   }
 }
 
-/// `count` elements, fewer than a vector holds, and `otherwise` behind them.
+/// Loads `count` elements, fewer than a vector holds, and fills the other lanes with `otherwise`.
 template <class D>
 HWY_INLINE hn::Vec<D> LoadFirst(D tag, const hn::TFromD<D>* from, std::ptrdiff_t count, hn::TFromD<D> otherwise) {
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2  // whose masked loads do not touch the rest
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2  // masked loads here do not touch memory of masked-off lanes
   const auto first = hn::FirstN(tag, static_cast<std::size_t>(count));
   return hn::IfThenElse(first, hn::MaskedLoad(first, tag, from), hn::Set(tag, otherwise));
 #else
@@ -107,7 +109,7 @@ HWY_INLINE hn::Vec<D> LoadFirst(D tag, const hn::TFromD<D>* from, std::ptrdiff_t
 /// Greater than every column.
 constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
 
-/// A list of columns and, if it is weighted, their p; what is before `at` was taken.
+/// A column list with, if it is weighted, the p of each column. Elements before `at` have been taken.
 struct ListReader {
   const std::int32_t* columns;
   const float* p;
@@ -122,7 +124,7 @@ struct ListReader {
     if constexpr (!kWhole) at = std::min(at, count);
   }
 
-  /// The next columns; beyond the last one kNone. `kWhole`: a vector or more is left.
+  /// The next vector of columns, padded with kNone beyond the last. `kWhole` promises that at least a vector is left.
   template <bool kWhole, class D>
   HWY_INLINE hn::Vec<D> next(D tag) const {
     if constexpr (kWhole) return hn::LoadU(tag, columns + at);
@@ -137,17 +139,18 @@ struct ListReader {
   }
 };
 
-/// Takes the smallest columns of both lists, a vector at a time: take(whole, of_a, of_b), where of_b is reversed and
-/// the smaller of each lane is taken, a's where they are equal. What take sees of the lists is not taken yet.
+/// Takes the smallest columns of both lists, a vector at a time. Calls take(whole, columns_a, columns_b), where
+/// columns_b is reversed and take keeps the smaller of each lane, the one of `a` when they are equal. The readers
+/// advance after the call, so take can still read the p of these columns.
 template <class D, class Take>
 HWY_INLINE void TakeSmallest(D tag, ListReader& a, ListReader& b, Take&& take) {
   const std::size_t lanes = hn::Lanes(tag);
   const auto step = [&](auto whole) HWY_ATTR {
-    const auto of_a = a.next<whole>(tag), of_b = hn::Reverse(tag, b.next<whole>(tag));
-    const std::size_t of_b_taken = hn::CountTrue(tag, hn::Gt(of_a, of_b));
-    take(whole, of_a, of_b);
-    a.skip<whole>(lanes - of_b_taken);
-    b.skip<whole>(of_b_taken);
+    const auto columns_a = a.next<whole>(tag), columns_b = hn::Reverse(tag, b.next<whole>(tag));
+    const std::size_t taken_from_b = hn::CountTrue(tag, hn::Gt(columns_a, columns_b));
+    take(whole, columns_a, columns_b);
+    a.skip<whole>(lanes - taken_from_b);
+    b.skip<whole>(taken_from_b);
   };
   const auto vector = static_cast<Index>(lanes);
   while (a.left() >= vector && b.left() >= vector) step(std::true_type());
@@ -161,18 +164,19 @@ RowCounts MergeColumns(const std::int32_t* a, Index a_count, const std::int32_t*
   const auto rotation = hn::IndicesFromVec(tag, hn::And(hn::Add(hn::Iota(tag, 0), last), last));
   const auto first_lane = hn::FirstN(tag, 1);
   const V none = hn::Set(tag, kNone), one = hn::Set(tag, 1);
-  V before = hn::Set(tag, -2);  // rotated; neither equal to a column nor one before it
+  V before = hn::Set(tag, -2);  // the previous vector, rotated; -2 is neither a column nor the predecessor of one
   std::int32_t* to = out;
   std::size_t joined = 0;
   ListReader from_a{a, nullptr, a_count}, from_b{b, nullptr, b_count};
-  TakeSmallest(tag, from_a, from_b, [&](auto, V of_a, V of_b) HWY_ATTR {
-    const V smallest = SortBitonic<hn::MaxLanes(tag) / 2>(tag, hn::Min(of_a, of_b));
+  TakeSmallest(tag, from_a, from_b, [&](auto, V columns_a, V columns_b) HWY_ATTR {
+    const V smallest = SortBitonic<hn::MaxLanes(tag) / 2>(tag, hn::Min(columns_a, columns_b));
     const V rotated = hn::TableLookupLanes(smallest, rotation);
     const V previous = hn::IfThenElse(first_lane, before, rotated);
     before = rotated;
     const auto fresh = hn::And(hn::Ne(smallest, previous), hn::Ne(smallest, none));
     joined += hn::CountTrue(tag, hn::And(fresh, hn::Eq(smallest, hn::Add(previous, one))));
-    // Not CompressStore: with a memory operand the instruction is microcoded on some processors. There is room.
+    // Not CompressStore: with a memory operand the instruction is microcoded on some processors. `out` has kSlack
+    // elements more for the full vector.
     hn::StoreU(hn::Compress(smallest, fresh), tag, to);
     to += hn::CountTrue(tag, fresh);
   });
@@ -190,7 +194,7 @@ V CombineP(V a, V b) {
   return hn::Sub(one, hn::Mul(hn::Sub(one, a), hn::Sub(one, b)));
 }
 
-/// work(the functor of a union).
+/// Calls work with the row_op functor of a union.
 template <class Work>
 auto ByUnion(SetOp op, Work&& work) {
   if (op == SetOp::add) return work(row_op::Add());
@@ -199,19 +203,19 @@ auto ByUnion(SetOp op, Work&& work) {
 }
 
 Index CountRuns(const std::int32_t* columns, const float* p, Index count) {
-  std::int32_t joined = 0;  // as wide as what is compared
+  std::int32_t joined = 0;  // 32 bits like the compared values, for vectorisation
   for (Index i = 1; i < count; ++i) joined += (columns[i] == columns[i - 1] + 1) & (p[i] == p[i - 1]);
   return count - joined;
 }
 
-/// Columns, and the p that goes with each.
+/// A vector of columns and the vector of their p.
 template <class C, class P>
 struct Entries {
   C columns;
   P p;
 };
 
-/// SortBitonic with p in tow. Of equal columns each lane keeps its own.
+/// SortBitonic that moves p with the columns. When two exchanged columns are equal, each lane keeps its p.
 template <std::size_t kDistance, class D, class C, class P>
 HWY_INLINE Entries<C, P> SortBitonic(D tag, Entries<C, P> entries) {
   if constexpr (kDistance == 0) {
@@ -237,7 +241,8 @@ HWY_INLINE Index MergeWeightedBy(ListReader from_a, ListReader from_b, std::int3
   using C = hn::Vec<decltype(tag)>;
   using P = hn::Vec<decltype(p_tag)>;
   const std::size_t lanes = hn::Lanes(tag);
-  // Lane l takes lane l - by of its vector; the first `by` lanes take those of the vector before.
+  // Lane l takes lane l - by of its vector; the first `by` lanes wrap around, and are replaced by the previous
+  // vector's.
   const auto rotation = [&](std::size_t by) HWY_ATTR {
     const auto last = hn::Set(tag, static_cast<std::int32_t>(lanes - 1));
     return hn::And(hn::Add(hn::Iota(tag, 0), hn::Set(tag, static_cast<std::int32_t>(lanes - by % lanes))), last);
@@ -248,7 +253,7 @@ HWY_INLINE Index MergeWeightedBy(ListReader from_a, ListReader from_b, std::int3
   C column_one = none, column_two = none;
   P p_one = hn::Set(p_tag, 1.0f);
   std::int32_t* to = out;
-  // The first of equal columns goes out once the next one is known, which is its twin or another.
+  // A column is written when its successor is known. If they are equal, their p are combined into one entry.
   const auto emit = [&](Entries<C, P> next) HWY_ATTR {
     const C rotated = hn::TableLookupLanes(next.columns, hn::IndicesFromVec(tag, by_one));
     const C rotated_two = hn::TableLookupLanes(next.columns, hn::IndicesFromVec(tag, by_two));
@@ -266,10 +271,10 @@ HWY_INLINE Index MergeWeightedBy(ListReader from_a, ListReader from_b, std::int3
     hn::StoreU(hn::Compress(whole, hn::RebindMask(p_tag, fresh)), p_tag, out_p + (to - out));
     to += hn::CountTrue(tag, fresh);
   };
-  TakeSmallest(tag, from_a, from_b, [&](auto whole, C of_a, C of_b) HWY_ATTR {
-    const P p_of_a = from_a.next_p<whole>(p_tag), p_of_b = hn::Reverse(p_tag, from_b.next_p<whole>(p_tag));
-    const P p = hn::IfThenElse(hn::RebindMask(p_tag, hn::Gt(of_a, of_b)), p_of_b, p_of_a);
-    emit(SortBitonic<hn::MaxLanes(tag) / 2>(tag, Entries<C, P>{hn::Min(of_a, of_b), p}));
+  TakeSmallest(tag, from_a, from_b, [&](auto whole, C columns_a, C columns_b) HWY_ATTR {
+    const P p_a = from_a.next_p<whole>(p_tag), p_b = hn::Reverse(p_tag, from_b.next_p<whole>(p_tag));
+    const P p = hn::IfThenElse(hn::RebindMask(p_tag, hn::Gt(columns_a, columns_b)), p_b, p_a);
+    emit(SortBitonic<hn::MaxLanes(tag) / 2>(tag, Entries<C, P>{hn::Min(columns_a, columns_b), p}));
   });
   if (hn::GetLane(column_one) != kNone) emit({none, p_one});
   return to - out;
@@ -282,8 +287,8 @@ Index MergeWeighted(SetOp op, const std::int32_t* a, const float* a_p, Index a_c
   });
 }
 
-/// put(column, its place in the list) for the columns below `end` from `next` on; returns the first beyond. Eight at a
-/// time: putting one is a few instructions, and the bounds would be half of them.
+/// Calls put(column, index) for the columns below `end`, starting at index `next`; returns the index of the first
+/// column not below it. Goes eight at a time: put is a few instructions, and bounds checks would be half of the work.
 template <class Put>
 HWY_INLINE Index PutBelow(std::int32_t end, const std::int32_t* columns, Index next, Index count, Put&& put) {
   for (; next + 8 <= count && columns[next + 7] < end; next += 8) {
@@ -293,8 +298,8 @@ HWY_INLINE Index PutBelow(std::int32_t end, const std::int32_t* columns, Index n
   return next;
 }
 
-/// Bit by bit. Neighbouring columns mostly fall into the same word, whose read-modify-write has to wait for the last
-/// one: eight places of the list are worked on in turn.
+/// Sets bits one by one. Neighbouring columns mostly fall into the same word, so each read-modify-write would wait for
+/// the one before; interleaving eight streams, spaced evenly over the list, hides that latency.
 void SetBitsOneByOne(const std::int32_t* columns, Index count, std::int32_t origin, std::uint64_t* words) {
   constexpr Index kStreams = 8;
   const auto set = [&](std::int32_t column) { words[(column - origin) >> 6] |= std::uint64_t{1} << (column & 63); };
@@ -309,7 +314,7 @@ void SetBits(const std::int32_t* columns, Index count, std::int32_t origin, std:
   const hn::CappedTag<std::uint8_t, 64> tag;
   constexpr Index kLanes = hn::MaxLanes(tag), kBlock = 8192;
   constexpr bool kBytesOfBits = kLanes % 8 == 0 && std::endian::native == std::endian::little;
-  constexpr Index kPositionsPerColumn = 24;  // fewer positions to a column: bytes are cheaper than bits
+  constexpr Index kPositionsPerColumn = 24;  // below this many positions per column, bytes are cheaper
   if (count == 0) return;
   const Index width = columns[count - 1] + Index{1} - origin;
   if (!kBytesOfBits || count * kPositionsPerColumn < width) return SetBitsOneByOne(columns, count, origin, words);
@@ -332,7 +337,8 @@ void SetBits(const std::int32_t* columns, Index count, std::int32_t origin, std:
   }
 }
 
-/// The list's columns in [first, first + 64), as bits spread over the lanes; takes them. kVectors at once.
+/// Takes the list's columns in [first, first + 64) and returns them as bits, spread over the lanes. Reads kVectors
+/// vectors per step.
 template <bool kWhole, std::size_t kVectors, class D>
 HWY_INLINE hn::Vec<D> TakeWord(D tag, ListReader& list, Index first) {
   const hn::Rebind<std::uint32_t, D> columns_tag;
@@ -360,7 +366,7 @@ HWY_INLINE hn::Vec<D> TakeWord(D tag, ListReader& list, Index first) {
 template <std::size_t kVectors>
 RowCounts UniteAsBits(ListReader a, ListReader b, std::uint64_t* words, Index count) {
   const hn::ScalableTag<std::uint64_t> tag;
-  const auto lanes = static_cast<Index>(hn::Lanes(tag)), room = static_cast<Index>(kVectors) * lanes;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag)), step_columns = static_cast<Index>(kVectors) * lanes;
   RowCounts counts;
   std::uint64_t before = 0;
   const auto unite = [&](auto whole, Index w) HWY_ATTR {
@@ -374,8 +380,8 @@ RowCounts UniteAsBits(ListReader a, ListReader b, std::uint64_t* words, Index co
     before = word;
   };
   Index w = 0;
-  // A word takes at most 64 columns, and looks at `room` more.
-  for (; w < count && a.left() >= 64 + room && b.left() >= 64 + room; ++w) unite(std::true_type(), w);
+  // A word takes at most 64 columns and reads at most `step_columns` more.
+  for (; w < count && a.left() >= 64 + step_columns && b.left() >= 64 + step_columns; ++w) unite(std::true_type(), w);
   for (; w < count; ++w) unite(std::false_type(), w);
   return counts;
 }
@@ -394,8 +400,8 @@ Index CountBits(const std::uint64_t* words, Index count) {
   return bits;
 }
 
-/// Counters of 64 columns at once, bit-sliced: plane i holds bit i of each column's count. Adding a row is a ripple of
-/// half adders, two operations a plane; a comparison with a constant goes from the lowest bit up.
+/// Bit-sliced counters for 64 columns per word: plane i holds bit i of each column's count. Adding a row is a ripple of
+/// half adders, two operations per plane; the comparison with a constant proceeds from the lowest bit up.
 template <std::size_t kPlanes, class D>
 HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Index rows, Index width,
                              std::uint64_t* in_enough, std::uint64_t* in_all) {
@@ -419,7 +425,7 @@ HWY_INLINE void CountColumns(D tag, Index least, const std::uint64_t* words, Ind
   hn::StoreU(all, tag, in_all);
 }
 
-/// What a row of p holds.
+/// Entry and run counts of a dense row of p.
 struct DenseCounts {
   RowCounts row;
   bool weighted = false;
@@ -441,17 +447,17 @@ struct DenseCounts {
   HWY_INLINE Index add_vectors(D tag, const float* p, Index k, Index end) {
     const auto zero = hn::Zero(tag), one = hn::Set(tag, 1.0f);
     std::size_t entries = 0, runs = 0;
-    auto least = one;
+    auto min_p = one;
     for (; k + static_cast<Index>(hn::Lanes(tag)) <= end; k += static_cast<Index>(hn::Lanes(tag))) {
       const auto here = hn::LoadU(tag, p + k), before = hn::LoadU(tag, p + k - 1);
       const auto attended = hn::Gt(here, zero);
       entries += hn::CountTrue(tag, attended);
       runs += hn::CountTrue(tag, hn::And(attended, hn::Ne(here, before)));
-      least = hn::Min(least, hn::IfThenElse(attended, here, one));
+      min_p = hn::Min(min_p, hn::IfThenElse(attended, here, one));
     }
     row.entries += static_cast<Index>(entries);
     row.runs += static_cast<Index>(runs);
-    weighted |= !hn::AllFalse(tag, hn::Lt(least, one));
+    weighted |= !hn::AllFalse(tag, hn::Lt(min_p, one));
     return k;
   }
 };
@@ -463,7 +469,7 @@ RowCounts CountDense(const float* p, Index count, bool* weighted) {
   return counts.row;
 }
 
-/// Both lists are written over a block of zeros that stays in L1.
+/// Writes both lists into a block of zeros that stays in L1.
 template <class Op>
 HWY_INLINE RowCounts UniteAsDenseBy(ListReader a, ListReader b, float* p, Index keys, bool* weighted) {
   constexpr Index kBlock = 4096;
@@ -493,8 +499,9 @@ RowCounts UniteAsDense(SetOp op, const std::int32_t* a, const float* a_p, Index 
   });
 }
 
-/// The columns of a word's bits, ascending; may write 16 more. Where bytes can be compressed, all 64 numbers are, and
-/// widened 16 at a time: the cost is by entries. Elsewhere a vector of columns at a time: by words.
+/// Writes the columns of a word's set bits, ascending; may write up to 16 elements more. Targets that compress bytes
+/// compress the 64 bit indices at once and widen them 16 at a time: the cost grows with entries. Others compress one
+/// vector of columns at a time: the cost grows with words.
 inline std::int32_t* PutColumns(std::uint64_t word, std::int32_t first, std::int32_t* out) {
   const hn::CappedTag<std::int32_t, 16> tag;
   const auto lanes = static_cast<int>(hn::Lanes(tag));
@@ -528,30 +535,30 @@ Index ColumnsOfBits(const std::uint64_t* words, Index count, std::int32_t origin
   return out - begin;
 }
 
-/// One exchange of a transposition by halves, over lanes at this distance: of each block of 2 x 2, the off-diagonal
-/// ones. `kept` are the bits that a word of the lower half keeps.
+/// One exchange step of a bit-matrix transposition by halves, between lanes at this distance: it swaps the off-diagonal
+/// parts of each 2 x 2 block. `kept` are the bits that a word of the lower half keeps.
 template <std::size_t kDistance, class D, class V>
 HWY_INLINE V ExchangeLanes(D tag, V v, std::uint64_t kept) {
   const auto lane = hn::Iota(tag, 0), bit = hn::Set(tag, std::uint64_t{kDistance});
   const V partner = hn::TableLookupLanes(v, hn::IndicesFromVec(tag, hn::Xor(lane, bit)));
   const auto upper = hn::Eq(hn::And(lane, bit), bit);
   const V moved = hn::IfThenElse(upper, hn::ShiftRight<kDistance>(partner), hn::ShiftLeft<kDistance>(partner));
-  const V from_own = hn::IfThenElse(upper, hn::Set(tag, ~kept), hn::Set(tag, kept));
-  return hn::Or(hn::And(v, from_own), hn::AndNot(from_own, moved));
+  const V kept_mask = hn::IfThenElse(upper, hn::Set(tag, ~kept), hn::Set(tag, kept));
+  return hn::Or(hn::And(v, kept_mask), hn::AndNot(kept_mask, moved));
 }
 
-/// Few rows: each sets its bit in the lanes whose keys it holds.
+/// Transposition for few rows: each row sets its bit in the lanes of the keys it attends to.
 template <class D>
 HWY_INLINE void SpreadBits(D tag, const std::uint64_t* words, Index rows, Index stride, std::uint64_t* out) {
   const std::size_t lanes = hn::Lanes(tag);
   for (std::size_t i = 0; i < 64; i += lanes) {
-    auto held = hn::Zero(tag);
+    auto row_bits = hn::Zero(tag);
     for (Index r = 0; r < rows; ++r) {
       const std::uint64_t bits = words[r * stride] >> i;
-      const auto holds = hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits));
-      held = hn::Or(held, hn::IfThenElseZero(holds, hn::Set(tag, std::uint64_t{1} << r)));
+      const auto attends = hn::LoadMaskBits(tag, reinterpret_cast<const std::uint8_t*>(&bits));
+      row_bits = hn::Or(row_bits, hn::IfThenElseZero(attends, hn::Set(tag, std::uint64_t{1} << r)));
     }
-    hn::StoreU(held, tag, out + i);
+    hn::StoreU(row_bits, tag, out + i);
   }
 }
 
@@ -563,7 +570,7 @@ void TransposeBits(const std::uint64_t* words, Index rows, Index stride, std::ui
   HWY_ALIGN std::uint64_t rest[64];
   for (Index r = 0; r < rows; ++r) rest[r] = words[r * stride];
   std::fill(rest + rows, rest + 64, std::uint64_t{0});
-  // Halves by halves: whole vectors first, then lanes within each.
+  // Transposition by recursive halves (Warren, Hacker's Delight): first between vectors, then between a vector's lanes.
   std::uint64_t kept = 0x00000000FFFFFFFFu;
   for (std::size_t half = 32; half >= kLanes; half >>= 1, kept ^= kept << half) {
     for (std::size_t i = 0; i < 64; i = (i + half + kLanes) & ~half) {
@@ -583,10 +590,10 @@ void TransposeBits(const std::uint64_t* words, Index rows, Index stride, std::ui
   }
 }
 
-/// For up to 2^kPlanes - 1 rows.
+/// ColumnsInAtLeast for up to 2^kPlanes - 1 rows.
 template <std::size_t kPlanes>
-void HeldBy(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* in_enough,
-            std::uint64_t* in_all) {
+void CountColumnsBy(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* in_enough,
+                    std::uint64_t* in_all) {
   const hn::ScalableTag<std::uint64_t> tag;
   const hn::CappedTag<std::uint64_t, 1> one;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
@@ -598,7 +605,7 @@ void HeldBy(Index least, const std::uint64_t* words, Index rows, Index width, st
 
 Index ColumnsInAtLeast(Index least, const std::uint64_t* words, Index rows, Index width, std::uint64_t* in_enough,
                        std::uint64_t* in_all) {
-  (rows < 8 && least < 8 ? HeldBy<3> : HeldBy<7>)(least, words, rows, width, in_enough, in_all);
+  (rows < 8 && least < 8 ? CountColumnsBy<3> : CountColumnsBy<7>)(least, words, rows, width, in_enough, in_all);
   return CountBits(in_enough, width);
 }
 

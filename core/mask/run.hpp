@@ -10,7 +10,7 @@
 
 namespace reticle {
 
-/// What an entry's p may be: 1 / p is finite.
+/// True if p is a valid inclusion probability: in (0, 1], and normal, so that 1 / p is finite.
 inline bool is_probability(float p) { return p >= std::numeric_limits<float>::min() && p <= 1; }
 
 /// Columns [begin, end), as stored.
@@ -26,7 +26,7 @@ struct Run {
   bool operator==(const Run&) const = default;
 };
 
-/// An operation on masks is what it does to the two probabilities at one position (0: not attended); p(0, 0) is 0.
+/// An operation on masks as a function of the two probabilities at one position (0: not attended); p(0, 0) is 0.
 namespace row_op {
 struct Add {
   RETICLE_HD static float p(float a, float b) { return std::min(1.0f, a + b); }
@@ -48,10 +48,10 @@ struct Subtract {
 /// The operations on two masks, by name.
 enum class SetOp : std::uint8_t { add, max, independent, intersect, subtract };
 
-/// Of 0/1 masks these three are one operation: or.
+/// On 0/1 masks, the three unions are the same operation: or.
 constexpr bool is_union(SetOp op) { return op == SetOp::add || op == SetOp::max || op == SetOp::independent; }
 
-/// body(the operation's functor in row_op).
+/// Calls body with the operation's functor from row_op.
 template <class Body>
 decltype(auto) with_functor(SetOp op, Body&& body) {
   switch (op) {
@@ -69,12 +69,12 @@ decltype(auto) with_functor(SetOp op, Body&& body) {
   return body(row_op::Subtract());
 }
 
-/// What a row, or several, hold: positions, and maximal runs of them.
+/// Numbers of positions and maximal runs in one or more rows.
 struct RowCounts {
   std::int64_t entries = 0, runs = 0;
 };
 
-/// Joins neighbours of equal p on their way to `emit`; call flush at the end of the row.
+/// Joins adjacent runs of equal p before passing them to `emit`; call flush at the end of the row.
 template <class Emit>
 class RunJoiner {
  public:

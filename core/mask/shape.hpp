@@ -1,5 +1,5 @@
-// The logical shape of a mask, which of its dimensions are stored once for all, and the numbering of rows. All index
-// arithmetic about sharing is here: no other file divides or takes a remainder by an extent of a mask.
+// The logical shape of a mask, which of its dimensions are shared (stored once), and the numbering of rows. All index
+// arithmetic about sharing is here.
 #pragma once
 
 #include <string>
@@ -14,8 +14,8 @@ struct RowId {
   Index batch = 0, head = 0, query = 0;
 };
 
-/// batch x heads x queries x keys. A `shared_` dimension is stored once and holds for its whole extent: a sink is one
-/// row, a causal pattern one head.
+/// batch x heads x queries x keys. A `shared_` dimension is stored once and applies to its whole extent: a sink is
+/// stored as one row, a causal pattern as one head.
 struct MaskShape {
   Index batch = 1, heads = 1, queries = 1, keys = 0;
   bool shared_batch = false, shared_heads = false, shared_queries = false;
@@ -23,7 +23,7 @@ struct MaskShape {
   /// ShapeError for negative extents, more than 2^31 - 1 keys or queries, or 2^63 positions.
   void validate() const {
     checked_product({batch, heads, queries, keys}, "mask " + describe());
-    // A dimension of nothing that is shared is stored once all the same.
+    // A shared dimension of extent 0 is still stored once.
     const auto at_least_one = [](Index extent) { return extent == 0 ? 1 : extent; };
     checked_product({at_least_one(batch), at_least_one(heads), at_least_one(queries), at_least_one(keys)},
                     "mask " + describe());
@@ -36,7 +36,7 @@ struct MaskShape {
   Index stored_rows() const {
     return stored(batch, shared_batch) * stored(heads, shared_heads) * stored(queries, shared_queries);
   }
-  /// How many logical rows each stored row stands for.
+  /// The number of logical rows that each stored row represents.
   Index rows_per_stored_row() const {
     return (shared_batch ? batch : 1) * (shared_heads ? heads : 1) * (shared_queries ? queries : 1);
   }
@@ -47,7 +47,7 @@ struct MaskShape {
     const Index q = shared_queries ? 0 : row.query;
     return (b * stored(heads, shared_heads) + h) * stored(queries, shared_queries) + q;
   }
-  /// The (first) logical row that a stored row holds.
+  /// The first logical row that a stored row represents.
   RowId row_of_stored(Index stored_row) const {
     const Index q = stored(queries, shared_queries), h = stored(heads, shared_heads);
     return {stored_row / (q * h), stored_row / q % h, stored_row % q};
@@ -57,9 +57,9 @@ struct MaskShape {
 
   /// The same logical shape with everything shared: for Empty and Full.
   MaskShape one_row() const { return with_sharing(true, true, true); }
-  /// ... with one pattern for all batches and heads: for fixed patterns.
+  /// The same logical shape with one pattern for all batches and heads: for fixed patterns.
   MaskShape one_head() const { return with_sharing(true, true, false); }
-  /// ... with every row stored.
+  /// The same logical shape with every row stored.
   MaskShape unshared() const { return with_sharing(false, false, false); }
   /// The sharing that a row-wise combination of masks of these two shapes can keep.
   MaskShape sharing_both(const MaskShape& other) const {
@@ -69,7 +69,7 @@ struct MaskShape {
   bool same_logical(const MaskShape& other) const {
     return batch == other.batch && heads == other.heads && queries == other.queries && keys == other.keys;
   }
-  /// ShapeError that names the operation, unless they are one.
+  /// Throws ShapeError with the operation's name unless the logical shapes are equal.
   void require_same_logical(const MaskShape& other, const char* operation) const {
     if (!same_logical(other))
       throw ShapeError(std::string(operation) + ": masks of shapes " + describe() + " and " + other.describe() +

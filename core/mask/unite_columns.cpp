@@ -7,7 +7,7 @@
 namespace reticle {
 namespace {
 
-/// Rows of a CSR or bit mask as lists of columns; those of bits are written to a buffer that serves one row.
+/// Rows of a CSR or bit mask as column lists. A bit mask's row is decoded to a buffer, which the next call overwrites.
 class ColumnReader {
  public:
   explicit ColumnReader(const Mask& mask) : mask_(mask) {
@@ -38,11 +38,11 @@ class ColumnReader {
   std::vector<std::int32_t> columns_;
 };
 
-/// Where the chunks of a union are merged: each has room for both operands' entries, so that no chunk waits for the one
-/// before it.
+/// Offsets at which the chunks of a union are merged. Each chunk reserves space for the entries of both operands, so
+/// that no chunk waits for the one before it.
 struct ChunkPlan {
-  std::vector<Index> start;  // of each chunk, and the end
-  Index min_entries = 0;     // of the result
+  std::vector<Index> start;  // the chunks' offsets, then the total size
+  Index min_entries = 0;     // lower bound on the result's entries
 };
 
 ChunkPlan plan_chunks(const MaskShape& shape, const Mask& a, const Mask& b) {
@@ -59,17 +59,17 @@ ChunkPlan plan_chunks(const MaskShape& shape, const Mask& a, const Mask& b) {
   return plan;
 }
 
-/// The result's arrays, with gaps between chunks until they are closed.
+/// The result's arrays, with gaps between chunks until close_gaps.
 struct MergedColumns {
   Array<std::int32_t> indices;
-  Array<float> p;  // empty where neither operand is weighted
+  Array<float> p;  // empty if neither operand is weighted
   Array<Index> row_ptr, run_ptr;
 
   bool weighted() const { return !p.empty(); }
 };
 
-/// Merges rows [begin, end) of both into the arrays, from `start` on. Runs of weighted rows are counted in a second
-/// pass: what was just written is not to be read at once.
+/// Merges rows [begin, end) of both masks into the arrays, from offset `start` on. Runs of weighted rows are counted in
+/// a second pass, because reading back vectors just written stalls.
 MaskCounts merge_chunk(SetOp op, const MaskShape& shape, const Mask& a, const Mask& b, Index begin, Index end,
                        Index start, MergedColumns& merged) {
   ColumnReader reader_a(a), reader_b(b);
@@ -86,9 +86,9 @@ MaskCounts merge_chunk(SetOp op, const MaskShape& shape, const Mask& a, const Ma
       entries = merge_weighted_columns(op, left.columns, left.p, left.count, right.columns, right.p, right.count, to,
                                        columns_p + counts.entries);
     } else {
-      const RowCounts held = merge_columns(left.columns, left.count, right.columns, right.count, to);
-      entries = held.entries;
-      merged.run_ptr[static_cast<std::size_t>(row) + 1] = held.runs;
+      const RowCounts union_counts = merge_columns(left.columns, left.count, right.columns, right.count, to);
+      entries = union_counts.entries;
+      merged.run_ptr[static_cast<std::size_t>(row) + 1] = union_counts.runs;
     }
     counts.entries += entries;
   }
@@ -103,8 +103,8 @@ MaskCounts merge_chunk(SetOp op, const MaskShape& shape, const Mask& a, const Ma
   return counts;
 }
 
-/// Moves the chunks together; returns what all hold. Memory is given back where the operands were alike, for then the
-/// gaps are large.
+/// Moves the chunks together and returns the sum of their counts. Frees unused memory when the operands overlap much,
+/// since the gaps are then large.
 MaskCounts close_gaps(const std::vector<MaskCounts>& chunks, const std::vector<Index>& start, MergedColumns& merged) {
   MaskCounts counts;
   for (std::size_t i = 0; i < chunks.size(); ++i) {
@@ -143,7 +143,7 @@ Mask unite_columns(SetOp op, const MaskShape& shape, const Mask& a, const Mask& 
   MergedColumns merged{Array<std::int32_t>(capacity), Array<float>(weighted ? capacity : 0),
                        Array<Index>(static_cast<std::size_t>(rows) + 1),
                        Array<Index>(static_cast<std::size_t>(rows) + 1)};
-  // One thread takes the chunks in order, and leaves no gaps.
+  // A single thread takes the chunks in order and leaves no gaps.
   const bool in_order = context.pool->threads() == 1;
   std::vector<MaskCounts> chunks(plan.start.size() - 1);
   context.for_each_chunk(rows, chunk, [&](Index index, Index begin, Index end) {

@@ -65,7 +65,7 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
   inputs_.validate_on(Device::Kind::cuda);
   const Mask full = Mask::full(inputs_.shape());
   const auto sparse = SparseAttention::from_json(R"({"maskers": [{"type": "tova"}]})");
-  // There, by whatever is missing: CUDA, a GPU, or that it is the current one.
+  // The reason for the DeviceError depends on the machine: no CUDA, no GPU, or not the current GPU.
   const auto on_gpu = [&](auto&& call) { EXPECT_THROW(call(), DeviceError); };
   ::testing::internal::CaptureStderr();
   on_gpu([&] { attention(inputs_, full); });
@@ -84,7 +84,7 @@ TEST_F(OnDevices, CodeDemandsTheDeviceThatItRunsOn) {
     SequenceState recorded(Recording::figures);
     sparse.attend(inputs_, recorded);
   });
-  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");  // nobody is warned of copies that were not made
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");  // no warning about copies, since none was made
   EXPECT_EQ(message_of<DeviceError>([&] { Tensor::copy(inputs_.queries, DType::f32); }),
             "copy: on GPU 1; expected a tensor on the CPU");
 }
@@ -227,7 +227,7 @@ TEST(RecordedKey, MustBeOneThatThereIs) {
             "draws: holds -1; there are 4 keys");
 }
 
-/// Two lists of a cache that evicted keys of a sequence of ten: rows 0 to 2, and rows 3 and 4.
+/// A cache after eviction from a sequence of ten keys, with two lists: rows 0 to 2, and rows 3 and 4.
 class EvictedKeys : public ::testing::Test {
  protected:
   EvictedKeys() {
@@ -308,7 +308,7 @@ TEST_F(SeenKeysOfTwo, RefusesOtherExtentsAndFewerKeys) {
 
 TEST_F(SeenKeysOfTwo, RefusesOtherSequences) {
   const float before = keys_.span<float>()[3 * 4];
-  keys_.span<float>()[3 * 4] = -1;  // of the first sequence's last key that was read
+  keys_.span<float>()[3 * 4] = -1;  // the last key that was read of the first sequence
   EXPECT_THROW(seen_.continue_with(of(5)), ShapeError);
   seen_.truncate(3);
   EXPECT_EQ(seen_.count(), 3);

@@ -39,11 +39,11 @@ TEST(LayerState, AMaskerThatTakesAnothersPlaceFindsNothingOfIt) {
   LayerState state;
   std::optional<Counter> masker(std::in_place);
   state.get<int>(*masker) = 5;
-  masker.emplace();  // at the same address
+  masker.emplace();  // another masker at the same address
   EXPECT_EQ(state.get<std::string>(*masker), "");
 }
 
-/// What follows a sequence: a list of its keys for each sequence of the batch.
+/// Masker state that follows its sequences: a list of keys for each sequence of the batch.
 struct Followed {
   std::vector<std::vector<int>> keys;
 

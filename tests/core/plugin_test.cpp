@@ -1,4 +1,4 @@
-// Every file here is refused before any of its code runs; tests/install_test.py builds and loads plugins.
+// Tests plugin files that are refused before any of their code runs; tests/install_test.py builds and loads plugins.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -19,8 +19,8 @@
 namespace reticle::testing {
 namespace {
 
-/// A shared object that bears stamps: the library, found by a text that lies in it; or the tests themselves where it is
-/// linked statically.
+/// The bytes of a file that contains ABI stamps: the shared library, found by the address of one of its strings, or the
+/// test executable if the library is linked statically.
 std::string stamped_object() {
   Dl_info info;
   const char* text = Registry::global().at("sink").docs.summary.data();
@@ -33,7 +33,7 @@ constexpr std::string_view kMagic(kOurs.magic, sizeof kOurs.magic);
 
 class Plugin : public ::testing::Test {
  protected:
-  /// Why a file with these bytes is refused; without the path, which every message begins with.
+  /// The error message for a file with these bytes, without the path, with which every message begins.
   std::string refusal(const std::string& bytes) {
     write_bytes(file_, bytes);
     return without_path(message_of<PluginError>([&] { Registry::global().load_plugin(file_); }));
@@ -111,7 +111,7 @@ TEST_F(Plugin, ThatChangesAfterItWasSealedIsRefused) {
   AbiStamp sealed;
   std::memcpy(&sealed, bytes.data() + stamp, sizeof sealed);
   EXPECT_NE(sealed.seal, 0u);
-  bytes[stamp + sizeof(AbiStamp)] ^= 1;  // what stands behind a stamp is loaded, too
+  bytes[stamp + sizeof(AbiStamp)] ^= 1;  // the bytes after a stamp are loaded too
   EXPECT_EQ(refusal(bytes), "was damaged or changed after it was sealed; build it again, or seal what it is now");
 }
 

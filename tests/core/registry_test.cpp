@@ -42,7 +42,7 @@ namespace {
 using testing::message_of;
 using testing::TemporaryFolder;
 
-/// Names begin with "test_": the tests of all maskers pass those over.
+/// Names begin with "test_", which the tests over all maskers skip.
 MaskerType type_named(std::string name, std::string origin, std::string_view color = {}) {
   return {std::move(name), {.color = color}, std::move(origin), masker_factory<Full<PlainConfig>, PlainConfig>()};
 }
@@ -128,7 +128,7 @@ TEST(MaskerColors, BeginAgainAfterFiveOthers) {
   EXPECT_TRUE(masker_colors({}).empty());
 }
 
-/// RETICLE_PLUGIN_PATH while it lives.
+/// Sets RETICLE_PLUGIN_PATH for the lifetime of the object.
 class PluginPath {
  public:
   explicit PluginPath(const std::string& folders) { setenv("RETICLE_PLUGIN_PATH", folders.c_str(), 1); }

@@ -1,4 +1,4 @@
-// What all rules that compress the prompt, or evict as they generate, promise.
+// Properties of all maskers that compress the prompt or evict keys during generation.
 #include <string>
 
 #include <gtest/gtest.h>

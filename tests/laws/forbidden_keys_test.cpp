@@ -1,4 +1,4 @@
-// Keys that the attention mask forbids decide nothing, whatever they hold.
+// Keys that the attention mask forbids must not influence any masker, whatever their values.
 #include <algorithm>
 #include <iterator>
 #include <limits>
@@ -14,8 +14,8 @@
 namespace reticle::testing {
 namespace {
 
-/// A batch under an attention mask: the first sequence is padded on the left, keys of the second are forbidden here and
-/// there, and key 40 to some of its queries only.
+/// A batch with an attention mask: the first sequence is padded on the left; scattered keys of the second are
+/// forbidden, and key 40 is forbidden to some of its queries only.
 class ForbiddenKeys : public Catalogue {
  protected:
   static constexpr Index kPrompt = 60;
@@ -31,7 +31,7 @@ class ForbiddenKeys : public Catalogue {
     if (batch == 0) return key < 13;
     return key % 7 == 3 || (key >= 24 && key < 33) || (key == 40 && query % 2 == 0);
   }
-  /// What the masker chooses of the allowed keys, at the prompt and at the steps after it.
+  /// The masker's selection among the allowed keys, at the prompt and at the steps after it.
   std::vector<Array<float>> chosen(Tensor& keys) {
     inputs.queries = queries_.view();
     inputs.keys = keys.view();

@@ -1,4 +1,4 @@
-// Every law of the algebra, over random masks in every pair of representations and sharings.
+// Tests every law of the mask algebra over random masks in every pair of representations and sharings.
 #include <algorithm>
 #include <random>
 #include <string>
@@ -15,7 +15,7 @@
 namespace reticle::testing {
 namespace {
 
-// One word and a bit, one key, a multiple of 64, and rows that exceed one chunk of work.
+// Numbers of keys: more than one word, a single key, a multiple of 64, less than a word. Rows fill more than one chunk.
 const MaskShape kShapes[] = {{2, 3, 4, 70}, {1, 1, 1, 1}, {1, 2, 3, 128}, {2, 1, 7, 13}};
 
 class Laws : public ::testing::TestWithParam<int> {
@@ -144,7 +144,7 @@ TEST_P(Laws, ResultsDependNeitherOnRepresentationNorOnThreads) {
     EXPECT_EQ(plain.kind(), other.kind());
     if (a.kind() == MaskKind::empty || a.kind() == MaskKind::full || b.kind() == MaskKind::empty ||
         b.kind() == MaskKind::full)
-      return;  // short-cuts return an operand as it is stored
+      return;  // these cases return an operand unchanged, in its representation
     const Mask from_csr = merge(convert(a, MaskKind::csr), convert(b, MaskKind::runs), MergeRule::add, three);
     EXPECT_EQ(plain, from_csr);
     EXPECT_EQ(plain.kind(), from_csr.kind());

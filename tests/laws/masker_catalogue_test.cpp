@@ -1,4 +1,4 @@
-// What maskers promise beyond the contract of all of them.
+// Properties of the maskers in the catalogue, beyond the contract of every masker.
 #include "support/masker_catalogue.hpp"
 
 #include <limits>
@@ -16,7 +16,7 @@
 namespace reticle::testing {
 namespace {
 
-/// They need a prefill, or a file of their own, and are tested in files of their own.
+/// These maskers need a prefill or a data file, and are tested in separate files.
 const std::set<std::string> kElsewhere{"ada_snap_kv", "block_list", "h2o", "pyramid_kv", "snap_kv", "tova"};
 
 TEST_P(Catalogue, ChoosesAndDoesNotDependOnThreads) {
@@ -55,7 +55,7 @@ TEST_P(ReadsNewKeysOnly, ADecodeStepDoesNotReadOldKeysAgain) {
   sparse.mask(inputs.rows(0, 50), kept);
   sparse.mask(inputs.rows(0, 50), spoilt);
   const Mask expected = sparse.mask(step(50), kept);
-  // Where old keys lay, there is now something else; but the last one, by which a sequence is known.
+  // Old keys become NaN, except the last one, by which a masker recognises the sequence.
   Tensor keys = Tensor::copy(owned.keys, DType::f32);
   for (Index head = 0; head < 2; ++head) {
     for (Index i = 0; i < 49 * 64; ++i)

@@ -1,4 +1,4 @@
-// What every registered masker promises, whatever it selects.
+// The contract of every registered masker, whatever it selects.
 #include <algorithm>
 #include <limits>
 #include <optional>
@@ -20,7 +20,7 @@
 namespace reticle::testing {
 namespace {
 
-/// Whether a masker's config has a field without a default, a file of weights, say, or it needs extra tensors.
+/// True if a masker's config has a field without a default, such as a file of weights, or if it needs extra tensors.
 bool needs_data(const MaskerType& type) {
   if (!type.docs.extras.empty()) return true;
   const auto fields = type.factory.config_type->fields();
@@ -116,7 +116,7 @@ TEST_P(Contract, CopesWithNonFiniteAndEqualScores) {
 INSTANTIATE_TEST_SUITE_P(Maskers, Contract, ::testing::ValuesIn(registered(false)),
                          [](const auto& parameter) { return parameter.param; });
 
-// Their behaviour is in tests of their own, with data.
+// The behaviour of these maskers with data is tested elsewhere.
 TEST(MaskersThatNeedData, SaySoWhenItIsMissing) {
   const OwnedInputs owned({1, 2, 1, 3, 50, 8, 8}, 5);
   for (const std::string& name : registered(true)) {

@@ -29,7 +29,7 @@ bool block_scores_serve(const AttentionInputs& inputs, const NsaConfig& config) 
   const DType dtype = inputs.queries.dtype;
   const Index d = inputs.head_dim(), strides = (config.block_size + config.kernel_size) / config.kernel_stride - 1;
   return (dtype == DType::f16 || dtype == DType::bf16) && inputs.keys.dtype == dtype && (d == 64 || d == 128) &&
-         inputs.heads() / std::max<Index>(1, inputs.kv_heads()) <= kTileRowCount && strides <= kMostTaps;
+         inputs.heads() / std::max<Index>(1, inputs.kv_heads()) <= kTileRowCount && strides <= kMaxTaps;
 }
 
 void block_scores(const AttentionInputs& inputs, Index first_query, const NsaConfig& config, const float* lse,

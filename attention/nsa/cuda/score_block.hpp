@@ -15,7 +15,7 @@
 namespace reticle::cuda {
 
 inline constexpr int kScoreTileThreads = 128;
-inline constexpr int kMostTaps = 32;  // compressed keys that share tokens with a block
+inline constexpr int kMaxTaps = 32;  // compressed keys that share tokens with a block
 
 struct NsaScoreProblem : ScoredInputs {         // the keys are compressed keys
   Tiling tiling;                                // tiles of kTileRowCount rows with all heads of a KV head
@@ -59,7 +59,7 @@ struct NsaScoreShared {
   alignas(16) T keys[2][extent<kKeyBlock * kRow>];
   float p[kTileRowCount][kKeyBlock + 1];
   // For each query, summed over its heads: the last keys of the previous step, then those of this step.
-  float sums[kTileRowCount][kMostTaps + kKeyBlock + 1];
+  float sums[kTileRowCount][kMaxTaps + kKeyBlock + 1];
 };
 
 /// Computes the scores for tile number `number` of the tiling.

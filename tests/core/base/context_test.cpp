@@ -52,13 +52,13 @@ TEST(Context, ForkedProcessesCompute) {
     return total.load();
   };
   std::atomic<bool> stop{false};
-  std::thread busy([&] {  // forks happen while a loop runs
+  std::thread busy([&] {  // so that the fork happens while a loop runs
     while (!stop) sum([&](const auto& body) { pool.for_each_chunk(1000, 1, body); });
   });
   for (int i = 0; i < 20; ++i) {
     const pid_t child = fork();
     if (child == 0) {
-      alarm(20);  // a hang is a failure
+      alarm(20);  // turns a hang into a failure
       const bool own = sum([&](const auto& body) { Context().for_each_chunk(1000, 10, body); }) == 1000;
       set_threads(2);
       const bool again = sum([&](const auto& body) { Context().for_each_chunk(1000, 10, body); }) == 1000;

@@ -13,7 +13,7 @@
 namespace reticle::testing {
 namespace {
 
-/// Why a file cannot be read; empty when it can.
+/// The error message for a file that cannot be read; empty when it can.
 std::string problem_of(const std::filesystem::path& path) {
   std::string bytes, problem;
   const bool was_read = read_whole(path, bytes, problem);
@@ -23,7 +23,7 @@ std::string problem_of(const std::filesystem::path& path) {
 
 TEST(InputFile, IsReadWholeWhateverItsBytesAndLength) {
   const TemporaryFolder folder;
-  // Around the 64 KiB pieces in which streams are read.
+  // Sizes around the 64 KiB chunks in which streams are read.
   for (const std::size_t size : {0u, 1u, 65535u, 65536u, 65537u, 200000u}) {
     std::string written(size, 'x');
     for (std::size_t i = 0; i < size; i += 7) written[i] = static_cast<char>(i);
@@ -46,7 +46,7 @@ TEST(InputFile, ThatIsAPipeIsReadToItsEnd) {
   const std::filesystem::path path = folder / "pipe";
   ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
   EXPECT_EQ(problem_of(path), "cannot be read: it is a pipe that nobody writes to");
-  // Opened for reading and writing, so that it has a writer before it is read.
+  // Opened for reading and writing, so that the pipe has a writer before it is read.
   std::fstream pipe(path, std::ios::in | std::ios::out);
   const std::string written(100000, 'p');
   std::thread writer([&] {

@@ -25,7 +25,7 @@ TEST(Processor, NamesTheSetThatKernelsAreForcedTo) {
   int forced = 0;
   for_each_target([&] {
     const std::int64_t target = hwy::SupportedTargets();
-    if (target == HWY_AVX3_DL) return;  // one file of kernels alone is compiled for it
+    if (target == HWY_AVX3_DL) return;  // only one kernel file is compiled for this target
     ++forced;
     EXPECT_EQ(instruction_set(), hwy::TargetName(target));
   });

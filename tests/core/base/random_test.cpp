@@ -9,7 +9,7 @@
 namespace reticle {
 namespace {
 
-// Known answers of Random123's kat_vectors for philox4x32-10.
+// Known-answer vectors for philox4x32-10 from Random123's kat_vectors.
 TEST(Philox, ReproducesThePublishedVectors) {
   const auto expect = [](Philox::Block counter, std::uint32_t k0, std::uint32_t k1, Philox::Block expected) {
     const std::uint32_t key[2] = {k0, k1};

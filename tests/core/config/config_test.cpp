@@ -1,4 +1,4 @@
-// Reflection, registration and messages, through a masker that is defined here as any user would define one.
+// Tests reflection, registration and messages with a masker that is defined here as a user would define one.
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -65,7 +65,7 @@ std::string refusal(const std::string& config) {
   return "accepted";
 }
 
-/// The refusal of a config whose only masker is test_everything with these parameters.
+/// The error message for a config whose only masker is test_everything with these parameters.
 std::string refusal_of(const std::string& parameters) {
   return refusal(R"({"maskers": [{"type": "test_everything", "needed": 1, )" + parameters + "}]}");
 }
@@ -113,7 +113,7 @@ TEST(Config, ReadsEveryKindOfField) {
   EXPECT_EQ(masker["list"][0]["depth"], 1);
   EXPECT_EQ(masker["maybe"], 5);
   EXPECT_EQ(read["merge"], "independent");
-  // What is printed can be read, and prints the same.
+  // The printed config can be parsed, and prints the same.
   EXPECT_EQ(Json::parse(SparseAttention::from_json(read.dump(), "/elsewhere").to_json()), read);
 }
 
@@ -184,7 +184,7 @@ TEST(Messages, OfPipelineConfigs) {
   EXPECT_EQ(refusal(R"({"maskers": [{"type": "sink", "sink_size": 0}]})"), "/maskers/0/sink_size: must be > 0, got 0");
   EXPECT_TRUE(refusal(R"({"maskers": [)").starts_with("config: is not JSON: parse error at line 1, column 14"));
   EXPECT_TRUE(refusal("").starts_with("config: is not JSON"));
-  for (const Index depth : {200, 200000}) {  // whether or not its brackets close
+  for (const Index depth : {200, 200000}) {  // with and without closing brackets
     std::string deep(static_cast<std::size_t>(depth), '[');
     EXPECT_EQ(refusal(deep), "config: is nested more than 100 levels deep");
     deep += std::string(deep.size(), ']');

@@ -56,7 +56,7 @@ TEST(MaskBuilder, RunsOutOfOrderFromAnAuthorAreRefused) {
 
 TEST(MaskBuilder, RowsThatChangeBetweenTheirTwoReadingsAreRefused) {
   const MaskShape shape{1, 1, 4, 100};
-  for (const bool more : {true, false}) {  // into lists of columns and into runs
+  for (const bool more : {true, false}) {  // more entries in the second reading than in the first, or fewer
     for (const std::int32_t step : {2, 20}) {
       std::vector<int> readings(4, 0);
       const auto rows = [&](RowId row, FunctionRef<void(reticle::Run)> emit) {

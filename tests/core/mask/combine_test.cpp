@@ -36,7 +36,7 @@ TEST(Combine, MoreQueriesThanKeysLeaveTheFirstRowsWithoutCausalKeys) {
   EXPECT_EQ(row_counts(causal), (std::vector<Index>{0, 0, 1, 2, 3}));
 }
 
-// The mask of the design's promise: one million queries and keys, exact counts, megabytes.
+// One million queries and keys must have exact counts and take only megabytes.
 TEST(Combine, SinkAndWindowOverAMillionPositionsStaySmallAndExact) {
   const Index n = 1 << 20, sink = 128, window = 1024;
   const MaskShape shape{1, 32, n, n};
@@ -49,7 +49,7 @@ TEST(Combine, SinkAndWindowOverAMillionPositionsStaySmallAndExact) {
         return Interval{static_cast<std::int32_t>(row.query - window + 1), static_cast<std::int32_t>(row.query + 1)};
       })));
   EXPECT_LT(mask.bytes(), Index{26} << 20);
-  // Row q keeps q + 1 keys until the window leaves the sink behind, and sink + window from there on.
+  // Row q keeps q + 1 keys while the window touches the sink, and sink + window keys after that.
   const Index joined = sink + window;
   EXPECT_EQ(mask.nnz(), 32 * (joined * (joined + 1) / 2 + (n - joined) * joined));
   for (const Index query : {Index{0}, Index{127}, Index{1151}, Index{1152}, n - 1}) {

@@ -42,7 +42,8 @@ TEST(Picture, MasksOverEachOtherKeepTheirColorsAndMixByWhatTheyKeep) {
                                 Mask::dense({1, 1, 1, 4}, std::vector<float>{0, 1, 0, 0})};
   const std::vector<Color> colors{red, blue};
   const ColorPicture each = overlay(masks, colors, 0, 0, 4, 1, ground);
-  EXPECT_EQ(each.cells, (std::vector<Color>{red, blue, ground, {228, 128, 128}}));  // half the ink of a quarter
+  EXPECT_EQ(each.cells,
+            (std::vector<Color>{red, blue, ground, {228, 128, 128}}));  // p 0.25 has opacity sqrt(0.25) = 0.5
   const ColorPicture together = overlay(masks, colors, 0, 0, 2, 1, ground);
   EXPECT_EQ(together.cells[0], (Color{100, 0, 50}));
   EXPECT_THROW(overlay(masks, std::vector<Color>{red}, 0, 0, 4, 1), ShapeError);

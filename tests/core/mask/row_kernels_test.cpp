@@ -27,7 +27,7 @@ Row random_row(std::size_t count, std::int32_t below, std::mt19937& random) {
   return row;
 }
 
-/// The runs of the union, by the definition of the algebra.
+/// The runs of the union, computed from the definition of the algebra.
 template <class Op>
 std::vector<Run> union_of(const Row& a, const Row& b, bool weighted) {
   const auto runs_of = [&](const Row& row) {

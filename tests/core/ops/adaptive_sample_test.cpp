@@ -15,7 +15,7 @@ namespace reticle::testing {
 namespace {
 
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
-constexpr double kTolerance = 3e-7;  // of a mass, which is as exact as a float
+constexpr double kTolerance = 3e-7;  // for a mass, which has float precision
 
 TEST(RowWeights, AreExpOfTheDistanceToTheHighestScore) {
   const std::vector<float> scores{1, 3, kForbidden, 2, std::numeric_limits<float>::quiet_NaN()};
@@ -45,7 +45,7 @@ TEST(RowWeights, OfARowWithoutAnAllowedKeyAreNothing) {
 
 TEST(RowWeights, HaveTheMomentsOfASample) {
   const std::vector<float> scores{0, std::log(0.5f), 5, std::log(0.25f), 0};
-  // Relative to the highest, exp(-5) of these.
+  // Weights are relative to the highest score, here 5: a weight is exp(score - 5).
   const RowWeights weights(scores, Mask::empty({1, 1, 1, 5}), {0, 0, 0});
   const std::vector<std::int32_t> keys{0, 1, 3};
   const auto [mean, deviation] = weights.moments(keys);
@@ -64,7 +64,7 @@ TEST(BaseSample, IsACountOrAFractionAndAtLeastTwo) {
   EXPECT_EQ(base_sample_size(Size(0), 100), 2);
 }
 
-/// One query over 40 keys, of which keys 0 to 3 and 20 are chosen.
+/// One query over 40 keys; keys 0 to 3 and 20 are selected already.
 class AdaptiveSample : public ::testing::Test {
  protected:
   static constexpr Index kKeys = 40, kFirst = 2, kLast = 38;

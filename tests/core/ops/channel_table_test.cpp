@@ -20,7 +20,7 @@ class ChannelTables : public ::testing::Test {
     write_bytes(folder_ / "table.json", text);
     return {folder_ / "table.json", "k_proj"};
   }
-  /// Without the path, which every message begins with.
+  /// The error message without the path, with which every message begins.
   std::string refusal(const std::string& text) {
     const std::string message = message_of<FormatError>([&] { read(text); }), path = (folder_ / "table.json").string();
     EXPECT_TRUE(message.starts_with(path + ": ")) << message;

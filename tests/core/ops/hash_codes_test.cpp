@@ -18,7 +18,7 @@ namespace {
 
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 
-/// Weights by name.
+/// Weight tensors by name.
 struct Weights {
   std::map<std::string, Tensor> tensors;
 
@@ -100,7 +100,7 @@ TEST(HashMlp, WeightsThatDoNotFitAreRefused) {
   EXPECT_NE(refusal(1, 5), "nothing was thrown");
 }
 
-/// Codes that are the signs of a vector's elements: `bits` of them, repeated over the head_dim.
+/// An MLP whose codes are the signs of a vector's elements: `bits` of them, repeated over the head_dim.
 HashMlp signs(Index heads, Index head_dim, Index bits) {
   Weights weights;
   std::vector<float> matrix(static_cast<std::size_t>(heads * head_dim * bits));

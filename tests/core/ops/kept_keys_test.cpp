@@ -14,7 +14,7 @@
 namespace reticle::testing {
 namespace {
 
-/// Two sequences of four heads in two lists: a prompt of six keys, and three more that are generated.
+/// Two sequences with four heads and two lists each: a prompt of six keys, then three generated keys.
 class KeptKeysOfAPrompt : public ::testing::Test {
  protected:
   KeptKeysOfAPrompt() {

@@ -17,10 +17,11 @@ namespace reticle::testing {
 namespace {
 
 constexpr auto keep_all = [](RowId, LiveKeys::List&, std::span<const double>) {};
-/// Takes the oldest key away.
+/// Removes the oldest key.
 constexpr auto drop_first = [](RowId, LiveKeys::List& list, std::span<const double>) { list.erase(0); };
 
-/// One sequence of two heads with a list each: a prompt of four keys, of which each list keeps two, and more to come.
+/// One sequence of two heads with a list each: a prompt of four keys, of which each list keeps two, followed by
+/// generated keys.
 class LiveKeysOfAPrompt : public ::testing::Test {
  protected:
   static constexpr Index kPrompt = 4;

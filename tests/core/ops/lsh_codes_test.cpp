@@ -20,7 +20,7 @@ Selection sample(const LshCodes& codes, const AttentionInputs& inputs, RowId row
   return selection;
 }
 
-/// Without centring and lifting, by projections onto the axes: a table of one bit per axis.
+/// A recipe without centring and lifting, for projections onto the axes: a table of one bit per axis.
 LshRecipe axes() { return {.tables = 2, .bits = 1, .center = false, .center_query = false, .lift = false}; }
 
 /// One query over four keys, one in each quadrant.
@@ -70,15 +70,15 @@ TEST_F(Quadrants, ThatWereChosenOrAreForbiddenAreLeftOut) {
 }
 
 TEST_F(Quadrants, AreSeenFromTheMeanWhereItIsSubtracted) {
-  // The mean is (-0.25, -0.25): centred keys are (1.25, 1.25), (-0.75, 2.25), (-2.75, -2.75) and (2.25, -0.75), and the
-  // query is (-0.25, 4.25) once it is centred.
+  // The mean is (-0.25, -0.25). Centred keys are (1.25, 1.25), (-0.75, 2.25), (-2.75, -2.75) and (2.25, -0.75); the
+  // centred query is (-0.25, 4.25).
   written_.queries.span<float>()[0] = -0.5f;
   LshRecipe recipe = axes();
   recipe.center = recipe.center_query = true;
   LshCodes codes;
   codes.update(written_.inputs, recipe, Context(1));
   EXPECT_EQ(sample(codes, written_.inputs).indices, (Columns{0, 1, 2}));
-  // Without the first and the last key it is (-2, -0.5), and the query is (1.5, 4.5).
+  // Without the first and the last key the mean is (-2, -0.5), and the centred query is (1.5, 4.5).
   recipe.mean_skips_first = recipe.mean_skips_last = 1;
   LshCodes skipping;
   skipping.update(written_.inputs, recipe, Context(1));
@@ -86,7 +86,8 @@ TEST_F(Quadrants, AreSeenFromTheMeanWhereItIsSubtracted) {
 }
 
 TEST_F(Quadrants, OnASphereAreLiftedByWhatTheirNormLacks) {
-  // Only the third dimension is projected onto: the lift, which is positive unless a key is the longest.
+  // The only projection with weight is onto the third dimension, the lift, which is positive except for the longest
+  // key.
   projection_ = tensor_of({3, 2}, {0, 0, 0, 0, -1, 1});
   extras_[0].tensor = projection_.view();
   LshRecipe recipe = axes();
@@ -132,7 +133,7 @@ void expect_same(const LshCodes& a, const LshCodes& b, const AttentionInputs& in
 TEST(LshCodes, CutBackAreAsIfTheLaterKeysHadNotBeen) {
   const OwnedInputs owned({2, 2, 1, 8, 60, 8, 8}, 7);
   const LshRecipe recipe{.tables = 20, .bits = 4};
-  // The first step brings 53 keys, and each later one another.
+  // The first step brings 53 keys, and each later step one more.
   for (const Index left : {1, 3, 6}) {
     LshCodes ahead, fresh;
     for (Index step = 0; step < 8; ++step) {

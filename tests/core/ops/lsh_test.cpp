@@ -21,7 +21,7 @@ TEST(Lsh, CollisionsAreThoseOfEachTableComparedAloneOnEveryTarget) {
       for (const Index least : {1, 2}) {
         const LshRecipe recipe{.tables = tables, .bits = bits, .min_collisions = least};
         const Index bytes = recipe.code_bytes(), stride = tables * bytes, keys = 70;
-        // Few values, so that codes of every width meet now and then.
+        // Only two values, so that codes of every width sometimes collide.
         std::vector<std::uint8_t> query(static_cast<std::size_t>(stride)),
             codes(static_cast<std::size_t>(keys * stride));
         for (std::uint8_t& code : query) code = random() % 2 == 0 ? 7 : 9;
@@ -45,7 +45,7 @@ TEST(Lsh, CollisionsAreThoseOfEachTableComparedAloneOnEveryTarget) {
   }
 }
 
-/// By summing the binomial distribution over the tables.
+/// The probability of at least `least` collisions, from the binomial distribution over the tables.
 double probability(double cosine, Index bits, Index tables, Index least) {
   const double share = std::pow(1 - std::acos(cosine) / std::numbers::pi, static_cast<double>(bits));
   double fewer = std::pow(1 - share, static_cast<double>(tables));

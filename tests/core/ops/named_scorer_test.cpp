@@ -104,7 +104,7 @@ TEST(NamedScorer, FollowsItsSequences) {
     NamedScorerState whole, stepwise;
     const std::vector<float> expected = scores_of(name, owned.inputs, whole, {1, 1, 5});
     for (Index step = 0; step < 6; ++step)
-      NamedScorer(name, 2, owned.inputs.rows(step, step + 1), stepwise);  // takes in the keys
+      NamedScorer(name, 2, owned.inputs.rows(step, step + 1), stepwise);  // appends the keys
     EXPECT_EQ(scores_of(name, owned.inputs, stepwise, {1, 1, 5}), expected) << static_cast<int>(name);
     stepwise.truncate(17);
     EXPECT_EQ(scores_of(name, owned.inputs, stepwise, {1, 1, 5}), expected) << static_cast<int>(name);

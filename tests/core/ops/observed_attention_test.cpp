@@ -83,7 +83,7 @@ TEST(AttendTo, IsTheSoftmaxOverTheListedKeysAlone) {
   EXPECT_TRUE(probabilities.empty());
 }
 
-/// Two queries of 0 over six keys attend to each key that they see alike: to 1/5 of five keys and 1/6 of six.
+/// Two queries of 0 over six keys attend to all visible keys equally: 1/5 to each of five keys, and 1/6 to each of six.
 class ImportanceOfKeys : public ::testing::Test {
  protected:
   std::vector<float> importance(const Importance& rule) const {

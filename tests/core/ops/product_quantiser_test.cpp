@@ -35,7 +35,7 @@ std::vector<float> sorted(std::vector<float> values) {
 }
 
 TEST(ProductQuantiser, OfRecordedCentroidsTakesTheNearestOfEachPart) {
-  // Parts of one and of two of three dimensions; the first part's second column is left out.
+  // Three dimensions in parts of one and two; the second column of the first part is unused.
   const Tensor centroids = tensor_of({2, 2, 2}, {1, 99, 4, 99, 0, 0, 2, 2});
   const ProductQuantiser quantiser(centroids, 3);
   EXPECT_TRUE(quantiser.trained());
@@ -170,7 +170,7 @@ TEST(ProductQuantiser, MoreCentroidsApproximateBetter) {
       book.encode(key, codes);
       for (std::size_t i = 0; i < 16; ++i) {
         std::fill(unit.begin(), unit.end(), 0.0f);
-        unit[i] = 1;  // reads the centroid's coordinate
+        unit[i] = 1;  // its dot product reads one coordinate of the centroid
         const std::size_t part = i / 4;
         const double coordinate =
             static_cast<double>(book.table(unit)[part * static_cast<std::size_t>(book.centroids()) + codes[part]]);

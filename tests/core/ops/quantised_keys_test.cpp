@@ -21,7 +21,7 @@ std::vector<float> scores_of(const QuantisedKeys& keys, const AttentionInputs& i
   return scores;
 }
 
-/// One query over four keys of head_dim 2, and codebooks of two parts with three centroids each that were recorded.
+/// One query over four keys of head_dim 2, and recorded codebooks of two parts with three centroids each.
 class RecordedCodes : public ::testing::Test {
  protected:
   RecordedCodes() {
@@ -47,7 +47,7 @@ TEST_F(RecordedCodes, ScoreKeysByTheCentroidsOfTheirParts) {
   EXPECT_TRUE(keys.empty());
   keys.update(written_.inputs, recipe_, Context(1));
   EXPECT_FALSE(keys.empty());
-  // Keys are (1, 30), (2, 20), (3, 10), (3, 30) for the query (2, -1).
+  // The codes decode to the keys (1, 30), (2, 20), (3, 10), (3, 30); the query is (2, -1).
   EXPECT_EQ(scores_of(keys, written_.inputs), (std::vector<float>{-28, -16, -4, -24}));
   written_.forbid({1, 3});
   EXPECT_EQ(scores_of(keys, written_.inputs), (std::vector<float>{-28, kForbidden, -4, kForbidden}));
@@ -124,7 +124,7 @@ TEST(QuantisedKeys, EndAtTheQuerysOwnPositionWhereAttentionIsCausal) {
 }
 
 TEST(QuantisedKeys, CodeNewKeysByTheCodebooksOfTheFirst) {
-  // The codebook is made of the first three keys: 0, 10 and 20. Later keys are rounded to those.
+  // The codebook consists of the first three keys: 0, 10 and 20. Later keys are rounded to these.
   const WrittenInputs written({1, 1, 3, 1}, {1, 1, 1}, {1, 1, 5, 1}, {0, 10, 20, 12, 99});
   PqRecipe recipe;
   recipe.centroids = 3;

@@ -127,7 +127,7 @@ TEST(AppendBlocks, StaysWithinTheColumnsThatCanBeAddressed) {
 }
 
 TEST(BlockMeans, OfQueriesAreThoseOfTheirPositions) {
-  // Queries stand at positions 2 to 6; blocks of four are 2 and 3, and 4 to 6.
+  // Queries have positions 2 to 6; blocks of four hold positions 2 to 3 and 4 to 6.
   const WrittenInputs written({1, 1, 5, 2}, {1, 10, 3, 20, 5, 30, 7, 40, 12, 50}, {1, 1, 7, 2}, std::vector<float>(14));
   const BlockMeans means = query_block_means(written.inputs, 0, 0, 4);
   EXPECT_EQ(means.first, 0);

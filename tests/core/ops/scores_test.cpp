@@ -49,7 +49,7 @@ TEST(ExactScorer, HeadsOfAGroupReadTheirOwnKeys) {
   EXPECT_EQ(scores, (std::vector<float>{300, 600, 400, 800}));
 }
 
-/// score(row, key) of a scorer that can be followed by hand.
+/// score(row, key) of a scorer whose values are easy to compute by hand.
 float made_up(RowId row, Index key) {
   return static_cast<float>((key * 7 + row.query * 3 + row.head * 5 + row.batch) % 11);
 }

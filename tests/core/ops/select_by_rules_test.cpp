@@ -18,7 +18,7 @@ struct RulesOnlyConfig {
   static constexpr const char* docs[] = {"keys of the highest scores"};
 };
 
-/// A masker that says what it chooses and nothing else. tests/core/cuda/choose_test.cpp has it choose on a GPU.
+/// A masker that implements rules() only. tests/core/cuda/choose_test.cpp runs it on a GPU.
 class RulesOnly final : public Masker {
  public:
   explicit RulesOnly(const RulesOnlyConfig& config) : best_(config.best) {}
@@ -94,7 +94,7 @@ TEST(Rules, ThatCannotBeFollowedAreRefusedByNumber) {
   EXPECT_EQ(refusal({pages, sinks}), "followed");
 }
 
-/// Sinks, and pages among all keys: two rules of one masker, of which one keeps something.
+/// A masker with two rules, sinks and pages among all keys; only the pages keep state.
 class SinksAndPages final : public Masker {
  public:
   std::vector<Rule> rules(Index, int) const override {
@@ -186,7 +186,7 @@ TEST(EntriesOfRules, AreNotKnownWhereTheyDependOnScoresOrMayMeet) {
   using enum Rule::Kind;
   for (const Rule::Kind kind : {top_p, pages, quantised, adaptive, colliding})
     EXPECT_EQ(entries({rule(kind, 4)}), std::nullopt);
-  EXPECT_EQ(entries({rule(top_k, 4), rule(sinks, 4)}), std::nullopt);  // sinks may be among the best
+  EXPECT_EQ(entries({rule(top_k, 4), rule(sinks, 4)}), std::nullopt);  // sinks may be among the top keys
   EXPECT_EQ(entries({rule(window, 4), rule(window, 8)}), std::nullopt);
   Rule dilated = rule(window, 4);
   dilated.dilation = 2;

@@ -17,7 +17,7 @@ Mask selected(const Rule& rule, const AttentionInputs& inputs) {
 
 Rule pages(Index count, Index page_size) { return {.kind = Rule::Kind::pages, .count = count, .page_size = page_size}; }
 
-/// Pages of two keys, of highest key 3, 9, 5 and 1.
+/// In pages of two keys, the largest keys are 3, 9, 5 and 1.
 const std::vector<float> kKeys{3, 2, 0, 9, 5, 4, 1};
 
 TEST(SelectPages, AreThoseOfTheHighestBoundsWhole) {
@@ -67,7 +67,7 @@ TEST(SelectPages, AlwaysHoldTheQuerysOwnPageWhereItIsAskedFor) {
 }
 
 TEST(SelectPages, OfAGroupAreThoseOfTheSumOfItsHeads) {
-  // Alone the first head chooses page 0 and the second page 2; together they prefer page 1.
+  // On its own, the first head selects page 0 and the second page 2; together they select page 1.
   const WrittenInputs written({1, 2, 1, 2}, {1, 0, 0, 1}, {1, 1, 3, 2}, {5, 0, 4, 4, 0, 5});
   Rule rule = pages(1, 1);
   const Mask alone = selected(rule, written.inputs);

@@ -27,7 +27,8 @@ TEST(NormalQuantile, OfNoProbabilityIsRefused) {
   EXPECT_THROW(normal_quantile(std::nan("")), ValueError);
 }
 
-/// The least sample by trying each: quantile * sqrt(n^2 s^2 (1/b - 1/n)) <= epsilon * (chosen + n * mean).
+/// The smallest sample size b, found by trying each, with quantile * sqrt(n^2 s^2 (1/b - 1/n)) <= epsilon * (chosen + n
+/// * mean).
 Index tried(Index n, double mean, double deviation, double chosen, double epsilon, double quantile) {
   const auto size = static_cast<double>(n);
   for (Index b = 1; b < n; ++b) {

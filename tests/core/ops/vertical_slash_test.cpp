@@ -84,12 +84,13 @@ TEST_F(VerticalSlashMask, OfNothingIsEmpty) {
 
 TEST_F(VerticalSlashMask, OfBlocksWidensEverySlashToABlockThatEndsWhereItLeaves) {
   const Mask blocks = mask({{0}, {0}}, 4);
-  // Queries at 2 and 3 see keys [0, 4) up to themselves, those at 4 to 7 keys [4, 8) and the vertical.
+  // Queries at positions 2 and 3 see keys [0, 4) up to their position; those at 4 to 7 see keys [4, 8) and the
+  // vertical.
   EXPECT_EQ(row_text(blocks, 0), "111.....");
   EXPECT_EQ(row_text(blocks, 1), "1111....");
   EXPECT_EQ(row_text(blocks, 2), "1...1...");
   EXPECT_EQ(row_text(blocks, 5), "1...1111");
-  // Distance 3 leaves the second block at key 5: keys [1, 5).
+  // In the second block of queries, positions 4 to 7, the slash at distance 3 covers keys [1, 5).
   EXPECT_EQ(row_text(mask({{}, {3}}, 4), 5), ".1111...");
   // The ranges of distances 0 and 3, [4, 8) and [1, 5), touch and grow by a whole block.
   EXPECT_EQ(row_text(mask({{}, {0, 3}}, 4), 5), ".1111111");

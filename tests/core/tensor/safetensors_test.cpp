@@ -137,7 +137,7 @@ TEST(SafeTensors, RandomDamageNeverCrashes) {
     try {
       const SafeTensors file(folder / "t");
       for (const auto& [name, view] : file.tensors()) {
-        // Every byte that a view shows can be read.
+        // Every byte of a view must be readable.
         const auto* bytes = static_cast<const unsigned char*>(view.data);
         unsigned sum = 0;
         for (Index i = 0; i < view.elements() * size_of(view.dtype); ++i) sum += bytes[i];

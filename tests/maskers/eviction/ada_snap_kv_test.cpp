@@ -29,7 +29,7 @@ TEST(AdaSnapKv, HeadsShareTheBudgetOfTheLayer) {
 }
 
 TEST(AdaSnapKv, EveryHeadKeepsItsLeastShare) {
-  // The least share is the whole capacity, so no head has anything to give to another.
+  // Each head's minimum share is its whole capacity, so heads cannot exchange capacity.
   const std::vector<float> queries(18, 1.0f);
   const std::vector<float> keys{0, 0, 20, 20, 20, 0, 0, 0, 0, /**/ 0, 0, 20, 0, 0, 0, 0, 0, 0};
   AttentionInputs inputs;

@@ -9,7 +9,7 @@ namespace reticle::testing {
 namespace {
 
 TEST(H2O, KeepsRecentKeysAndHeavyHitters) {
-  // Key 1 gathers most of the prompt's attention, then key 0.
+  // Key 1 receives the most attention in the prompt, then key 0.
   const Scored s(8, {2, 8, 0, 0, 0, 0, 0, 0});
   const Mask mask = generate(generating(R"({"type": "h2o", "heavy_size": 1, "recent_size": 2})"), s.inputs, 5, 1);
   EXPECT_EQ(row_text(mask, 0), ".1.111..");
@@ -26,7 +26,7 @@ TEST(H2O, WithoutHeavyHittersItIsAWindow) {
 }
 
 TEST(H2O, HeadsOfAKvHeadKeepTheSameKeys) {
-  // Of each five keys of the prompt, one gathers most attention: the first of KV head 0, the third of KV head 1.
+  // In each KV head one key of the prompt receives the most attention: the first in head 0, the third in head 1.
   const std::vector<float> queries(24, 1.0f), keys{8, 0, 0, 0, 0, 0, /**/ 0, 0, 8, 0, 0, 0};
   AttentionInputs inputs;
   inputs.queries = TensorView(queries.data(), DType::f32, {1, 4, 6, 1});

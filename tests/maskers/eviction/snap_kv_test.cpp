@@ -51,7 +51,7 @@ TEST(SnapKv, HeadsOfAKvHeadSumTheirAttentionWhenAsked) {
 }
 
 TEST(SnapKv, TheWindowsOwnKeysRaiseTheirNeighboursUnlessTold) {
-  // The last query of the prompt attends to its own key 7 alone; pooling over 3 keys shares that with key 6.
+  // The last query of the prompt attends only to key 7, its own; pooling over 3 keys gives key 6 the same score.
   const Scored s(9, {0, 0, 0, 0, 0, 0, 0, 20, 0});
   const auto row = [&](const std::string& pool_window) {
     return row_text(generate(generating(masker("snap_kv", R"("token_capacity": 2, "approximation_window": 1,
@@ -65,7 +65,7 @@ TEST(SnapKv, TheWindowsOwnKeysRaiseTheirNeighboursUnlessTold) {
 }
 
 TEST(SnapKv, OnlyTheLastQueriesDecide) {
-  // The first nine queries look at key 2, the last one of the prompt, whose sign is another, at key 5.
+  // The first nine queries attend to key 2; the prompt's last query, which has the opposite sign, to key 5.
   const Scored s({1, 1, 1, 1, 1, 1, 1, 1, 1, -1, 1}, {0, 0, 9, 0, 0, -9, 0, 0, 0, 0, 0});
   const auto row = [&](int window) {
     return row_text(generate(generating(masker("snap_kv", R"("token_capacity": 1, "kernel_size": 1, "local_window": 0,

@@ -30,7 +30,7 @@ TEST(BlockList, KeepsWhatTheFileLists) {
   EXPECT_EQ(row_text(mask, 2), "11..11") << "in any order";
   EXPECT_EQ(row_text(mask, 5), "......");
 
-  save({0, -1, 3, 0, 7, 7});  // there is no block 3
+  save({0, -1, 3, 0, 7, 7});  // block 3 does not exist
   EXPECT_THROW(mask_of(with_file(folder / "blocks"), s.inputs), ShapeError);
   save({0, -1, -1, 0, 7, 7});
   EXPECT_THROW(mask_of(with_file(folder / "blocks"), s.inputs), ShapeError);

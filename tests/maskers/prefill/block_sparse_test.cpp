@@ -39,7 +39,7 @@ TEST(BlockSparse, TheSumOfAShortChunkIsDividedByTheWholeSize) {
       "11...");
 }
 
-/// Sum over the rows of chunk `chunk` of a head; row 0 stands at `first_position`.
+/// The sum of the rows in chunk `chunk` of a head; row 0 has position `first_position`.
 std::vector<double> chunk_sum(const TensorView& tensor, Index head, Index first_position, Index chunk, Index size) {
   std::vector<double> sum(static_cast<std::size_t>(tensor.size(3)));
   for (Index row = 0; row < tensor.size(2); ++row) {

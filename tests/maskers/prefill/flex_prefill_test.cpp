@@ -23,7 +23,7 @@ TEST(FlexPrefill, KeepsTheFirstBlockAndTheDiagonalAndGrowsWithGamma) {
                        std::to_string(tau) + "}",
                    owned.inputs);
   };
-  for (const double tau : {0.0, 2.0}) {  // no head, and every head, lets its queries choose
+  for (const double tau : {0.0, 2.0}) {  // no head uses query-aware selection, then every head does
     const Mask few = mask(0.3, tau), many = mask(0.9, tau);
     for (Index query = 0; query < 160; ++query) {
       EXPECT_GT(few.at(0, 0, query, 0), 0);
@@ -41,7 +41,7 @@ Mask looking_at_key_2(const std::string& parameters) {
 }
 
 TEST(FlexPrefill, AddsTheBlocksAndTheDistancesThatTheLastQueriesAttendTo) {
-  // Besides the first and the own block: block 1, which holds key 2, and the blocks two before the own.
+  // Besides the first and the query's block: block 1, which holds key 2, and the block two before the query's.
   const Mask mask = looking_at_key_2(R"("tau": 0, "gamma": 0.5, "min_budget": 3)");
   EXPECT_EQ(row_text(mask, 7), "1111..11");
   EXPECT_EQ(row_text(mask, 5), "111111..");

@@ -12,7 +12,7 @@ namespace reticle::testing {
 namespace {
 
 TEST(VerticalSlash, KeepsColumnsAndDiagonalsOfTheLastQueries) {
-  // The last query attends to keys 1 and 5: one vertical is key 1, one slash is the distance 7 - 5 = 2.
+  // The last query attends to keys 1 and 5. The vertical is key 1; the slash is the distance 7 - 5 = 2.
   std::vector<float> keys(8, 0.0f);
   keys[1] = 9;
   keys[5] = 8;

@@ -26,7 +26,7 @@ TEST(XAttention, KeepsTheFirstTheOwnAndTheHeaviestBlocks) {
   EXPECT_EQ(row(1), std::string(16, '1'));
 }
 
-/// The row of one query by the rule, in plain loops.
+/// The row of one query, computed by the rule in plain loops.
 std::string reference_row(const AttentionInputs& in, Index head, Index query, Index stride, Index size,
                           double threshold) {
   const Index position = in.position(query), first = in.position(0), own = position / size;
@@ -35,7 +35,7 @@ std::string reference_row(const AttentionInputs& in, Index head, Index query, In
     if (group < first / stride || group * stride >= in.keys_length()) continue;
     std::vector<double> p;
     for (Index other = 0; other <= group; ++other) {
-      double score = 0;  // the first row of one group meets the last row of the other
+      double score = 0;  // antidiagonal: the first row of one group pairs with the last row of the other
       for (Index i = 0; i < stride; ++i) {
         const Index at = group * stride + stride - 1 - i, key = other * stride + i;
         if (at < first || at >= in.keys_length() || key >= in.keys_length()) continue;

@@ -12,7 +12,8 @@
 namespace reticle::testing {
 namespace {
 
-/// Share of rows of the bundled tensors, over seeds, whose denominator is off by more than epsilon.
+/// The share of rows of the bundled tensors, over seeds, whose estimated denominator has a relative error above
+/// epsilon.
 double share_beyond(double epsilon, const std::string& sampling) {
   const SafeTensors file(RETICLE_SOURCE_DIR "/examples/data/attention_4096.safetensors");
   const SparseAttention sparse = pipeline_of(R"({"type": "sink", "sink_size": 16}, {"type": "local", "window_size": 64},

@@ -32,8 +32,8 @@ TEST(MagicPig, KeepsKeysAsOftenAsTheirPSays) {
   }
 }
 
-/// The p of a key at 60 degrees to the query, of the first seed that draws the key; 0 when none of 20 does. The only
-/// key has the largest norm, so without centring the transform leaves its angle.
+/// The p of a key at 60 degrees to the query, with the first seed that draws the key; 0 when none of 20 seeds does. As
+/// the only key has the largest norm, the transform without centring preserves the angle.
 double p_at_60_degrees(const std::string& parameters) {
   const std::vector<float> query{3, 0}, key{0.5f, std::sqrt(0.75f)};
   AttentionInputs inputs;

@@ -47,7 +47,7 @@ TEST(DoubleSparsityTopK, OneListOfChannelsServesAllHeads) {
 }
 
 TEST(DoubleSparsityTopK, FewBitsRoundTheChannelsOfAKey) {
-  // One bit holds the least and the largest channel of a key: (9, 0, 8) becomes (9, 0, 9).
+  // One bit can represent the smallest and the largest channel of a key: (9, 0, 8) becomes (9, 0, 9).
   const TemporaryFolder folder;
   write_bytes(folder / "c.json", R"({"model.layers.0.self_attn.qk_proj": [[0, 1, 2]]})");
   const std::vector<float> query{0, 0, 1}, keys{9, 0, 8, 9, 0, 8.5f, 9, 0, 3};

@@ -10,7 +10,7 @@ namespace {
 
 TEST(DsaTopK, RanksByTheIndexerForAllHeads) {
   const OwnedInputs owned({1, 4, 2, 2, 6, 8, 8}, 3);
-  // Two indexer heads of width 1; the second counts half, negative products not at all.
+  // Two indexer heads of width 1. The second has weight 0.5; negative products count as 0.
   const std::vector<float> queries{1, 1, -1, 1}, keys{3, -9, 1, 0, 2, -2}, weights{1, 1, 0.5f, 0.5f};
   const NamedTensor extras[] = {{"indexer_queries", TensorView(queries.data(), DType::f32, {1, 2, 2, 1})},
                                 {"indexer_keys", TensorView(keys.data(), DType::f32, {1, 1, 6, 1})},
@@ -30,7 +30,7 @@ TEST(DsaTopK, RanksByTheIndexerForAllHeads) {
 }
 
 TEST(DsaTopK, PassesOverTheKeysThatAllHeadsChose) {
-  // The indexer ranks the keys as they come. Both heads chose key 0, and head 0 alone chose key 1.
+  // The indexer ranks the keys in their order. Both heads have selected key 0 already, and head 0 also key 1.
   const OwnedInputs owned({1, 2, 1, 1, 4, 8, 8}, 1);
   const std::vector<float> query{1}, keys{4, 3, 2, 1}, weight{1};
   const NamedTensor extras[] = {{"indexer_queries", TensorView(query.data(), DType::f32, {1, 1, 1, 1})},

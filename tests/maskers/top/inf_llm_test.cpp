@@ -8,7 +8,8 @@ namespace reticle::testing {
 namespace {
 
 TEST(InfLlm, KeepsTheFirstTheNearAndTheBlocksThatMattered) {
-  // Memory blocks of 2 after the first key; the window is 3. Of block [3, 5), key 3 gathers attention while near.
+  // Memory blocks hold 2 keys after the first key; the window is 3. In block [3, 5), key 3 receives attention while it
+  // is in the window.
   const Scored s(10, {0, 0, 0, 6, 0, 0, 0, 0, 0, 0});
   const auto mask = [&](int top) {
     return mask_of(R"({"type": "inf_llm", "block_size": 2, "n_init": 1, "n_local": 3, "repr_top_k": 1,
@@ -23,7 +24,7 @@ TEST(InfLlm, KeepsTheFirstTheNearAndTheBlocksThatMattered) {
 }
 
 TEST(InfLlm, RepresentsABlockByTheMeanOfItsKeysOfMostAttention) {
-  // Of block [0, 2), key 0 gathered the attention; the mean with key 1 is below that of block [2, 4).
+  // In block [0, 2), key 0 received the attention; its mean with key 1 is below that of block [2, 4).
   const Scored s(8, {4, -9, 3, 3, 0, 0, 0, 0});
   const auto row = [&](int keys) {
     return row_text(mask_of(masker("inf_llm", R"("block_size": 2, "n_init": 0, "n_local": 2, "top_k": 1,

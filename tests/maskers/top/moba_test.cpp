@@ -17,7 +17,7 @@ TEST(Moba, KeepsTheOwnBlockAndTheBestBeforeIt) {
 }
 
 TEST(Moba, HeadsOfAGroupChooseForThemselves) {
-  const std::vector<float> queries{1, -1}, keys{1, 1, 5, 5, -4, -4, 0};  // the own block is one key
+  const std::vector<float> queries{1, -1}, keys{1, 1, 5, 5, -4, -4, 0};  // the query's block is a single key
   AttentionInputs inputs;
   inputs.queries = TensorView(queries.data(), DType::f32, {1, 2, 1, 1});
   inputs.keys = inputs.values = TensorView(keys.data(), DType::f32, {1, 1, 7, 1});

@@ -15,7 +15,7 @@
 namespace reticle::testing {
 namespace {
 
-/// (total, heads, d), sequence [begin, end) of it, as (1, heads, n, d).
+/// Sequence [begin, end) of a packed (total, heads, d) tensor, as (1, heads, n, d).
 TensorView sequence_of(const TensorView& packed, Index begin, Index end) {
   TensorView view = packed.slice(0, begin, end).permute({1, 0, 2});
   view.rank = 4;
@@ -44,7 +44,7 @@ TEST(NsaTopK, SelectsTheBlocksThatTheReferenceSelects) {
       AttentionInputs inputs;
       inputs.queries = sequence_of(tensors.at("q"), begin, begin + length);
       const Tensor keys(DType::f32, {1, p.at("num_kv_heads").get<Index>(), length, p.at("head_dim").get<Index>()});
-      inputs.keys = inputs.values = keys.view();  // what counts is compressed already
+      inputs.keys = inputs.values = keys.view();  // the masker reads only the compressed keys
       inputs.scaling = p.at("sm_scale");
       const NamedTensor compressed{"compressed_keys",
                                    sequence_of(tensors.at("k"), compressed_starts[i], compressed_starts[i + 1])};
@@ -77,8 +77,8 @@ TEST(NsaTopK, SelectsTheBlocksThatTheReferenceSelects) {
 }
 
 TEST(NsaTopK, AveragesTheKeysWhenNoneAreGiven) {
-  // Blocks of 2; compressed keys are means of 2 keys, stride 1: key 3 raises those at 2 and 3, so blocks 1 and 2
-  // (half).
+  // Blocks of 2 keys; compressed keys are means of 2 keys at stride 1. Key 3 raises the compressed keys at 2 and 3,
+  // hence block 1, and block 2 half as much.
   const Scored s(8, {0, 0, 0, 9, 0, 0, 0, 0});
   const auto row = [&](int top) {
     return row_text(mask_of(R"({"type": "nsa_top_k", "kernel_size": 2, "kernel_stride": 1, "block_size": 2,

@@ -48,7 +48,7 @@ TEST(QuestTopK, AnotherSequenceNeedsAnotherState) {
   const OwnedInputs owned({1, 4, 2, 1, 50, 16, 16}, 9), shorter({1, 4, 2, 1, 40, 16, 16}, 9);
   SequenceState state;
   pipeline_of(R"({"type": "quest_top_k", "page_size": 8})").mask(owned.inputs, state);
-  // Another pipeline is another masker; the same one is asked twice here.
+  // The calls below share one pipeline, because another pipeline has another masker, with separate state.
   const SparseAttention sparse = pipeline_of(R"({"type": "quest_top_k"})");
   sparse.mask(owned.inputs, state);
   EXPECT_THROW(sparse.mask(shorter.inputs, state), ShapeError);
