@@ -6,6 +6,7 @@
 #include <limits>
 #include <span>
 
+#include <reticle/attention/backward_arrays.hpp>
 #include <reticle/attention/backward_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE
@@ -16,18 +17,6 @@
 #include <reticle/core/ops/exp-inl.hpp>
 #include <reticle/core/ops/matmul-inl.hpp>
 #include <reticle/core/ops/soft_cap-inl.hpp>
-
-#if !defined(RETICLE_BACKWARD_ARRAYS)
-#define RETICLE_BACKWARD_ARRAYS
-namespace reticle {
-/// The arrays of a BackwardTile, as the kernels read and write them.
-struct BackwardArrays {
-  Index head_dim, value_dim, query_stride, value_stride, rows;
-  const float *queries, *d_outputs, *query_rows, *d_output_rows, *lse, *delta;
-  float *weights, *d_scores, *d_queries, *d_keys, *d_values;
-};
-}  // namespace reticle
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {

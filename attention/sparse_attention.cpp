@@ -116,6 +116,7 @@ SparseAttention::Ruled SparseAttention::ruled(Stage stage, int layer, Index keys
       return {{}, name + ", has no rule for a GPU: it chooses on the CPU"};
     for (Rule rule : masker_rules) {
       rule.seed = derive_seed(context.seed, i);
+      rule.masker = entries[i].masker->id();
       found.rules.push_back(rule);
     }
   }

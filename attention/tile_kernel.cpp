@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 
+#include <reticle/attention/tile_arrays.hpp>
 #include <reticle/attention/tile_kernel.hpp>
 
 #undef HWY_TARGET_INCLUDE
@@ -16,22 +17,6 @@
 #include <reticle/core/ops/load-inl.hpp>
 #include <reticle/core/ops/matmul-inl.hpp>
 #include <reticle/core/ops/soft_cap-inl.hpp>
-
-#if !defined(RETICLE_TILE_ARRAYS)
-#define RETICLE_TILE_ARRAYS
-namespace reticle {
-/// The arrays of a TileState, as the kernels read and write them.
-struct TileArrays {
-  Index head_dim, value_dim, rows;
-  float *max, *sum;
-  const float* queries;
-  float *scores, *output;
-  const Bf16Pair* query_pairs;  // null: not multiplied in pairs
-  Bf16Pair* weight_pairs;
-  float scaling;
-};
-}  // namespace reticle
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {

@@ -24,7 +24,7 @@ void add_errors(pybind11::module_& module) {
   py::register_exception<ConfigError>(module, "ConfigError", bases(PyExc_ValueError));
   py::register_exception<ShapeError>(module, "ShapeError", bases(PyExc_ValueError));
   py::register_exception<FormatError>(module, "FormatError", bases(PyExc_ValueError));
-  py::register_exception<ValueError>(module, "ValueError", bases(PyExc_ValueError));
+  py::register_exception<ValueError>(module, "InvalidValueError", bases(PyExc_ValueError));
   py::register_exception<PluginError>(module, "PluginError", bases(PyExc_RuntimeError));
   py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
   // FileNotFoundError comes first, because its __init__ sets errno and filename.

@@ -1,9 +1,21 @@
 # Device code. A CUDA toolkit is optional: without one, or with RETICLE_CUDA=OFF, three small source files replace the
-# device code and report that it is unavailable. Kernels are tested on the CPU in either case (tests/core/cuda, tests/attention/cuda).
+# device code and report that it is unavailable. Kernels are tested on the CPU in either case (tests/core/cuda,
+# tests/attention/cuda).
 set(found_cuda OFF)
-set(cuda_sources core/cuda/choose.cu core/cuda/hash.cu core/cuda/lsh.cu core/cuda/mask.cu core/cuda/quantiser.cu
-  core/cuda/runtime.cu core/cuda/scores.cu core/cuda/tensor.cu core/cuda/top_k.cu attention/cuda/attention.cu attention/cuda/backward.cu
-  attention/cuda/device_plan.cu attention/nsa/cuda/block_scores.cu)
+set(cuda_sources
+  core/cuda/choose.cu
+  core/cuda/hash.cu
+  core/cuda/lsh.cu
+  core/cuda/mask.cu
+  core/cuda/quantiser.cu
+  core/cuda/runtime.cu
+  core/cuda/scores.cu
+  core/cuda/tensor.cu
+  core/cuda/top_k.cu
+  attention/cuda/attention.cu
+  attention/cuda/backward.cu
+  attention/cuda/device_plan.cu
+  attention/nsa/cuda/block_scores.cu)
 if(RETICLE_CUDA STREQUAL "EMULATED")
   # The same sources compiled as host code; core/cuda/emulated provides memory, streams and launches.
   target_sources(${compiled} PRIVATE ${cuda_sources} core/cuda/emulated/device.cpp)
@@ -51,7 +63,7 @@ find_package(CUDAToolkit REQUIRED)
 set_target_properties(${compiled} PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_sources(${compiled} PRIVATE ${cuda_sources})
 # CMAKE_CUDA_RUNTIME_LIBRARY chooses the runtime. A stand-in that launches nothing can replace the shared one
-# (tests/core/cuda, tests/attention/cuda).
+# (tests/core/cuda/stand_in).
 set(cuda_runtime CUDA::cudart_static)
 if(CMAKE_CUDA_RUNTIME_LIBRARY STREQUAL "Shared")
   set(cuda_runtime CUDA::cudart)
@@ -65,7 +77,7 @@ target_compile_options(${compiled} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_op
 if(CMAKE_CUDA_ARCHITECTURES MATCHES 90a)  # plain 9.0 has no wgmma and uses other kernels
   set_property(SOURCE attention/cuda/attention.cu APPEND PROPERTY COMPILE_DEFINITIONS RETICLE_WGMMA)
 endif()
-# No fused multiply-add, so that rounding equals the CPU's: softmax mass (core/ops/mass.hpp) is cut at the same key, and
+# No fused multiply-add, so that rounding equals the CPU's: softmax mass (core/ops/softmax_mass.hpp) is cut at the same key, and
 # p combine to the same values.
 set_source_files_properties(core/cuda/choose.cu core/cuda/mask.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
 

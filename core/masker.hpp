@@ -19,12 +19,12 @@
 #include <typeinfo>
 #include <vector>
 
+#include <reticle/core/abi_stamp.hpp>
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/context.hpp>
 #include <reticle/core/config/fields.hpp>
 #include <reticle/core/mask/mask.hpp>
 #include <reticle/core/rule.hpp>
-#include <reticle/version.hpp>
 
 namespace reticle {
 
@@ -171,72 +171,7 @@ struct MaskerDocs {
   std::string_view color{};   // "#rrggbb" in pictures; empty: the next free color
 };
 
-// --- registration and the plugin ABI --------------------------------------------------------------------------------
-
-/// What a shared object was built against. Plain data: the loader reads it from the file before any code runs.
-struct AbiStamp {
-  char magic[16];
-  char version[16];
-  char compiler[48];
-  std::uint64_t layout;
-  std::uint64_t seal;  // checksum of the file, written by seal_plugin; 0: none
-};
-
-namespace abi_detail {
-
-/// Raise when a virtual function of Masker or the meaning of a struct below changes without changing its layout.
-inline constexpr std::uint64_t kInterface = 15;
-
-consteval std::uint64_t layout_hash() {
-  std::uint64_t hash = kInterface;
-  for (const std::uint64_t part :
-       {sizeof(Mask), sizeof(MaskShape), sizeof(Run), sizeof(Selection), sizeof(TensorView), sizeof(AttentionInputs),
-        sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(Rule), sizeof(FieldType),
-        sizeof(Field), sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
-        offsetof(AttentionInputs, extras), offsetof(AttentionInputs, wanted_heads)})
-    hash = derive_seed(hash ^ part, 1);
-  return hash;
-}
-
-template <std::size_t N>
-consteval void put(char (&to)[N], std::string_view text, std::size_t& at) {
-  for (const char c : text) {
-    if (at + 1 < N) to[at++] = c;
-  }
-}
-
-template <std::size_t N>
-consteval void put_number(char (&to)[N], long number, std::size_t& at) {
-  if (number >= 10) put_number(to, number / 10, at);
-  const char digit[] = {static_cast<char>('0' + number % 10)};
-  put(to, {digit, 1}, at);
-}
-
-}  // namespace abi_detail
-
-consteval AbiStamp abi_stamp() {
-  AbiStamp stamp{};
-  std::size_t at = 0;
-  abi_detail::put(stamp.magic, "reticle-abi:v1", at);
-  at = 0;
-  abi_detail::put(stamp.version, RETICLE_VERSION, at);
-  at = 0;
-#if defined(__clang__)
-  abi_detail::put(stamp.compiler, "clang ", at);
-  abi_detail::put_number(stamp.compiler, __clang_major__, at);
-#else
-  abi_detail::put(stamp.compiler, "gcc ", at);
-  abi_detail::put_number(stamp.compiler, __GNUC__, at);
-#endif
-#if defined(_LIBCPP_VERSION)
-  abi_detail::put(stamp.compiler, ", libc++", at);
-#else
-  abi_detail::put(stamp.compiler, ", libstdc++ cxx11-abi ", at);
-  abi_detail::put_number(stamp.compiler, _GLIBCXX_USE_CXX11_ABI, at);
-#endif
-  stamp.layout = abi_detail::layout_hash();
-  return stamp;
-}
+// --- registration --------------------------------------------------------------------------------------------------
 
 /// Makes, reads and describes the config of one masker, without knowing its type.
 struct MaskerFactory {
@@ -260,6 +195,24 @@ MaskerFactory masker_factory() {
             return std::make_unique<M>(*static_cast<const Config*>(config));
           }};
 }
+
+/// Raise when a virtual function of Masker or the meaning of a struct in plugin_layout changes without changing its
+/// layout.
+inline constexpr std::uint64_t kInterface = 16;
+
+consteval std::uint64_t plugin_layout() {
+  std::uint64_t hash = kInterface;
+  for (const std::uint64_t part :
+       {sizeof(Mask), sizeof(MaskShape), sizeof(Run), sizeof(Selection), sizeof(TensorView), sizeof(AttentionInputs),
+        sizeof(NamedTensor), sizeof(Context), sizeof(LayerState), sizeof(Masker), sizeof(Rule), sizeof(FieldType),
+        sizeof(Field), sizeof(Scalar), sizeof(Size), sizeof(MaskerDocs), offsetof(AttentionInputs, scaling),
+        offsetof(AttentionInputs, extras), offsetof(AttentionInputs, wanted_heads)})
+    hash = derive_seed(hash ^ part, 1);
+  return hash;
+}
+
+/// The stamp of what is compiled here.
+consteval AbiStamp abi_stamp() { return abi_stamp(plugin_layout()); }
 
 /// Registers a masker on construction. Problems are stored and thrown at the first use of the registry, or cause the
 /// plugin to be refused.

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 #include <reticle/core/plugin.hpp>
 #include <reticle/core/registry.hpp>
 

@@ -40,7 +40,8 @@ struct Rule {
   Size base = 0;
   double epsilon = 0, quantile = 0;
   Index first = 0, last = 0;
-  std::uint64_t seed = 0;  // for `sample` and `adaptive`
+  std::uint64_t masker = 0;  // Masker::id of whose rule it is: what is kept of keys is known by it; set by the pipeline
+  std::uint64_t seed = 0;    // for `sample` and `adaptive`
   // For `hashed`, `quantised` and `colliding`. Borrowed from the masker; must not outlive it.
   const LearnedHash* hash = nullptr;
   const PqRecipe* quantiser = nullptr;

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "attention": {
         *("core/base", "core/tensor", "core/mask", "core/ops", "core/config", "core/cuda", "core", "attention")
     },
-    "bindings": {"core", "core/base", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
+    "bindings": {"core", "core/base", "core/config", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
     "tools": {"core", "core/base", "core/config", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
@@ -75,6 +75,23 @@ class Layering(unittest.TestCase):
             for include in INCLUDE.findall(path.read_text()):
                 self.assertNotIn(include, {"nlohmann/json.hpp", "iostream", "regex"}, str(path))
                 self.assertFalse(include.startswith(("hwy/", "cuda")), f"{path} includes {include}")
+
+    def test_tests_mirror_sources(self) -> None:
+        """tests/X_test.cpp tests X.cpp, X.cu or the header X.hpp; tests/laws hold properties of many sources."""
+        rooms = ("core", "attention", "maskers")
+        tested = {
+            p.relative_to(ROOT / "tests").with_suffix("")
+            for room in rooms
+            for p in (ROOT / "tests" / room).rglob("*_test.c*")
+        }
+        written = {p.relative_to(ROOT).with_suffix("") for p in sources() if p.relative_to(ROOT).parts[0] in rooms}
+        compiled = {p.relative_to(ROOT).with_suffix("") for p in sources() if p.suffix in (".cpp", ".cu")}
+        for source in sorted(compiled):
+            if source.parts[0] in rooms:
+                self.assertTrue(source.with_name(f"{source.name}_test") in tested, f"{source} has no test of its name")
+        for test in sorted(tested):
+            source = test.with_name(test.name.removesuffix("_test"))
+            self.assertTrue(source in written, f"tests/{test} tests no source of its name")
 
     def test_maskers_and_public_headers_never_see_json(self) -> None:
         for path in sources():

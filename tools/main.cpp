@@ -12,7 +12,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
 
-#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 #include <reticle/core/masker_docs.hpp>
 #include <reticle/core/registry.hpp>
 #include <reticle/version.hpp>

@@ -105,11 +105,13 @@ class SinkLogits {
     if (logits.empty()) return nullptr;
     std::vector<float> key(logits.begin(), logits.end());
     auto kept = kept_.find(key);
+    if (kept == kept_.end() && kept_.size() == kMaxKept) kept_.clear();  // freed in the order of the stream
     if (kept == kept_.end()) kept = kept_.emplace(std::move(key), Buffer::copy_of(logits, stream)).first;
     return kept->second.as<float>();
   }
 
  private:
+  static constexpr std::size_t kMaxKept = 256;  // more than a model has layers; logits that train are new at each call
   std::map<std::vector<float>, Buffer> kept_;
 };
 

@@ -5,8 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/attention/layers/weights.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 #include <reticle/core/base/input_file.hpp>
-#include <reticle/core/base/nearest.hpp>
 
 namespace reticle {
 namespace {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from reticle._core import (
     DeviceError,
     Error,
     FormatError,
+    InvalidValueError,
     Mask,
     MissingFileError,
     PluginError,
@@ -26,7 +28,6 @@ from reticle._core import (
     ShapeError,
     SparseAttention,
     StageRecord,
-    ValueError,
     attention_backward,
     attention_weights,
     get_num_threads,
@@ -56,6 +57,7 @@ __all__ = [
     "FormatError",
     "InferenceHandler",
     "InferenceState",
+    "InvalidValueError",
     "Mask",
     "Masker",
     "MissingFileError",
@@ -64,7 +66,6 @@ __all__ = [
     "ShapeError",
     "SparseAttention",
     "StageRecord",
-    "ValueError",
     "attention",
     "attention_backward",
     "attention_weights",
@@ -206,6 +207,9 @@ if not TYPE_CHECKING:  # type checkers see the imports
 
     def __getattr__(name: str) -> Any:
         """Imports `reticle.hf` and the like on first use, because they import torch or transformers."""
+        if name == "ValueError":  # its name until it shadowed Python's in `from reticle import *`
+            warnings.warn("reticle.ValueError is reticle.InvalidValueError now", DeprecationWarning, stacklevel=2)
+            return InvalidValueError
         if name.startswith("_") or importlib.util.find_spec(f"reticle.{name}") is None:
             raise AttributeError(f"module 'reticle' has no attribute {name!r}")
         return importlib.import_module(f"reticle.{name}")

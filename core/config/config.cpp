@@ -7,7 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 #include <reticle/core/config/config.hpp>
 
 namespace reticle {

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include <reticle/core/cuda/sample_block.hpp>
-#include <reticle/core/ops/mass.hpp>
+#include <reticle/core/ops/softmax_mass.hpp>
 #include <reticle/core/ops/statistics.hpp>
 #include <reticle/core/rule.hpp>
 

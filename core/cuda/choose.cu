@@ -1,10 +1,10 @@
 #include <algorithm>
-#include <map>
 #include <string>
 
 #include <reticle/core/cuda/choose.hpp>
 #include <reticle/core/cuda/choose_block.hpp>
 #include <reticle/core/cuda/hash.hpp>
+#include <reticle/core/cuda/kept_keys.cuh>
 #include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/lsh.hpp>
 #include <reticle/core/cuda/page_block.hpp>
@@ -67,14 +67,8 @@ struct ScorePages {
 };
 
 /// Bounds of one layer's pages, with space for all pages.
-struct LayerPages {
+struct LayerPages : KeptKeys {
   Buffer bounds;
-  Index batch = 0, kv_heads = 0, head_dim = 0, page_size = 0, seen = 0;
-
-  bool goes_on_with(const AttentionInputs& inputs, Index pages_of) const {
-    return batch == inputs.batch() && kv_heads == inputs.kv_heads() && head_dim == inputs.head_dim() &&
-           page_size == pages_of && seen <= inputs.keys_length();
-  }
 };
 
 }  // namespace
@@ -84,13 +78,13 @@ struct KeyChooser::State {
   Buffer scores, p, indices, counts;
   Buffer extra;  // used by sampling; then holds the lists' p
   Buffer page_scores{}, reachable{};
-  std::map<int, LayerPages> pages{};
+  KeptByLayer<LayerPages> pages{};
   HashScorer hashes{};
   QuantisedScorer quantised{};
   CollisionScorer collisions{};
 
   /// Bounds the pages of new keys, scores all pages, and returns their number.
-  Index score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* reachable_keys, Stream stream);
+  Index score_pages(const AttentionInputs& inputs, const Rule& rule, const std::uint8_t* reachable_keys, Stream stream);
   /// Marks which keys are reachable, (b * hkv, keys); null without an attention mask.
   const std::uint8_t* mark_reachable(const AttentionInputs& inputs, Stream stream);
 };
@@ -106,25 +100,19 @@ const std::uint8_t* KeyChooser::State::mark_reachable(const AttentionInputs& inp
   return reachable.as<std::uint8_t>();
 }
 
-Index KeyChooser::State::score_pages(const AttentionInputs& inputs, Index page_size, const std::uint8_t* reachable_keys,
-                                     Stream stream) {
+Index KeyChooser::State::score_pages(const AttentionInputs& inputs, const Rule& rule,
+                                     const std::uint8_t* reachable_keys, Stream stream) {
   require_aligned(inputs.queries, "queries");
   require_aligned(inputs.keys, "keys");
   if (inputs.head_dim() > kMaxHeadDim || inputs.keys.dtype != inputs.queries.dtype)
     throw DeviceError("choosing pages: queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
                       "; expected one dtype and a head_dim of at most " + std::to_string(kMaxHeadDim));
-  const Index keys = inputs.keys_length(), capacity = (most_keys + page_size - 1) / page_size;
+  const Index page_size = rule.page_size, keys = inputs.keys_length(),
+              capacity = (most_keys + page_size - 1) / page_size;
   const Index matrices = inputs.batch() * inputs.kv_heads(), count = (keys + page_size - 1) / page_size;
   const auto room = [](Index floats) { return static_cast<std::size_t>(floats) * sizeof(float); };
-  LayerPages& layer = pages[inputs.layer];
-  if (!layer.goes_on_with(inputs, page_size)) {
-    layer = {Buffer(room(matrices * capacity * 2 * inputs.head_dim()), stream),
-             inputs.batch(),
-             inputs.kv_heads(),
-             inputs.head_dim(),
-             page_size,
-             0};
-  }
+  LayerPages& layer = pages.follow(inputs, rule.masker);
+  if (layer.seen == 0) layer.bounds = Buffer(room(matrices * capacity * 2 * inputs.head_dim()), stream);
   if (page_scores.bytes() < room(rows * capacity)) page_scores = Buffer(room(rows * capacity), stream);
   PageScoreProblem problem;
   problem.pages.keys = inputs.keys.data;
@@ -200,18 +188,16 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
       if (problem.code_scores != nullptr)
         throw ValueError("choosing keys: two rules go by codes; expected at most one");
       if (rule.kind == Rule::Kind::hashed)
-        problem.code_scores = state.hashes.score(inputs, *rule.hash, state.rows, state.most_keys, stream);
+        problem.code_scores = state.hashes.score(inputs, rule, state.rows, state.most_keys, stream);
       else if (rule.kind == Rule::Kind::quantised)
-        problem.code_scores =
-            state.quantised.score(inputs, *rule.quantiser, state.rows, state.most_keys, reachable_keys, stream);
+        problem.code_scores = state.quantised.score(inputs, rule, state.rows, state.most_keys, reachable_keys, stream);
       else
-        problem.code_scores =
-            state.collisions.score(inputs, *rule.lsh, state.rows, state.most_keys, reachable_keys, stream);
+        problem.code_scores = state.collisions.score(inputs, rule, state.rows, state.most_keys, reachable_keys, stream);
     }
     if (rule.kind != Rule::Kind::pages) continue;
     if (problem.page_count > 0) throw ValueError("choosing keys: two rules keep pages; expected at most one");
     rule.page_size = std::clamp<Index>(rule.page_size, 1, state.most_keys);
-    problem.page_count = static_cast<int>(state.score_pages(scored, rule.page_size, reachable_keys, stream));
+    problem.page_count = static_cast<int>(state.score_pages(scored, rule, reachable_keys, stream));
     problem.page_scores = state.page_scores.as<float>();
   }
   problem.heads = static_cast<int>(inputs.heads());
@@ -230,7 +216,7 @@ KeyLists KeyChooser::choose(const AttentionInputs& inputs, std::span<const Rule>
 }
 
 void KeyChooser::reset() const {
-  state_->pages.clear();
+  state_->pages.reset();
   state_->hashes.reset();
   state_->quantised.reset();
   state_->collisions.reset();

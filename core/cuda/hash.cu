@@ -1,13 +1,14 @@
 #include <algorithm>
-#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <reticle/core/cuda/hash.hpp>
 #include <reticle/core/cuda/hash_block.hpp>
+#include <reticle/core/cuda/kept_keys.cuh>
 #include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/tensors.cuh>
+#include <reticle/core/ops/hash_codes.hpp>
 
 namespace reticle::cuda {
 namespace {
@@ -83,23 +84,21 @@ class DeviceHash {
 };
 
 /// Codes of one layer's keys, with space for all keys.
-struct LayerCodes {
-  const LearnedHash* made_for = nullptr;
+struct LayerCodes : KeptKeys {
   DeviceHash query, key;
   Buffer codes;
-  Index batch = 0, seen = 0;
 };
 
 }  // namespace
 
 struct HashScorer::State {
   Buffer query_codes, scores;
-  std::map<int, LayerCodes> codes;
+  KeptByLayer<LayerCodes> codes;
 };
 
-float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys,
-                         Stream stream) {
+float* HashScorer::score(const AttentionInputs& inputs, const Rule& rule, Index rows, Index most_keys, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
+  const LearnedHash& hash = *rule.hash;
   auto& [query_codes, scores, codes] = *state_;
   const auto too_wide = [](const HashMlp& mlp) {
     return mlp.layers() > kMaxHashLayers || mlp.head_dim() > kMaxHashWidth ||
@@ -113,13 +112,11 @@ float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash,
                       " linear maps of width " + std::to_string(kMaxHashWidth) + ", and rows are contiguous");
   const Index keys = inputs.keys_length(), heads = inputs.heads(), words = (hash.query.bits() + 63) / 64;
   const auto room = [&](Index vectors) { return static_cast<std::size_t>(vectors * words) * sizeof(std::uint64_t); };
-  LayerCodes& layer = codes[inputs.layer];
-  if (layer.made_for != &hash)
-    layer = {&hash, DeviceHash(hash.query, stream), DeviceHash(hash.key, stream), Buffer(), 0, 0};
-  if (layer.batch != inputs.batch() || layer.seen > keys) {
+  LayerCodes& layer = codes.follow(inputs, rule.masker);
+  if (layer.seen == 0) {
+    layer.query = DeviceHash(hash.query, stream);
+    layer.key = DeviceHash(hash.key, stream);
     layer.codes = Buffer(room(inputs.batch() * heads * most_keys), stream);
-    layer.batch = inputs.batch();
-    layer.seen = 0;
   }
   if (query_codes.bytes() < room(rows)) query_codes = Buffer(room(rows), stream);
   if (scores.bytes() == 0) scores = Buffer(static_cast<std::size_t>(rows * most_keys) * sizeof(float), stream);
@@ -142,8 +139,7 @@ float* HashScorer::score(const AttentionInputs& inputs, const LearnedHash& hash,
 }
 
 void HashScorer::reset() {
-  if (state_ == nullptr) return;
-  for (auto& [number, layer] : state_->codes) layer.seen = 0;
+  if (state_ != nullptr) state_->codes.reset();
 }
 
 }  // namespace reticle::cuda

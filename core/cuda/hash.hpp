@@ -5,7 +5,7 @@
 
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/cuda/runtime.hpp>
-#include <reticle/core/ops/hash_codes.hpp>
+#include <reticle/core/rule.hpp>
 
 namespace reticle::cuda {
 
@@ -18,7 +18,7 @@ class HashScorer {
   /// must be those of the layer's last call, with new ones appended; `rows` and `most_keys` are upper limits for all
   /// calls. Three launches; waits when a layer's weights are used for the first time. ShapeError when the weights are
   /// for other heads; DeviceError for MLPs that are too wide.
-  float* score(const AttentionInputs& inputs, const LearnedHash& hash, Index rows, Index most_keys, Stream stream);
+  float* score(const AttentionInputs& inputs, const Rule& rule, Index rows, Index most_keys, Stream stream);
   /// Forgets the codes; to be called before the keys of another sequence.
   void reset();
 

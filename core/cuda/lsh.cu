@@ -1,13 +1,14 @@
 #include <algorithm>
-#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
+#include <reticle/core/cuda/kept_keys.cuh>
 #include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/lsh.hpp>
 #include <reticle/core/cuda/lsh_block.hpp>
 #include <reticle/core/cuda/tensors.cuh>
+#include <reticle/core/ops/lsh.hpp>
 
 namespace reticle::cuda {
 namespace {
@@ -68,11 +69,8 @@ struct ScoreCollisions {
 };
 
 /// Data about one layer's keys, with space for all keys.
-struct LayerCollisions {
-  const LshRecipe* made_for = nullptr;
-  Index batch = 0, kv_heads = 0, head_dim = 0;
+struct LayerCollisions : KeptKeys {
   Buffer projections, means, largest, codes;
-  Index seen = 0;
 };
 
 Index blocks_for(Index count, Index each) { return (count + each - 1) / each; }
@@ -81,12 +79,13 @@ Index blocks_for(Index count, Index each) { return (count + each - 1) / each; }
 
 struct CollisionScorer::State {
   Buffer query_codes, scores;
-  std::map<int, LayerCollisions> layers;
+  KeptByLayer<LayerCollisions> layers;
 };
 
-float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
+float* CollisionScorer::score(const AttentionInputs& inputs, const Rule& rule, Index rows, Index most_keys,
                               const std::uint8_t* reachable, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
+  const LshRecipe& recipe = *rule.lsh;
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
   if (d > kMaxLshDim || inputs.queries.stride(3) != 1 || inputs.keys.stride(3) != 1 ||
       inputs.queries.dtype != inputs.keys.dtype || inputs.extra("projection"))
@@ -95,22 +94,14 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
                       ", rows are contiguous, tensors have one dtype, and projections are not given");
   LshProblem problem = lsh_problem(inputs, recipe);
   problem.reachable = reachable;
-  LayerCollisions& layer = state_->layers[inputs.layer];
-  if (layer.made_for != &recipe || layer.head_dim != d) layer = {&recipe, 0, 0, d};
-  if (layer.batch != inputs.batch() || layer.kv_heads != inputs.kv_heads() || layer.seen > keys) {
-    layer.batch = inputs.batch();
-    layer.kv_heads = inputs.kv_heads();
-    layer.codes =
-        Buffer(static_cast<std::size_t>(matrices * most_keys * problem.words()) * sizeof(std::uint64_t), stream);
-    layer.seen = 0;
-  }
+  LayerCollisions& layer = state_->layers.follow(inputs, rule.masker);
   const Index first = std::min(recipe.mean_skips_first, keys), end = std::max(first, keys - recipe.mean_skips_last);
   const bool begins = layer.seen == 0;
   if (begins) {
-    if (layer.projections.bytes() == 0) {
-      const std::vector<float> projections = projections_by_element(recipe, d, inputs.layer);
-      layer.projections = Buffer::copy_of(std::span<const float>(projections), stream);
-    }
+    const std::vector<float> projections = projections_by_element(recipe, d, inputs.layer);
+    layer.projections = Buffer::copy_of(std::span<const float>(projections), stream);
+    layer.codes =
+        Buffer(static_cast<std::size_t>(matrices * most_keys * problem.words()) * sizeof(std::uint64_t), stream);
     layer.means = Buffer::zeros(static_cast<std::size_t>(matrices * d) * sizeof(float), stream);
     layer.largest = Buffer::zeros(static_cast<std::size_t>(inputs.batch()) * sizeof(std::uint32_t), stream);
   }
@@ -157,8 +148,7 @@ float* CollisionScorer::score(const AttentionInputs& inputs, const LshRecipe& re
 }
 
 void CollisionScorer::reset() {
-  if (state_ == nullptr) return;
-  for (auto& [number, layer] : state_->layers) layer.seen = 0;
+  if (state_ != nullptr) state_->layers.reset();
 }
 
 }  // namespace reticle::cuda

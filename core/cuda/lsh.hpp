@@ -6,7 +6,7 @@
 
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/cuda/runtime.hpp>
-#include <reticle/core/ops/lsh.hpp>
+#include <reticle/core/rule.hpp>
 
 namespace reticle::cuda {
 
@@ -20,7 +20,7 @@ class CollisionScorer {
   /// keys whose byte in `reachable` (b * hkv, keys) is 0; null: all keys count. Four launches; for a layer's first keys
   /// one more, and waiting for the projections. DeviceError for a head_dim above 256, recorded projections, or rows
   /// that are not contiguous.
-  float* score(const AttentionInputs& inputs, const LshRecipe& recipe, Index rows, Index most_keys,
+  float* score(const AttentionInputs& inputs, const Rule& rule, Index rows, Index most_keys,
                const std::uint8_t* reachable, Stream stream);
   /// Forgets the codes; to be called before the keys of another sequence.
   void reset();

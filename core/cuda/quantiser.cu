@@ -1,12 +1,13 @@
-#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
+#include <reticle/core/cuda/kept_keys.cuh>
 #include <reticle/core/cuda/launch.cuh>
 #include <reticle/core/cuda/quantiser.hpp>
 #include <reticle/core/cuda/quantiser_block.hpp>
 #include <reticle/core/cuda/tensors.cuh>
+#include <reticle/core/ops/product_quantiser.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
 namespace reticle::cuda {
@@ -55,22 +56,22 @@ Tensor keys_of_head(const TensorView& keys, Index batch, Index kv_head, Stream s
 }
 
 /// Codebooks and codes of one layer, with space for all keys.
-struct QuantisedLayer {
-  const PqRecipe* made_for = nullptr;
+struct QuantisedLayer : KeptKeys {
   Buffer centroids, lifts, radii, codes;
-  Index count = 0, batch = 0, seen = 0;
+  Index count = 0;
 };
 
 }  // namespace
 
 struct QuantisedScorer::State {
   Buffer scores;
-  std::map<int, QuantisedLayer> layers;
+  KeptByLayer<QuantisedLayer> layers;
 };
 
-float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
+float* QuantisedScorer::score(const AttentionInputs& inputs, const Rule& rule, Index rows, Index most_keys,
                               const std::uint8_t* reachable, Stream stream) {
   if (state_ == nullptr) state_ = std::make_shared<State>();
+  const PqRecipe& recipe = *rule.quantiser;
   const Index keys = inputs.keys_length(), matrices = inputs.batch() * inputs.kv_heads(), d = inputs.head_dim();
   if (recipe.parts * recipe.centroids > kMaxTableEntries || inputs.queries.stride(3) != 1 ||
       inputs.keys.stride(3) != 1 || inputs.queries.dtype != inputs.keys.dtype)
@@ -78,8 +79,7 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
                       " centroids, queries " + inputs.queries.describe() + " and keys " + inputs.keys.describe() +
                       "; on a GPU a table has at most " + std::to_string(kMaxTableEntries) +
                       " entries, rows are contiguous, and tensors have one dtype");
-  QuantisedLayer& layer = state_->layers[inputs.layer];
-  if (layer.made_for != &recipe || layer.batch != inputs.batch() || layer.seen > keys) layer = {&recipe};
+  QuantisedLayer& layer = state_->layers.follow(inputs, rule.masker);
   if (layer.seen == 0 && keys > recipe.init_offset) {
     PackedCodebooks packed;
     std::vector<std::uint8_t> counts(reachable == nullptr ? 0 : static_cast<std::size_t>(matrices * keys));
@@ -99,7 +99,6 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
     layer.lifts = Buffer::copy_of(std::span<const float>(packed.lifts), stream);
     layer.radii = Buffer::copy_of(std::span<const float>(packed.radii), stream);
     layer.codes = Buffer(static_cast<std::size_t>(matrices * most_keys * recipe.parts) * sizeof(std::uint16_t), stream);
-    layer.batch = inputs.batch();
   }
   if (state_->scores.bytes() == 0)
     state_->scores = Buffer(static_cast<std::size_t>(rows * most_keys) * sizeof(float), stream);
@@ -122,7 +121,7 @@ float* QuantisedScorer::score(const AttentionInputs& inputs, const PqRecipe& rec
 }
 
 void QuantisedScorer::reset() {
-  if (state_ != nullptr) state_->layers.clear();
+  if (state_ != nullptr) state_->layers.reset();
 }
 
 }  // namespace reticle::cuda

@@ -6,7 +6,7 @@
 
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/cuda/runtime.hpp>
-#include <reticle/core/ops/product_quantiser.hpp>
+#include <reticle/core/rule.hpp>
 
 namespace reticle::cuda {
 
@@ -20,7 +20,7 @@ class QuantisedScorer {
   /// trained on the CPU, from the first keys of a sequence, without those whose byte in `reachable` (b * hkv, keys) is
   /// 0 (null: all keys): that call copies the keys to the host and waits; other calls are two launches. DeviceError for
   /// tables that are too large.
-  float* score(const AttentionInputs& inputs, const PqRecipe& recipe, Index rows, Index most_keys,
+  float* score(const AttentionInputs& inputs, const Rule& rule, Index rows, Index most_keys,
                const std::uint8_t* reachable, Stream stream);
   /// Forgets codebooks and codes; to be called before the keys of another sequence.
   void reset();

@@ -10,7 +10,7 @@
 #include <limits>
 
 #include <reticle/core/cuda/top_k_block.hpp>
-#include <reticle/core/ops/mass.hpp>
+#include <reticle/core/ops/softmax_mass.hpp>
 
 namespace reticle::cuda {
 

@@ -10,7 +10,7 @@
 #include <reticle/core/attention_inputs.hpp>
 #include <reticle/core/base/random.hpp>
 #include <reticle/core/mask/mask.hpp>
-#include <reticle/core/ops/mass.hpp>
+#include <reticle/core/ops/softmax_mass.hpp>
 #include <reticle/core/rule.hpp>
 
 namespace reticle {

@@ -5,9 +5,9 @@
 
 #include <reticle/core/base/checked.hpp>
 #include <reticle/core/base/thread_scratch.hpp>
-#include <reticle/core/ops/mass.hpp>
 #include <reticle/core/ops/order_key.hpp>
 #include <reticle/core/ops/select.hpp>
+#include <reticle/core/ops/softmax_mass.hpp>
 
 namespace reticle {
 namespace {

@@ -14,7 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/core/base/checked.hpp>
-#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 #include <reticle/core/base/output_file.hpp>
 #include <reticle/core/tensor/safetensors.hpp>
 #include <reticle/core/tensor/tensor.hpp>

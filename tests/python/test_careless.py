@@ -44,13 +44,13 @@ def test_selected_blocks_are_numbers_of_blocks():
         with pytest.raises(reticle.ShapeError, match=f"there is no block {number} of 4 in 9 keys"):
             reticle.torch.SelectedBlocks(torch.tensor([[[[0, number]]]]), 4).mask(shape)
     for size in (0, -4, 2**40):
-        with pytest.raises(reticle.ValueError, match=f"block_size is {size}; expected 1 to"):
+        with pytest.raises(reticle.InvalidValueError, match=f"block_size is {size}; expected 1 to"):
             reticle.torch.SelectedBlocks(torch.tensor([[[[0]]]]), size).mask(shape)
 
 
 @pytest.mark.parametrize("band", [{"width": -1}, {"width": 3, "stride": 0}, {"kernel": 0}, {"first_query": -2}])
 def test_bands_without_extents_are_refused(band):
-    with pytest.raises(reticle.ValueError, match="expected"):
+    with pytest.raises(reticle.InvalidValueError, match="expected"):
         reticle.torch.Band(**band).mask((1, 1, 4, 9))
 
 

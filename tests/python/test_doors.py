@@ -64,7 +64,7 @@ def test_an_array_that_changes_while_it_is_read_gives_a_mask_or_an_error():
         try:
             mask = Mask.dense(array)
             assert 0 <= mask.nnz <= array.size and (mask | mask).nnz == mask.nnz
-        except reticle.ValueError as error:
+        except reticle.InvalidValueError as error:
             assert "changed meanwhile" in str(error)
     stop.set()
     thread.join()

@@ -268,7 +268,7 @@ def test_mistakes_are_named_and_change_nothing():
         module(torch.zeros(10), [0, 10])
     state = module.start(2, 6)
     module.extend(torch.zeros(4, 32), [0, 2, 4], state)
-    with pytest.raises(reticle.ValueError, match="do not fit"):
+    with pytest.raises(reticle.InvalidValueError, match="do not fit"):
         module.extend(torch.zeros(6, 32), [0, 1, 6], state)
     assert state.lengths == [2, 2]
     with pytest.raises(reticle.ShapeError, match="cu_seqlens"):

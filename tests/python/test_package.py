@@ -138,7 +138,7 @@ def test_plans_describe_themselves():
         (lambda q, k, v: (q, k, v[:, :, :5]), reticle.ShapeError, "values need the heads and the length of the keys"),
         (lambda q, k, v: (q[0], k, v), reticle.ShapeError, "queries: has 3 dimensions"),
         (lambda q, k, v: (q, k, v, reticle.Mask.full((1, 1, 1, 1))), reticle.ShapeError, "does not fit queries"),
-        (lambda q, k, v: (q * np.nan, k, v), reticle.ValueError, r"row \(0, 0, 0\) is not finite"),
+        (lambda q, k, v: (q * np.nan, k, v), reticle.InvalidValueError, r"row \(0, 0, 0\) is not finite"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, message):

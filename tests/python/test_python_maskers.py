@@ -319,8 +319,8 @@ def test_what_it_keeps_follows_its_sequences_or_is_refused():
         else:
             for call in (lambda: state.truncate(4), lambda: fork.select([0])):  # noqa: B023
                 with pytest.raises(
-                    reticle.ValueError, match='masker "test_keeps" cannot follow its sequence: its class has no'
+                    reticle.InvalidValueError, match='masker "test_keeps" cannot follow its sequence: its class has no'
                 ):
                     call()
-        with pytest.raises(reticle.ValueError, match=r"truncate: -1 keys; expected 0 or more"):
+        with pytest.raises(reticle.InvalidValueError, match=r"truncate: -1 keys; expected 0 or more"):
             state.truncate(-1)

@@ -9,7 +9,6 @@
 
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/masker.hpp>
-#include <reticle/core/masker_docs.hpp>
 #include <reticle/core/registry.hpp>
 
 namespace reticle::config_test {
@@ -206,13 +205,6 @@ TEST(Schema, DescribesFieldsDefaultsAndRequirements) {
   EXPECT_EQ(schema["additionalProperties"], false);
   const Json whole = Json::parse(reticle::schema());
   EXPECT_EQ(whole["$defs"]["maskers"]["items"]["anyOf"].size(), Registry::global().list().size());
-}
-
-TEST(Docs, NameEachFieldWithItsKindItsDefaultAndWhatItSays) {
-  EXPECT_TRUE(Registry::global().contains("test_everything"));
-  const std::string text = describe_masker("test_everything");
-  EXPECT_NE(text.find("| `share` | number | `0.25` | d3 |"), std::string::npos) << text;
-  EXPECT_NE(text.find("| `needed` | integer | required | d11 |"), std::string::npos) << text;
 }
 
 }  // namespace

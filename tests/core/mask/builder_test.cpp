@@ -22,27 +22,6 @@ TEST(MaskBuilder, IntervalsAreClippedToTheKeys) {
   EXPECT_EQ(mask.at(0, 0, 1, 9), 1.0f);
 }
 
-TEST(MaskBuilder, RepresentationIsTheSmallestForItsContent) {
-  const auto kind = [](const std::vector<float>& p) {
-    return Mask::dense({1, 1, 1, static_cast<Index>(p.size())}, p).kind();
-  };
-  std::vector<float> p(6400, 0.0f);
-  EXPECT_EQ(kind(p), MaskKind::empty);
-  std::fill(p.begin(), p.begin() + 3000, 1.0f);
-  EXPECT_EQ(kind(p), MaskKind::runs) << "one long run";
-  std::fill(p.begin(), p.end(), 0.0f);
-  for (std::size_t i = 0; i < p.size(); i += 100) p[i] = 1;
-  EXPECT_EQ(kind(p), MaskKind::csr) << "scattered, 1 %";
-  for (std::size_t i = 0; i < p.size(); i += 3) p[i] = 1;
-  EXPECT_EQ(kind(p), MaskKind::bits) << "scattered, 33 %";
-  for (float& value : p) value *= 0.5f;
-  EXPECT_EQ(kind(p), MaskKind::csr) << "weighted, 33 %";
-  for (std::size_t i = 0; i < p.size(); ++i) p[i] = i % 2 == 0 ? 0.5f : 0.25f;
-  EXPECT_EQ(kind(p), MaskKind::dense) << "weighted everywhere";
-  std::fill(p.begin(), p.end(), 1.0f);
-  EXPECT_EQ(kind(p), MaskKind::full);
-}
-
 TEST(MaskBuilder, RunsOutOfOrderFromAnAuthorAreRefused) {
   EXPECT_EQ(message_of<ShapeError>([] {
               Mask::from_runs({1, 1, 1, 9}, [](RowId, FunctionRef<void(reticle::Run)> emit) {

@@ -18,6 +18,16 @@ TEST(Combine, MasksOfOtherShapesAreRefused) {
   }
 }
 
+TEST(Combine, UnionsByNameAreMergeByRule) {
+  const Mask a = Mask::dense({1, 1, 1, 4}, std::vector<float>{0.5f, 1, 0, 0.25f}),
+             b = Mask::dense({1, 1, 1, 4}, std::vector<float>{0.25f, 0, 0.75f, 0.5f});
+  for (const MergeRule rule : {MergeRule::add, MergeRule::max, MergeRule::independent})
+    EXPECT_EQ(combine(a, b, op_of(rule)), merge(a, b, rule));
+  EXPECT_EQ(combine(a, b, SetOp::max), Mask::dense(a.shape(), std::vector<float>{0.5f, 1, 0.75f, 0.5f}));
+  EXPECT_EQ(combine(a, b, SetOp::intersect), Mask::dense(a.shape(), std::vector<float>{0.25f, 0, 0, 0.25f}));
+  EXPECT_EQ(combine(a, b, SetOp::subtract), Mask::dense(a.shape(), std::vector<float>{0, 1, 0, 0}));
+}
+
 TEST(Combine, AWeightedMaskHasNoComplement) {
   const Mask weighted = Mask::dense({1, 1, 1, 2}, std::vector<float>{0.5f, 1});
   EXPECT_THROW(complement(weighted), ShapeError);
@@ -29,11 +39,6 @@ TEST(Combine, IndependentSamplesOverlapByTheirUnionProbability) {
              b = Mask::dense({1, 1, 1, 1}, std::vector<float>{0.25f});
   EXPECT_FLOAT_EQ(merge(a, b, MergeRule::independent).at(0, 0, 0, 0), 0.625f);
   EXPECT_FLOAT_EQ(merge(a, b).at(0, 0, 0, 0), 0.75f);
-}
-
-TEST(Combine, MoreQueriesThanKeysLeaveTheFirstRowsWithoutCausalKeys) {
-  const Mask causal = restrict_causal(Mask::full({1, 1, 5, 3}));
-  EXPECT_EQ(row_counts(causal), (std::vector<Index>{0, 0, 1, 2, 3}));
 }
 
 // One million queries and keys must have exact counts and take only megabytes.

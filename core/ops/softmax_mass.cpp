@@ -1,9 +1,9 @@
 // The operations of MassScale::of, in the same order and never fused, on a vector of scores at a time: about 30
 // instructions per 8 scores with AVX-512.
-#include <reticle/core/ops/mass.hpp>
+#include <reticle/core/ops/softmax_mass.hpp>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "core/ops/mass.cpp"
+#define HWY_TARGET_INCLUDE "core/ops/softmax_mass.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 

@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 
 namespace reticle {
 namespace {

@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-#include <reticle/core/ops/mass.hpp>
+#include <reticle/core/ops/softmax_mass.hpp>
 
 #include "support/targets.hpp"
 

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <reticle/core/base/nearest.hpp>
+#include <reticle/core/base/did_you_mean.hpp>
 
 namespace reticle {
 namespace {

@@ -1,0 +1,20 @@
+// The arrays of a TileState as the kernels read and write them, once per instruction set. Internal to its source.
+#pragma once
+
+#include <reticle/attention/bf16_kernel.hpp>
+#include <reticle/core/base/types.hpp>
+
+namespace reticle {
+
+/// The arrays of a TileState, as the kernels read and write them.
+struct TileArrays {
+  Index head_dim, value_dim, rows;
+  float *max, *sum;
+  const float* queries;
+  float *scores, *output;
+  const Bf16Pair* query_pairs;  // null: not multiplied in pairs
+  Bf16Pair* weight_pairs;
+  float scaling;
+};
+
+}  // namespace reticle
