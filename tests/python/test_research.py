@@ -7,23 +7,24 @@ import sys
 import warnings
 
 import pytest
+import reticle
 from reticle._moved import MOVED
 
 NEEDS = {"evaluate": ["torch", "transformers"], "hat": ["torch"], "report": ["torch", "transformers"]}
 
 
-def without(monkeypatch, old):
+def forget(old):
     """Makes an old path be imported anew, as in a process that did not import it before."""
-    monkeypatch.delitem(sys.modules, f"reticle.{old}", raising=False)
-    monkeypatch.delattr(sys.modules["reticle"], old, raising=False)
+    sys.modules.pop(f"reticle.{old}", None)
+    vars(reticle).pop(old, None)
 
 
 @pytest.mark.parametrize("name", MOVED)
 @pytest.mark.parametrize("statement", ["import reticle.{0} as found", "from reticle import {0} as found"])
-def test_an_old_path_gives_the_new_module_and_warns_once_where_it_is_imported(name, statement, monkeypatch):
+def test_an_old_path_gives_the_new_module_and_warns_once_where_it_is_imported(name, statement):
     for package in NEEDS.get(name, []):
         pytest.importorskip(package)
-    without(monkeypatch, name)
+    forget(name)
     names = {"__name__": "caller"}
     code = compile(statement.format(name), "caller.py", "exec")
     with warnings.catch_warnings(record=True) as caught:
@@ -37,8 +38,8 @@ def test_an_old_path_gives_the_new_module_and_warns_once_where_it_is_imported(na
     assert warning.filename == "caller.py" and warning.lineno == 1
 
 
-def test_names_imported_from_an_old_path_are_those_of_the_new_one(monkeypatch):
-    without(monkeypatch, "search")
+def test_names_imported_from_an_old_path_are_those_of_the_new_one():
+    forget("search")
     with pytest.warns(
         DeprecationWarning, match=r"^reticle\.search is reticle\.research\.search now; import that instead$"
     ):
@@ -48,8 +49,8 @@ def test_names_imported_from_an_old_path_are_those_of_the_new_one(monkeypatch):
     assert Choice is search.Choice
 
 
-def test_pickles_that_name_an_old_path_load(monkeypatch):
-    without(monkeypatch, "search")
+def test_pickles_that_name_an_old_path_load():
+    forget("search")
     from reticle.research.search import Choice
 
     text = pickle.dumps(Choice((1, 2)), protocol=0).replace(b"reticle.research.search", b"reticle.search")
@@ -68,8 +69,6 @@ def test_the_package_itself_imports_no_old_path():
 
 
 def test_research_names_its_modules_and_no_others():
-    import reticle
-
     assert reticle.research.benchmarks.BENCHMARKS
     with pytest.raises(AttributeError, match=r"^module 'reticle\.research' has no attribute 'nothing'$"):
         reticle.research.nothing  # noqa: B018
