@@ -8,6 +8,9 @@
 
 Columns are context, question, answer_prefix, answers, max_new_tokens and task, as the published versions for KV-cache
 compression have them. `reticle.research.evaluate` runs a model over samples.
+
+Generated tasks are texts of words for Hugging Face models with any tokenizer; `reticle evaluate --tasks` has its own
+(tools/evaluation.hpp), of bytes, for the byte models that the command runs.
 """
 
 from __future__ import annotations
