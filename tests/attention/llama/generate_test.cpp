@@ -7,7 +7,6 @@
 
 #include <reticle/attention/llama/generate.hpp>
 
-#include "support/maskers.hpp"
 #include "support/models.hpp"
 
 namespace reticle::testing {
