@@ -9,11 +9,13 @@ import warnings
 MOVED = ("benchmarks", "evaluate", "hat", "metrics", "report", "search")
 
 
-def give_new_module(old: str) -> None:
-    """Puts the module of the new path under the old one in sys.modules, so that both are one object: monkeypatches are
-    seen under both names, and old pickles load. Called by the module at the old path, whose body runs once per process;
-    so the warning is given once."""
-    new = old.replace("reticle.", "reticle.research.", 1)
+def give_new_module(name: str) -> None:
+    """Makes sys.modules["reticle.<name>"] the module reticle.research.<name>, and warns at the line that imports it.
+
+    As both paths give one object, monkeypatches are seen under both, and old pickles load. The module at the old path
+    calls this in its body, which runs once per process; so the warning is given once.
+    """
+    old, new = f"reticle.{name}", f"reticle.research.{name}"
     sys.modules[old] = importlib.import_module(new)
     # `stacklevel` cannot name the importing line, because `from reticle import X` passes through more of our frames
     # than `import reticle.X`.

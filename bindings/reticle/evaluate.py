@@ -3,4 +3,4 @@
 from reticle._moved import give_new_module
 from reticle.research.evaluate import *  # noqa: F403 - for type checkers
 
-give_new_module(__name__)
+give_new_module("evaluate")

@@ -55,7 +55,8 @@ def attach(
 
     Args:
         keep_masks: record every call's mask (`Attachment.masks`), for pictures.
-        metrics: a logger for the density and the output error of every call.
+        metrics: a logger for the density and the output error of every call, such as
+            reticle.research.metrics.MetricLogger.
         evict: generate with a SparseCache that drops the keys that `generation` will never attend to again. Only some
             maskers leave such keys: snap_kv, tova, h2o, sinks and windows. The output stays the same; tokens of a
             further prompt need `stage("generation")`.
