@@ -8,7 +8,7 @@ The default is the bundled byte-level model. Needs torch and transformers.
 import argparse
 
 import torch
-from reticle.evaluate import ByteTokenizer
+from reticle.research.evaluate import ByteTokenizer
 from reticle.sparse_attention_decoder import AttentionConfig, SparseAttention
 from transformers import AutoTokenizer
 

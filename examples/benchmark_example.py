@@ -10,7 +10,7 @@ from pathlib import Path
 
 import reticle
 import torch
-from reticle import evaluate
+from reticle.research import evaluate
 from reticle.sparse_attention_decoder import BUNDLED, AttentionConfig, SparseAttention, compare
 from transformers import AutoTokenizer
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import reticle.hf
 import torch
-from reticle.evaluate import ByteTokenizer
 from reticle.maskers import LocalConfig, QuestTopKConfig, SinkConfig
+from reticle.research.evaluate import ByteTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BUNDLED = Path(__file__).parent / "data/byte-llama-3m"

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 import matplotlib
-from reticle import search
 from reticle.maskers import LocalConfig, OracleTopKConfig, QuestTopKConfig, SinkConfig, SocketConfig
+from reticle.research import search
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -19,7 +19,7 @@ from reticle.hub import (
     ResearchAttentionConfig,
     SinkMaskerConfig,
 )
-from reticle.metrics import MetricLogger, summary
+from reticle.research.metrics import MetricLogger, summary
 
 WINDOW = [SinkMaskerConfig(sink_size=16), LocalMaskerConfig(window_size=64)]
 ATTENTIONS = {

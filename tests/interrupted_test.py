@@ -1,8 +1,8 @@
 """A run that is killed, or whose disk fills up, between any two changes to its files keeps all completed results, once
 each.
 
-The runs are those that can be resumed: `reticle evaluate --output`, and in the Python package `reticle.search.run` and
-`reticle.evaluate.answer` (skipped without the package, pandas or torch).
+The runs are those that can be resumed: `reticle evaluate --output`, and in the Python package
+`reticle.research.search.run` and `reticle.research.evaluate.answer` (skipped without the package, pandas or torch).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ for line in sys.stdin:
 """
 SEARCH_IMPORTS = """
 import pandas
-from reticle import search
+from reticle.research import search
 def measure(trial):
     return {"error": trial[0]["sink_size"] / 10, "density": 0.5}
 """
@@ -66,8 +66,8 @@ search.run(space, measure, output=folder + "/trials.jsonl", progress=False)
 ANSWER_IMPORTS = """
 import torch
 torch.set_num_threads(1)
-from reticle import evaluate
-from reticle.benchmarks import Sample
+from reticle.research import evaluate
+from reticle.research.benchmarks import Sample
 from transformers import LlamaConfig, LlamaForCausalLM
 """
 ANSWER = """

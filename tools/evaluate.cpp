@@ -16,10 +16,10 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
-#include <reticle/attention/llama/evaluate.hpp>
 #include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/output_file.hpp>
 
+#include "evaluation.hpp"
 #include "options.hpp"
 
 namespace reticle::tools {

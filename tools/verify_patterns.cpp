@@ -11,7 +11,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
-#include <reticle/attention/llama/evaluate.hpp>
+#include <reticle/attention/llama/loss.hpp>
 #include <reticle/attention/llama/self_attention.hpp>
 #include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/combine.hpp>

@@ -18,7 +18,7 @@ def _convert_hat(arguments: list[str]) -> int:
     parser.add_argument("target", help="the .safetensors file to write")
     options = parser.parse_args(arguments)
     try:
-        from reticle import hat
+        from reticle.research import hat
     except ImportError as error:
         print(f"reticle convert-hat: {error}; it needs torch and safetensors", file=sys.stderr)
         return 2
@@ -33,7 +33,7 @@ def _convert_hat(arguments: list[str]) -> int:
 
 def _evaluate_and_plot(arguments: list[str]) -> int:
     try:
-        from reticle import report
+        from reticle.research import report
     except ImportError as error:
         print(f"reticle evaluate --plot: {error}; it needs torch, transformers and tqdm", file=sys.stderr)
         return 2

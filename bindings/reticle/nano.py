@@ -17,7 +17,7 @@
 
 Masks are bool and True where a connection is *pruned*, as in nano-sparse-attention; elsewhere in Reticle True keeps.
 The handler processes whole sequences, as in teacher forcing; for patterns that run on a model's cache, use
-`reticle.hf.attach` and `reticle.evaluate.loss`.
+`reticle.hf.attach` and `reticle.research.evaluate.loss`.
 """
 
 from __future__ import annotations
@@ -456,7 +456,7 @@ def model_forward(model: Any, model_inputs: Iterable[Mapping[str, Any]], inferen
     Raises:
         ValueError: without examples, or when an output_length leaves no prompt.
     """
-    from reticle.evaluate import tokens_of
+    from reticle.research.evaluate import tokens_of
 
     update_attention(model, inference_handler)
     losses = []

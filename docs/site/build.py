@@ -139,10 +139,15 @@ def _pipeline_with(kind: str, configs: list[tuple[str, Any]]) -> tuple[str, Any,
 
 
 def python_api(source: Path, target: Path, package: Path) -> None:
-    """A page for each public module."""
+    """A page for each public module, except the old paths of those that moved."""
+    from reticle._moved import MOVED
+
     shutil.copytree(package, source / "python/reticle", symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
-    entries = sorted((ROOT / "bindings/reticle").glob("[!_]*"))
-    modules = ["reticle", *(f"reticle.{path.stem}" for path in entries if path.suffix == ".py" or path.is_dir())]
+    modules = ["reticle"]
+    for folder, prefix, hidden in (("", "reticle", MOVED), ("research", "reticle.research", ())):
+        entries = sorted((ROOT / "bindings/reticle" / folder).glob("[!_]*"))
+        stems = [path.stem for path in entries if path.suffix == ".py" or path.is_dir()]
+        modules += [f"{prefix}.{stem}" for stem in stems if stem not in hidden]
     (target / "api").mkdir()
     lines = ["# Python API\n"]
     for module in modules:

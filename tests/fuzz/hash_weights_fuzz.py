@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from reticle import FormatError, hat
+from reticle import FormatError
+from reticle.research import hat
 
 
 def weights(draw: random.Random, as_numpy: bool) -> dict[int, dict[str, list[Any]]]:

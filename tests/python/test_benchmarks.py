@@ -4,8 +4,8 @@ import csv
 import json
 
 import pytest
-from reticle import benchmarks
-from reticle.benchmarks import Sample
+from reticle.research import benchmarks
+from reticle.research.benchmarks import Sample
 
 ROW = {
     "context": "It rained all day.",

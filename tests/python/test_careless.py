@@ -232,7 +232,7 @@ def other_error_of(trial):
 
 def test_a_searchs_file_is_of_one_measure(tmp_path):
     pytest.importorskip("pandas")
-    from reticle import search
+    from reticle.research import search
 
     space, output = [SinkConfig(sink_size=4)], tmp_path / "trials.jsonl"
     assert search.run(space, error_of, output=output, progress=False)["error"][0] == 1.0
@@ -257,7 +257,7 @@ def test_a_searchs_file_is_of_one_measure(tmp_path):
 
 
 def test_examples_are_one_sequence_each():
-    evaluate = pytest.importorskip("reticle.evaluate")
+    evaluate = pytest.importorskip("reticle.research.evaluate")
     ids = torch.arange(10)
     assert evaluate.tokens_of({"input_ids": ids, "output_length": 4}, 0)[1] == 4
     with pytest.raises(ValueError, match=r"input_ids are \(2, 5\); expected one sequence"):

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from reticle import benchmarks, metrics
-from reticle.benchmarks import Sample
+from reticle.research import benchmarks, metrics
+from reticle.research.benchmarks import Sample
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed; ./bootstrap test --torch does"
 )
-evaluate = pytest.importorskip("reticle.evaluate")
+evaluate = pytest.importorskip("reticle.research.evaluate")
 
 MODEL = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m"
 LOCAL = {"maskers": [{"type": "sink", "sink_size": 4}, {"type": "local", "window_size": 32}]}

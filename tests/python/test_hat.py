@@ -16,7 +16,7 @@ from reticle.maskers import from_dict, pipeline
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 safetensors = pytest.importorskip("safetensors.torch")
-hat = pytest.importorskip("reticle.hat")
+hat = pytest.importorskip("reticle.research.hat")
 
 HEADS, DIM, HIDDEN, BITS = 4, 8, 6, 16
 

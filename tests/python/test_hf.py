@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reticle
-from reticle import metrics
+from reticle.research import metrics
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 transformers = pytest.importorskip(

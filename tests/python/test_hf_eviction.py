@@ -13,7 +13,7 @@ hf = pytest.importorskip("reticle.hf")
 
 import reticle  # noqa: E402
 from reticle.maskers import QuestTopKConfig, SinkConfig  # noqa: E402
-from reticle.metrics import MetricLogger  # noqa: E402
+from reticle.research.metrics import MetricLogger  # noqa: E402
 
 PROMPT, TOKENS = 200, 150
 PATTERNS = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reticle
 import reticle.maskers
-from reticle import metrics
+from reticle.research import metrics
 
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 hub = pytest.importorskip("reticle.hub")
@@ -204,7 +204,7 @@ def test_maskers_are_found_by_the_type_of_their_config():
 
 
 def test_weights_are_given_as_tensors_or_as_a_file_of_either_form(tmp_path):
-    hat = pytest.importorskip("reticle.hat")
+    hat = pytest.importorskip("reticle.research.hat")
     random = np.random.default_rng(0)
     shapes = {"matrix": [(2, 8, 12), (2, 12, 16)], "bias": [(2, 12), (2, 16)]}
     weights = {
@@ -393,7 +393,7 @@ def by_mask(model, tokenizer, context, question, kept):
 
 def test_an_adapter_answers_questions_about_a_context():
     transformers = pytest.importorskip("transformers")
-    evaluate = pytest.importorskip("reticle.evaluate")
+    evaluate = pytest.importorskip("reticle.research.evaluate")
     folder = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = evaluate.ByteTokenizer()
@@ -421,7 +421,7 @@ def test_an_adapter_answers_questions_about_a_context():
 
 def test_the_masker_of_the_documentation_serves_a_model():
     transformers = pytest.importorskip("transformers")
-    evaluate, hf = pytest.importorskip("reticle.evaluate"), pytest.importorskip("reticle.hf")
+    evaluate, hf = pytest.importorskip("reticle.research.evaluate"), pytest.importorskip("reticle.hf")
     source = Path(os.environ["RETICLE_SOURCE_DIR"])
     code = (source / "docs/hub.md").read_text().split("```python\n")[2].partition("```")[0]
     names = {**vars(hub), "dataclass": dataclasses.dataclass, "torch": torch}

@@ -122,8 +122,8 @@ def test_other_ways_of_sampling_are_refused_by_name():
 
 def test_adapters_interfaces_and_attributes():
     transformers = pytest.importorskip("transformers")
-    from reticle import evaluate
     from reticle.hub.adapters import ModelAdapter, ModelHubAdapterInterface, SparseAttentionAdapterInterface
+    from reticle.research import evaluate
 
     for interface in (ModelAdapter, ModelHubAdapterInterface, SparseAttentionAdapterInterface):
         with pytest.raises(TypeError):

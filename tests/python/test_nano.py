@@ -117,7 +117,7 @@ def test_stages_that_a_pattern_does_not_serve_and_lengths_that_leave_nothing_are
 
 def test_a_models_loss_and_sparsity_are_those_of_its_cached_evaluation():
     transformers = pytest.importorskip("transformers")
-    evaluate = pytest.importorskip("reticle.evaluate")
+    evaluate = pytest.importorskip("reticle.research.evaluate")
     model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     text = b"It was the best of times, it was the worst of times, it was the age of wisdom."
     examples = [{"input_ids": torch.tensor([list(text)]), "attention_mask": None, "output_length": n} for n in (1, 20)]

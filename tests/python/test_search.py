@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import reticle
-from reticle import search
 from reticle.maskers import LocalConfig, OracleTopKConfig, SinkConfig
+from reticle.research import search
 
 pytest.importorskip("pandas", reason="pandas is not installed; ./bootstrap test --torch installs it")
 pytest.importorskip("tqdm")

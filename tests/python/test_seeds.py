@@ -755,7 +755,7 @@ def test_nano_a_new_pattern_attends_and_counts_its_sparsity(written):
 
 
 def test_nano_a_handler_switches_a_model_between_a_new_pattern_and_its_generation():
-    nano, evaluate = pytest.importorskip("reticle.nano"), pytest.importorskip("reticle.evaluate")
+    nano, evaluate = pytest.importorskip("reticle.nano"), pytest.importorskip("reticle.research.evaluate")
     model = model_of_bytes()
     whole = {"args, kwargs": "*args, **kwargs"}
     pattern = run(SKELETON, {**FILLED_IN, **whole}, Attention=nano.Attention).MyNewAttention(window_size=16)
@@ -785,7 +785,7 @@ def test_nano_a_handler_switches_a_model_between_a_new_pattern_and_its_generatio
 
 
 def test_nano_losses_sparsities_and_pictures_of_a_text_come_by_one_command(tmp_path):
-    pytest.importorskip("reticle.report")
+    pytest.importorskip("reticle.research.report")
     pytest.importorskip("matplotlib")
     (tmp_path / "text.txt").write_text(TEXT)
     config = {"causal": True, "maskers": [{"type": "local", "window_size": 10}]}
@@ -828,7 +828,7 @@ class ChatTokenizer:
 
 
 def test_nano_examples_of_a_text_stand_in_a_chat_template_or_not():
-    report = pytest.importorskip("reticle.report")
+    report = pytest.importorskip("reticle.research.report")
     options = {"window": 20, "output_length": 5}
     plain = report.text_examples(ChatTokenizer(), TEXT, **options)
     assert len(plain) == len(TEXT) // 20
@@ -848,7 +848,7 @@ def test_nano_examples_of_a_text_stand_in_a_chat_template_or_not():
             report.text_examples(ChatTokenizer(), TEXT, **wrong)
     with pytest.raises(ValueError, match="the tokenizer has none"):
         report.text_examples(
-            pytest.importorskip("reticle.evaluate").ByteTokenizer(), TEXT, **options, chat_template=True
+            pytest.importorskip("reticle.research.evaluate").ByteTokenizer(), TEXT, **options, chat_template=True
         )
 
 

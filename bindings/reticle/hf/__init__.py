@@ -25,8 +25,8 @@ from reticle.hf._visibility import visibility
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from reticle._metrics import MetricLog
     from reticle.hf._attach import Config
-    from reticle.metrics import MetricLogger
 
 __all__ = ["NAME", "Attachment", "SparseCache", "attach", "pipeline_of"]
 
@@ -41,7 +41,7 @@ def attach(
     prefill: Config = None,
     generation: Config = None,
     keep_masks: bool = False,
-    metrics: MetricLogger | None = None,
+    metrics: MetricLog | None = None,
     evict: bool = False,
 ) -> Attachment:
     """Makes Reticle compute a model's attention: prompts by `prefill`, the tokens generated after them by `generation`.
@@ -55,7 +55,8 @@ def attach(
 
     Args:
         keep_masks: record every call's mask (`Attachment.masks`), for pictures.
-        metrics: a logger for the density and the output error of every call.
+        metrics: a logger for the density and the output error of every call, such as
+            reticle.research.metrics.MetricLogger.
         evict: generate with a SparseCache that drops the keys that `generation` will never attend to again. Only some
             maskers leave such keys: snap_kv, tova, h2o, sinks and windows. The output stays the same; tokens of a
             further prompt need `stage("generation")`.

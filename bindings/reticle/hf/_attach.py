@@ -22,13 +22,13 @@ import reticle
 import reticle._core as _core
 import reticle.maskers
 import reticle.torch
+from reticle._metrics import DENSITY, OUTPUT_ERROR
 from reticle.hf._attention import Call, cache_in
 from reticle.hf._cache import GrowingLayer, LayerRows, Row
 from reticle.hf._compiled import number_layer
 from reticle.hf._evicting import EvictingLayer
 from reticle.hf._sparse_cache import SparseCache
 from reticle.maskers import MaskerConfig
-from reticle.metrics import DENSITY, OUTPUT_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from reticle import SequenceState, SparseAttention, StageRecord
+    from reticle._metrics import MetricLog
     from reticle.hf._evicting import StoredRow
     from reticle.hf._visibility import Visibility
-    from reticle.metrics import MetricLogger
 
     Config: TypeAlias = SparseAttention | str | Path | Mapping[str, Any] | Sequence[MaskerConfig] | None
     Stage: TypeAlias = Literal["prefill", "generation"]
@@ -118,7 +118,7 @@ class Patterns:
         self._sparse = tuple(_has_maskers(pipeline, stage) for pipeline, stage in zip(pipelines, STAGES, strict=True))
         self._observed = self._pipeline.observed_queries
         self._whole = self._pipeline.maskers_of_whole_prompts("prefill")
-        self._metrics: MetricLogger | None = None
+        self._metrics: MetricLog | None = None
         self.state: SequenceState = _core.SequenceState(record="figures")
         self._masks: dict[Stage, list[tuple[int, reticle.Mask]]] = {stage: [] for stage in STAGES}
         self._call = _Call()
@@ -339,14 +339,14 @@ class Attachment(Patterns):
         generation: Config,
         *,
         keep_masks: bool,
-        metrics: MetricLogger | None,
+        metrics: MetricLog | None,
         evict: bool,
     ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"model is a {name}; expected a model of transformers (PreTrainedModel)")
         if metrics is not None and not hasattr(metrics, "wants"):
-            raise TypeError(f"metrics is {metrics!r}; expected a reticle.metrics.MetricLogger")
+            raise TypeError(f"metrics is {metrics!r}; expected a reticle.research.metrics.MetricLogger")
         for word, given in (("keep_masks", keep_masks), ("evict", evict)):
             if not isinstance(given, bool):
                 raise TypeError(f"{word} is {given!r}; expected True or False")

@@ -196,8 +196,8 @@ class ModelAdapterHF(ModelAdapter):
         Raises:
             ValueError: for other settings.
         """
-        from reticle import evaluate
-        from reticle.benchmarks import Sample
+        from reticle.research import evaluate
+        from reticle.research.benchmarks import Sample
 
         settings = {**(generation_kwargs or {}), **(request_kwargs or {}), **kwargs}
         if settings.pop("do_sample", False):

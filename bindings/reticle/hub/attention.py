@@ -13,15 +13,15 @@ from torch import Tensor
 import reticle
 import reticle._core as _core
 from reticle._layer_words import not_understood
+from reticle._metrics import DENSITY, OUTPUT_ERROR
 from reticle.hub.logger import MicroMetricLogger
 from reticle.hub.mask import Mask
 from reticle.hub.maskers import BuiltIn, Chain, ResearchMasker, of_keys
-from reticle.metrics import DENSITY, OUTPUT_ERROR
 from reticle.torch import dense_weights, without_gradients
 
 if TYPE_CHECKING:
+    from reticle._metrics import MetricLog
     from reticle.hub.configs import MaskerConfig
-    from reticle.metrics import MetricLogger
 
 _METRICS = {DENSITY: "research_attention_density", OUTPUT_ERROR: "research_attention_output_error"}
 #: Keyword arguments that would change the scores; refused even if a masker reads them.
@@ -85,7 +85,7 @@ class ResearchAttention(SparseAttention):
         sparse_attention_config: SparseAttentionConfig,
         maskers: Sequence[ResearchMasker],
         *,
-        metrics: MetricLogger | None = None,
+        metrics: MetricLog | None = None,
     ) -> None:
         """
         Raises:
@@ -106,9 +106,7 @@ class ResearchAttention(SparseAttention):
         self._chain = Chain(list(maskers))
 
     @classmethod
-    def create_from_config(
-        cls, config: SparseAttentionConfig, metrics: MetricLogger | None = None
-    ) -> ResearchAttention:
+    def create_from_config(cls, config: SparseAttentionConfig, metrics: MetricLog | None = None) -> ResearchAttention:
         """Makes the attention of a config; `metrics` logs the density and the output error of every call, as
         MicroMetricLogger does once it is configured.
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from reticle import _masker
 from reticle._core import ConfigError
-from reticle.search import Choice
+from reticle.research.search import Choice
 
 Size = int | float
 Places = Sequence[int | str] | None
@@ -240,7 +240,8 @@ class HashAttentionTopKMaskerConfig(TopKMaskerConfig):
         path."""
         from safetensors.torch import save_file
 
-        from reticle import FormatError, hat
+        from reticle import FormatError
+        from reticle.research import hat
 
         content = hat.read(str(self.hat_weight_file)) if weights is None else dict(weights)
         try:

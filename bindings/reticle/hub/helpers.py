@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import reticle._core as _core
-from reticle import FormatError, hat
+from reticle import FormatError
 from reticle.hub.mask import Mask
+from reticle.research import hat
 
 HatWeights = dict[int, dict[str, list[Tensor]]]
 _NAME = re.compile(r"hat\.\d+\.(query|key)_(matrix|bias)\.\d+")

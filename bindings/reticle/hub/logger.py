@@ -37,7 +37,7 @@ class LogEvent:
 class MicroMetricLogger:
     """Writes the enabled metrics once a folder is configured; every `MicroMetricLogger()` is the same object.
 
-    `reticle.metrics.records` and `summary` read its file. Nothing is dropped: events are written after every
+    `reticle.research.metrics.records` and `summary` read its file. Nothing is dropped: events are written after every
     `flush_every` events, after `flush_interval` seconds, by `flush`, and when the process ends.
     """
 

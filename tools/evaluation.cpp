@@ -1,21 +1,16 @@
+#include "evaluation.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <span>
 #include <vector>
 
-#include <reticle/attention/llama/evaluate.hpp>
 #include <reticle/attention/llama/generate.hpp>
+#include <reticle/attention/llama/loss.hpp>
 #include <reticle/core/base/stopwatch.hpp>
 
-namespace reticle {
+namespace reticle::tools {
 namespace {
-
-double cross_entropy(std::span<const float> logits, std::int32_t target) {
-  const float max = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - static_cast<double>(max));
-  return static_cast<double>(max) + std::log(sum) - static_cast<double>(logits[static_cast<std::size_t>(target)]);
-}
 
 std::span<const float> row_of(const TensorView& logits, Index row) {
   return {logits.at<float>(row, 0), static_cast<std::size_t>(logits.size(1))};
@@ -44,24 +39,6 @@ StagedLogits staged_forward(const Decoder& decoder, std::span<const std::int32_t
 }
 
 }  // namespace
-
-double loss_of_last(const TensorView& logits, std::span<const std::int32_t> tokens, Index output_length) {
-  require_rank(logits, 2, "loss: logits");
-  const auto count = static_cast<Index>(tokens.size());
-  if (logits.size(0) != count || logits.dtype != DType::f32 || output_length < 1 || output_length >= count)
-    throw ShapeError("loss: the last " + std::to_string(output_length) + " of " + std::to_string(count) +
-                     " tokens by logits " + logits.describe() +
-                     "; expected F32 logits of every token, and at least one token before those that count");
-  double sum = 0;
-  for (Index i = count - output_length; i < count; ++i) {
-    const std::int32_t target = tokens[static_cast<std::size_t>(i)];
-    if (target < 0 || target >= logits.size(1))
-      throw ValueError("loss: token " + std::to_string(i) + " is " + std::to_string(target) + "; there are " +
-                       std::to_string(logits.size(1)) + " logits");
-    sum += cross_entropy(row_of(logits, i - 1), target);
-  }
-  return sum / static_cast<double>(output_length);
-}
 
 double LossResult::perplexity() const { return std::exp(loss); }
 
@@ -250,4 +227,4 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
   return result;
 }
 
-}  // namespace reticle
+}  // namespace reticle::tools

@@ -1,4 +1,5 @@
-// The cost of a sparse pattern in quality: loss over text, and retrieval from generated contexts.
+// The cost of a sparse pattern in quality: loss over text, and retrieval from generated contexts. The tasks are for the
+// byte models that the command runs; reticle.research.benchmarks has tasks of whole words, for Hugging Face models.
 #pragma once
 
 #include <functional>
@@ -8,12 +9,7 @@
 
 #include <reticle/attention/llama/decoder.hpp>
 
-namespace reticle {
-
-/// Mean cross-entropy, in nats, of the last `output_length` of `tokens`, each predicted from the logits (tokens,
-/// vocab_size) F32 of the token before it: the loss of nano-sparse-attention. ShapeError unless output_length is in [1,
-/// tokens).
-RETICLE_API double loss_of_last(const TensorView& logits, std::span<const std::int32_t> tokens, Index output_length);
+namespace reticle::tools {
 
 /// Called before each part of a long evaluation with the parts done so far; may throw to stop it.
 using EvaluationProgress = std::function<void(Index done, Index total)>;
@@ -28,7 +24,7 @@ struct LossOptions {
   EvaluationProgress progress;
 };
 
-struct RETICLE_API LossResult {
+struct LossResult {
   double loss = 0;   // nats per token
   Index tokens = 0;  // tokens that counted
   double seconds = 0;
@@ -38,8 +34,8 @@ struct RETICLE_API LossResult {
 
 /// The loss over consecutive windows of the text: window w's inputs are tokens [w * window, (w + 1) * window), its
 /// targets the same tokens shifted by one. ValueError when the text has no whole window and one more token.
-RETICLE_API LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> text,
-                                     const LossOptions& options = {}, const Context& context = {});
+LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> text, const LossOptions& options = {},
+                         const Context& context = {});
 
 /// Generated contexts with something to retrieve, after RULER (Hsieh et al. 2024).
 enum class RetrievalTask : std::uint8_t {
@@ -49,7 +45,7 @@ enum class RetrievalTask : std::uint8_t {
   variable_tracking,  // a chain of assignments distributed over the text; the answer is the value of the last
 };
 /// The name of a task, such as "repeated_phrase".
-RETICLE_API std::string_view name_of(RetrievalTask task);
+std::string_view name_of(RetrievalTask task);
 
 struct RetrievalExample {
   std::string prompt, answer;
@@ -57,8 +53,7 @@ struct RetrievalExample {
 };
 /// A prompt of `length` bytes filled with pieces of `filler`, and its answer, determined by the seed. ValueError when
 /// the length is too short for the task, or the filler has no words.
-RETICLE_API RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler,
-                                          std::uint64_t seed);
+RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler, std::uint64_t seed);
 
 struct RetrievalOptions {
   RetrievalTask task = RetrievalTask::needle;
@@ -80,7 +75,7 @@ struct RetrievalResult {
 
 /// For a model with a byte-level vocabulary: prompts are prefilled, answers generated (teacher-forced). ValueError for
 /// another vocabulary.
-RETICLE_API RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view filler,
-                                               const RetrievalOptions& options = {}, const Context& context = {});
+RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view filler,
+                                   const RetrievalOptions& options = {}, const Context& context = {});
 
-}  // namespace reticle
+}  // namespace reticle::tools

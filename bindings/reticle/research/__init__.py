@@ -1,0 +1,28 @@
+"""Tools for research with Reticle: what patterns cost a model, and which patterns to choose.
+
+| module | contents |
+|---|---|
+| `benchmarks` | long-context data sets, generated tasks (RULER), and the scores of answers |
+| `evaluate` | a Hugging Face model's answers to them, and its loss |
+| `report` | losses, sparsities and pictures of masks of a model on a text: `reticle evaluate --plot` |
+| `search` | search over configs for density and error |
+| `metrics` | logs of density and output error by layer |
+| `hat` | conversion of published HashAttention weights: `reticle convert-hat` |
+
+`pip install 'reticle-attention[research]'` installs what they import. The rest of the package does not need them, except
+`reticle.hub`, which has sparse-attention-hub's evaluation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if not TYPE_CHECKING:  # type checkers see the imports
+
+    def __getattr__(name: str) -> Any:
+        """Imports a module on first use, because most import torch or transformers."""
+        if name.startswith("_") or importlib.util.find_spec(f"reticle.research.{name}") is None:
+            raise AttributeError(f"module 'reticle.research' has no attribute {name!r}")
+        return importlib.import_module(f"reticle.research.{name}")

@@ -1,0 +1,438 @@
+"""Measures what sparse patterns cost a Hugging Face model: answers to long-context questions, and loss.
+
+    from reticle.research import benchmarks, evaluate
+
+    samples = benchmarks.generate("niah_multikey", tokenizer, length=8192, samples=50)
+    result = evaluate.answer(
+        model, tokenizer, samples, benchmark="ruler", generation="configs/quest.json", output_dir="results/quest"
+    )
+    print(result.overall_score, result.task_scores)
+
+The pipeline `prefill` (dense by default) computes the context; `generation` computes the question and the answer, as in
+sparse-attention-hub. Results are files: raw_results.csv gets a row as soon as a sample is done, so that a stopped run
+can be resumed; metrics.json; config.json; micro_metrics.jsonl (density and error, on request).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+
+import reticle._core as _core
+from reticle.hf import SparseCache, attach, pipeline_of
+from reticle.hf._attach import STAGES
+from reticle.research import benchmarks
+from reticle.research.metrics import MetricLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from transformers import PreTrainedModel
+
+    from reticle import Mask
+    from reticle.hf import Attachment
+    from reticle.hf._attach import Config
+    from reticle.research.benchmarks import Sample, Tokenizer
+
+_SEPARATOR = "\x1e reticle: the context ends here \x1e"
+_COLUMNS = ("index", "task", "question", "answers", "predicted_answer", "score", "context_tokens", "density", "seconds")
+
+
+class ByteTokenizer:
+    """A tokenizer whose tokens are bytes, for byte-level models such as the bundled one."""
+
+    eos_token_id: int | None = None
+    chat_template: str | None = None
+
+    @overload
+    def encode(self, text: str, /, *, add_special_tokens: bool = True, return_tensors: None = None) -> list[int]: ...
+    @overload
+    def encode(
+        self, text: str, /, *, add_special_tokens: bool = True, return_tensors: Literal["pt"]
+    ) -> torch.Tensor: ...
+    def encode(
+        self, text: str, /, *, add_special_tokens: bool = True, return_tensors: Literal["pt"] | None = None
+    ) -> list[int] | torch.Tensor:
+        """The bytes of the text in UTF-8; with return_tensors="pt" a tensor (1, length), as transformers' tokenizers
+        return it."""
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f'return_tensors is {return_tensors!r}; expected None or "pt"')
+        tokens = list(text.encode())
+        return tokens if return_tensors is None else torch.tensor([tokens])
+
+    def __call__(self, text: str, /, *, return_tensors: Literal["pt"]) -> dict[str, torch.Tensor]:
+        """{input_ids, attention_mask}, (1, length) each."""
+        ids = self.encode(text, return_tensors=return_tensors)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def decode(self, token_ids: Iterable[int], /) -> str:
+        """The text of the bytes; invalid UTF-8 becomes replacement characters."""
+        return bytes(int(token) for token in token_ids).decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores are means in [0, 100]; None if nothing could be scored."""
+
+    overall_score: float | None
+    task_scores: dict[str, float | None]
+    samples: int
+    density: float
+    """Keys that questions and answers attended to, over those that causality left."""
+
+
+def _progress(samples: Sequence[Any], shown: bool, label: str) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    bar: Iterable[Any] = tqdm(samples, desc=label, disable=not shown)
+    return bar
+
+
+def _encode(tokenizer: Any, sample: Sample, chat_template: bool) -> tuple[list[int], list[int]]:
+    """Tokens of the context and of the text after it. Special tokens occur at the beginning only."""
+    before, after = sample.context, sample.question
+    special = True
+    if chat_template:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("chat_template was asked for, and the tokenizer has none")
+        turn = [{"role": "user", "content": before + _SEPARATOR + after}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, after = text.split(_SEPARATOR)
+        special = False  # the template contains them
+    context = tokenizer.encode(before, add_special_tokens=special)
+    return context, tokenizer.encode(after + sample.answer_prefix, add_special_tokens=False)
+
+
+def _shortened(tokens: list[int], longest: int | None, truncation: str) -> list[int]:
+    if longest is None or len(tokens) <= longest:
+        return tokens
+    if truncation == "first":
+        return tokens[:longest]
+    return tokens[: (longest + 1) // 2] + tokens[len(tokens) - longest // 2 :]
+
+
+@torch.no_grad()
+def _continue(
+    model: Any, attached: Attachment, context: list[int], rest: list[int], count: int, stops: set[int]
+) -> list[int]:
+    """Greedy tokens after a context, which is prefilled, and the rest, which belongs to the generation stage. Stops
+    before a stop token, so the result may be empty."""
+    cache = SparseCache()
+
+    def step(tokens: list[int]) -> torch.Tensor:
+        found = model(
+            torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        logits: torch.Tensor = found.logits[0, -1]
+        return logits
+
+    logits = step(context) if context else None
+    if rest:
+        with attached.stage("generation"):
+            logits = step(rest)
+    generated: list[int] = []
+    while logits is not None and len(generated) < count:
+        token = int(logits.argmax())
+        if token in stops:
+            break
+        generated.append(token)
+        if len(generated) < count:
+            logits = step([token])
+    return generated
+
+
+def predict(
+    model: Any,
+    tokenizer: Any,
+    attached: Attachment,
+    sample: Sample,
+    *,
+    max_context_length: int | None = None,
+    truncation: str = "first",
+    chat_template: bool = False,
+) -> tuple[str, int]:
+    """An attached model's greedy answer to a sample, and the number of context tokens; the arguments are those of
+    `answer`."""
+    context, rest = _encode(tokenizer, sample, chat_template)
+    context = _shortened(context, max_context_length, truncation)
+    tokens = _continue(model, attached, context, rest, sample.max_new_tokens, _stops(model, tokenizer))
+    return str(tokenizer.decode(tokens)), len(context)
+
+
+def _stops(model: Any, tokenizer: Any) -> set[int]:
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), tokenizer):
+        token = getattr(holder, "eos_token_id", None)
+        found |= set(token) if isinstance(token, (list, tuple)) else {token} if token is not None else set()
+    return found
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:16]
+
+
+def _digest_of_model(model: Any, tokenizer: Any) -> str:
+    """A digest of the model's type, of each weight's extents and some of its numbers, and of the tokens of one
+    sentence."""
+    weights = []
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // 16)].float().cpu().tolist()
+        weights.append((name, tuple(weight.shape), str(weight.dtype), some))
+    words = tokenizer.encode("The quick brown fox: 0123456789.")
+    return _digest(type(model).__name__, weights, words, getattr(tokenizer, "chat_template", None))
+
+
+def _digest_of_samples(samples: Sequence[Sample]) -> str:
+    return _digest(*(repr(sample) for sample in samples))
+
+
+class _Results:
+    """raw_results.csv of a run, and the settings that produced it."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "config.json"
+        if config.exists():
+            before = json.loads(config.read_text())
+            changed = [key for key in settings if before.get(key) != settings[key]]
+            if changed:
+                raise ValueError(
+                    f"{folder}: holds results of other settings ({', '.join(changed)}); choose another output_dir"
+                )
+        _core.write_file(config, json.dumps(dict(settings), indent=1).encode())
+        self._path = folder / "raw_results.csv"
+        self.rows: dict[int, dict[str, str]] = {}
+        if self._path.exists():
+            text = self._path.read_bytes().decode("utf-8", errors="replace")
+            whole = list(csv.DictReader(io.StringIO(text, newline="")))
+            if whole and not text.endswith("\n"):
+                del whole[-1]  # the row was cut off when the run was stopped; its sample runs again
+            self.rows = {int(row["index"]): row for row in whole}
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        _core.write_file(self._path, table.getvalue().encode())
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, _COLUMNS).writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[int(row["index"])] = {key: str(value) for key, value in row.items()}
+
+
+def _summary(rows: Mapping[int, Mapping[str, Any]]) -> Result:
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for row in rows.values():
+        by_task[row["task"]] += [float(row["score"])] if row["score"] not in ("", None) else []
+    means = {task: 100 * sum(scores) / len(scores) if scores else None for task, scores in by_task.items()}
+    known = [mean for mean in means.values() if mean is not None]
+    densities = [float(row["density"]) for row in rows.values()]
+    return Result(sum(known) / len(known) if known else None, means, len(rows), sum(densities) / max(1, len(densities)))
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    *,
+    benchmark: str = "ruler",
+    prefill: Config = None,
+    generation: Config = None,
+    output_dir: str | Path | None = None,
+    max_context_length: int | None = None,
+    truncation: str = "first",
+    chat_template: bool = False,
+    metrics: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Answers every sample greedily and scores the answers.
+
+    Args:
+        samples: from reticle.research.benchmarks, or your own.
+        benchmark: a key of reticle.research.benchmarks.BENCHMARKS, which determines the scores.
+        prefill, generation: pipelines as in reticle.hf.attach, for the context, and for the question and the answer.
+        output_dir: folder for the results. A stopped run is resumed from there; the model, the samples and the settings
+            must be the same. None: nothing is written.
+        max_context_length: the largest number of context tokens to keep; None: all.
+        truncation: "first" keeps the first tokens; "middle" drops the middle and keeps the first and the last.
+        chat_template: put context and question into the tokenizer's chat template.
+        metrics: also write micro_metrics.jsonl, which costs a dense attention per call. Needs output_dir.
+
+    Raises:
+        ValueError: for unknown settings, or an output_dir with results of other settings.
+    """
+    if benchmark not in benchmarks.BENCHMARKS:
+        raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
+    if truncation not in ("first", "middle"):
+        raise ValueError(f'truncation is {truncation!r}; expected "first" or "middle"')
+    if metrics and output_dir is None:
+        raise ValueError("metrics need an output_dir to be written to")
+    stages: dict[str, Any] = {"prefill": pipeline_of(prefill), "generation": pipeline_of(generation)}
+    results = None
+    if output_dir is not None:
+        settings = {
+            "benchmark": benchmark,
+            "max_context_length": max_context_length,
+            "truncation": truncation,
+            "chat_template": chat_template,
+            "samples": len(samples),
+            "samples_digest": _digest_of_samples(samples),
+            "model_digest": _digest_of_model(model, tokenizer),
+            **{stage: json.loads(pipeline.to_json()) for stage, pipeline in stages.items()},
+        }
+        results = _Results(Path(output_dir), settings)
+    rows: dict[int, Mapping[str, Any]] = dict(results.rows) if results else {}
+    logger: Any = MetricLogger(Path(output_dir) / "micro_metrics.jsonl") if metrics and output_dir else nullcontext()
+    with logger as log:
+        for index, sample in enumerate(_progress(samples, progress, benchmark)):
+            if index in rows:
+                continue
+            began = time.perf_counter()
+            with attach(model, **stages, metrics=log) as attached:
+                prediction, context_tokens = predict(
+                    model,
+                    tokenizer,
+                    attached,
+                    sample,
+                    max_context_length=max_context_length,
+                    truncation=truncation,
+                    chat_template=chat_template,
+                )
+            score = benchmarks.score(benchmark, prediction, sample)
+            row = {
+                "index": index,
+                "task": sample.task,
+                "question": sample.question,
+                "answers": json.dumps(sample.answers),
+                "predicted_answer": prediction,
+                "score": "" if score is None else score,
+                "context_tokens": context_tokens,
+                "density": attached.generation.density,
+                "seconds": round(time.perf_counter() - began, 3),
+            }
+            rows[index] = row
+            if results:
+                results.add(row)
+    result = _summary(rows)
+    if output_dir is not None:
+        _core.write_file(Path(output_dir, "metrics.json"), json.dumps(result.__dict__, indent=1).encode())
+    return result
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Means over the examples, in the form that nano-sparse-attention reports."""
+
+    loss: float
+    """Cross entropy of the last output_length tokens, nats."""
+    prefill_sparsity: float
+    generation_sparsity: float
+    """Of the queries of the last output_length tokens, the very last included, which predicts what is not known."""
+    examples: int
+    masks: Mapping[str, list[Mask]] = field(default_factory=dict, repr=False)
+    """Of the first example, where asked for: by stage a mask to each layer, the stage's queries below each other."""
+
+
+def tokens_of(example: Mapping[str, Any], number: int) -> tuple[torch.Tensor, int]:
+    """The real tokens (1, length) of an example {input_ids, attention_mask, output_length}, and the number of tokens at
+    their end that are generated.
+
+    Raises:
+        ValueError: for several sequences in one example, an attention mask of other extents, or an output_length that
+            leaves no prompt or no token.
+    """
+    ids = torch.as_tensor(example["input_ids"])
+    if ids.numel() != ids.shape[-1]:
+        raise ValueError(
+            f"example {number}: input_ids are {tuple(ids.shape)}; expected one sequence, (length) or (1, length), to an example"
+        )
+    ids = ids.reshape(1, -1)
+    if example.get("attention_mask") is not None:
+        counts = torch.as_tensor(example["attention_mask"])
+        if counts.numel() != ids.shape[1]:
+            raise ValueError(
+                f"example {number}: attention_mask is {tuple(counts.shape)}; expected as many numbers as input_ids, {ids.shape[1]}"
+            )
+        ids = ids[:, counts.reshape(-1).bool()]
+    output = example["output_length"]
+    if int(output) != output:
+        raise ValueError(f"example {number}: output_length is {output}; expected a whole number of tokens")
+    output = int(output)
+    if not 0 < output < ids.shape[1]:
+        raise ValueError(f"example {number}: output_length is {output} of {ids.shape[1]} tokens")
+    return ids, output
+
+
+def _by_layer(masks: list[tuple[int, Mask]]) -> list[Mask]:
+    """One mask per layer: the masks of its calls stacked along queries, with the number of keys of the last call."""
+    found: dict[int, list[Mask]] = defaultdict(list)
+    for layer, mask in masks:
+        found[layer].append(mask)
+    joined = []
+    for _, calls in sorted(found.items()):
+        keys = calls[-1].shape[3]
+        first, *others = (mask.append_keys(keys - mask.shape[3]) for mask in calls)
+        for mask in others:
+            first = first.append_queries(mask)
+        joined.append(first)
+    return joined
+
+
+@torch.no_grad()
+def loss(
+    model: Any,
+    dataset: Iterable[Mapping[str, Any]],
+    *,
+    prefill: Config = None,
+    generation: Config = None,
+    masks: bool = False,
+    progress: bool = True,
+) -> Loss:
+    """Loss of the last tokens of each example. They attend to earlier tokens by the pipeline `generation`; the tokens
+    before them attend to each other by `prefill`.
+
+    Args:
+        dataset: any iterable of {input_ids, attention_mask, output_length}: tokens (length) or (1, length), which of
+            them are real (left padding is removed), and the number of tokens at the end that are generated.
+        masks: keep the masks of the first example.
+
+    Raises:
+        ValueError: when an output_length leaves no prompt or no token.
+    """
+    import torch.nn.functional as functional
+
+    found: list[tuple[float, float, float]] = []
+    kept: dict[str, list[Mask]] = {}
+    for number, example in enumerate(_progress(list(dataset), progress, "loss")):
+        ids, output = tokens_of(example, number)
+        ids, prompt = ids.to(model.device), ids.shape[1] - output
+        cache = SparseCache()
+        keeps = masks and number == 0
+        with attach(model, prefill=prefill, generation=generation, keep_masks=keeps) as attached:
+            first = model(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:]
+            # The last token predicts nothing that is known, but it attends like the others.
+            with attached.stage("generation"):
+                others = model(ids[:, prompt:], past_key_values=cache, use_cache=True).logits[:, :-1]
+            if keeps:
+                kept = {stage: _by_layer(attached.masks(stage)) for stage in STAGES}
+        logits = torch.cat((first, others), 1)[0].float()
+        nats = functional.cross_entropy(logits, ids[0, prompt:]).item()
+        found.append((nats, attached.prefill.mean_sparsity, attached.generation.mean_sparsity))
+    if not found:
+        raise ValueError("the data set has no examples")
+    nats, before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
+    return Loss(nats, before, after, len(found), kept)
