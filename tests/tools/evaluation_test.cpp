@@ -1,5 +1,6 @@
 #include "tools/evaluation.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 #include <span>
@@ -8,17 +9,17 @@
 
 #include <gtest/gtest.h>
 
+#include <reticle/attention/llama/generate.hpp>
 #include <reticle/attention/llama/loss.hpp>
 
 #include "support/maskers.hpp"
+#include "support/message_of.hpp"
 #include "support/models.hpp"
 
 namespace reticle::tools {
 namespace {
 
-using reticle::testing::pipeline_of;
-using reticle::testing::random_tokens;
-using reticle::testing::small_model;
+using namespace reticle::testing;
 
 TEST(EvaluateLoss, WindowsAreConsecutiveAndEveryTargetCounts) {
   const Decoder decoder = small_model();
@@ -35,18 +36,32 @@ TEST(EvaluateLoss, WindowsAreConsecutiveAndEveryTargetCounts) {
   EXPECT_NEAR(result.perplexity(), std::exp(result.loss), 1e-9);
 }
 
+TEST(EvaluateLoss, UsesWholeWindowsOfAtMostTheTokensAskedFor) {
+  const Decoder decoder = small_model();
+  std::vector<Index> done;
+  LossOptions options{.window = 10, .tokens = 29};
+  options.progress = [&](Index i, Index total) {
+    EXPECT_EQ(total, 2);
+    done.push_back(i);
+  };
+  EXPECT_EQ(evaluate_loss(decoder, random_tokens(100, 7), options).tokens, 20);
+  EXPECT_EQ(done, (std::vector<Index>{0, 1}));
+  EXPECT_EQ(message_of<ValueError>([&] { evaluate_loss(decoder, random_tokens(10, 7), options); }),
+            "evaluate: 10 tokens of text hold no window of 10 and the token after it");
+}
+
 TEST(EvaluateLoss, AnOutputIsGeneratedAndAloneCounts) {
   const Decoder decoder = small_model();
   const std::vector<std::int32_t> text = random_tokens(41, 7);
-  const SparseAttention sparse =
+  const SparseAttention windowed =
       SparseAttention::by_stage(pipeline_of(""), pipeline_of(R"({"type": "local", "window_size": 4})"));
   const LossResult dense = evaluate_loss(decoder, text, {.window = 20, .output_length = 8});
-  const LossResult windowed = evaluate_loss(decoder, text, {.window = 20, .output_length = 8, .sparse = &sparse});
+  const LossResult sparse = evaluate_loss(decoder, text, {.window = 20, .output_length = 8, .sparse = &windowed});
   EXPECT_EQ(dense.tokens, 16);
-  EXPECT_NE(dense.loss, windowed.loss);
-  EXPECT_EQ(windowed.prefill.density(), 1);
+  EXPECT_NE(dense.loss, sparse.loss);
+  EXPECT_EQ(sparse.prefill.density(), 1);
   // Of each window, rows 12 .. 19 are generated: row 12 predicts the first target that counts.
-  EXPECT_EQ(windowed.generation.visible, 2 * 2 * 4 * (13 + 14 + 15 + 16 + 17 + 18 + 19 + 20));
+  EXPECT_EQ(sparse.generation.visible, 2 * 2 * 4 * (13 + 14 + 15 + 16 + 17 + 18 + 19 + 20));
   EXPECT_THROW(evaluate_loss(decoder, text, {.window = 20, .output_length = 21}), ValueError);
   EXPECT_THROW(evaluate_loss(decoder, text, {.window = 41}), ValueError);
 }
@@ -76,6 +91,62 @@ TEST(RetrievalTasks, HideTheirAnswerInAPromptOfTheLengthAskedFor) {
 
 TEST(EvaluateRetrieval, NeedsAVocabularyOfBytes) {
   EXPECT_THROW(evaluate_retrieval(small_model(), "a b c", {}), ValueError);
+}
+
+/// A model of bytes, with contexts of 512.
+Decoder byte_model() {
+  const TemporaryFolder folder;
+  ModelFiles files;
+  files.config["vocab_size"] = "256";
+  files.config["max_position_embeddings"] = "512";
+  files.add("model.embed_tokens.weight", {256, 24});
+  files.write(folder.path());
+  return Decoder::load(folder.path());
+}
+
+TEST(EvaluateRetrieval, CountsTheBytesOfTheAnswersThatAreMostLikely) {
+  const Decoder decoder = byte_model();
+  const std::string filler = "In the beginning God created the heaven and the earth. ";
+  const RetrievalOptions options{.task = RetrievalTask::repeated_phrase, .length = 300, .samples = 3, .seed = 5};
+  const RetrievalResult found = evaluate_retrieval(decoder, filler, options);
+  Index right = 0, bytes = 0, exact = 0;
+  for (std::uint64_t sample = 1; sample <= 3; ++sample) {
+    const RetrievalExample example = make_example(options.task, 300, filler, derive_seed(5, sample));
+    DecoderState state = decoder.start(512);
+    const Tensor logits = decoder.forward(bytes_to_tokens(example.prompt + example.answer), state);
+    Index correct = 0;
+    for (std::size_t i = 0; i < example.answer.size(); ++i) {
+      const auto row = logits.span<float>().subspan((299 + i) * 256, 256);
+      correct += std::max_element(row.begin(), row.end()) - row.begin() == static_cast<std::uint8_t>(example.answer[i]);
+    }
+    right += correct;
+    bytes += static_cast<Index>(example.answer.size());
+    exact += correct == static_cast<Index>(example.answer.size());
+  }
+  EXPECT_NEAR(found.accuracy, static_cast<double>(right) / static_cast<double>(bytes), 1e-12);
+  EXPECT_NEAR(found.exact, static_cast<double>(exact) / 3, 1e-12);
+}
+
+TEST(EvaluateRetrieval, PromptsArePrefilledAndAnswersGenerated) {
+  const Decoder decoder = byte_model();
+  const SparseAttention windowed =
+      SparseAttention::by_stage(pipeline_of(""), pipeline_of(R"({"type": "local", "window_size": 4})"));
+  const RetrievalOptions options{.length = 200, .samples = 1, .sparse = &windowed};  // a needle: four digits
+  const RetrievalResult found = evaluate_retrieval(decoder, "a word and another ", options);
+  EXPECT_EQ(found.prefill.visible, 2 * 4 * 200 * 201 / 2);
+  EXPECT_EQ(found.generation.visible, 2 * 4 * (201 + 202 + 203)) << "the last digit is predicted, not read";
+}
+
+TEST(EvaluateRetrieval, RefusesWhatItCannotAsk) {
+  const Decoder decoder = byte_model();
+  const auto refusal = [&](const RetrievalOptions& options) {
+    return message_of<ValueError>([&] { evaluate_retrieval(decoder, "a b c", options); });
+  };
+  EXPECT_EQ(message_of<ValueError>([] { evaluate_retrieval(small_model(), "a b c", {}); }),
+            "retrieval: the model's vocabulary has 50 tokens; tasks are made of bytes, for vocabularies of 256");
+  EXPECT_EQ(refusal({.samples = 0}), "retrieval: expected at least one sample");
+  EXPECT_EQ(refusal({.length = 513}),
+            "retrieval: a prompt of 513 bytes; expected 1 to 512, the model's longest context");
 }
 
 }  // namespace

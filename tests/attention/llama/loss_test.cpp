@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -27,11 +29,30 @@ TEST(CrossEntropy, RefusesATokenWithoutALogit) {
             "cross_entropy: token -1 has no logit; there are 4 logits");
 }
 
+TEST(LossOfLast, IsTheMeanCrossEntropyOfTheLastTokens) {
+  // Logits of 4 tokens; each row predicts the token after it. Probabilities of rows 1 and 2: (1/4, 3/4) and (1/2, 1/2).
+  Tensor logits(DType::f32, {4, 2});
+  const std::vector<float> values{9, -9, 0, std::log(3.0f), 1000, 1000, -9, 9};
+  std::copy(values.begin(), values.end(), logits.span<float>().begin());
+  const std::vector<std::int32_t> tokens{0, 1, 0, 1};
+  EXPECT_NEAR(loss_of_last(logits, tokens, 1), std::log(2.0), 1e-7);
+  EXPECT_NEAR(loss_of_last(logits, tokens, 2), (std::log(4.0) + std::log(2.0)) / 2, 1e-7);
+}
+
 TEST(LossOfLast, RefusesWhatHasNoPrediction) {
   const Tensor logits(DType::f32, {3, 4});
   EXPECT_THROW(loss_of_last(logits, std::vector<std::int32_t>{1, 2, 3}, 3), ShapeError);
   EXPECT_THROW(loss_of_last(logits, std::vector<std::int32_t>{1, 2}, 1), ShapeError);
   EXPECT_THROW(loss_of_last(logits, std::vector<std::int32_t>{1, 2, 9}, 1), ValueError);
+  EXPECT_EQ(message_of<ShapeError>([&] {
+              loss_of_last(logits, std::vector<std::int32_t>{1, 2, 3}, 3);
+            }),
+            "loss: the last 3 of 3 tokens by logits F32 (3, 4); expected F32 logits of every token, and at least one "
+            "token before those that count");
+  EXPECT_EQ(message_of<ValueError>([&] {
+              loss_of_last(logits, std::vector<std::int32_t>{1, 2, 9}, 1);
+            }),
+            "loss: token 2 is 9; there are 4 logits");
 }
 
 }  // namespace
