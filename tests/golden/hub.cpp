@@ -15,6 +15,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/attention/layers/heads.hpp>
 #include <reticle/core/config/field_names.hpp>
 #include <reticle/core/mask/apply.hpp>
 #include <reticle/core/mask/causal.hpp>
@@ -32,21 +33,15 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct TemporaryFile {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / ("reticle-verify-" + std::to_string(getpid()) + ".json");
-  TemporaryFile() = default;
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-  ~TemporaryFile() {
-    std::error_code ignored;
-    std::filesystem::remove(path, ignored);
-  }
-};
-
 class HubCase : public Case {
  public:
   explicit HubCase(const Case& file) : Case(file) {}
+  HubCase(const HubCase&) = delete;
+  HubCase& operator=(const HubCase&) = delete;
+  ~HubCase() {
+    std::error_code ignored;
+    if (!channel_file_.empty()) std::filesystem::remove(channel_file_, ignored);
+  }
 
   Report run() {
     struct Kind {
@@ -121,47 +116,34 @@ class HubCase : public Case {
   }
 
   /// The case's maskers [begin, end) as a pipeline, in the reference's modes.
-  SparseAttention pipeline(std::size_t begin, std::size_t end) const {
-    Json config;
-    config["maskers"] = Json::array();
+  SparseAttention pipeline(std::size_t begin, std::size_t end) {
+    Json maskers = Json::array();
     for (std::size_t i = begin; i < end; ++i) {
       Json masker = json().at("maskers")[i];
+      if (masker.contains("channel_selection")) masker["sorted_channel_file"] = write_channels(masker);
       // Weights of a learned hash lie in the case's own file, under the names that the masker looks for.
-      if (masker.contains("channel_selection")) masker["sorted_channel_file"] = write_channels(masker).string();
       if (masker.contains("hat_bits")) masker["hat_weight_file"] = std::filesystem::absolute(tensors().path()).string();
       if (Json::parse(schema(masker["type"].get<std::string>()))["properties"].contains("replacement"))
         masker["replacement"] = true;
-      config["maskers"].push_back(std::move(masker));
+      maskers.push_back(std::move(masker));
     }
-    return SparseAttention::from_json(config.dump(), path().parent_path());
+    return SparseAttention::from_json(Json{{"maskers", std::move(maskers)}}.dump(), path().parent_path());
   }
 
-  /// What the case's masker i makes of the mask before it; nothing when recorded draws do not fit budgets that are
-  /// meant to differ.
-  std::optional<Mask> step(std::size_t i, const AttentionInputs& in, const Mask& before) {
-    SequenceState state;
-    try {
-      return pipeline(i, i + 1).mask(in, state, {}, before);
-    } catch (const ShapeError&) {
-      if (json().at("maskers")[i]["type"] != "adaptive_sampling" || before.nnz() > 0) throw;
-      deviate(12);
-      return std::nullopt;
-    }
-  }
-
-  /// The recorded channels as a file of the kind that the masker reads; gone with the case.
-  std::filesystem::path write_channels(const Json& masker) const {
+  /// Writes the recorded channels to a file that the masker can read, and which is removed with the case.
+  std::string write_channels(const Json& masker) {
     const TensorView& channels = tensor("recorded.sorted_channels");
-    Json table = Json::array();
-    for (Index head = 0; head < channels.size(0); ++head) {
-      table.push_back(Json::array());
-      for (Index i = 0; i < channels.size(1); ++i) table.back().push_back(*channels.at<Index>(head, i));
-    }
     Json file;
-    file["model.layers." + std::to_string(json().value("layer_idx", 0)) + ".self_attn." +
-         masker["channel_selection"].get<std::string>()] = std::move(table);
-    std::ofstream(channel_file_.path) << file.dump();
-    return channel_file_.path;
+    Json& table = file["model.layers." + std::to_string(json().value("layer_idx", 0)) + ".self_attn." +
+                       masker["channel_selection"].get<std::string>()] = Json::array();
+    for (Index head = 0; head < channels.size(0); ++head) {
+      const std::span<const Index> row =
+          rows_of(values<Index>("recorded.sorted_channels"), head, head + 1, channels.size(1));
+      table.push_back(std::vector<Index>(row.begin(), row.end()));
+    }
+    channel_file_ = std::filesystem::temp_directory_path() / ("reticle-verify-" + std::to_string(getpid()) + ".json");
+    std::ofstream(channel_file_) << file.dump();
+    return channel_file_.string();
   }
 
   // --- kinds ---------------------------------------------------------------------------------------------------------
@@ -169,31 +151,26 @@ class HubCase : public Case {
   void masked_attention() {
     const AttentionInputs in = inputs();
     const MaskShape shape = in.shape();
-    const Json& expected_flags = json().at("expected");
     const Mask start = has("previous_mask_dense") ? mask("previous_mask_dense") : Mask::empty(shape);
-    const Json& maskers = json().at("maskers");
-    // The reference runs an empty mask as dense attention.
-    const bool runs_dense = expected_flags.at("is_full").get<bool>() || expected_flags.at("is_empty").get<bool>();
+    const bool dense = is("full") || is("empty");  // the reference runs an empty mask as dense attention
+    const std::size_t count = json().at("maskers").size();
     // Each masker from the reference's mask before it, so that a deviation of one does not hide what the next does.
     Mask before = start;
-    for (std::size_t i = 0; i < maskers.size(); ++i) {
-      const Mask theirs = i + 1 < maskers.size() ? recorded_csr("stage" + std::to_string(i) + ".", shape)
-                          : runs_dense           ? Mask::full(shape)
-                                                 : mask("mask_dense");
-      compare_step(maskers[i], step(i, in, before), theirs, before, in);
+    for (std::size_t i = 0; i < count; ++i) {
+      const Mask theirs = i + 1 < count ? recorded_csr("stage" + std::to_string(i) + ".", shape)
+                          : dense       ? Mask::full(shape)
+                                        : mask("mask_dense");
+      compare_step(i, theirs, before, in);
       before = theirs;
     }
     SequenceState state;
-    const bool ties = json().value("compare_mask", "") == "scores_at_boundary";
-    if (report_.outcome == Outcome::pass && !maskers.empty() && !ties)
-      compare("the mask of the whole pipeline", allowed(pipeline(0, maskers.size()).mask(in, state, {}, start), in),
+    if (report_.outcome == Outcome::pass && count > 0 && !compares_scores())
+      compare("the mask of the whole pipeline", allowed(pipeline(0, count).mask(in, state, {}, start), in),
               allowed(before, in), tolerance("mask"));
-    compare_attention(in, runs_dense ? Mask::full(shape) : before, {});
-    if (maskers.empty()) {
-      if (pipeline(0, 0).mask(in, state).kind() != MaskKind::full) fail("no maskers are not dense attention");
-    } else if (!runs_dense) {
-      compare("density", before.density(), expected("density"), 1e-6);
-    }
+    compare_attention(in, dense ? Mask::full(shape) : before, {});
+    if (count == 0 && pipeline(0, 0).mask(in, state).kind() != MaskKind::full)
+      fail("no maskers are not dense attention");
+    if (count > 0 && !dense) compare("density", before.density(), expected("density"), 1e-6);
   }
 
   /// One sequence, one state; step i sees the first k_len keys.
@@ -219,14 +196,12 @@ class HubCase : public Case {
 
   void weighted_attention() {
     const AttentionInputs in = inputs();
-    const Json& flags = json().at("expected");
-    const bool empty = flags.at("is_empty").get<bool>(), dense = empty || flags.at("is_full").get<bool>();
-    const Mask ours = dense ? Mask::full(in.shape()) : mask("mask_dense");
+    const Mask ours = is("full") || is("empty") ? Mask::full(in.shape()) : mask("mask_dense");
     AttentionOptions options;
     if (has("sink_logits")) options.sink_logits = values<float>("sink_logits");
     compare_attention(in, ours, options);
     if (has("denominator")) compare_sums(in, ours);
-    if (!empty) return;
+    if (!is("empty")) return;
     const AttentionResult nothing = attention(in, Mask::empty(in.shape()));
     for (const float value : nothing.output.span<float>()) compare("output of an empty mask", value, 0, 0);
     deviate(2);
@@ -354,6 +329,10 @@ class HubCase : public Case {
     compare_values(name + ".data", flat.data, "abs");
   }
 
+  bool is(const std::string& kind) const { return json().at("expected").at("is_" + kind).get<bool>(); }
+  /// Whether ties may be broken otherwise, so that not masks are compared but the scores that they select.
+  bool compares_scores() const { return json().value("compare_mask", "") == "scores_at_boundary"; }
+
   static Index resolve(const Json& size, Index keys) {
     return size.is_number_float() ? Size(size.get<double>()).resolve(keys) : size.get<Index>();
   }
@@ -386,16 +365,21 @@ class HubCase : public Case {
   }
 
   /// One masker's result against the reference's, from the same mask before it; knows the documented deviations.
-  void compare_step(const Json& masker, const std::optional<Mask>& made, const Mask& theirs, const Mask& before,
-                    const AttentionInputs& in) {
-    if (!made) return;
-    const Mask& ours = *made;
+  void compare_step(std::size_t i, const Mask& theirs, const Mask& before, const AttentionInputs& in) {
+    const Json& masker = json().at("maskers")[i];
     const std::string type = masker.at("type");
+    Mask ours;
+    try {
+      SequenceState state;
+      ours = pipeline(i, i + 1).mask(in, state, {}, before);
+    } catch (const ShapeError&) {  // the recorded draws do not fit another budget
+      if (type != "adaptive_sampling" || before.nnz() > 0) throw;
+      return deviate(12);
+    }
     const auto same = [&](const Mask& x, const Mask& y) { return largest_difference(x, y) <= tolerance("mask"); };
     const Mask a = allowed(ours, in), b = allowed(theirs, in);
     if (same(a, b)) return compare("mask", a, b, tolerance("mask"));
-    if (json().value("compare_mask", "") == "scores_at_boundary" && type == "hash_attention_top_k")
-      return compare_hash_scores(masker, a, b, in);
+    if (compares_scores() && type == "hash_attention_top_k") return compare_hash_scores(masker, a, b, in);
     const Mask full = Mask::full(in.shape());
     if (theirs == full && early_out(masker, in.shape())) return deviate(1);
     if (type == "local" && same(restrict_causal(a), restrict_causal(b))) return deviate(3);
@@ -414,26 +398,23 @@ class HubCase : public Case {
   /// By that key's norm the reference hashes all sequences.
   bool longest_sequence_agrees(const Mask& ours, const Mask& theirs, const AttentionInputs& in) const {
     if (in.batch() < 2 || !ours.shape().same_logical(theirs.shape())) return false;
-    double largest = -1;
-    Index longest = 0;
-    std::vector<float> key(static_cast<std::size_t>(in.head_dim()));
-    for (Index head = 0; head < in.batch() * in.kv_heads(); ++head) {
-      const TensorView keys = head_matrix(in.keys, head / in.kv_heads(), head % in.kv_heads());
-      std::vector<double> mean(key.size(), 0);
-      for (Index k = 0; k < in.keys_length(); ++k) {
-        load_row(keys, k, 1, key);
-        for (std::size_t i = 0; i < key.size(); ++i)
-          mean[i] += static_cast<double>(key[i]) / static_cast<double>(in.keys_length());
-      }
-      for (Index k = 0; k < in.keys_length(); ++k) {
-        load_row(keys, k, 1, key);
-        double squares = 0;
-        for (std::size_t i = 0; i < key.size(); ++i) squares += std::pow(static_cast<double>(key[i]) - mean[i], 2);
-        if (squares <= largest) continue;
-        largest = squares;
-        longest = head / in.kv_heads();
+    const Tensor keys = Tensor::copy(in.keys, DType::f32);
+    std::vector<double> lengths;  // of each sequence's longest key, squared
+    for (Index batch = 0; batch < in.batch(); ++batch) {
+      lengths.push_back(0);
+      for (Index head = 0; head < in.kv_heads(); ++head) {
+        std::vector<double> squares(static_cast<std::size_t>(in.keys_length()), 0);
+        for (Index i = 0; i < in.head_dim(); ++i) {
+          double mean = 0;
+          for (Index key = 0; key < in.keys_length(); ++key) mean += *keys.view().at<float>(batch, head, key, i);
+          mean /= static_cast<double>(in.keys_length());
+          for (Index key = 0; key < in.keys_length(); ++key)
+            squares[static_cast<std::size_t>(key)] += std::pow(*keys.view().at<float>(batch, head, key, i) - mean, 2);
+        }
+        lengths.back() = std::max(lengths.back(), std::ranges::max(squares));
       }
     }
+    const Index longest = std::ranges::max_element(lengths) - lengths.begin();
     const auto sequence = [&](const Mask& mask) { return slice(mask, Dim::batch, longest, longest + 1); };
     return largest_difference(sequence(ours), sequence(theirs)) <= tolerance("mask");
   }
@@ -442,8 +423,8 @@ class HubCase : public Case {
   void compare_hash_scores(const Json& masker, const Mask& ours, const Mask& theirs, const AttentionInputs& in) {
     const std::string prefix = "hat." + std::to_string(in.layer);
     const auto lookup = [&](const std::string& name) { return tensors().find(name); };
-    const std::string activation = masker["hat_mlp_activation"];
-    const auto known = std::ranges::find(enumerator_names<HashActivation>, activation);
+    const auto known =
+        std::ranges::find(enumerator_names<HashActivation>, masker["hat_mlp_activation"].get<std::string>());
     const auto which = static_cast<HashActivation>(known - enumerator_names<HashActivation>.begin());
     HashCodes codes;
     codes.set_weights(HashMlp(lookup, prefix + ".query", which, in.heads(), in.head_dim()),
@@ -522,7 +503,7 @@ class HubCase : public Case {
   }
 
   std::vector<NamedTensor> recorded_;
-  TemporaryFile channel_file_;
+  std::filesystem::path channel_file_;
 };
 
 }  // namespace

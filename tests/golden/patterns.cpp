@@ -24,21 +24,25 @@
 namespace reticle::golden {
 namespace {
 
-/// The tensors of one sequence. If there are more keys than queries, both end together.
-struct Sequence {
-  TensorView queries, keys, values;
+/// One sequence. If there are more keys than queries, both end together.
+AttentionInputs sequence(const TensorView& queries, const TensorView& keys, const TensorView& values, Index layer = 0) {
+  AttentionInputs all{queries, keys, values};
+  all.scaling = 1 / std::sqrt(static_cast<float>(queries.size(3)));
+  all.causal = true;
+  all.layer = static_cast<int>(layer);
+  return all;
+}
 
-  /// Queries [from, to) and the keys up to the last of them.
-  AttentionInputs inputs(Index from, Index to, Stage stage, int layer = 0) const {
-    AttentionInputs all{queries, keys, values};
-    all.scaling = 1 / std::sqrt(static_cast<float>(queries.size(3)));
-    all.causal = true;
-    all.stage = stage;
-    all.layer = layer;
-    return all.rows(from, to);
-  }
-  Index length() const { return queries.size(2); }
-};
+/// Queries [from, to) of a sequence and the keys up to the last of them.
+AttentionInputs part(const AttentionInputs& all, Index from, Index to, Stage stage) {
+  AttentionInputs rows = all.rows(from, to);
+  rows.stage = stage;
+  return rows;
+}
+AttentionInputs prompt_of(const AttentionInputs& all, Index length) { return part(all, 0, length, Stage::prefill); }
+AttentionInputs rest_of(const AttentionInputs& all, Index from) {
+  return part(all, from, all.queries_length(), Stage::generation);
+}
 
 class PatternCase : public Case {
  public:
@@ -127,13 +131,15 @@ class PatternCase : public Case {
     const auto stage = json().at("stage").get<std::string>();
     if (has("prefill_queries")) {
       const Tensor queries = joined("queries"), keys = joined("keys"), values = joined("values");
-      return generated({queries, keys, values}, tensor("prefill_queries").size(2));
+      return generated(sequence(queries, keys, values), tensor("prefill_queries").size(2));
     }
-    const Sequence all{tensor(has("query") ? "query" : "queries"), tensor("keys"), tensor("values")};
+    AttentionInputs all = sequence(tensor(has("query") ? "query" : "queries"), tensor("keys"), tensor("values"),
+                                   parameters().value("layer_idx", 0));
     if (has("hash_matrix")) return hashed_decode(all);
     if (stage == "prefill-compress") return compression(all);
     if (json().contains("gen_steps")) return generated(all, json().at("prefill_length").get<Index>());
-    one_stage(all, stage == "prefill" ? Stage::prefill : Stage::generation);
+    all.stage = stage == "prefill" ? Stage::prefill : Stage::generation;
+    one_stage(all);
   }
 
   /// "prefill_<name>", then "gen_<name>".
@@ -150,52 +156,48 @@ class PatternCase : public Case {
     return whole;
   }
 
-  void one_stage(const Sequence& all, Stage stage) {
-    const AttentionInputs inputs = all.inputs(0, all.length(), stage);
-    Json config = maskers(inputs.keys_length());
+  void one_stage(const AttentionInputs& all) {
+    Json config = maskers(all.keys_length());
     SequenceState state, blockwise;
-    compare(inputs, pipeline(config).mask(inputs, state));
+    compare(all, pipeline(config).mask(all, state));
     if (!has("mask_effective_64x64")) return;
     config.at(0)["block_size"] = parameters().at("block");
-    compare(inputs, pipeline(config).mask(inputs, blockwise), "_effective_64x64");
+    compare(all, pipeline(config).mask(all, blockwise), "_effective_64x64");
   }
 
   /// Rows from `prompt` on are generated: all in one call, and one by one, must give one mask, which is returned.
-  Mask generate(const SparseAttention& sparse, const Sequence& all, Index prompt, int layer, SequenceState& state) {
+  Mask generate(const SparseAttention& sparse, const AttentionInputs& all, Index prompt, SequenceState& state) {
     SequenceState stepwise;
-    sparse.mask(all.inputs(0, prompt, Stage::prefill, layer), state);
-    sparse.mask(all.inputs(0, prompt, Stage::prefill, layer), stepwise);
-    Mask at_once = sparse.mask(all.inputs(prompt, all.length(), Stage::generation, layer), state), steps;
-    for (Index query = prompt; query < all.length(); ++query) {
-      const Mask step = sparse.mask(all.inputs(query, query + 1, Stage::generation, layer), stepwise);
-      const Mask row = append_keys(step, all.keys.size(2) - step.shape().keys);
+    sparse.mask(prompt_of(all, prompt), state);
+    sparse.mask(prompt_of(all, prompt), stepwise);
+    Mask at_once = sparse.mask(rest_of(all, prompt), state), steps;
+    for (Index query = prompt; query < all.queries_length(); ++query) {
+      const Mask step = sparse.mask(part(all, query, query + 1, Stage::generation), stepwise);
+      const Mask row = append_keys(step, all.keys_length() - step.shape().keys);
       steps = query == prompt ? row : append_queries(steps, row);
     }
-    if (all.length() > prompt) compare("step by step", at_once, steps, 0);
+    if (all.queries_length() > prompt) compare("step by step", at_once, steps, 0);
     return at_once;
   }
 
-  void generated(const Sequence& all, Index prompt) {
+  void generated(const AttentionInputs& all, Index prompt) {
     SequenceState state;
-    const Mask mask = generate(pipeline(maskers(prompt)), all, prompt, 0, state);
-    compare(all.inputs(prompt, all.length(), Stage::generation), mask);
+    compare(rest_of(all, prompt), generate(pipeline(maskers(prompt)), all, prompt, state));
   }
 
   /// What is kept of a prompt, as its last query sees it.
-  void compression(const Sequence& all) {
-    const Index prompt = all.length();
+  void compression(const AttentionInputs& all) {
     SequenceState state;
-    const int layer = parameters().value("layer_idx", 0);
-    const SparseAttention sparse = pipeline(maskers(prompt));
-    sparse.mask(all.inputs(0, prompt, Stage::prefill, layer), state);
-    const Mask kept = sparse.mask(all.inputs(prompt - 1, prompt, Stage::generation, layer), state);
+    const SparseAttention sparse = pipeline(maskers(all.queries_length()));
+    sparse.mask(prompt_of(all, all.queries_length()), state);
+    const Mask kept = sparse.mask(rest_of(all, all.queries_length() - 1), state);
     compare("state_kept_prefill", kept, mask("state_kept_prefill"), 0);
   }
 
   /// MagicPIG: sinks, the end of the prompt and what came later are attended to in any case.
-  void hashed_decode(const Sequence& all) {
+  void hashed_decode(AttentionInputs inputs) {
     const Json& p = parameters();
-    AttentionInputs inputs = all.inputs(0, all.length(), Stage::generation);
+    inputs.stage = Stage::generation;
     const NamedTensor projection{"projection", tensor("hash_matrix")};
     inputs.extras = {&projection, 1};
     const auto sink = p.at("sink").get<std::int32_t>();
@@ -226,15 +228,14 @@ class PatternCase : public Case {
     SequenceState teacher_forced(Recording::figures), state;
     const Index length = tensor("queries").size(3), prompt = length - number("output_length");
     for (Index layer = 0; layer < number("num_layer_calls"); ++layer) {
-      const Sequence all{entry(tensor("queries"), layer), entry(tensor("keys"), layer), entry(tensor("values"), layer)};
-      const int index = static_cast<int>(layer);
-      const Mask generated = generate(sparse, all, prompt, index, state);
+      const auto of_layer = [&](const char* name) { return entry(tensor(name), layer); };
+      const AttentionInputs all = sequence(of_layer("queries"), of_layer("keys"), of_layer("values"), layer);
+      const Mask generated = generate(sparse, all, prompt, state);
       SequenceState fresh;
-      const Mask prefilled = sparse.mask(all.inputs(0, prompt, Stage::prefill, index), fresh);
+      const Mask prefilled = sparse.mask(prompt_of(all, prompt), fresh);
       compare("mask_dense", append_queries(append_keys(prefilled, length - prompt), generated),
-              mask("mask_dense", entry(tensor("mask_dense"), layer)), 0);
-      const Tensor output =
-          sparse.forward(all.inputs(0, length, Stage::prefill, index), length - prompt, teacher_forced).output;
+              mask("mask_dense", of_layer("mask_dense")), 0);
+      const Tensor output = sparse.forward(all, length - prompt, teacher_forced).output;
       compare_part("output", output.span<float>(), layer * output.view().elements());
       compare_recorded_sparsity("prefill_sparsity_list", layer, prefilled);
       compare_recorded_sparsity("generation_sparsity_list", layer, generated);
@@ -304,8 +305,7 @@ class PatternCase : public Case {
 
   /// MInference's search: which candidate covers the most attention of the later rows.
   void search() {
-    const Sequence all{tensor("queries"), tensor("keys"), tensor("keys")};
-    const AttentionInputs inputs = all.inputs(0, all.length(), Stage::prefill);
+    const AttentionInputs inputs = sequence(tensor("queries"), tensor("keys"), tensor("keys"));
     const Index from = number("eval_rows_from"), block = number("search_block");
     const AttentionResult dense = attention(inputs, Mask::full(inputs.shape()));
     double best = -1;
