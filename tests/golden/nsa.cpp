@@ -45,9 +45,8 @@ class NsaCase : public Case {
         {"toy_llama", &NsaCase::toy_model},
         {"toy_nsa_llama", &NsaCase::toy_model},
     };
-    const auto op = json().at("op").get<std::string>();
-    const auto found = ops.find(op);
-    if (found == ops.end()) return {Outcome::unknown, 0, "\"" + op + "\" is not supported"};
+    const auto found = ops.find(op());
+    if (found == ops.end()) return {Outcome::unknown, 0, "\"" + op() + "\" is not supported"};
     (this->*found->second)();
     if (beyond_window_ && report_.outcome == Outcome::pass)
       report_.detail = "the cached path beyond the window: compared with the forward pass instead";
@@ -57,36 +56,29 @@ class NsaCase : public Case {
  private:
   // --- what a case records -------------------------------------------------------------------------------------------
 
-  NsaConfig config() const {
-    NsaConfig config;
-    const auto op = json().at("op").get<std::string>();
-    const std::string type = parameters().value("compress_type", op.substr(op.find('_') + 1));
-    config.compress_type = type == "avgpool"  ? Compression::avgpool
-                           : type == "linear" ? Compression::linear
-                                              : Compression::weightedpool;
-    static const std::map<std::string, Index NsaConfig::*> sizes{
-        {"kernel_size", &NsaConfig::kernel_size}, {"kernel_stride", &NsaConfig::kernel_stride},
-        {"block_size", &NsaConfig::block_size},   {"topk", &NsaConfig::topk},
-        {"init_blocks", &NsaConfig::init_blocks}, {"local_blocks", &NsaConfig::local_blocks},
-        {"window_size", &NsaConfig::window_size}};
-    for (const auto& [name, size] : sizes) config.*size = parameters().value(name, config.*size);
-    return config;
-  }
+  std::string op() const { return json().at("op").get<std::string>(); }
 
-  Rope rope() const {
-    std::optional<RopeScaling> scaling;
-    const Json given = parameters().value("rope_scaling", Json());
-    const std::string type = given.is_null() ? "default" : given.value("rope_type", given.value("type", "default"));
-    if (type != "default") {
-      scaling.emplace();
-      scaling->type = type == "linear" ? RopeScaling::Type::linear : RopeScaling::Type::llama3;
-      scaling->factor = given.at("factor");
-      scaling->low_freq_factor = given.value("low_freq_factor", scaling->low_freq_factor);
-      scaling->high_freq_factor = given.value("high_freq_factor", scaling->high_freq_factor);
-      scaling->original_max_position_embeddings =
-          given.value("original_max_position_embeddings", scaling->original_max_position_embeddings);
+  /// The parameters as a model's config. A case of one operation records only what that needs; the rest is made up.
+  DecoderConfig model() const {
+    Json config = parameters();
+    config["model_type"] = op();
+    if (!op().starts_with("toy_")) {
+      config["model_type"] = "toy_nsa_llama";
+      for (const char* size : {"vocab_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
+        config[size] = 1;
+      if (!config.contains("hidden_size")) config["hidden_size"] = 1;
+      if (!config.contains("rope_theta")) config["head_dim"] = 2;  // without a rotation, heads may be of any size
     }
-    return {number("head_dim"), parameters().at("rope_theta").get<double>(), scaling};
+    if (op().starts_with("compress_")) {
+      config["compress_type"] = op().substr(op().find('_') + 1);
+      config["block_size"] = number("kernel_size");
+    }
+    return DecoderConfig::from_json(config.dump());
+  }
+  NsaConfig config() const { return *model().nsa; }
+  Rope rope() const {
+    const DecoderConfig config = model();
+    return {config.head_dim, config.rope_theta, config.rope_scaling};
   }
 
   /// Attention of packed tokens, (tokens, heads, head_dim) each.
@@ -125,8 +117,7 @@ class NsaCase : public Case {
   // --- operations ----------------------------------------------------------------------------------------------------
 
   void compression() {
-    NsaConfig own = config();
-    own.block_size = own.kernel_size;
+    const NsaConfig own = config();
     const std::vector<Index> cu = integers<Index>("cu_seqlens");
     const CompressionWeights weights{find_tensor("w"), find_tensor("pe")};
     const Packed y = compress(tensor("x"), cu, weights, own);
@@ -415,9 +406,7 @@ class NsaCase : public Case {
   }
 
   void toy_model() {
-    Json config = parameters();
-    config["model_type"] = json().at("op");
-    const Decoder decoder(DecoderConfig::from_json(config.dump()), Weights::from_file(tensors(), "weights."));
+    const Decoder decoder(model(), Weights::from_file(tensors(), "weights."));
     const std::vector<Index> cu = integers<Index>("cu_seqlens");
     const auto ids = integers<std::int32_t>("input_ids"), repo_tokens = integers<std::int32_t>("generated_tokens_repo"),
                own_tokens = integers<std::int32_t>("generated_tokens_recompute");

@@ -340,19 +340,17 @@ class PatternCase : public Case {
     const Index heads = number("num_heads"), kv_heads = number("num_kv_heads"), tables = number("L");
     const Index keys = number("seq_len");
     const auto key_codes = integers<std::int32_t>("key_codes"), query_codes = integers<std::int32_t>("query_codes");
-    const auto expected = values<std::uint8_t>("retrieved_mask");
+    const auto recorded = values<std::uint8_t>("retrieved_mask");
     const LshRecipe recipe{.tables = tables, .bits = 32, .min_collisions = 2};
-    std::vector<std::int32_t> codes(static_cast<std::size_t>(tables)), found;
+    const auto bytes = [](const std::int32_t* codes) { return reinterpret_cast<const std::uint8_t*>(codes); };
     for (Index head = 0; head < heads; ++head) {
       const Index kv_head = head / (heads / kv_heads);
-      for (Index key = 0; key < keys; ++key) {
-        for (Index table = 0; table < tables; ++table)
-          codes[static_cast<std::size_t>(table)] =
-              key_codes[static_cast<std::size_t>((kv_head * tables + table) * keys + key)];
-        found.clear();
-        collisions(reinterpret_cast<const std::uint8_t*>(query_codes.data() + head * tables),
-                   reinterpret_cast<const std::uint8_t*>(codes.data()), 1, recipe, found);
-        if (found.empty() == (expected[static_cast<std::size_t>(head * keys + key)] != 0))
+      std::vector<std::int32_t> codes, found;  // the codes of a key are apart in the recorded (kv_heads, tables, keys)
+      for (Index i = 0; i < keys * tables; ++i)
+        codes.push_back(key_codes[static_cast<std::size_t>((kv_head * tables + i % tables) * keys + i / tables)]);
+      collisions(bytes(query_codes.data() + head * tables), bytes(codes.data()), keys, recipe, found);
+      for (std::int32_t key = 0; key < keys; ++key) {
+        if (std::ranges::binary_search(found, key) != (recorded[static_cast<std::size_t>(head * keys + key)] != 0))
           return fail(fmt::format("head {}, key {} is retrieved by one only", head, key));
       }
     }
