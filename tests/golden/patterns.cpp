@@ -344,10 +344,10 @@ class PatternCase : public Case {
     const LshRecipe recipe{.tables = tables, .bits = 32, .min_collisions = 2};
     const auto bytes = [](const std::int32_t* codes) { return reinterpret_cast<const std::uint8_t*>(codes); };
     for (Index head = 0; head < heads; ++head) {
-      const Index kv_head = head / (heads / kv_heads);
+      const Index kv_head = head * kv_heads / heads;
       std::vector<std::int32_t> codes, found;  // the codes of a key are apart in the recorded (kv_heads, tables, keys)
       for (Index i = 0; i < keys * tables; ++i)
-        codes.push_back(key_codes[static_cast<std::size_t>((kv_head * tables + i % tables) * keys + i / tables)]);
+        codes.push_back(key_codes.at(static_cast<std::size_t>((kv_head * tables + i % tables) * keys + i / tables)));
       collisions(bytes(query_codes.data() + head * tables), bytes(codes.data()), keys, recipe, found);
       for (std::int32_t key = 0; key < keys; ++key) {
         if (std::ranges::binary_search(found, key) != (recorded[static_cast<std::size_t>(head * keys + key)] != 0))
