@@ -65,10 +65,6 @@ Case::Case(const std::filesystem::path& manifest) : path_(manifest) {
   std::filesystem::path tensors = manifest;
   tensors.replace_extension(".safetensors");
   if (json_->contains("tensors") && !json_->at("tensors").empty()) tensors_.emplace(tensors);
-  const Json tolerances = json_->value("tolerance", Json::object());
-  for (const auto& [name, tolerance] : tolerances.items()) {
-    if (tolerance.is_number()) tolerances_[name] = tolerance.get<double>();  // of masks, some cases say "exact"
-  }
 }
 
 const SafeTensors& Case::tensors() const {
@@ -97,8 +93,9 @@ const Json& Case::parameters() const { return json_->at("params"); }
 Index Case::number(const char* name) const { return parameters().at(name).get<Index>(); }
 double Case::expected(const std::string& name) const { return json_->at("expected").at(name).get<double>(); }
 
-void Case::set_default_tolerances(const std::map<std::string, double>& tolerances) {
-  tolerances_.insert(tolerances.begin(), tolerances.end());
+double Case::tolerance(const char* name) const {
+  const double otherwise = default_tolerances_.at(name);
+  return json_->contains("tolerance") ? json_->at("tolerance").value(name, otherwise) : otherwise;
 }
 
 void Case::compare(const std::string& name, std::span<const float> ours, std::span<const float> recorded, Tolerance t) {
