@@ -22,7 +22,7 @@ using Json = nlohmann::ordered_json;
 
 enum class Outcome : std::uint8_t { pass, fail, deviation, unknown };
 
-/// What a replay found. Of several failures the first is told; the largest difference is kept whatever the outcome.
+/// What a replay found. `detail` describes the first failure; `largest` is the largest difference of all comparisons.
 struct Report {
   Outcome outcome = Outcome::pass;
   double largest = 0;
@@ -102,18 +102,17 @@ class Case {
   void compare(const std::string& name, const Mask& ours, const Mask& recorded, double tolerance) {
     report_.difference(name, largest_difference(ours, recorded), tolerance);
   }
-  /// With an absolute tolerance a failure tells the largest difference, with a relative one the first that is too
-  /// large.
+  /// The failure message gives the largest difference if the tolerance is absolute, else the first that exceeds it.
   void compare(const std::string& name, std::span<const float> ours, std::span<const float> recorded, Tolerance t);
-  /// The same, with the tensor of this name and the usual tolerance.
+  /// Compares with the tensor `name`, by the usual tolerance.
   void compare(const std::string& name, std::span<const float> ours) {
     compare(name, ours, values<float>(name), usual_);
   }
   void compare(const std::string& name, const Tensor& ours) { compare(name, ours.span<float>()); }
-  /// The same, with that tensor's elements from `first` on.
+  /// Compares with that tensor's elements from `first` on.
   void compare_part(const std::string& name, std::span<const float> ours, Index first);
 
-  Tolerance usual_;
+  Tolerance usual_;  // of attention outputs; set by the replayer
   Report report_;
 
  private:

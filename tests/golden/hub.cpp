@@ -77,7 +77,7 @@ class HubCase : public Case {
  private:
   static Report unknown(const std::string& why) { return {Outcome::unknown, 0, why}; }
 
-  /// A deviation by its number in docs/deviations.md: there ours differs on purpose.
+  /// Reports a documented deviation, by its number in docs/deviations.md.
   void deviate(int number) {
     static const std::map<int, const char*> deviations{
         {1, "the reference turns short sequences into dense attention"},
@@ -309,7 +309,7 @@ class HubCase : public Case {
 
   // --- comparisons ---------------------------------------------------------------------------------------------------
 
-  /// With the tensor of this name, by the tolerance of that name.
+  /// Compares with the tensor `name`, by the manifest's tolerance `tolerance_name`.
   void compare_values(const std::string& name, std::span<const float> ours, const char* tolerance_name) {
     compare(name, ours, values<float>(name), {tolerance(tolerance_name)});
   }
@@ -328,7 +328,7 @@ class HubCase : public Case {
                          values<float>(prefix + "data"));
   }
 
-  /// A mask's flattened form with the tensors <name>.ptr, .indices and .data.
+  /// Compares a mask's flattened form with the tensors <name>.ptr, .indices and .data.
   void compare_csr(const std::string& name, const Mask& ours) {
     const FlatCsr flat = to_flat_csr(ours);
     if (!std::ranges::equal(flat.ptr, values<Index>(name + ".ptr")) ||
@@ -338,7 +338,7 @@ class HubCase : public Case {
   }
 
   bool is(const std::string& kind) const { return json().at("expected").at("is_" + kind).get<bool>(); }
-  /// Whether ties may be broken otherwise, so that not masks are compared but the scores that they select.
+  /// Whether the selected scores are compared in place of the masks, because ties may be broken differently.
   bool compares_scores() const { return json().value("compare_mask", "") == "scores_at_boundary"; }
 
   static Index resolve(const Json& size, Index keys) {
@@ -350,7 +350,7 @@ class HubCase : public Case {
     const auto at_least_keys = [&](const char* size, Index more) {
       return masker.contains(size) && shape.keys <= resolve(masker[size], shape.keys) + more;
     };
-    if (masker.contains("pq_bits"))  // it wants more keys than it clusters and keeps
+    if (masker.contains("pq_bits"))  // product quantisation needs more keys than it clusters and keeps
       return at_least_keys("heavy_size", masker["init_offset"].get<Index>() + shape.queries +
                                              (Index{1} << masker["pq_bits"].get<Index>()));
     return at_least_keys("window_size", shape.queries) || at_least_keys("sink_size", 0) ||
@@ -360,7 +360,8 @@ class HubCase : public Case {
             shape.keys - resolve(masker["init_offset"], shape.keys) - resolve(masker["local_offset"], shape.keys) < 2);
   }
 
-  /// Without the positions that the attention mask forbids: their weight is 0 whether a mask holds them or not.
+  /// The mask without the positions that the attention mask forbids. Their weight is 0 whether a mask holds them or
+  /// not.
   static Mask allowed(const Mask& mask, const AttentionInputs& in) {
     if (!in.attention_mask) return mask;
     const Mask not_forbidden = Mask::from_selections(in.shape(), [&](RowId row, Selection& selection) {
@@ -372,7 +373,8 @@ class HubCase : public Case {
     return intersect(mask, not_forbidden);
   }
 
-  /// One masker's result against the reference's, from the same mask before it; knows the documented deviations.
+  /// Compares one masker's result with the reference's, from the same mask before it. Recognises the documented
+  /// deviations.
   void compare_step(std::size_t i, const Mask& theirs, const Mask& before, const AttentionInputs& in) {
     const Json& masker = json().at("maskers")[i];
     const std::string type = masker.at("type");
@@ -402,8 +404,8 @@ class HubCase : public Case {
     compare(type + "'s mask", a, b, tolerance("mask"));
   }
 
-  /// Whether the masks of one sequence of a batch agree: the one that has the longest key, its head's mean subtracted.
-  /// By that key's norm the reference hashes all sequences.
+  /// Whether the masks agree in the sequence whose key, after its head's mean is subtracted, is the longest of the
+  /// batch. The reference hashes all sequences by that key's norm.
   bool longest_sequence_agrees(const Mask& ours, const Mask& theirs, const AttentionInputs& in) const {
     if (in.batch() < 2 || !ours.shape().same_logical(theirs.shape())) return false;
     const Tensor keys = Tensor::copy(in.keys, DType::f32);
@@ -427,7 +429,7 @@ class HubCase : public Case {
     return largest_difference(sequence(ours), sequence(theirs)) <= tolerance("mask");
   }
 
-  /// Of masks that may differ in how ties are broken: the scores of what each row selects.
+  /// Compares the scores that each row selects, because the masks may break ties differently.
   void compare_hash_scores(const Json& masker, const Mask& ours, const Mask& theirs, const AttentionInputs& in) {
     const std::string prefix = "hat." + std::to_string(in.layer);
     const auto lookup = [&](const std::string& name) { return tensors().find(name); };
@@ -454,7 +456,7 @@ class HubCase : public Case {
     }
   }
 
-  /// Without the rows that have fewer candidates than a top-k is to choose, or none for a top-p.
+  /// The mask without the rows that have too few candidates: fewer than k for a top-k, none for a top-p.
   static Mask without_short_rows(const Json& masker, const Mask& mask, const Mask& before, const AttentionInputs& in) {
     const Index k = masker.contains("heavy_size") ? resolve(masker["heavy_size"], in.keys_length()) : 1;
     const std::vector<Index> candidates = row_counts(allowed(complement(support(before)), in));
@@ -483,7 +485,7 @@ class HubCase : public Case {
               {2e-5});
   }
 
-  /// Numerator and denominator, in the reference's scale: relative to the largest score over all keys.
+  /// Compares numerator and denominator in the reference's scale, exp(score - largest score over all keys).
   void compare_sums(const AttentionInputs& in, const Mask& mask) {
     const AttentionResult result = attention(in, mask);
     const std::span<const float> output = result.output.span<float>(), lse = result.lse.span<float>();

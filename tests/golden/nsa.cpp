@@ -81,7 +81,7 @@ class NsaCase : public Case {
     return {config.head_dim, config.rope_theta, config.rope_scaling};
   }
 
-  /// Attention of packed tokens, (tokens, heads, head_dim) each.
+  /// The inputs of attention from packed tensors, (tokens, heads, head_dim) each.
   AttentionInputs inputs(const TensorView& queries, const TensorView& keys, const TensorView& values) const {
     AttentionInputs inputs{heads_first(queries), heads_first(keys), heads_first(values)};
     inputs.scaling = 1 / std::sqrt(static_cast<float>(number("head_dim")));
@@ -96,8 +96,8 @@ class NsaCase : public Case {
     if (ours != integers<Index>(name)) fail(name + " differs");
   }
 
-  /// The blocks of each sequence, one after the other, with "topk_idx" (kv_heads, tokens, width). The width is that of
-  /// the batch's widest sequence.
+  /// Compares the blocks of all sequences with "topk_idx" (kv_heads, tokens, width), whose width is that of the widest
+  /// sequence.
   void compare_blocks(std::span<const SelectedBlocks> ours) {
     const TensorView& recorded = tensor("topk_idx");
     for (Index kv_head = 0; kv_head < recorded.size(0); ++kv_head) {
@@ -183,7 +183,7 @@ class NsaCase : public Case {
       const TensorView queries = query.of(q), keys = key.of(k);
       CompressedAttention result = compressed_attention(queries, keys, key.of(tensor("v")), 0, scaling, own);
       collect(all, query, key, compressed_mask(query.heads, queries.size(0), keys.size(0), 0, own));
-      // The fused kernel against what the general executor made of the same mask.
+      // The fused kernel must agree with the general executor over the same mask.
       const std::span<const float> output = result.output.span<float>(), general = all.o.span<float>();
       compare("o", output, general.subspan(static_cast<std::size_t>(query.begin * q.stride(0)), output.size()), usual_);
       const Tensor ours = block_scores(queries, keys, 0, scaling, own);
@@ -299,7 +299,7 @@ class NsaCase : public Case {
 
   // --- modules -------------------------------------------------------------------------------------------------------
 
-  /// Prompts, then decode steps of all sequences, through the caches.
+  /// Runs the prompts, then the decode steps of all sequences, through the caches.
   void infer() {
     const NsaConfig own = config();
     const Rope rotation = rope();
@@ -347,7 +347,8 @@ class NsaCase : public Case {
         const auto gates = rows_of(values<float>("gate_decode"), at, at + 1, heads * 3);
         const Tensor o = extend(i, row("q_decode"), row("k_decode"), row("v_decode"), gates);
         compare_part("o_decode_consistent", o.span<float>(), at * heads * d);
-        if (recorded_alike(caches[i].length(), own)) compare_part("o_decode_repo", o.span<float>(), at * heads * d);
+        if (decoding_comparable(caches[i].length(), own))
+          compare_part("o_decode_repo", o.span<float>(), at * heads * d);
       }
       compare_lengths(step + 1);
     }
@@ -418,11 +419,11 @@ class NsaCase : public Case {
       DecoderState state = decoder.start(static_cast<Index>(prompts[i].size() + new_tokens));
       Tensor logits = decoder.forward(prompts[i], state);
       compare_part("logits", logits.span<float>(), cu[i] * vocabulary);
-      // The recorded tokens, fed one by one: the logits that chose each.
+      // Feeds the recorded tokens one by one, and compares the logits that chose each.
       for (std::size_t at = i * new_tokens; at < (i + 1) * new_tokens; ++at) {
         const std::span<const float> row = logits.span<float>().last(static_cast<std::size_t>(vocabulary));
         compare_part("recompute_logits_forced", row, static_cast<Index>(at) * vocabulary);
-        if (!decoder.config().nsa || recorded_alike(state.length(), *decoder.config().nsa))
+        if (!decoder.config().nsa || decoding_comparable(state.length(), *decoder.config().nsa))
           compare_part("decode_logits_repo", row, static_cast<Index>(at) * vocabulary);
         logits = decoder.forward(std::span(&repo_tokens.at(at), 1), state);
       }
@@ -436,9 +437,9 @@ class NsaCase : public Case {
     }
   }
 
-  /// Whether the reference's cached decoding follows the rule of its forward pass: beyond the window it sees one key
-  /// less. Ours is one rule for both, so what was recorded of that path is compared only up to there.
-  bool recorded_alike(Index length, const NsaConfig& config) {
+  /// Whether what the reference's cached decoding recorded can be compared. Once the context exceeds the window, that
+  /// path sees one key less than the reference's forward pass; ours follows one rule in both.
+  bool decoding_comparable(Index length, const NsaConfig& config) {
     const bool within = length <= config.window_size;
     beyond_window_ |= !within;
     return within;

@@ -24,7 +24,7 @@
 namespace reticle::golden {
 namespace {
 
-/// One sequence. If there are more keys than queries, both end together.
+/// The inputs of one sequence. If there are more keys than queries, both end together.
 AttentionInputs sequence(const TensorView& queries, const TensorView& keys, const TensorView& values, Index layer = 0) {
   AttentionInputs all{queries, keys, values};
   all.scaling = 1 / std::sqrt(static_cast<float>(queries.size(3)));
@@ -93,7 +93,7 @@ class PatternCase : public Case {
   }
   Json maskers(Index keys) const { return maskers_of_pattern(pattern_, parameters(), keys, *this); }
 
-  /// Patterns of nano-sparse-attention for the prompt and for what is generated after it.
+  /// A pipeline of two of nano-sparse-attention's patterns: for the prompt, and for what is generated after it.
   SparseAttention by_stage(const std::string& prefill, const std::string& generation) const {
     const auto stage = [&](const char* name, const std::string& pattern) {
       return Json{{"maskers", maskers_of_pattern("nano/" + pattern, parameters().at(name), 0, *this)}};
@@ -120,7 +120,7 @@ class PatternCase : public Case {
       compare("sparsity_ratio", sparsity(ours), expected("sparsity_ratio"), tolerance("sparsity_atol"));
   }
 
-  /// Kept entries over those that causality leaves, subtracted from 1.
+  /// 1 - kept entries / entries that causality leaves.
   static double sparsity(const Mask& mask) {
     return 1 - static_cast<double>(mask.nnz()) / static_cast<double>(causal_nnz(Mask::full(mask.shape())));
   }
@@ -142,7 +142,7 @@ class PatternCase : public Case {
     one_stage(all);
   }
 
-  /// "prefill_<name>", then "gen_<name>".
+  /// The tensors "prefill_<name>" and "gen_<name>", concatenated along the tokens.
   Tensor joined(const std::string& name) const {
     const TensorView &first = tensor("prefill_" + name), &second = tensor("gen_" + name);
     Tensor whole(DType::f32, {first.size(0), first.size(1), first.size(2) + second.size(2), first.size(3)});
@@ -165,7 +165,7 @@ class PatternCase : public Case {
     compare(all, pipeline(config).mask(all, blockwise), "_effective_64x64");
   }
 
-  /// Rows from `prompt` on are generated: all in one call, and one by one, must give one mask, which is returned.
+  /// Generates the rows from `prompt` on, in one call and one by one. Both must give the same mask, which is returned.
   Mask generate(const SparseAttention& sparse, const AttentionInputs& all, Index prompt, SequenceState& state) {
     SequenceState stepwise;
     sparse.mask(prompt_of(all, prompt), state);
@@ -185,7 +185,7 @@ class PatternCase : public Case {
     compare(rest_of(all, prompt), generate(pipeline(maskers(prompt)), all, prompt, state));
   }
 
-  /// What is kept of a prompt, as its last query sees it.
+  /// Compares which keys of a prompt its last query still sees.
   void compression(const AttentionInputs& all) {
     SequenceState state;
     const SparseAttention sparse = pipeline(maskers(all.queries_length()));
@@ -194,7 +194,7 @@ class PatternCase : public Case {
     compare("state_kept_prefill", kept, mask("state_kept_prefill"), 0);
   }
 
-  /// MagicPIG: sinks, the end of the prompt and what came later are attended to in any case.
+  /// MagicPIG's decoding: sinks, the end of the prompt and later tokens are always attended to.
   void hashed_decode(AttentionInputs inputs) {
     const Json& p = parameters();
     inputs.stage = Stage::generation;
@@ -251,7 +251,7 @@ class PatternCase : public Case {
     compare(name, sparsity(mask), list.at(static_cast<std::size_t>(layer)).get<double>(), tolerance("sparsity_atol"));
   }
 
-  /// One layer, prompt and output through its cache.
+  /// Runs one layer of Llama: the prompt, then the output, through its cache.
   void llama_layer() {
     const auto handler = parameters().at("handler").get<std::string>();
     const std::size_t to = handler.find("_to_");
@@ -303,7 +303,7 @@ class PatternCase : public Case {
       compare(name, sparsity(mask(name)), ratio.get<double>(), tolerance("sparsity_atol"));
   }
 
-  /// MInference's search: which candidate covers the most attention of the later rows.
+  /// MInference's search: the candidate wins that covers the most attention of the later rows.
   void search() {
     const AttentionInputs inputs = sequence(tensor("queries"), tensor("keys"), tensor("keys"));
     const Index from = number("eval_rows_from"), block = number("search_block");
@@ -335,7 +335,7 @@ class PatternCase : public Case {
 
   // --- hashing -------------------------------------------------------------------------------------------------------
 
-  /// Which keys share the query's code in two tables.
+  /// MagicPIG's retrieval: a key is found if it shares the query's code in at least two tables.
   void retrieval() {
     const Index heads = number("num_heads"), kv_heads = number("num_kv_heads"), tables = number("L");
     const Index keys = number("seq_len");
