@@ -15,7 +15,6 @@
 #include <vector>
 
 #include <reticle/attention/backward.hpp>
-#include <reticle/attention/objective.hpp>
 #include <reticle/attention/sparse_attention.hpp>
 #include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/output_file.hpp>
@@ -581,8 +580,6 @@ void add_attention(py::module_& module) {
         return tensors;
       },
       py::arg("path"), "The tensors of a safetensors file by name; F16 and BF16 as float32.");
-  module.def("objective_at_density", &objective_at_density, py::arg("error"), py::arg("density"), py::arg("percent"));
-  module.def("balanced_objective", &balanced_objective, py::arg("error"), py::arg("density"));
   module.def(
       "masker_types",
       [] {

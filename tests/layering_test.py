@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "bindings": {"core", "core/base", "core/config", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
     "tools": {"core", "core/base", "core/config", "core/cuda", "core/mask", "core/ops", "core/tensor", "attention"},
+    "tests/golden": {"core", "core/base", "core/config", "core/mask", "core/ops", "core/tensor", "attention"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 SUFFIXES = {".hpp", ".cpp", ".cu", ".cuh"}
@@ -31,11 +32,11 @@ SUFFIXES = {".hpp", ".cpp", ".cu", ".cuh"}
 
 def folder_of(path: str) -> str:
     parts = path.split("/")
-    return "/".join(parts[:2]) if parts[0] == "core" and len(parts) > 2 else parts[0]
+    return "/".join(parts[:2]) if parts[0] in ("core", "tests") and len(parts) > 2 else parts[0]
 
 
 def sources() -> list[Path]:
-    folders = ("core", "maskers", "attention", "bindings", "tools")
+    folders = ("core", "maskers", "attention", "bindings", "tools", "tests/golden")
     return sorted(p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
 
 
@@ -49,6 +50,15 @@ class Layering(unittest.TestCase):
                 self.assertIn(
                     folder_of(include.removeprefix("reticle/")), ALLOWED[folder], f"{path} includes {include}"
                 )
+
+    def test_only_the_command_includes_the_replayers_of_recorded_cases(self) -> None:
+        including = {
+            str(path.relative_to(ROOT))
+            for path in sources()
+            for include in INCLUDE.findall(path.read_text())
+            if include.startswith(("golden/", "tests/")) and not path.is_relative_to(ROOT / "tests")
+        }
+        self.assertEqual(including, {"tools/main.cpp"})
 
     def test_models_stand_on_the_executor(self) -> None:
         floors = ["attention/layers", "attention/nsa", "attention/llama"]

@@ -17,6 +17,7 @@
 #include <reticle/core/registry.hpp>
 #include <reticle/version.hpp>
 
+#include "golden/case.hpp"
 #include "options.hpp"
 
 namespace reticle::tools {
@@ -329,7 +330,7 @@ int dispatch(int argc, char** argv) {
   if (evaluate_command.parsed()) return evaluate(evaluate_options);
   if (bench_command.parsed()) return bench_model(bench_options);
   if (import_command.parsed()) return import_minference(patterns, heads);
-  return verify(directory, known_only);
+  return golden::verify(directory, known_only);
 }
 
 }  // namespace

@@ -172,7 +172,4 @@ int doctor(const std::vector<std::string>& refused_plugins, bool json);
 /// Prints the completion script for bash, zsh or fish.
 int completion(const CLI::App& app, const std::string& shell);
 
-/// Runs every case of a golden directory; 0 when none fails.
-int verify(const std::filesystem::path& directory, bool known_only);
-
 }  // namespace reticle::tools

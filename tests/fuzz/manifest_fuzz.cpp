@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "fuzz.hpp"
-#include "tools/verify_case.hpp"
+#include "golden/case.hpp"
 
 extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t max_size,
                                                unsigned seed) {
@@ -30,6 +30,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (std::filesystem::is_regular_file(recorded, ignored))
       std::filesystem::create_symlink(recorded, tensors, ignored);
   }
-  reticle::tools::replay(manifest);
+  reticle::golden::replay(manifest);
   return 0;
 }
