@@ -39,8 +39,8 @@ class Bare final : public Masker {
 
 RETICLE_REGISTER_MASKER(
     "test_documented", Documented, DocumentedConfig,
-    {.summary = "Everything.", .source = "A paper", .rule = "all keys", .cost = "none", .extras = "a tensor"})
-RETICLE_REGISTER_MASKER("test_bare", Bare, NoConfig, {.summary = "All.", .source = "-", .rule = "all", .cost = "none"})
+    {.summary = "Everything.", .source = "A paper", .rule = "all keys", .cost = "none", .extras = "a tensor"});
+RETICLE_REGISTER_MASKER("test_bare", Bare, NoConfig, {.summary = "All.", .source = "-", .rule = "all", .cost = "none"});
 
 namespace {
 
@@ -57,7 +57,7 @@ TEST(MaskerDocs, SayEverythingOfAMaskerAndATableOfItsParameters) {
 
 TEST(MaskerDocs, AnUnknownMaskerIsNamedWithTheNearest) {
   EXPECT_EQ(testing::message_of<ConfigError>([] { describe_masker("test_documentd"); }),
-            "unknown masker \"test_documentd\"; did you mean \"test_documented\"?");
+            "no masker \"test_documentd\"; did you mean \"test_documented\"?");
 }
 
 }  // namespace

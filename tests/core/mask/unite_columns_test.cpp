@@ -28,7 +28,7 @@ Mask list_of(const MaskShape& shape, Index count, bool weighted, std::mt19937& r
 
 TEST(UniteColumns, ListsOfAnyLengthAndSharingAreTheUnionOnProbabilities) {
   std::mt19937 random(6);
-  const MaskShape logical{2, 2, 3, 700};
+  const MaskShape logical{2, 2, 3, 7000};
   for (const MaskShape& left : {logical, logical.one_head(), logical.one_row()}) {
     for (const auto& [count_a, count_b] : {std::pair<Index, Index>{1, 1}, {16, 3}, {40, 40}, {1, 90}}) {
       for (const bool weighted : {false, true}) {
