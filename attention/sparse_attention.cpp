@@ -44,6 +44,7 @@ Mask rows_of_heads(std::span<const std::uint8_t> wanted, MaskShape shape) {
 /// Adds one call to the record of its stage.
 void record(const AttentionInputs& inputs, Index entries, const Mask* mask, SequenceState& state,
             const Context& context) {
+  const SequenceState::Lease lease(state);
   StageRecord& recorded = state.recorded(inputs.stage);
   const Mask all = Mask::full(inputs.shape());
   const Index visible = inputs.causal ? causal_nnz(all, context) : all.nnz();

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <pybind11/stl.h>
@@ -72,7 +71,7 @@ AttentionOptions options_from(std::optional<float> soft_cap, const SinkLogits& s
 
 /// Returns the output of an operation without gradients. If an input is a torch tensor that requires gradients, a
 /// backward pass through the output raises an error that says so.
-py::object without_gradients(py::object output, const char* what, std::initializer_list<py::object> inputs) {
+py::object without_gradients(py::object output, const char* what, std::span<const py::object> inputs) {
   const auto asks = [](const py::object& tensor) {
     return py::hasattr(tensor, "detach") && tensor.attr("requires_grad").cast<bool>();
   };
@@ -108,7 +107,8 @@ py::tuple attend(const py::object& queries, const py::object& keys, const py::ob
   py::object output = call.queries.hand_over(std::move(result.output));
   py::object lse = call.queries.hand_over(std::move(result.lse));
   if constexpr (with_weights)
-    output = without_gradients(std::move(output), "attention_weights", {queries, keys, values, attention_mask});
+    output =
+        without_gradients(std::move(output), "attention_weights", std::array{queries, keys, values, attention_mask});
   if constexpr (!with_weights) return py::make_tuple(std::move(output), std::move(lse));
   AttentionWeights& weights = *result.weights;
   const auto entries = static_cast<py::ssize_t>(weights.values.size());
@@ -214,7 +214,7 @@ class StateOfCall {
 struct Step {
   Call call;
   StateOfCall state;
-  std::initializer_list<py::object> tensors;
+  std::array<py::object, 4> tensors;  // as given
 
   AttentionInputs& inputs() { return call.inputs; }
 };
@@ -345,7 +345,7 @@ void add_records(py::module_& module) {
       .def(py::init([recording_from](const std::string& record) { return SequenceState(recording_from(record)); }),
            py::kw_only(), py::arg("record") = "none")
       .def_property(
-          "record", [](const SequenceState& self) { return name_of(self.recording()); },
+          "record", [](const SequenceState& self) { return name_of_enumerator(self.recording()); },
           [recording_from](SequenceState& self, const std::string& record) { self.record(recording_from(record)); },
           "\"none\", \"figures\" or \"masks\": what is recorded of the calls from now on.")
       .def_property_readonly(
@@ -465,7 +465,7 @@ void add_attention(py::module_& module) {
   add_records(module);
   py::class_<Rule>(module, "Rule", "What a masker chooses, said as data.")
       .def_property_readonly(
-          "kind", [](const Rule& rule) { return name_of(rule.kind); },
+          "kind", [](const Rule& rule) { return name_of_enumerator(rule.kind); },
           "\"sinks\", \"window\", \"top_k\", \"top_p\", \"hashed\", \"quantised\", \"pages\", \"sample\", "
           "\"adaptive\" or \"colliding\".")
       .def_readonly("count", &Rule::count, "Keys, of sinks, window, top_k, hashed and quantised; pages.")

@@ -1,9 +1,11 @@
 // Converts reflected values to Python objects and back.
 #pragma once
 
+#include <optional>
 #include <pybind11/pybind11.h>
 #include <string>
 
+#include <reticle/core/config/enumerators.hpp>
 #include <reticle/core/config/fields.hpp>
 
 namespace reticle::bindings {
@@ -19,24 +21,14 @@ py::object to_python(const T& value) {
   return to_python(*type_of<T>(), &value);
 }
 
-template <class Enum>
-std::string name_of(Enum value) {
-  return std::string(enumerator_names<Enum>[static_cast<std::size_t>(value)]);
-}
-
-/// The enumerator with this name. ValueError for an unknown name, with the argument's name and the known names.
+/// The enumerator of a name; ValueError, which says what the argument is called and lists the names, for another.
 template <class Enum>
 Enum enum_from(const std::string& name, const char* argument) {
-  std::string known, last;
-  for (std::size_t i = 0; i < enumerator_names<Enum>.size(); ++i) {
-    const std::string each(enumerator_names<Enum>[i]);
-    if (each.empty()) continue;
-    if (each == name) return static_cast<Enum>(i);
-    if (!last.empty()) known += (known.empty() ? "" : ", ") + last;
-    last = '"' + each + '"';
-  }
-  if (!known.empty()) known += " or ";
-  throw py::value_error(std::string(argument) + " is \"" + name + "\"; expected " + known + last);
+  const std::optional<Enum> found = enumerator_of<Enum>(name);
+  if (!found)
+    throw py::value_error(std::string(argument) + " is \"" + name + "\"; expected " +
+                          list_enumerators<Enum>("\"", " or "));
+  return *found;
 }
 
 }  // namespace reticle::bindings

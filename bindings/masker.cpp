@@ -140,7 +140,7 @@ struct PythonInputs {
         scaling(inputs.scaling),
         causal(inputs.causal),
         layer(inputs.layer),
-        stage(inputs.stage == Stage::prefill ? "prefill" : "generation"),
+        stage(name_of_enumerator(inputs.stage)),
         seed(derive_seed(context.seed, static_cast<std::uint64_t>(inputs.layer))),
         shape{inputs.batch(), inputs.heads(), inputs.queries_length(), inputs.keys_length()},
         kv_heads(inputs.kv_heads()) {

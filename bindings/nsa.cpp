@@ -247,8 +247,8 @@ void add_nsa(py::module_& module) {
            py::arg("window_size") = defaults.window_size)
       .def(py::pickle(
           [](const NsaConfig& c) {
-            return py::make_tuple(name_of(c.compress_type), c.kernel_size, c.kernel_stride, c.block_size, c.topk,
-                                  c.init_blocks, c.local_blocks, c.window_size);
+            return py::make_tuple(name_of_enumerator(c.compress_type), c.kernel_size, c.kernel_stride, c.block_size,
+                                  c.topk, c.init_blocks, c.local_blocks, c.window_size);
           },
           [](const py::tuple& given) {
             if (given.size() != 8) throw FormatError("pickled NsaConfig: expected 8 fields");

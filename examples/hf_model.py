@@ -14,7 +14,7 @@ from reticle.maskers import LocalConfig, QuestTopKConfig, SinkConfig
 from reticle.research.evaluate import ByteTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-BUNDLED = Path(__file__).parent / "data/byte-llama-3m"
+BUNDLED = Path(__file__).parent / "data/byte-llama-3m-retrieval"
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -18,6 +18,7 @@
 
 #include <reticle/core/base/input_file.hpp>
 #include <reticle/core/base/output_file.hpp>
+#include <reticle/core/config/enumerators.hpp>
 
 #include "evaluation.hpp"
 #include "options.hpp"
@@ -125,11 +126,9 @@ std::vector<Candidate> candidates_of(const EvaluateCommand& command) {
 }
 
 RetrievalTask task_of(const std::string& name) {
-  for (const RetrievalTask task : {RetrievalTask::repeated_phrase, RetrievalTask::needle, RetrievalTask::multi_needle,
-                                   RetrievalTask::variable_tracking}) {
-    if (name == name_of(task)) return task;
-  }
-  throw Error("--tasks " + name + ": expected some of repeated_phrase, needle, multi_needle, variable_tracking");
+  const std::optional<RetrievalTask> task = enumerator_of<RetrievalTask>(name);
+  if (!task) throw Error("--tasks " + name + ": expected some of " + list_enumerators<RetrievalTask>());
+  return *task;
 }
 
 Json json_of_stage(const StageRecord& record) {
@@ -328,7 +327,7 @@ int evaluate(const EvaluateCommand& command) {
       for (const Index length : command.lengths) {
         RetrievalOptions options{task, length, command.samples, command.seed, false, &sparse, show};
         const RetrievalResult retrieval = evaluate_retrieval(decoder, text, options, context);
-        result["retrieval"].push_back({{"task", name_of(task)},
+        result["retrieval"].push_back({{"task", name_of_enumerator(task)},
                                        {"length", length},
                                        {"accuracy", retrieval.accuracy},
                                        {"exact", retrieval.exact},

@@ -77,19 +77,6 @@ LossResult evaluate_loss(const Decoder& decoder, std::span<const std::int32_t> t
 
 // --- retrieval ---
 
-std::string_view name_of(RetrievalTask task) {
-  switch (task) {
-    case RetrievalTask::repeated_phrase:
-      return "repeated_phrase";
-    case RetrievalTask::needle:
-      return "needle";
-    case RetrievalTask::multi_needle:
-      return "multi_needle";
-    default:
-      return "variable_tracking";
-  }
-}
-
 namespace {
 
 constexpr std::string_view kNames[] = {"Moab", "Elam", "Edom", "Tyre", "Zidon", "Arpad", "Hamath", "Gozan"};

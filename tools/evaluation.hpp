@@ -44,8 +44,6 @@ enum class RetrievalTask : std::uint8_t {
   multi_needle,       // eight numbers, one of which is asked for
   variable_tracking,  // a chain of assignments distributed over the text; the answer is the value of the last
 };
-/// The name of a task, such as "repeated_phrase".
-std::string_view name_of(RetrievalTask task);
 
 struct RetrievalExample {
   std::string prompt, answer;

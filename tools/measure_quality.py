@@ -33,19 +33,25 @@ plt.style.use(ROOT / "bindings/reticle/pictures.mplstyle")
 KEPT, OUTPUT_KEPT = "#009e73", "#e69f00"
 Results = list[dict[str, Any]]
 
+TASKS = {"needle": "one number hidden in the prompt", "variable_tracking": "a value handed on through four names"}
+SAMPLES = 24
+RETRIEVAL = ["--tasks", ",".join(TASKS), "--lengths", "2048", "--samples", str(SAMPLES)]
 SWEEPS = {
-    "prefill": ["evaluate", "--grid", "tools/quality/prefill.json", "--window", "2048", "--max-tokens", "16384"],
     "generation": [
         *["evaluate", "--grid", "tools/quality/generation.json", "--window", "2048", "--output-length", "512"],
-        *["--max-tokens", "16384"],
+        *["--max-tokens", "16384", *RETRIEVAL],
+    ],
+    "prefill": [
+        *["evaluate", "--grid", "tools/quality/prefill.json", "--window", "2048", "--max-tokens", "16384", *RETRIEVAL],
     ],
 }
-RETRIEVAL_CONFIGS = ["sink_local", "streaming_llm", "sink_local_oracle_top_k", "quest", "snap_kv", "minference"]
-RETRIEVAL = [
-    *["evaluate", *(f"configs/{name}.json" for name in RETRIEVAL_CONFIGS), "--window", "2048", "--max-tokens", "16384"],
-    *["--tasks", "repeated_phrase,needle,multi_needle,variable_tracking", "--lengths", "512,2048"],
+LENGTHS = [
+    *["evaluate", "--window", "512", "--max-tokens", "1024"],
+    *["--tasks", "needle,variable_tracking,multi_needle,repeated_phrase", "--lengths", "512,1024,2048,4096,8000"],
     *["--samples", "24"],
 ]
+#: Densities of the leaderboard, %; a pattern is compared by the variant that comes nearest to one of them.
+BUDGETS = (5, 10, 20, 40)
 TIMES = ["bench-model", "configs/sink_local.json", "configs/sink_local_oracle_top_k.json", "configs/quest.json"]
 
 PROMPT_BYTES = 640
@@ -110,6 +116,61 @@ def draw_losses(name: str, results: Results, stage: str, path: Path) -> None:
     plt.close(figure)
 
 
+def interval(share: float, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `samples` answers."""
+    z = 1.959964
+    centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
+    half = z / (1 + z * z / samples) * ((share * (1 - share) / samples + z * z / (4 * samples**2)) ** 0.5)
+    return centre - half, centre + half
+
+
+def draw_retrieval(results: Results, stage: str, path: Path) -> None:
+    figure, panels = plt.subplots(1, len(TASKS), figsize=(11, 4.8), sharey=True, layout="constrained")
+    for i, (axes, (task, what)) in enumerate(zip(panels, TASKS.items(), strict=True)):
+        for number, method in enumerate(dict.fromkeys(result["name"] for result in results[1:])):
+            points = sorted(
+                (r["retrieval"][i][stage]["density"], r["retrieval"][i]["exact"])
+                for r in results[1:]
+                if r["name"] == method
+            )
+            shares = [y for _, y in points]
+            bounds = [interval(y, SAMPLES) for y in shares]
+            errors = [[y - low for y, (low, _) in zip(shares, bounds, strict=True)]]
+            errors.append([high - y for y, (_, high) in zip(shares, bounds, strict=True)])
+            axes.errorbar(
+                [100 * x for x, _ in points],
+                [100 * y for y in shares],
+                yerr=[[max(0.0, 100 * e) for e in side] for side in errors],
+                marker="o",
+                linestyle="--" if number >= 8 else "-",
+                elinewidth=0.6,
+                label=method,
+            )
+        axes.set(xscale="log", xlabel="density of what is attended to, %", title=f"{task}: {what}")
+    panels[0].set_ylabel("whole answers that are right, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def leaderboard(results: Results, stage: str) -> str:
+    """Each method's variant nearest to each budget, by its share of whole answers and its 95 % interval."""
+    head = [f"{budget} %: {task}" for budget in BUDGETS for task in TASKS]
+    lines = ["| pattern | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for method in dict.fromkeys(result["name"] for result in results[1:]):
+        cells = []
+        for budget in BUDGETS:
+            for i in range(len(TASKS)):
+                tasks = [r["retrieval"][i] for r in results[1:] if r["name"] == method]
+                nearest = min(tasks, key=lambda task: abs(np.log(100 * task[stage]["density"] / budget)))
+                density = 100 * nearest[stage]["density"]
+                low, high = interval(nearest["exact"], SAMPLES)
+                near = 0.66 * budget <= density <= 1.5 * budget
+                cells.append(f"{100 * nearest['exact']:.0f} ({100 * low:.0f} to {100 * high:.0f})" if near else "")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def read_masks(path: Path) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
@@ -124,7 +185,7 @@ def read_masks(path: Path) -> dict[str, np.ndarray]:
 
 
 def held_out(count: int) -> bytes:
-    data = (ROOT / "examples/data/byte-llama-3m/heldout.safetensors").read_bytes()
+    data = (ROOT / "examples/data/byte-llama-3m-retrieval/heldout.safetensors").read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     return data[8 + size : 8 + size + count]
 
@@ -182,52 +243,58 @@ def loss_table(results: Results, stage: str) -> str:
     return "\n".join(lines)
 
 
-def retrieval_table(results: Results) -> str:
-    tasks = [(task["task"], task["length"]) for task in results[0]["retrieval"]]
+def lengths_table(dense: dict[str, Any]) -> str:
+    """Dense attention: whole answers and, in brackets, bytes of them, by task and length; then with nothing to find."""
+    tasks = list(dict.fromkeys(task["task"] for task in dense["retrieval"]))
+    lengths = list(dict.fromkeys(task["length"] for task in dense["retrieval"]))
     lines = [
-        "| task | length | nothing to find | " + " | ".join(r["name"] for r in results) + " |",
-        "|---|---|---" + "|---" * len(results) + "|",
+        "| task | " + " | ".join(str(n) for n in lengths) + " | nothing to find |",
+        "|---" * (len(lengths) + 2) + "|",
     ]
-    for i, (task, length) in enumerate(tasks):
-        unaided = results[0]["retrieval"][i]["unaided_accuracy"]
-        cells = [f"{100 * x:.0f} %" for x in (unaided, *(r["retrieval"][i]["accuracy"] for r in results))]
-        lines.append(f"| {task} | {length} | " + " | ".join(cells) + " |")
+    for name in tasks:
+        found = [task for task in dense["retrieval"] if task["task"] == name]
+        cells = [f"{100 * task['exact']:.0f} % ({100 * task['accuracy']:.0f} %)" for task in found]
+        chance = sorted(100 * task["unaided_accuracy"] for task in found)
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | ({chance[0]:.0f} to {chance[-1]:.0f} %) |")
     return "\n".join(lines)
 
 
 PAGE = """# What sparsity costs in quality
 
-You want to know what a pattern costs a model in loss, and which pattern costs least:
+{first}
+
+You want to know what a pattern costs a model:
 
     $ ./bootstrap quality                      # runs the commands below and writes this page
     $ reticle evaluate CONFIG --text FILE      # yours, also with --model FOLDER
 
-Measured on the bundled byte-level Llama (3 M parameters, trained on the King James Bible) over held-out text. A small model of one
-book: curves show how patterns compare on it, not what they cost a large one.
+Measured on the bundled byte-level Llama (3 M parameters, trained on the King James Bible and on texts in which something is hidden,
+up to 4096 bytes): a small model, so figures compare patterns and do not say what they cost a large one. Tasks are generated after
+RULER over held-out text: a number hidden in it (needle), a value handed on through four names (variable_tracking), one number of
+eight (multi_needle), a list of words said twice (repeated_phrase).
 
-Dense loss over the first 32768 held-out bytes, which tests hold to the model's own figures:
+Dense attention, by the length of the prompt in bytes: whole answers that are right and, in brackets, bytes of them that were the
+likeliest, given those before. "Nothing to find" asks the same with the hidden sentences left out. {samples} samples each.
 
-| window | loss |
-|---|---|
-{dense}
+    {lengths_command}
 
-## The prompt attended to sparsely
+{lengths}
 
-Windows of 2048 bytes, every byte counted, all through the prefill pipeline.
-
-    {prefill_command}
-
-![Loss above dense against sparsity, one line per prefill pattern](images/quality_prefill.png)
-
-{prefill_table}
-
-![What four patterns keep of a prompt of 640 bytes, layer 1, head 0](images/quality_prefill_masks.png)
+The model was trained up to 4096 bytes, and does not bind eight names to eight numbers, nor copy lists: what is below is measured on
+the two tasks that it can do.
 
 ## What is generated attends to sparsely
 
-Windows of 2048 bytes: 1537 are prefilled densely, the last 512 count and go through the generation pipeline.
+Prompts of 2048 bytes are prefilled densely, and the answer is generated through the pattern. Whole answers that are right, %, with
+95 % intervals (Wilson), of the variant of each pattern whose density comes nearest to a budget; empty: none is near.
 
     {generation_command}
+
+{generation_leaders}
+
+![Answers that are right against density, one line per generation pattern](images/quality_generation_retrieval.png)
+
+Loss on held-out text: windows of 2048 bytes, of which 1537 are prefilled densely and the last 512 count.
 
 ![Loss above dense against sparsity, one line per generation pattern](images/quality_generation.png)
 
@@ -237,19 +304,29 @@ Windows of 2048 bytes: 1537 are prefilled densely, the last 512 count and go thr
 
 `hash_attention_top_k` has random weights here, for there are none trained for this model: sinks, the window and chance.
 
-## Retrieval
+## The prompt attended to sparsely
 
-Generated tasks after RULER: a list of words said twice, one number hidden in text, one of eight, and a value handed on
-through four names. Shares of the answers' bytes that were the likeliest, given those before; 24 samples each. "Nothing
-to find" asks dense attention the same with the hidden sentences left out: what language and chance alone give. This
-model finds nothing in any of them, with dense attention or without, so here they cannot tell patterns apart; they are
-for models that can.
+The same prompts, and the answer, through the prefill pattern.
 
-    {retrieval_command}
+    {prefill_command}
 
-{retrieval}
+{prefill_leaders}
 
-Configs by stages, as `snap_kv`, prefill as they say and generate the answer.
+![Answers that are right against density, one line per prefill pattern](images/quality_prefill_retrieval.png)
+
+Loss: windows of 2048 bytes, every byte counted.
+
+![Loss above dense against sparsity, one line per prefill pattern](images/quality_prefill.png)
+
+{prefill_table}
+
+![What four patterns keep of a prompt of 640 bytes, layer 1, head 0](images/quality_prefill_masks.png)
+
+Dense loss over the first 32768 held-out bytes, which tests hold to the model's own figures:
+
+| window | loss |
+|---|---|
+{dense}
 
 ## Time and memory
 
@@ -262,6 +339,40 @@ until a few thousand keys. [docs/performance.md](performance.md) has the sizes o
 """
 
 
+def first_sentences(generation: Results, prefill: Results) -> str:
+    """What keeps the needle at the least density, and what loses it at the most."""
+
+    def kept(results: Results, stage: str, share: float) -> list[tuple[float, str]]:
+        """Each method's least density from which on every variant finds the needle in that share."""
+        least = []
+        for method in dict.fromkeys(result["name"] for result in results[1:]):
+            tasks = sorted(
+                (
+                    (r["retrieval"][0][stage]["density"], r["retrieval"][0]["exact"])
+                    for r in results[1:]
+                    if r["name"] == method
+                ),
+                reverse=True,
+            )
+            enough = [density for i, (density, _) in enumerate(tasks) if all(x >= share for _, x in tasks[: i + 1])]
+            least.append((100 * min(enough), method) if enough else (float("inf"), method))
+        return sorted(least)
+
+    def sentence(results: Results, stage: str, what: str) -> str:
+        order = kept(results, stage, 0.9)
+        good = [f"`{name}` ({density:.0f} %)" for density, name in order if density < float("inf")]
+        bad = [f"`{name}`" for density, name in order if density == float("inf")]
+        text = f"{what}, nine needles of ten are still found at these densities: {', '.join(good) or 'none'}."
+        return text + (f" At none that was tried: {', '.join(bad)}." if bad else "")
+
+    return "\n\n".join(
+        [
+            sentence(generation, "generation", "Generating sparsely"),
+            sentence(prefill, "prefill", "With the prompt attended to sparsely, too"),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reticle", type=Path, default=ROOT / "build/tools/reticle")
@@ -271,18 +382,21 @@ def main() -> None:
         loss = json.loads(command("evaluate", "--window", window, "--json"))["results"][0]["loss"]
         dense.append(f"| {window} | {loss:.5f} |")
     sweeps = {name: command.results(name, arguments) for name, arguments in SWEEPS.items()}
+    lengths = command.results("lengths", LENGTHS)[0]
     for name, results in sweeps.items():
         draw_losses(name, results, name, IMAGES / f"quality_{name}.png")
+        draw_retrieval(results, name, IMAGES / f"quality_{name}_retrieval.png")
     draw_masks(command)
     times = command(*TIMES)
     page = PAGE.format(
+        first=first_sentences(sweeps["generation"], sweeps["prefill"]),
+        samples=SAMPLES,
+        lengths_command=shown(LENGTHS),
+        lengths=lengths_table(lengths),
         dense="\n".join(dense),
-        prefill_command=shown(SWEEPS["prefill"]),
-        prefill_table=loss_table(sweeps["prefill"], "prefill"),
-        generation_command=shown(SWEEPS["generation"]),
-        generation_table=loss_table(sweeps["generation"], "generation"),
-        retrieval_command=shown(RETRIEVAL),
-        retrieval=retrieval_table(command.results("retrieval", RETRIEVAL)),
+        **{f"{name}_command": shown(arguments) for name, arguments in SWEEPS.items()},
+        **{f"{name}_leaders": leaderboard(results, name) for name, results in sweeps.items()},
+        **{f"{name}_table": loss_table(results, name) for name, results in sweeps.items()},
         times_command=shown(TIMES),
         times="\n".join("    " + line for line in times.rstrip().splitlines()),
     )

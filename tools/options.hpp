@@ -20,7 +20,7 @@ namespace reticle::tools {
 /// source tree.
 std::filesystem::path bundled(const std::string& name);
 inline constexpr const char* kBundledTensors = "attention_4096.safetensors";
-inline constexpr const char* kBundledModel = "byte-llama-3m";
+inline constexpr const char* kBundledModel = "byte-llama-3m-retrieval";
 
 /// The tensors of a file to use, and how to use them.
 struct InputOptions {

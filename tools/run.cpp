@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <reticle/core/config/enumerators.hpp>
 #include <reticle/core/config/fields.hpp>
 
 #include "options.hpp"
@@ -22,7 +23,7 @@ struct LayerReport {
 
 Json json_of(const LayerReport& report) {
   Json json = {{"layer", report.layer},
-               {"stage", report.inputs.stage == Stage::prefill ? "prefill" : "generation"},
+               {"stage", name_of_enumerator(report.inputs.stage)},
                {"batch", report.inputs.batch()},
                {"heads", report.inputs.heads()},
                {"queries", report.inputs.queries_length()},

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from reticle.maskers import MaskerConfig
 
-BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m"
+BUNDLED = Path(__file__).resolve().parents[2] / "examples/data/byte-llama-3m-retrieval"
 
 # Linux reports the peak memory of a process in the first file; writing to the second resets it.
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -15,7 +15,7 @@ transformers = pytest.importorskip(
 )
 evaluate = pytest.importorskip("reticle.research.evaluate")
 
-MODEL = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m"
+MODEL = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m-retrieval"
 LOCAL = {"maskers": [{"type": "sink", "sink_size": 4}, {"type": "local", "window_size": 32}]}
 TOKENIZER = evaluate.ByteTokenizer()
 

@@ -394,7 +394,7 @@ def by_mask(model, tokenizer, context, question, kept):
 def test_an_adapter_answers_questions_about_a_context():
     transformers = pytest.importorskip("transformers")
     evaluate = pytest.importorskip("reticle.research.evaluate")
-    folder = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m"
+    folder = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m-retrieval"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = evaluate.ByteTokenizer()
     given = {"model": model, "tokenizer": tokenizer, "device": "cpu"}
@@ -427,7 +427,7 @@ def test_the_masker_of_the_documentation_serves_a_model():
     names = {**vars(hub), "dataclass": dataclasses.dataclass, "torch": torch}
     exec(code, names)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        source / "examples/data/byte-llama-3m", dtype=torch.float32
+        source / "examples/data/byte-llama-3m-retrieval", dtype=torch.float32
     )
     tokenizer, text = evaluate.ByteTokenizer(), "The river was wide and the bridge was old. " * 4
     ids = torch.tensor([tokenizer.encode(text)])

@@ -128,7 +128,7 @@ def test_adapters_interfaces_and_attributes():
     for interface in (ModelAdapter, ModelHubAdapterInterface, SparseAttentionAdapterInterface):
         with pytest.raises(TypeError):
             interface()
-    folder = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m"
+    folder = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m-retrieval"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = hub.ResearchAttentionConfig(masker_configs=[hub.SinkMaskerConfig(4), hub.LocalMaskerConfig(8)])
     adapter = hub.ModelAdapterHF(

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed; ./bootstrap test --torch installs it")
 nano = pytest.importorskip("reticle.nano")
 GOLDEN = Path(os.environ["RETICLE_SOURCE_DIR"]) / "tests/golden/patterns"
-MODEL = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m"
+MODEL = Path(os.environ["RETICLE_SOURCE_DIR"]) / "examples/data/byte-llama-3m-retrieval"
 
 
 def load(case):

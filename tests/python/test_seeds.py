@@ -24,7 +24,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed; ./boots
 hub = pytest.importorskip("reticle.hub")
 
 SOURCE = Path(os.environ["RETICLE_SOURCE_DIR"])
-MODEL = SOURCE / "examples/data/byte-llama-3m"
+MODEL = SOURCE / "examples/data/byte-llama-3m-retrieval"
 
 
 def run(snippet, imports, **names):

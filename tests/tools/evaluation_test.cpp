@@ -11,6 +11,7 @@
 
 #include <reticle/attention/llama/generate.hpp>
 #include <reticle/attention/llama/loss.hpp>
+#include <reticle/core/config/enumerators.hpp>
 
 #include "support/maskers.hpp"
 #include "support/message_of.hpp"
@@ -70,7 +71,7 @@ TEST(RetrievalTasks, HideTheirAnswerInAPromptOfTheLengthAskedFor) {
   const std::string filler = "In the beginning God created the heaven and the earth. And the earth was without form. ";
   for (const RetrievalTask task : {RetrievalTask::repeated_phrase, RetrievalTask::needle, RetrievalTask::multi_needle,
                                    RetrievalTask::variable_tracking}) {
-    SCOPED_TRACE(std::string(name_of(task)));
+    SCOPED_TRACE(std::string(name_of_enumerator(task)));
     std::set<std::string> prompts;
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
       const RetrievalExample example = make_example(task, 700, filler, seed);

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reticle.hf._attach import Config
     from reticle.research.evaluate import Loss
 
-_BUNDLED = Path(__file__).resolve().parents[3] / "examples/data/byte-llama-3m"
+_BUNDLED = Path(__file__).resolve().parents[3] / "examples/data/byte-llama-3m-retrieval"
 _MAX_LAYERS = 4
 
 
