@@ -35,9 +35,6 @@ def pipeline(
 def to_json(config: Mapping[str, Any]) -> str:
     """The config as JSON; numbers of numpy and torch are converted to Python's."""
 
-def stub() -> str:
-    """The text of maskers.pyi, which type checkers read; tools/update_docs writes it."""
-
 @dataclass(frozen=True, kw_only=True)
 class AShapeConfig(MaskerConfig):
     n_init: int | float = 128
