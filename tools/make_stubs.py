@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reticle import _core, maskers
+import reticle._core as _core
+from reticle import maskers
 from stub_types import ARGUMENTS, CORE_HEAD, MASKERS_HEAD, RESULTS, SPELLINGS
 
 FOLDER = Path(__file__).resolve().parent.parent / "bindings" / "reticle"
@@ -81,10 +82,8 @@ def docstring(doc: str, indent: str) -> str:
     """A docstring wrapped at WIDTH; entries of sections such as "Raises:" stay indented."""
     entries = re.sub(r"(?<=[^\n:])\n(?:(?=\S)| {8})", " ", doc).split("\n")
     entries[0] = ('""" ' if doc.startswith('"') else '"""') + entries[0]
-    if len(entries) > 1:
-        entries.append('"""')
-    else:
-        entries[0] += ' """' if doc.endswith('"') else '"""'
+    end = ' """' if doc.endswith('"') else '"""'
+    entries = [*entries, '"""'] if len(entries) > 1 else [entries[0] + end]
     text = ""
     for entry in entries:
         deeper = "    " if entry.startswith(" ") else ""
@@ -173,10 +172,12 @@ def configs() -> str:
     functions = [(name, entry) for name, entry in vars(maskers).items() if inspect.isfunction(entry) and name[0] != "_"]
     blocks = [definition(entry, name) for name, entry in functions]
     for masker in _core.masker_types():
-        block = f"@dataclass(frozen=True, kw_only=True)\nclass {maskers.class_name(masker)}(MaskerConfig):\n"
-        for name, annotation, default in maskers._fields(masker):
-            value = "..." if isinstance(default, list) else literal(default)
-            block += f"    {name}: {annotation}" + ("\n" if default is dataclasses.MISSING else f" = {value}\n")
+        made: Any = maskers.config_class(masker)
+        block = f"@dataclass(frozen=True, kw_only=True)\nclass {made.__name__}(MaskerConfig):\n"
+        for field in dataclasses.fields(made):
+            value = "" if field.default is dataclasses.MISSING else f" = {literal(field.default)}"
+            value = value if field.default_factory is dataclasses.MISSING else " = ..."
+            block += f"    {field.name}: {field.type}{value}\n"
         blocks.append(block)
     return FIRST_LINE + MASKERS_HEAD + joined(blocks)
 
