@@ -226,10 +226,11 @@ class _Compress(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, pe: Tensor | None, cu_seqlens: list[int], config: _core.NsaConfig
     ) -> tuple[Tensor, Tensor]:
-        inputs = [None if tensor is None else tensor.detach().float() for tensor in (x, weight, pe)]
-        ctx.save_for_backward(*inputs)
+        tokens = x.detach().float()
+        weights = [None if tensor is None else tensor.detach().float() for tensor in (weight, pe)]
+        ctx.save_for_backward(tokens, *weights)
         ctx.settings = (cu_seqlens, config, [None if tensor is None else tensor.dtype for tensor in (x, weight, pe)])
-        y, offsets = _core.nsa_compress(inputs[0], cu_seqlens, inputs[1], inputs[2], config)
+        y, offsets = _core.nsa_compress(tokens, cu_seqlens, weights[0], weights[1], config)
         windows = torch.tensor(offsets, dtype=torch.int32)
         ctx.mark_non_differentiable(windows)
         return y.to(x.dtype), windows

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -189,6 +191,12 @@ def test_jax_arrays_go_in_and_come_out():
         output, lse = reticle.attention(*(jax.numpy.asarray(x, dtype) for x in (q, k, v)))
         assert isinstance(output, jax.Array) and output.dtype == dtype and lse.dtype == jax.numpy.float32
         np.testing.assert_allclose(np.asarray(output, np.float32), reticle.attention(q, k, v)[0], atol=0.02)
+
+
+def test_stubs_are_those_of_the_built_package():
+    script = [sys.executable, "-B", SOURCE / "tools/make_stubs.py", "--check"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_everything_public_is_documented():
