@@ -389,20 +389,6 @@ void add_attention(py::module_& module) {
              "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
   module.def(
       "get_num_threads", [] { return Context().pool->threads(); }, "How many threads calls use.");
-  const auto define_attention = [&](const char* name, auto* function, const char* doc) {
-    module.def(name, function, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
-               py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-               py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none(),
-               py::arg("sink_logits") = SinkLogits(), doc);
-  };
-  define_attention("attention", &attend<false>, "(output, lse)");
-  define_attention("attention_weights", &attend<true>,
-                   "(output, lse, (row_ptr, indices, weights)): attention, and the normalised weight of every entry.");
-  module.def("attention_backward", &attend_backward, py::arg("queries"), py::arg("keys"), py::arg("values"),
-             py::arg("mask"), py::arg("output"), py::arg("lse"), py::arg("d_output"), py::kw_only(),
-             py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-             py::arg("soft_cap") = py::none(),
-             "Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given.");
   py::class_<HeldPattern>(module, "Pattern", "What attention takes for a mask beside a Mask, planned where it lies.")
       .def_static(
           "of_bytes",
@@ -443,6 +429,20 @@ void add_attention(py::module_& module) {
   py::class_<AttentionPlan>(module, "AttentionPlan",
                             "How attention over a mask is computed, kept for several calls with equal shapes.")
       .def("__repr__", &AttentionPlan::describe);
+  const auto define_attention = [&](const char* name, auto* function, const char* doc) {
+    module.def(name, function, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
+               py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+               py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none(),
+               py::arg("sink_logits") = SinkLogits(), doc);
+  };
+  define_attention("attention", &attend<false>, "(output, lse)");
+  define_attention("attention_weights", &attend<true>,
+                   "(output, lse, (row_ptr, indices, weights)): attention, and the normalised weight of every entry.");
+  module.def("attention_backward", &attend_backward, py::arg("queries"), py::arg("keys"), py::arg("values"),
+             py::arg("mask"), py::arg("output"), py::arg("lse"), py::arg("d_output"), py::kw_only(),
+             py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+             py::arg("soft_cap") = py::none(),
+             "Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given.");
   module.def(
       "plan",
       [](const py::object& queries, const py::object& keys, const std::variant<Mask, HeldPattern>& mask,

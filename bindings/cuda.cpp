@@ -58,7 +58,9 @@ py::tuple attend_lists(const cuda::KeyListAttention& attention, const py::object
 
 void add_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::device_count, "GPUs that there are; 0 in a build without CUDA.");
-  module.def("why_cuda_is_unavailable", [] { return std::string(cuda::why_unavailable()); });
+  module.def(
+      "why_cuda_is_unavailable", [] { return std::string(cuda::why_unavailable()); },
+      "Why there is no GPU to compute on; empty where there is one.");
   py::class_<cuda::KeyListAttention>(module, "KeyListAttention", "Attention over lists of keys on a GPU.")
       .def(py::init([](Index rows) { return cuda::KeyListAttention(rows, current_stream()); }), py::arg("rows"))
       .def("attend", &attend_lists, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("indices"),
@@ -69,7 +71,8 @@ void add_cuda(py::module_& module) {
       [](const py::object& queries, const py::object& keys, const NsaConfig& config) {
         return cuda::block_scores_serve(Call(queries, keys, keys, py::none(), 1.0f, false).inputs, config);
       },
-      py::arg("queries"), py::arg("compressed_keys"), py::arg("config"));
+      py::arg("queries"), py::arg("compressed_keys"), py::arg("config"),
+      "Whether cuda_block_scores supports these tensors and this config.");
   module.def(
       "cuda_block_scores",
       [](const py::object& queries, const py::object& keys, const py::object& lse, const py::object& scores,

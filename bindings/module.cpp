@@ -20,17 +20,25 @@ PyObject* missing_file = nullptr;  // the class MissingFileError, created with t
 void add_errors(pybind11::module_& module) {
   namespace py = pybind11;
   static const py::handle base = py::register_exception<Error>(module, "Error", PyExc_Exception).release();
+  py::setattr(base, "__doc__", py::str("What the library raises; the others derive from it."));
   const auto bases = [](PyObject* builtin) { return py::make_tuple(base, py::handle(builtin)); };
-  py::register_exception<ConfigError>(module, "ConfigError", bases(PyExc_ValueError));
-  py::register_exception<ShapeError>(module, "ShapeError", bases(PyExc_ValueError));
-  py::register_exception<FormatError>(module, "FormatError", bases(PyExc_ValueError));
-  py::register_exception<ValueError>(module, "InvalidValueError", bases(PyExc_ValueError));
-  py::register_exception<PluginError>(module, "PluginError", bases(PyExc_RuntimeError));
-  py::register_exception<DeviceError>(module, "DeviceError", bases(PyExc_RuntimeError));
+  const auto add = [&]<class Kind>(const char* name, PyObject* builtin, const char* doc) {
+    py::setattr(py::register_exception<Kind>(module, name, bases(builtin)), "__doc__", py::str(doc));
+  };
+  add.operator()<ConfigError>("ConfigError", PyExc_ValueError,
+                              "A config is wrong: says where, what and what is expected.");
+  add.operator()<ShapeError>("ShapeError", PyExc_ValueError, "Extents or dtypes do not fit together.");
+  add.operator()<FormatError>("FormatError", PyExc_ValueError, "A file or a pickle is not what it has to be.");
+  add.operator()<ValueError>("InvalidValueError", PyExc_ValueError,
+                             "A number is out of its range, or a result is not finite.");
+  add.operator()<PluginError>("PluginError", PyExc_RuntimeError, "A plugin cannot be loaded.");
+  add.operator()<DeviceError>("DeviceError", PyExc_RuntimeError,
+                              "There is no GPU, it failed, or tensors lie elsewhere.");
   // FileNotFoundError comes first, because its __init__ sets errno and filename.
   const py::tuple kinds =
       py::make_tuple(py::handle(PyExc_FileNotFoundError), module.attr("ConfigError"), module.attr("FormatError"));
-  missing_file = PyErr_NewException("reticle._core.MissingFileError", kinds.ptr(), nullptr);
+  missing_file =
+      PyErr_NewExceptionWithDoc("reticle._core.MissingFileError", "A file that is not there.", kinds.ptr(), nullptr);
   module.attr("MissingFileError") = py::handle(missing_file);
 }
 

@@ -256,7 +256,8 @@ void add_nsa(py::module_& module) {
             return config_from(given[0].cast<std::string>(), number(1), number(2), number(3), number(4), number(5),
                                number(6), number(7));
           }))
-      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"));
+      .def("compressed_length", &NsaConfig::compressed_length, py::arg("tokens"),
+           "Compressed keys of a sequence of so many tokens.");
   for (const Field& field : type_of<NsaConfig>()->fields()) {
     config.def_property_readonly(
         std::string(field.name).c_str(), [&field](NsaConfig& self) { return to_python(*field.type, field.in(&self)); },
@@ -288,8 +289,10 @@ void add_nsa(py::module_& module) {
            py::arg("hidden_size"), py::arg("heads"), py::arg("kv_heads"), py::arg("rope"), py::arg("parameters"))
       .def("forward", &Module::forward, py::arg("x"), py::arg("cu_seqlens"), "(output, tape)")
       .def("backward", &Module::backward, py::arg("tape"), py::arg("dy"), "(dx, {parameter: gradient})")
-      .def("start", &Module::start, py::arg("sequences"), py::arg("capacity"))
-      .def("extend", &Module::extend, py::arg("x"), py::arg("cu_seqlens"), py::arg("state"));
+      .def("start", &Module::start, py::arg("sequences"), py::arg("capacity"),
+           "An empty NsaState for so many sequences of at most `capacity` tokens.")
+      .def("extend", &Module::extend, py::arg("x"), py::arg("cu_seqlens"), py::arg("state"),
+           "The output of the next tokens of each sequence, whose state goes on.");
   add_operations(module);
 }
 

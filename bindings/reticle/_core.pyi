@@ -22,14 +22,29 @@ _Shape = Sequence[int]
 _Stage = Literal["prefill", "generation"]
 _Stored = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], int]
 
-class Error(Exception): ...
-class ConfigError(Error, ValueError): ...
-class ShapeError(Error, ValueError): ...
-class FormatError(Error, ValueError): ...
-class InvalidValueError(Error, ValueError): ...
-class PluginError(Error, RuntimeError): ...
-class DeviceError(Error, RuntimeError): ...
-class MissingFileError(FileNotFoundError, ConfigError, FormatError): ...
+class Error(Exception):
+    """What the library raises; the others derive from it."""
+
+class ConfigError(Error, ValueError):
+    """A config is wrong: says where, what and what is expected."""
+
+class ShapeError(Error, ValueError):
+    """Extents or dtypes do not fit together."""
+
+class FormatError(Error, ValueError):
+    """A file or a pickle is not what it has to be."""
+
+class InvalidValueError(Error, ValueError):
+    """A number is out of its range, or a result is not finite."""
+
+class PluginError(Error, RuntimeError):
+    """A plugin cannot be loaded."""
+
+class DeviceError(Error, RuntimeError):
+    """There is no GPU, it failed, or tensors lie elsewhere."""
+
+class MissingFileError(FileNotFoundError, ConfigError, FormatError):
+    """A file that is not there."""
 
 class Mask:
     """Which key each query attends to, and the probability p in (0, 1] with which it was included.
@@ -238,6 +253,27 @@ def set_num_threads(threads: int) -> None:
 def get_num_threads() -> int:
     """How many threads calls use."""
 
+class Pattern:
+    """What attention takes for a mask beside a Mask, planned where it lies."""
+
+    @staticmethod
+    def of_bytes(attended: Any, block_size: tuple[int, int] = (1, 1)) -> Pattern:
+        """Of booleans (batch, heads, queries, keys), or of blocks of positions; a dimension of 1 is shared."""
+
+    @staticmethod
+    def of_numbers(numbers: Any, block_size: int) -> Pattern:
+        """Of the int32 numbers of key blocks, (batch, kv_heads, queries, n), ascending, -1 behind them; causal."""
+
+    @staticmethod
+    def of_band(first_query: int, kernel: int, stride: int, width: int) -> Pattern:
+        """Of keys that end where a query does."""
+
+    def mask(self, shape: _Shape, kv_heads: int = 1) -> Mask:
+        """The same as a Mask. Waits for what lies on a GPU."""
+
+class AttentionPlan:
+    """How attention over a mask is computed, kept for several calls with equal shapes."""
+
 def attention(
     queries: _Array,
     keys: _Array,
@@ -281,27 +317,6 @@ def attention_backward(
     soft_cap: float | None = None,
 ) -> tuple[_Array, _Array, _Array]:
     """Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given."""
-
-class Pattern:
-    """What attention takes for a mask beside a Mask, planned where it lies."""
-
-    @staticmethod
-    def of_bytes(attended: Any, block_size: tuple[int, int] = (1, 1)) -> Pattern:
-        """Of booleans (batch, heads, queries, keys), or of blocks of positions; a dimension of 1 is shared."""
-
-    @staticmethod
-    def of_numbers(numbers: Any, block_size: int) -> Pattern:
-        """Of the int32 numbers of key blocks, (batch, kv_heads, queries, n), ascending, -1 behind them; causal."""
-
-    @staticmethod
-    def of_band(first_query: int, kernel: int, stride: int, width: int) -> Pattern:
-        """Of keys that end where a query does."""
-
-    def mask(self, shape: _Shape, kv_heads: int = 1) -> Mask:
-        """The same as a Mask. Waits for what lies on a GPU."""
-
-class AttentionPlan:
-    """How attention over a mask is computed, kept for several calls with equal shapes."""
 
 def plan(
     queries: _Array,
@@ -647,7 +662,9 @@ class NsaConfig:
         local_blocks: int = 2,
         window_size: int = 512,
     ) -> None: ...
-    def compressed_length(self, tokens: int) -> int: ...
+    def compressed_length(self, tokens: int) -> int:
+        """Compressed keys of a sequence of so many tokens."""
+
     @property
     def compress_type(self) -> str:
         """how a window of keys (or values) becomes a compressed one"""
@@ -708,8 +725,11 @@ class NsaModule:
     def backward(self, tape: NsaTape, dy: _Array) -> tuple[_Array, dict[str, _Array]]:
         """(dx, {parameter: gradient})"""
 
-    def start(self, sequences: int, capacity: int) -> NsaState: ...
-    def extend(self, x: _Array, cu_seqlens: Sequence[int], state: NsaState) -> _Array: ...
+    def start(self, sequences: int, capacity: int) -> NsaState:
+        """An empty NsaState for so many sequences of at most `capacity` tokens."""
+
+    def extend(self, x: _Array, cu_seqlens: Sequence[int], state: NsaState) -> _Array:
+        """The output of the next tokens of each sequence, whose state goes on."""
 
 def nsa_compress(
     x: _Array, cu_seqlens: Sequence[int], weight: _Array | None, pe: _Array | None, config: NsaConfig
@@ -725,7 +745,8 @@ def nsa_compressed_attention(
 def cuda_device_count() -> int:
     """GPUs that there are; 0 in a build without CUDA."""
 
-def why_cuda_is_unavailable() -> str: ...
+def why_cuda_is_unavailable() -> str:
+    """Why there is no GPU to compute on; empty where there is one."""
 
 class KeyListAttention:
     """Attention over lists of keys on a GPU."""
@@ -745,7 +766,9 @@ class KeyListAttention:
     ) -> tuple[_Array, _Array]:
         """(output, lse), queued on torch's stream."""
 
-def cuda_block_scores_serve(queries: _Array, compressed_keys: _Array, config: NsaConfig) -> bool: ...
+def cuda_block_scores_serve(queries: _Array, compressed_keys: _Array, config: NsaConfig) -> bool:
+    """Whether cuda_block_scores supports these tensors and this config."""
+
 def cuda_block_scores(
     queries: _Array,
     compressed_keys: _Array,
