@@ -364,9 +364,8 @@ void add_records(py::module_& module) {
       .def("fork", &SequenceState::fork, "A copy with an empty record: the sequences go on in two ways.");
 }
 
-}  // namespace
-
-void add_attention(py::module_& module) {
+/// Files: bytes and tensors.
+void add_files(py::module_& module) {
   module.def(
       "read_file",
       [](const std::filesystem::path& path) {
@@ -385,10 +384,22 @@ void add_attention(py::module_& module) {
       py::arg("path"), py::arg("data"),
       "A file that is there whole or as it was: written beside it, brought to the disk and put in its place. Links are "
       "followed, modes kept; what is not a regular file is written to in place.");
-  module.def("set_num_threads", &set_threads, py::arg("threads"),
-             "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
   module.def(
-      "get_num_threads", [] { return Context().pool->threads(); }, "How many threads calls use.");
+      "load_tensors",
+      [](const std::filesystem::path& path) {
+        const SafeTensors file{existing(path)};
+        py::dict tensors;
+        for (const auto& [name, view] : file.tensors()) {
+          const bool narrow = view.dtype == DType::f16 || view.dtype == DType::bf16;
+          tensors[py::str(name)] = to_python(Tensor::copy(view, narrow ? DType::f32 : view.dtype), /*as_torch=*/false);
+        }
+        return tensors;
+      },
+      py::arg("path"), "The tensors of a safetensors file by name; F16 and BF16 as float32.");
+}
+
+/// Other forms of masks, and plans.
+void add_forms(py::module_& module) {
   py::class_<HeldPattern>(module, "Pattern", "What attention takes for a mask beside a Mask, planned where it lies.")
       .def_static(
           "of_bytes",
@@ -429,20 +440,6 @@ void add_attention(py::module_& module) {
   py::class_<AttentionPlan>(module, "AttentionPlan",
                             "How attention over a mask is computed, kept for several calls with equal shapes.")
       .def("__repr__", &AttentionPlan::describe);
-  const auto define_attention = [&](const char* name, auto* function, const char* doc) {
-    module.def(name, function, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
-               py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
-               py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none(),
-               py::arg("sink_logits") = SinkLogits(), doc);
-  };
-  define_attention("attention", &attend<false>, "(output, lse)");
-  define_attention("attention_weights", &attend<true>,
-                   "(output, lse, (row_ptr, indices, weights)): attention, and the normalised weight of every entry.");
-  module.def("attention_backward", &attend_backward, py::arg("queries"), py::arg("keys"), py::arg("values"),
-             py::arg("mask"), py::arg("output"), py::arg("lse"), py::arg("d_output"), py::kw_only(),
-             py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
-             py::arg("soft_cap") = py::none(),
-             "Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given.");
   module.def(
       "plan",
       [](const py::object& queries, const py::object& keys, const std::variant<Mask, HeldPattern>& mask,
@@ -462,7 +459,56 @@ void add_attention(py::module_& module) {
       "only the extents count. On a GPU it is for calls with an attention_mask if one is given here, and values of "
       "other "
       "extents than the keys' are given.");
-  add_records(module);
+}
+
+/// Attention over a mask, and what belongs to it.
+void add_calls(py::module_& module) {
+  const auto define_attention = [&](const char* name, auto* function, const char* doc) {
+    module.def(name, function, py::arg("queries"), py::arg("keys"), py::arg("values"), py::arg("mask") = py::none(),
+               py::kw_only(), py::arg("scaling") = py::none(), py::arg("causal") = false,
+               py::arg("attention_mask") = py::none(), py::arg("soft_cap") = py::none(),
+               py::arg("sink_logits") = SinkLogits(), doc);
+  };
+  define_attention("attention", &attend<false>, "(output, lse)");
+  define_attention("attention_weights", &attend<true>,
+                   "(output, lse, (row_ptr, indices, weights)): attention, and the normalised weight of every entry.");
+  module.def("attention_backward", &attend_backward, py::arg("queries"), py::arg("keys"), py::arg("values"),
+             py::arg("mask"), py::arg("output"), py::arg("lse"), py::arg("d_output"), py::kw_only(),
+             py::arg("scaling") = py::none(), py::arg("causal") = false, py::arg("attention_mask") = py::none(),
+             py::arg("soft_cap") = py::none(),
+             "Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given.");
+  module.def(
+      "merge_states",
+      [](const py::object& output_a, const py::object& lse_a, const py::object& output_b, const py::object& lse_b) {
+        const Borrowed borrowed[] = {
+            {output_a, "output_a"}, {lse_a, "lse_a"}, {output_b, "output_b"}, {lse_b, "lse_b"}};
+        const auto copy = [](const Borrowed& from) { return Tensor::copy(from.view(), from.view().dtype); };
+        AttentionResult merged = run_released([&](const Context&) {
+          return merge({copy(borrowed[0]), copy(borrowed[1]), std::nullopt},
+                       {copy(borrowed[2]), copy(borrowed[3]), std::nullopt});
+        });
+        return py::make_tuple(borrowed[0].hand_over(std::move(merged.output)),
+                              borrowed[0].hand_over(std::move(merged.lse)));
+      },
+      py::arg("output_a"), py::arg("lse_a"), py::arg("output_b"), py::arg("lse_b"),
+      "(output, lse) of the union of two disjoint sets of keys, from those of each.");
+  module.def(
+      "top_k",
+      [](const py::array_t<float, py::array::c_style>& scores, Index k) {
+        if (scores.ndim() != 1) throw ShapeError("scores: expected one row");
+        const std::span<const float> row(scores.data(), static_cast<std::size_t>(scores.size()));
+        std::vector<std::int32_t> selected;
+        {
+          const py::gil_scoped_release released;
+          top_k(row, k, selected);
+        }
+        return py::array_t<std::int32_t>(static_cast<py::ssize_t>(selected.size()), selected.data());
+      },
+      py::arg("scores"), py::arg("k"), "The k columns of the highest scores, ascending.");
+}
+
+/// The pipeline, and what its maskers choose by.
+void add_pipeline(py::module_& module) {
   py::class_<Rule>(module, "Rule", "What a masker chooses, said as data.")
       .def_property_readonly(
           "kind", [](const Rule& rule) { return name_of_enumerator(rule.kind); },
@@ -553,33 +599,10 @@ void add_attention(py::module_& module) {
       "on; a cache may evict the others. `stored` as for attend. ValueError that names the maskers that may come "
       "back to any key.",
       py::arg("first"), stored);
-  module.def(
-      "merge_states",
-      [](const py::object& output_a, const py::object& lse_a, const py::object& output_b, const py::object& lse_b) {
-        const Borrowed borrowed[] = {
-            {output_a, "output_a"}, {lse_a, "lse_a"}, {output_b, "output_b"}, {lse_b, "lse_b"}};
-        const auto copy = [](const Borrowed& from) { return Tensor::copy(from.view(), from.view().dtype); };
-        AttentionResult merged = run_released([&](const Context&) {
-          return merge({copy(borrowed[0]), copy(borrowed[1]), std::nullopt},
-                       {copy(borrowed[2]), copy(borrowed[3]), std::nullopt});
-        });
-        return py::make_tuple(borrowed[0].hand_over(std::move(merged.output)),
-                              borrowed[0].hand_over(std::move(merged.lse)));
-      },
-      py::arg("output_a"), py::arg("lse_a"), py::arg("output_b"), py::arg("lse_b"),
-      "(output, lse) of the union of two disjoint sets of keys, from those of each.");
-  module.def(
-      "load_tensors",
-      [](const std::filesystem::path& path) {
-        const SafeTensors file{existing(path)};
-        py::dict tensors;
-        for (const auto& [name, view] : file.tensors()) {
-          const bool narrow = view.dtype == DType::f16 || view.dtype == DType::bf16;
-          tensors[py::str(name)] = to_python(Tensor::copy(view, narrow ? DType::f32 : view.dtype), /*as_torch=*/false);
-        }
-        return tensors;
-      },
-      py::arg("path"), "The tensors of a safetensors file by name; F16 and BF16 as float32.");
+}
+
+/// What is registered.
+void add_maskers(py::module_& module) {
   module.def(
       "masker_types",
       [] {
@@ -594,19 +617,21 @@ void add_attention(py::module_& module) {
   module.def(
       "describe_masker", [](const std::string& type) { return describe_masker(type); }, py::arg("type"),
       "A masker's source, rule, parameters and cost, as Markdown.");
+}
+
+}  // namespace
+
+void add_attention(py::module_& module) {
+  add_files(module);
+  module.def("set_num_threads", &set_threads, py::arg("threads"),
+             "How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores.");
   module.def(
-      "top_k",
-      [](const py::array_t<float, py::array::c_style>& scores, Index k) {
-        if (scores.ndim() != 1) throw ShapeError("scores: expected one row");
-        const std::span<const float> row(scores.data(), static_cast<std::size_t>(scores.size()));
-        std::vector<std::int32_t> selected;
-        {
-          const py::gil_scoped_release released;
-          top_k(row, k, selected);
-        }
-        return py::array_t<std::int32_t>(static_cast<py::ssize_t>(selected.size()), selected.data());
-      },
-      py::arg("scores"), py::arg("k"), "The k columns of the highest scores, ascending.");
+      "get_num_threads", [] { return Context().pool->threads(); }, "How many threads calls use.");
+  add_forms(module);
+  add_calls(module);
+  add_records(module);
+  add_pipeline(module);
+  add_maskers(module);
 }
 
 }  // namespace reticle::bindings

@@ -247,6 +247,9 @@ def write_file(path: _Path, data: bytes) -> None:
     """A file that is there whole or as it was: written beside it, brought to the disk and put in its place. Links are
     followed, modes kept; what is not a regular file is written to in place."""
 
+def load_tensors(path: _Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file by name; F16 and BF16 as float32."""
+
 def set_num_threads(threads: int) -> None:
     """How many threads later calls use; 0: RETICLE_NUM_THREADS or the process's cores."""
 
@@ -273,6 +276,19 @@ class Pattern:
 
 class AttentionPlan:
     """How attention over a mask is computed, kept for several calls with equal shapes."""
+
+def plan(
+    queries: _Array,
+    keys: _Array,
+    mask: Mask | Pattern,
+    *,
+    values: _Array | None = None,
+    causal: bool = False,
+    attention_mask: _Array | None = None,
+) -> AttentionPlan:
+    """A plan for attention over a mask, where the tensors lie, which `reticle.attention` takes for one; of the tensors
+    only the extents count. On a GPU it is for calls with an attention_mask if one is given here, and values of other
+    extents than the keys' are given."""
 
 def attention(
     queries: _Array,
@@ -318,18 +334,11 @@ def attention_backward(
 ) -> tuple[_Array, _Array, _Array]:
     """Gradients (queries, keys, values), float32, of sum(output * d_output) by what attention was given."""
 
-def plan(
-    queries: _Array,
-    keys: _Array,
-    mask: Mask | Pattern,
-    *,
-    values: _Array | None = None,
-    causal: bool = False,
-    attention_mask: _Array | None = None,
-) -> AttentionPlan:
-    """A plan for attention over a mask, where the tensors lie, which `reticle.attention` takes for one; of the tensors
-    only the extents count. On a GPU it is for calls with an attention_mask if one is given here, and values of other
-    extents than the keys' are given."""
+def merge_states(output_a: _Array, lse_a: _Array, output_b: _Array, lse_b: _Array) -> tuple[_Array, _Array]:
+    """(output, lse) of the union of two disjoint sets of keys, from those of each."""
+
+def top_k(scores: ArrayLike, k: int) -> NDArray[np.int32]:
+    """The k columns of the highest scores, ascending."""
 
 class StageRecord:
     """What one stage of one sequence attended to, call by call."""
@@ -570,12 +579,6 @@ class SparseAttention:
         cache may evict the others. `stored` as for attend. ValueError that names the maskers that may come back to any
         key."""
 
-def merge_states(output_a: _Array, lse_a: _Array, output_b: _Array, lse_b: _Array) -> tuple[_Array, _Array]:
-    """(output, lse) of the union of two disjoint sets of keys, from those of each."""
-
-def load_tensors(path: _Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file by name; F16 and BF16 as float32."""
-
 def masker_types() -> list[str]:
     """The registered maskers, sorted."""
 
@@ -584,9 +587,6 @@ def schema(type: str = "") -> str:
 
 def describe_masker(type: str) -> str:
     """A masker's source, rule, parameters and cost, as Markdown."""
-
-def top_k(scores: ArrayLike, k: int) -> NDArray[np.int32]:
-    """The k columns of the highest scores, ascending."""
 
 class AttentionInputs:
     """What a masker written in Python selects by. Tensors are read-only views, without copies."""
