@@ -332,6 +332,7 @@ SparseAttentionResult SparseAttention::run(const AttentionInputs& given, Sequenc
   for (const Index entries : head_counts(result.mask, context))
     metrics.head_density.push_back(share(entries, shape.queries * shape.keys));
   metrics.mask_bytes = result.mask.bytes();
+  if (state.recording() != Recording::none) record(inputs, metrics.entries, &result.mask, state, context);
   if (compare) metrics.comparison = compare_with_dense(inputs, result.mask, result.attention, options, context);
   return result;
 }

@@ -192,8 +192,8 @@ void copies_are_forks(py::class_<State>& type) {
   type.def(
       "__deepcopy__", [](const State& state, const py::dict&) { return state.fork(); }, py::arg("memo"));
   type.def("__reduce__", [](const py::object& self) -> py::object {
-    throw py::type_error("a " + std::string(py::str(py::type::of(self).attr("__name__"))) +
-                         " cannot be pickled; keep the tensors and run the prompt again");
+    throw py::type_error(std::string(py::str(py::type::of(self).attr("__name__"))) +
+                         ": cannot be pickled; keep the tensors and run the prompt again");
   });
 }
 

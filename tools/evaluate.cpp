@@ -267,7 +267,7 @@ std::string csv_of(const Json& results) {
 int evaluate(const EvaluateCommand& command) {
   if (!command.plot.empty())
     throw Error("--plot " + command.plot +
-                ": pictures are drawn by the command of the Python package (pip install '.[evaluate]')");
+                ": pictures are drawn by the command of the Python package (pip install '.[research]')");
   const std::vector<Candidate> candidates = candidates_of(command);
   std::vector<RetrievalTask> tasks;
   tasks.reserve(command.tasks.size());

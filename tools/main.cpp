@@ -227,7 +227,7 @@ int dispatch(int argc, char** argv) {
                               "JSON file to write results to; a later run continues it");
   evaluate_command.add_option("--csv", evaluate_options.csv, "CSV file to write losses to");
   evaluate_command.add_option("--plot", evaluate_options.plot,
-                              "folder to write pictures to (the command of the Python package with [evaluate])");
+                              "folder to write pictures to (the command of the Python package with [research])");
   evaluate_command.add_flag("--json", evaluate_options.json, "JSON instead of tables");
 
   BenchModelCommand bench_options;

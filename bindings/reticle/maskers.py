@@ -144,5 +144,7 @@ def to_json(config: Mapping[str, Any]) -> str:
 
     try:
         return json.dumps(config, default=plain, allow_nan=False)
+    except _core.ConfigError:
+        raise
     except builtins.ValueError:
         raise _core.ConfigError(f"a config holds NaN or infinity, which JSON does not have: {config!r}") from None

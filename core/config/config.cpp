@@ -143,7 +143,7 @@ Scalar scalar_from(const FieldType& type, const Json& value, const JsonPlace& pl
       expected(value, place, "one of " + list_choices(type.choices));
     }
     case Kind::range:
-      if (value.is_number_unsigned() && fits_index(value) && value.get<Index>() < IndexRange::kNoLast)
+      if (value.is_number_unsigned() && fits_index(value) && value.get<Index>() <= kMaxColumns)
         return value.get<Index>();
       if (value.is_string() && IndexRange::parse(value.get_ref<const std::string&>())) return value.get<std::string>();
       place.fail(shown(value) + R"(: expected a number or a range, as 0, "4-7" or "16-")");

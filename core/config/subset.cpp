@@ -2,6 +2,7 @@
 #include <charconv>
 #include <system_error>
 
+#include <reticle/core/base/checked.hpp>
 #include <reticle/core/config/subset.hpp>
 
 namespace reticle {
@@ -9,10 +10,15 @@ namespace reticle {
 std::optional<IndexRange> IndexRange::parse(std::string_view text) {
   IndexRange range;
   const char* const end = text.data() + text.size();
-  const auto first = std::from_chars(text.data(), end, range.first);
+  const auto number = [end](const char* begin, Index& to) {
+    auto read = std::from_chars(begin, end, to);
+    if (to > kMaxColumns) read.ec = std::errc::result_out_of_range;
+    return read;
+  };
+  const auto first = number(text.data(), range.first);
   if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-') return std::nullopt;
   if (first.ptr + 1 == end) return range;
-  const auto last = std::from_chars(first.ptr + 1, end, range.last);
+  const auto last = number(first.ptr + 1, range.last);
   if (last.ec != std::errc() || last.ptr != end || range.first < 0 || range.last < range.first) return std::nullopt;
   return range;
 }

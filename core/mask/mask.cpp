@@ -249,7 +249,7 @@ double Mask::density(const Context& context) const {
   return positions == 0 ? 0.0 : static_cast<double>(nnz(context)) / static_cast<double>(positions);
 }
 
-bool Mask::weighted() const { return storage_->weighted; }
+bool Mask::weighted() const { return storage_->weighted && shape().positions() > 0; }
 
 namespace {
 

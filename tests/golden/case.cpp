@@ -80,6 +80,20 @@ void Case::throw_wrong_dtype(std::string_view name) const {
   throw FormatError(path_.string() + ": tensor \"" + std::string(name) + "\" is " + tensor(name).describe());
 }
 
+void Case::require_elements(std::string_view name, Index count) const {
+  if (tensor(name).elements() == count) return;
+  throw FormatError(fmt::format("{}: tensor \"{}\" is {}; expected {} elements", path_.string(), name,
+                                tensor(name).describe(), count));
+}
+
+std::vector<Index> Case::offsets(std::string_view name, Index tokens) const {
+  std::vector<Index> offsets = integers<Index>(name);
+  if (!offsets.empty() && offsets.front() == 0 && std::ranges::is_sorted(offsets) && offsets.back() <= tokens)
+    return offsets;
+  throw FormatError(fmt::format("{}: tensor \"{}\": expected ascending offsets of sequences from 0 to at most {}",
+                                path_.string(), name, tokens));
+}
+
 Mask Case::mask(std::string_view name, const TensorView& view) const {
   const auto extent = [&](int from_last) { return view.rank >= from_last ? view.size(view.rank - from_last) : 1; };
   const MaskShape shape{extent(4), extent(3), extent(2), extent(1)};

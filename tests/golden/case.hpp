@@ -70,6 +70,15 @@ class Case {
     if (view.dtype != dtype_of<T>) throw_wrong_dtype(name);
     return {static_cast<const T*>(view.data), static_cast<std::size_t>(view.elements())};
   }
+  /// The same; FormatError unless there are `count` of them.
+  template <class T>
+  std::span<const T> values(std::string_view name, Index count) const {
+    require_elements(name, count);
+    return values<T>(name);
+  }
+  void require_elements(std::string_view name, Index count) const;
+  /// Where each of some sequences begins among `tokens` tokens, and where the last ends. FormatError for other numbers.
+  std::vector<Index> offsets(std::string_view name, Index tokens) const;
   /// The elements of an I16, I32 or I64 tensor.
   template <class T>
   std::vector<T> integers(std::string_view name) const {

@@ -223,7 +223,7 @@ class HubCase : public Case {
     const Mask ours = mask("mask");
     compare_values("apply_x", apply(ours, values<float>("x")), "abs");
     const auto compare_relative = [&](const char* name, std::span<const float> x) {
-      const std::span<const float> theirs = values<float>(name);
+      const std::span<const float> theirs = values<float>(name, static_cast<Index>(x.size()));
       for (std::size_t i = 0; i < x.size(); ++i)
         report_.difference(name, std::abs(x[i] - theirs[i]) / std::max(1.0f, std::abs(theirs[i])),
                            tolerance("inverse_relative_without_eps"));
@@ -489,7 +489,8 @@ class HubCase : public Case {
   void compare_sums(const AttentionInputs& in, const Mask& mask) {
     const AttentionResult result = attention(in, mask);
     const std::span<const float> output = result.output.span<float>(), lse = result.lse.span<float>();
-    const std::span<const float> numerator = values<float>("numerator"), denominator = values<float>("denominator");
+    const std::span<const float> numerator = values<float>("numerator", static_cast<Index>(output.size())),
+                                 denominator = values<float>("denominator", static_cast<Index>(lse.size()));
     const double relative = tolerance("numerator_denominator_relative");
     const auto dv = static_cast<std::size_t>(in.values.size(3));
     for (std::size_t row = 0; row < lse.size(); ++row) {

@@ -100,6 +100,13 @@ class NsaCase : public Case {
   /// sequence.
   void compare_blocks(std::span<const SelectedBlocks> ours) {
     const TensorView& recorded = tensor("topk_idx");
+    Index tokens = 0;
+    for (const SelectedBlocks& blocks : ours) tokens += blocks.queries;
+    const bool fits = recorded.rank == 3 && recorded.dtype == DType::i32 && recorded.size(1) == tokens &&
+                      std::ranges::all_of(ours, [&](const SelectedBlocks& blocks) {
+                        return blocks.kv_heads == recorded.size(0) && blocks.width <= recorded.size(2);
+                      });
+    if (!fits) return fail("topk_idx: is " + recorded.describe() + "; expected I32 (KV heads, tokens, blocks)");
     for (Index kv_head = 0; kv_head < recorded.size(0); ++kv_head) {
       const TensorView rows = entry(recorded, kv_head);
       Index token = 0;
@@ -118,7 +125,7 @@ class NsaCase : public Case {
 
   void compression() {
     const NsaConfig own = config();
-    const std::vector<Index> cu = integers<Index>("cu_seqlens");
+    const std::vector<Index> cu = offsets("cu_seqlens", tensor("x").size(0));
     const CompressionWeights weights{find_tensor("w"), find_tensor("pe")};
     const Packed y = compress(tensor("x"), cu, weights, own);
     compare("y", y.data);
@@ -173,7 +180,10 @@ class NsaCase : public Case {
 
   void compressed() {
     const NsaConfig own = config();
-    const std::vector<Index> cu_q = integers<Index>("cu_seqlens_q"), cu_k = integers<Index>("cu_seqlens_k");
+    const std::vector<Index> cu_q = offsets("cu_seqlens_q", tensor("q").size(0)),
+                             cu_k = offsets("cu_seqlens_k", tensor("k").size(0));
+    if (cu_q.size() != cu_k.size())
+      throw FormatError(path().string() + ": cu_seqlens_q and cu_seqlens_k: expected as many sequences in both");
     const TensorView &q = tensor("q"), &k = tensor("k"), &scores = tensor("block_score_raw");
     const auto scaling = parameters().at("sm_scale").get<float>();
     Collected all = collected();
@@ -187,6 +197,8 @@ class NsaCase : public Case {
       const std::span<const float> output = result.output.span<float>(), general = all.o.span<float>();
       compare("o", output, general.subspan(static_cast<std::size_t>(query.begin * q.stride(0)), output.size()), usual_);
       const Tensor ours = block_scores(queries, keys, 0, scaling, own);
+      if (scores.rank != 3 || scores.size(0) != ours.view().size(0))
+        return fail("block_score_raw: is " + scores.describe() + "; expected (KV heads, tokens, blocks)");
       for (Index kv_head = 0; kv_head < scores.size(0); ++kv_head) {
         for (Index t = 0; t < queries.size(0); ++t)
           compare_part("block_score_raw",
@@ -203,8 +215,11 @@ class NsaCase : public Case {
   }
 
   void selected() {
-    const std::vector<Index> cu = integers<Index>("cu_seqlens");
+    const std::vector<Index> cu = offsets("cu_seqlens", tensor("q").size(0));
     const TensorView& lists = tensor("topk_idx");
+    if (lists.rank != 3 || lists.size(0) < 1 || lists.size(1) < cu.back())
+      throw FormatError(path().string() + ": topk_idx is " + lists.describe() +
+                        "; expected (KV heads, tokens, blocks)");
     const Index kv_heads = lists.size(0), group = tensor("q").size(1) / kv_heads, width = lists.size(2);
     Collected all = collected();
     for (std::size_t i = 0; i + 1 < cu.size(); ++i) {
@@ -221,7 +236,7 @@ class NsaCase : public Case {
   }
 
   void window() {
-    const std::vector<Index> cu = integers<Index>("cu_seqlens");
+    const std::vector<Index> cu = offsets("cu_seqlens", tensor("q").size(0));
     const Index heads = tensor("q").size(1), kv_heads = tensor("k").size(1), left = number("window_left");
     Collected all = collected();
     for (std::size_t i = 0; i + 1 < cu.size(); ++i) {
@@ -254,7 +269,7 @@ class NsaCase : public Case {
       back ? at.rotate_back(rotated.span<float>()) : at.rotate(rotated.span<float>());
       compare(y, rotated);
     };
-    const std::vector<Index> cu = integers<Index>("cu_seqlens");
+    const std::vector<Index> cu = offsets("cu_seqlens", tensor("x").size(0));
     rotate("x", packed_positions(cu), "y");
     rotate("x", packed_positions(cu, number("stride")), "y_strided");
     rotate("dy", packed_positions(cu), "dx", true);
@@ -267,7 +282,11 @@ class NsaCase : public Case {
     const NsaConfig own = config();
     const std::vector<Index> lengths = integers<Index>("seqlens"), windows = integers<Index>("compress_seqlens");
     const TensorView& q = tensor("q");
-    const Index kv_heads = tensor("k_cache").size(2), heads = q.size(1), group = heads / kv_heads, d = q.size(2);
+    require_elements("seqlens", q.size(0));
+    require_elements("compress_seqlens", q.size(0));
+    const Index kv_heads = tensor("k_cache").size(2), heads = q.size(1), d = q.size(2);
+    if (kv_heads < 1) throw FormatError(path().string() + ": k_cache is " + tensor("k_cache").describe());
+    const Index group = heads / kv_heads;
     Tensor compressed_o = zeros_like(q), sparse_o = zeros_like(q), full_o = zeros_like(q);
     std::vector<SelectedBlocks> blocks;
     for (Index i = 0; i < q.size(0); ++i) {
@@ -304,8 +323,13 @@ class NsaCase : public Case {
     const NsaConfig own = config();
     const Rope rotation = rope();
     const Index kv_heads = number("num_kv_heads"), heads = number("num_q_heads"), d = number("head_dim");
-    const std::vector<Index> cu = integers<Index>("cu_seqlens");
+    const std::vector<Index> cu = offsets("cu_seqlens", tensor("q").size(0));
     const std::size_t sequences = cu.size() - 1;
+    const Index steps = number("num_decode_steps");
+    for (const char* name : {"before_compress_kv_len", "compress_kv_len"})
+      require_elements(name, (steps + 1) * static_cast<Index>(sequences));
+    require_elements("gate", cu.back() * heads * 3);
+    require_elements("gate_decode", steps * static_cast<Index>(sequences) * heads * 3);
     const NsaCompression compression{{find_tensor("compress_key"), find_tensor("intra_block_pe")},
                                      {find_tensor("compress_value"), std::nullopt}};
     std::vector<KvCache> caches;
@@ -340,7 +364,7 @@ class NsaCase : public Case {
       compare_part("o_prefill", extend(i, part("q"), part("k"), part("v"), gates).span<float>(), cu[i] * heads * d);
     }
     compare_lengths(0);
-    for (Index step = 0; step < number("num_decode_steps"); ++step) {
+    for (Index step = 0; step < steps; ++step) {
       for (std::size_t i = 0; i < sequences; ++i) {
         const auto sequence = static_cast<Index>(i), at = step * static_cast<Index>(sequences) + sequence;
         const auto row = [&](const char* name) { return entry(tensor(name), step).slice(0, sequence, sequence + 1); };
@@ -408,7 +432,7 @@ class NsaCase : public Case {
 
   void toy_model() {
     const Decoder decoder(model(), Weights::from_file(tensors(), "weights."));
-    const std::vector<Index> cu = integers<Index>("cu_seqlens");
+    const std::vector<Index> cu = offsets("cu_seqlens", tensor("input_ids").elements());
     const auto ids = integers<std::int32_t>("input_ids"), repo_tokens = integers<std::int32_t>("generated_tokens_repo"),
                own_tokens = integers<std::int32_t>("generated_tokens_recompute");
     std::vector<std::vector<std::int32_t>> prompts;

@@ -145,6 +145,12 @@ class PatternCase : public Case {
   /// The tensors "prefill_<name>" and "gen_<name>", concatenated along the tokens.
   Tensor joined(const std::string& name) const {
     const TensorView &first = tensor("prefill_" + name), &second = tensor("gen_" + name);
+    for (const int dim : {0, 1, 3}) {
+      if (first.rank != 4 || second.rank != 4 || first.size(dim) != second.size(dim) || first.dtype != DType::f32 ||
+          second.dtype != DType::f32)
+        throw FormatError(path().string() + ": prefill_" + name + " is " + first.describe() + " and gen_" + name + " " +
+                          second.describe() + "; expected F32 tensors (batch, heads, tokens, size) that go together");
+    }
     Tensor whole(DType::f32, {first.size(0), first.size(1), first.size(2) + second.size(2), first.size(3)});
     float* to = whole.span<float>().data();
     for (Index matrix = 0; matrix < first.size(0) * first.size(1); ++matrix) {
@@ -340,7 +346,8 @@ class PatternCase : public Case {
     const Index heads = number("num_heads"), kv_heads = number("num_kv_heads"), tables = number("L");
     const Index keys = number("seq_len");
     const auto key_codes = integers<std::int32_t>("key_codes"), query_codes = integers<std::int32_t>("query_codes");
-    const auto recorded = values<std::uint8_t>("retrieved_mask");
+    const auto recorded = values<std::uint8_t>("retrieved_mask", heads * keys);
+    require_elements("query_codes", heads * tables);
     const LshRecipe recipe{.tables = tables, .bits = 32, .min_collisions = 2};
     const auto bytes = [](const std::int32_t* codes) { return reinterpret_cast<const std::uint8_t*>(codes); };
     for (Index head = 0; head < heads; ++head) {
@@ -357,7 +364,9 @@ class PatternCase : public Case {
   }
 
   void probabilities() {
-    const auto cosines = values<double>("cosine"), expected = values<double>("probability");
+    const auto cosines = values<double>("cosine");
+    const auto expected =
+        values<double>("probability", static_cast<Index>(cosines.size() * parameters().at("K_L_rows").size()));
     std::size_t at = 0;
     for (const Json& row : parameters().at("K_L_rows")) {
       for (const double cosine : cosines)

@@ -75,3 +75,33 @@ def test_handlers_take_a_pattern_for_each_stage():
     assert [layer for layer, _ in state.generation.masks] == [0, 0, 0, 0]
     state.reset()
     assert state.generation.sparsity == []
+
+
+def test_handlers_record_at_least_what_they_are_asked_for_and_say_what_they_expect():
+    handler = reticle.InferenceHandler(pipeline([]), pipeline([LocalConfig(window_size=3)]))
+    q, k = np.zeros((1, 1, 4, 2), np.float32), np.zeros((1, 1, 4, 2), np.float32)
+    state = reticle.SequenceState(record="masks")
+    handler.attend(q, k, k, state)
+    assert state.record == "masks" and len(state.prefill.masks) == 1
+    with pytest.raises(TypeError, match="state is None; expected an InferenceState"):
+        handler.attend(q, k, k, None)
+    with pytest.raises(TypeError, match="causal: is not an option of InferenceHandler"):
+        handler.mask(q, k, k, state, causal=False)
+    with pytest.raises(TypeError):
+        handler.attend(q, k, k, state, scale=1.0)
+    with pytest.raises(ValueError, match="causal may come back to any key"):
+        reticle.InferenceHandler(pipeline([]), pipeline([{"type": "causal"}])).require_forgetful()
+
+
+def test_measuring_is_recorded_as_running_is():
+    sparse = pipeline([LocalConfig(window_size=3)])
+    q = np.zeros((1, 1, 6, 2), np.float32)
+    measured, run = reticle.SequenceState(record="figures"), reticle.SequenceState(record="figures")
+    sparse.measure(q, q, q, measured)
+    sparse.run(q, q, q, run)
+    assert measured.prefill.sparsity == run.prefill.sparsity != []
+
+
+def test_what_json_does_not_have_is_named():
+    with pytest.raises(reticle.ConfigError, match=r"a config holds \{1\}, a set; expected what JSON has"):
+        pipeline([{"type": "sink", "sink_size": {1}}])

@@ -167,5 +167,12 @@ TEST(Mask, DescribesItself) {
   EXPECT_EQ(describe(Mask::full({1, 4, 512, 4096})), "Mask (1, 4, 512, 4096), full, density 100 %, 0.0 kB");
 }
 
+TEST(Mask, WithoutPositionsIsNotWeightedWhateverItsSharedRowHolds) {
+  const MaskShape shape = MaskShape{1, 2, 0, 4}.one_row();
+  const Mask weighted = Mask::dense(shape, std::vector<float>{0.5f, 1, 0, 0.25f});
+  EXPECT_FALSE(weighted.weighted());
+  EXPECT_EQ(weighted, Mask::empty({1, 2, 0, 4}));
+}
+
 }  // namespace
 }  // namespace reticle
