@@ -330,9 +330,9 @@ class Model(unittest.TestCase):
     """Generation, evaluation and timing with the bundled model."""
 
     PROMPT = "And it came to pass"
-    CONTINUATION = ", that the LORD hath sent me the son of Jerusalem, and the sons of Jerusalem, and "
+    CONTINUATION = ", that at the sea said the king of the king of Israel, that the LORD hath said un"
 
-    def test_generate_continues_the_prompt_as_the_model_card_says(self) -> None:
+    def test_generate_continues_the_prompt_as_transformers_does(self) -> None:
         result = reticle("generate", "--prompt", self.PROMPT, "--max-new-tokens", len(self.CONTINUATION))
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertEqual(result.stdout, self.PROMPT + self.CONTINUATION + "\n")
@@ -462,7 +462,7 @@ class Model(unittest.TestCase):
         case = Errors()
         self.assertIn("--prompt", refuse(case, "generate"))
         self.assertIn("is empty", refuse(case, "generate", "--prompt", ""))
-        self.assertIn("context of 4096", refuse(case, "generate", "--prompt", "x" * 4000))
+        self.assertIn("context of 8192", refuse(case, "generate", "--prompt", "x" * 8100))
         self.assertIn("top_p", refuse(case, "generate", "--prompt", "x", "--top-p", 0))
         self.assertIn("single byte", refuse(case, "generate", "--prompt", "x", "--stop", "ab"))
         refuse(case, "generate", "--prompt", "x", "--model", "/nonexistent")
@@ -508,6 +508,32 @@ class Verify(unittest.TestCase):
                 result = reticle("verify", folder)
                 self.assertEqual(result.returncode, 1, f"{tensor}: {result.stdout}")
                 self.assertIn("1 failed", result.stdout)
+
+    def test_tensors_under_each_others_names_fail_and_are_named(self) -> None:
+        for folder, case, one, other, named in (
+            ("patterns", "nano_dense_generation", "gen_keys", "mask_dense", "gen_keys"),
+            ("patterns", "nano_dense_generation", "lse", "prefill_values", "prefill_values"),
+            ("patterns", "magicpig_sampling_probability", "cosine", "probability", "probability"),
+            ("hub", "attention_full_mask", "numerator", "denominator", "numerator"),
+            ("nsa", "compressed_attn_k8s4_b16", "cu_seqlens_k", "cu_seqlens_q", None),
+            ("nsa", "nsa_infer_linear_within_window", "before_compress_kv_len", "cu_seqlens", "cu_seqlens"),
+        ):
+            golden = ROOT / "tests/golden" / folder
+            header = read_safetensors_header(golden / f"{case}.safetensors")
+            header[one], header[other] = header[other], header[one]
+            text = json.dumps(header).encode()
+            data = (golden / f"{case}.safetensors").read_bytes()
+            (size,) = struct.unpack("<Q", data[:8])
+            with tempfile.TemporaryDirectory() as damaged:
+                (Path(damaged) / f"{case}.safetensors").write_bytes(
+                    struct.pack("<Q", len(text)) + text + data[8 + size :]
+                )
+                shutil.copy(golden / f"{case}.json", damaged)
+                result = reticle("verify", damaged)
+            if named is not None:
+                self.assertEqual(result.returncode, 1, f"{case}: {result.stdout}{result.stderr}")
+                self.assertIn(named, result.stdout)
+            self.assertIn(result.returncode, (0, 1), f"{case}: {result.stdout}{result.stderr}")
 
     def test_what_is_not_built_fails_unless_only_the_known_is_asked_for(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -251,6 +251,10 @@ class NewMasker(unittest.TestCase):
         source.mkdir(parents=True)
         for name in ("core", "maskers", "attention", "tools", "cmake", "configs", "examples", "plugins"):
             shutil.copytree(ROOT / name, source / name)
+        # What `reticle verify` is made of, without the vectors.
+        shutil.copytree(
+            ROOT / "tests/golden", source / "tests/golden", ignore=shutil.ignore_patterns("hub", "nsa", "patterns")
+        )
         shutil.copy2(ROOT / "CMakeLists.txt", source)
         shutil.copy2(ROOT / "plugins/template/every_nth.cpp", source / "maskers/fixed/every_nth.cpp")
         options = ["-DBUILD_SHARED_LIBS=OFF", "-DRETICLE_BUILD_CLI=ON", "-DRETICLE_INSTALL=ON", "-DRETICLE_CUDA=OFF"]

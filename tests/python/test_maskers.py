@@ -89,8 +89,8 @@ def test_handlers_record_at_least_what_they_are_asked_for_and_say_what_they_expe
         handler.mask(q, k, k, state, causal=False)
     with pytest.raises(TypeError):
         handler.attend(q, k, k, state, scale=1.0)
-    with pytest.raises(ValueError, match="causal may come back to any key"):
-        reticle.InferenceHandler(pipeline([]), pipeline([{"type": "causal"}])).require_forgetful()
+    with pytest.raises(ValueError, match="oracle_top_k may come back to any key"):
+        reticle.InferenceHandler(pipeline([]), pipeline([OracleTopKConfig(heavy_size=2)])).require_forgetful()
 
 
 def test_measuring_is_recorded_as_running_is():
@@ -104,4 +104,4 @@ def test_measuring_is_recorded_as_running_is():
 
 def test_what_json_does_not_have_is_named():
     with pytest.raises(reticle.ConfigError, match=r"a config holds \{1\}, a set; expected what JSON has"):
-        pipeline([{"type": "sink", "sink_size": {1}}])
+        pipeline([SinkConfig(sink_size={1})])
