@@ -11,6 +11,7 @@ the command (quality_*.json), and a second run continues from them. Needs matplo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import struct
@@ -35,6 +36,7 @@ Results = list[dict[str, Any]]
 
 TASKS = {"needle": "one number hidden in the prompt", "variable_tracking": "a value handed on through four names"}
 SAMPLES = 24
+LENGTH_SAMPLES = 12
 RETRIEVAL = ["--tasks", ",".join(TASKS), "--lengths", "2048", "--samples", str(SAMPLES)]
 SWEEPS = {
     "generation": [
@@ -42,13 +44,13 @@ SWEEPS = {
         *["--max-tokens", "16384", *RETRIEVAL],
     ],
     "prefill": [
-        *["evaluate", "--grid", "tools/quality/prefill.json", "--window", "2048", "--max-tokens", "16384", *RETRIEVAL],
+        *["evaluate", "--grid", "tools/quality/prefill.json", "--window", "2048", "--max-tokens", "16384"],
     ],
 }
 LENGTHS = [
     *["evaluate", "--window", "512", "--max-tokens", "1024"],
-    *["--tasks", "needle,variable_tracking,multi_needle,repeated_phrase", "--lengths", "512,1024,2048,4096,8000"],
-    *["--samples", "24"],
+    *["--tasks", "needle,variable_tracking,multi_needle,repeated_phrase", "--lengths", "512,2048,4096,8000"],
+    *["--samples", str(LENGTH_SAMPLES)],
 ]
 #: Densities of the leaderboard, %; a pattern is compared by the variant that comes nearest to one of them.
 BUDGETS = (5, 10, 20, 40)
@@ -146,7 +148,10 @@ def draw_retrieval(results: Results, stage: str, path: Path) -> None:
                 elinewidth=0.6,
                 label=method,
             )
-        axes.set(xscale="log", xlabel="density of what is attended to, %", title=f"{task}: {what}")
+        axes.set_xscale("log")
+        axes.set_xticks([5, 10, 20, 50], labels=["5", "10", "20", "50"])
+        axes.minorticks_off()
+        axes.set(xlabel="density of what is attended to, %", title=f"{task}: {what}")
     panels[0].set_ylabel("whole answers that are right, %")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(path)
@@ -306,15 +311,9 @@ Loss on held-out text: windows of 2048 bytes, of which 1537 are prefilled densel
 
 ## The prompt attended to sparsely
 
-The same prompts, and the answer, through the prefill pattern.
+Loss: windows of 2048 bytes, every byte counted, all through the prefill pipeline.
 
     {prefill_command}
-
-{prefill_leaders}
-
-![Answers that are right against density, one line per prefill pattern](images/quality_prefill_retrieval.png)
-
-Loss: windows of 2048 bytes, every byte counted.
 
 ![Loss above dense against sparsity, one line per prefill pattern](images/quality_prefill.png)
 
@@ -339,37 +338,21 @@ until a few thousand keys. [docs/performance.md](performance.md) has the sizes o
 """
 
 
-def first_sentences(generation: Results, prefill: Results) -> str:
-    """What keeps the needle at the least density, and what loses it at the most."""
-
-    def kept(results: Results, stage: str, share: float) -> list[tuple[float, str]]:
-        """Each method's least density from which on every variant finds the needle in that share."""
-        least = []
-        for method in dict.fromkeys(result["name"] for result in results[1:]):
-            tasks = sorted(
-                (
-                    (r["retrieval"][0][stage]["density"], r["retrieval"][0]["exact"])
-                    for r in results[1:]
-                    if r["name"] == method
-                ),
-                reverse=True,
-            )
-            enough = [density for i, (density, _) in enumerate(tasks) if all(x >= share for _, x in tasks[: i + 1])]
-            least.append((100 * min(enough), method) if enough else (float("inf"), method))
-        return sorted(least)
-
-    def sentence(results: Results, stage: str, what: str) -> str:
-        order = kept(results, stage, 0.9)
-        good = [f"`{name}` ({density:.0f} %)" for density, name in order if density < float("inf")]
-        bad = [f"`{name}`" for density, name in order if density == float("inf")]
-        text = f"{what}, nine needles of ten are still found at these densities: {', '.join(good) or 'none'}."
-        return text + (f" At none that was tried: {', '.join(bad)}." if bad else "")
-
-    return "\n\n".join(
-        [
-            sentence(generation, "generation", "Generating sparsely"),
-            sentence(prefill, "prefill", "With the prompt attended to sparsely, too"),
-        ]
+def first_sentences(results: Results) -> str:
+    """From which density on each pattern finds nine needles of ten, and which ones never do."""
+    enough, never = [], []
+    for method in dict.fromkeys(result["name"] for result in results[1:]):
+        needles = [r["retrieval"][0] for r in results[1:] if r["name"] == method]
+        densest_first = sorted(needles, key=lambda task: -task["generation"]["density"])
+        good = list(itertools.takewhile(lambda task: task["exact"] >= 0.9, densest_first))
+        if good:
+            enough.append((100 * good[-1]["generation"]["density"], f"`{method}`"))
+        else:
+            never.append(f"`{method}`")
+    found = ", ".join(f"{name} {density:.0f} %" for density, name in sorted(enough))
+    return (
+        f"Nine hidden numbers of ten are still found when what is generated attends to this share of the keys: {found}. "
+        f"At none that was tried: {', '.join(never)}. Loss on plain text shows little of it."
     )
 
 
@@ -385,17 +368,17 @@ def main() -> None:
     lengths = command.results("lengths", LENGTHS)[0]
     for name, results in sweeps.items():
         draw_losses(name, results, name, IMAGES / f"quality_{name}.png")
-        draw_retrieval(results, name, IMAGES / f"quality_{name}_retrieval.png")
+    draw_retrieval(sweeps["generation"], "generation", IMAGES / "quality_generation_retrieval.png")
     draw_masks(command)
     times = command(*TIMES)
     page = PAGE.format(
-        first=first_sentences(sweeps["generation"], sweeps["prefill"]),
-        samples=SAMPLES,
+        first=first_sentences(sweeps["generation"]),
+        samples=LENGTH_SAMPLES,
         lengths_command=shown(LENGTHS),
         lengths=lengths_table(lengths),
         dense="\n".join(dense),
         **{f"{name}_command": shown(arguments) for name, arguments in SWEEPS.items()},
-        **{f"{name}_leaders": leaderboard(results, name) for name, results in sweeps.items()},
+        generation_leaders=leaderboard(sweeps["generation"], "generation"),
         **{f"{name}_table": loss_table(results, name) for name, results in sweeps.items()},
         times_command=shown(TIMES),
         times="\n".join("    " + line for line in times.rstrip().splitlines()),
