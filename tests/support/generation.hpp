@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -60,5 +62,22 @@ inline bool leaves_keys_for_good(const std::string& maskers) {
     return false;
   }
 }
+
+/// A KV head whose two query heads disagree, seven tokens: head 0 gives 0.6 of its attention to key 1, head 1 gives 0.6
+/// to key 2, and both give 0.4 to key 3.
+struct OpposedHeads {
+  float more = std::log(6.0f), less = std::log(4.0f), none = -20;
+  std::vector<float> queries{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, /**/
+                             0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1};
+  std::vector<float> keys{none, none, more, none, none, more, less, less, none, none, none, none, none, none};
+  AttentionInputs inputs;
+
+  OpposedHeads() {
+    inputs.queries = TensorView(queries.data(), DType::f32, {1, 2, 7, 2});
+    inputs.keys = inputs.values = TensorView(keys.data(), DType::f32, {1, 1, 7, 2});
+  }
+  OpposedHeads(const OpposedHeads&) = delete;  // the inputs view the vectors
+  OpposedHeads& operator=(const OpposedHeads&) = delete;
+};
 
 }  // namespace reticle::testing

@@ -53,17 +53,11 @@ TEST(AdaSnapKv, EveryHeadKeepsItsLeastShare) {
 TEST(AdaSnapKv, ImportanceIsTheLargestAttentionOfTheGroupsHeads) {
   // Of a group of two, head 0 gives 0.6 to key 1 and 0.4 to key 3, head 1 gives 0.6 to key 2 and 0.4 to key 3, whose
   // mean of 0.4 would be the highest.
-  const float more = std::log(6.0f), less = std::log(4.0f), none = -20;
-  const std::vector<float> queries{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, /**/
-                                   0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1};
-  const std::vector<float> keys{none, none, more, none, none, more, less, less, none, none, none, none, none, none};
-  AttentionInputs inputs;
-  inputs.queries = TensorView(queries.data(), DType::f32, {1, 2, 7, 2});
-  inputs.keys = inputs.values = TensorView(keys.data(), DType::f32, {1, 1, 7, 2});
+  const OpposedHeads heads;
   const Mask mask =
       generate(generating(masker("ada_snap_kv", R"("token_capacity": 3, "approximation_window": 1, "kernel_size": 1,
                                                    "local_window": 1, "prefix_tokens": 0)")),
-               inputs, 6);
+               heads.inputs, 6);
   EXPECT_EQ(row_text(mask, 0, 0), ".11..11");
   EXPECT_EQ(row_text(mask, 0, 1), ".11..11") << "the heads of a KV head keep the same keys";
 }

@@ -31,18 +31,12 @@ TEST(SnapKv, KeepsTheWindowTheFirstKeysAndThePeaks) {
 
 TEST(SnapKv, HeadsOfAKvHeadSumTheirAttentionWhenAsked) {
   // Head 0 gives 0.6 to key 1 and 0.4 to key 3, head 1 gives 0.6 to key 2 and 0.4 to key 3: together 0.8.
-  const float more = std::log(6.0f), less = std::log(4.0f), none = -20;
-  const std::vector<float> queries{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, /**/
-                                   0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1};
-  const std::vector<float> keys{none, none, more, none, none, more, less, less, none, none, none, none, none, none};
-  AttentionInputs inputs;
-  inputs.queries = TensorView(queries.data(), DType::f32, {1, 2, 7, 2});
-  inputs.keys = inputs.values = TensorView(keys.data(), DType::f32, {1, 1, 7, 2});
+  const OpposedHeads heads;
   const auto mask = [&](const std::string& share) {
     return generate(generating(masker("snap_kv", R"("token_capacity": 2, "approximation_window": 1, "kernel_size": 1,
                                                     "share_within_group": )" +
                                                      share)),
-                    inputs, 6);
+                    heads.inputs, 6);
   };
   const Mask apart = mask("false"), together = mask("true");
   EXPECT_EQ(row_text(apart, 0, 0), ".1...11");
