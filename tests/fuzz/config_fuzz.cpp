@@ -61,7 +61,7 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const testing::OwnedInputs kOwned({1, 4, 2, 24, 24, 64, 64}, 1);
+  static const reticle::testing::OwnedInputs kOwned({1, 4, 2, 24, 24, 64, 64}, 1);
   static const Context kContext(1);
   fuzz::expect_value_or_error([&] {
     const auto pipeline = SparseAttention::from_json({reinterpret_cast<const char*>(data), size},
