@@ -204,6 +204,9 @@ AttentionGradients attention_backward(const AttentionInputs& inputs, const Patte
   const Mask mask = mask_of(pattern, inputs, context);
   if (inputs.stored)
     throw ValueError("attention_backward: expected all keys; a cache that evicted some has no gradients");
+  if (is_quantised(inputs.keys.dtype) || is_quantised(inputs.values.dtype))
+    throw ValueError("attention_backward: keys " + inputs.keys.describe() + " and values " + inputs.values.describe() +
+                     "; expected F32, F16 or BF16, since codes have no gradients");
   require_mask_fits(inputs, mask);
   options.validate(inputs);
   require_gradient_inputs(inputs, output, lse, d_output);

@@ -13,7 +13,9 @@
 #include <reticle/attention/row_kernel.hpp>
 #include <reticle/attention/state.hpp>
 #include <reticle/attention/tile_blocks.hpp>
+#include <reticle/core/mask/causal.hpp>
 #include <reticle/core/mask/convert.hpp>
+#include <reticle/core/mask/reshape.hpp>
 #include <reticle/core/ops/dot.hpp>
 
 namespace reticle {
@@ -376,6 +378,35 @@ AttentionResult on_gpu(const AttentionInputs& inputs, const How& how, const Atte
   return result;
 }
 
+/// Attention to keys of which the last are given as they were before they were quantised: to both sets apart, merged.
+AttentionResult attend_to_recent(const AttentionInputs& inputs, const Mask& mask, const AttentionOptions& options,
+                                 const Context& context) {
+  const Index length = inputs.keys_length(), older = length - inputs.recent_keys->size(2);
+  AttentionInputs recent = inputs;
+  recent.keys = *inputs.recent_keys;
+  recent.values = *inputs.recent_values;
+  recent.recent_keys.reset();
+  recent.recent_values.reset();
+  if (older == 0) return run(recent, mask, {}, options, context);
+  if (options.weights) throw ValueError("weights: expected keys that are all quantised, or none");
+  // The queries' positions are the whole sequence's, which neither part knows.
+  const Mask allowed = inputs.causal ? restrict_causal(mask, context) : mask;
+  AttentionInputs before = inputs;
+  before.keys = inputs.keys.slice(2, 0, older);
+  before.values = inputs.values.slice(2, 0, older);
+  before.recent_keys.reset();
+  before.recent_values.reset();
+  before.causal = recent.causal = false;
+  if (inputs.attention_mask && inputs.attention_mask->size(3) != 1) {
+    before.attention_mask = inputs.attention_mask->slice(3, 0, older);
+    recent.attention_mask = inputs.attention_mask->slice(3, older, length);
+  }
+  AttentionOptions without_sinks = options;
+  without_sinks.sink_logits = {};
+  return merge(run(before, slice(allowed, Dim::keys, 0, older, context), {}, without_sinks, context),
+               run(recent, slice(allowed, Dim::keys, older, length, context), {}, options, context));
+}
+
 bool lie_on_gpu(const AttentionInputs& inputs) { return inputs.queries.device.kind == Device::Kind::cuda; }
 
 }  // namespace
@@ -386,6 +417,7 @@ AttentionResult attention(const AttentionInputs& inputs, const Pattern& pattern,
   inputs.validate();
   const Mask mask = mask_of(pattern, inputs, context);
   require_mask_fits(inputs, mask);
+  if (inputs.recent_keys) return attend_to_recent(inputs, mask, options, context);
   return run(inputs, mask, {}, options, context);
 }
 
@@ -406,6 +438,7 @@ AttentionResult attention(const AttentionInputs& inputs, const AttentionPlan& pl
   if (lie_on_gpu(inputs)) return on_gpu(inputs, plan, options, context);
   inputs.validate();
   plan.require_fits(inputs);
+  if (inputs.recent_keys) return attend_to_recent(inputs, plan.mask(), options, context);
   // Weights come out row by row, in the order of the mask's entries, which plans by tile do not preserve.
   return run(inputs, plan.mask(), options.weights ? std::span<const TilePlan>() : plan.tiles(), options, context);
 }

@@ -10,11 +10,16 @@
 
 namespace reticle {
 
+/// How many of the newest keys are held as they were given beside codes, unless the caller says otherwise: as many as
+/// transformers' QuantizedCache holds.
+inline constexpr Index kRecentKeys = 128;
+
 struct KvCacheShape {
   int layers = 1;
   Index kv_heads = 1, head_dim = 64, value_dim = 64;
   Index capacity = 4096;     // keys per layer
-  DType dtype = DType::f32;  // of storage: F32, F16 or BF16
+  DType dtype = DType::f32;  // of storage: F32, F16, BF16, Q8 or Q4
+  Index recent = 0;  // of the newest keys, how many are also held as they were given, when the dtype is Q8 or Q4
 };
 
 /// Counters since construction: tokens of the sequence, except `evicted`, which counts keys over all layers.
@@ -49,6 +54,9 @@ class RETICLE_API KvCache {
   /// Views (1, kv_heads, stored, d) of the cache's memory.
   TensorView keys(int layer) const;
   TensorView values(int layer) const;
+  /// Views (1, kv_heads, n, d) F32 of the newest stored keys as they were given, at most shape().recent.
+  TensorView recent_keys(int layer) const;
+  TensorView recent_values(int layer) const;
 
   /// Drops the newest tokens, so that `length` remain. ShapeError when there are fewer.
   void truncate(Index length);
@@ -71,10 +79,15 @@ class RETICLE_API KvCache {
   struct Layer {
     Tensor keys, values;  // (kv_heads, capacity, d)
     std::vector<Index> positions;
+    Tensor recent_keys,
+        recent_values;  // (kv_heads, 2 * recent, d), the rows [recent_begin, recent_begin + recent_count)
+    Index recent_begin = 0, recent_count = 0;
   };
   const Layer& at(int layer) const;
   Layer& at(int layer) { return const_cast<Layer&>(std::as_const(*this).at(layer)); }
-  TensorView stored_view(const Tensor& tensor, Index stored) const;
+  Index bytes_per_key() const;
+  static TensorView stored_view(const Tensor& tensor, Index begin, Index end);
+  void append_recent(Layer& layer, const TensorView& keys, const TensorView& values) const;
 
   KvCacheShape shape_;
   std::vector<Layer> layers_;

@@ -16,6 +16,7 @@
 #include <reticle/core/ops/exp-inl.hpp>
 #include <reticle/core/ops/load-inl.hpp>
 #include <reticle/core/ops/matmul-inl.hpp>
+#include <reticle/core/ops/quantised-inl.hpp>
 #include <reticle/core/ops/soft_cap-inl.hpp>
 
 HWY_BEFORE_NAMESPACE();
@@ -125,10 +126,23 @@ void FoldTile(const TileBlock& block, const TileArrays& tile) {
   }
 }
 
+template <DType kDType>
+void DequantiseRows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
+  const auto* base = static_cast<const std::int8_t*>(matrix.data);
+  const Index width = matrix.size(1), stride = matrix.stride(0);
+  const QuantisedLayout<kDType> layout(width);
+  for (Index i = 0; i < count; ++i, to += width) {
+    if (indices != nullptr) PrefetchRow(base, stride, indices, count, i, row_bytes(kDType, width), {});
+    DequantiseRow(base + (indices == nullptr ? i : indices[i]) * stride, layout, width, to);
+  }
+}
+
 void PackRows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
   const hn::ScalableTag<float> tag;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
   const Index width = matrix.size(1), stride = matrix.stride(0), step = matrix.stride(1);
+  if (matrix.dtype == DType::q8) return DequantiseRows<DType::q8>(matrix, indices, count, to);
+  if (matrix.dtype == DType::q4) return DequantiseRows<DType::q4>(matrix, indices, count, to);
   dispatch_float(matrix.dtype, "matrix", [&]<class T>() {
     const T* base = static_cast<const T*>(matrix.data);
     for (Index i = 0; i < count; ++i, to += width) {

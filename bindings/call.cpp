@@ -81,6 +81,13 @@ bool contains(const TensorView& outer, const TensorView& inner) {
   return first <= begin && begin < end && end <= last;
 }
 
+/// Views keys or values of one sequence as those of every sequence in a batch of queries, as in torch.
+void broadcast_over(const TensorView& queries, TensorView& tensor) {
+  if (tensor.rank != 4 || queries.rank != 4 || tensor.size(0) != 1 || queries.size(0) == 1) return;
+  tensor.shape[0] = queries.size(0);
+  tensor.strides[0] = 0;
+}
+
 }  // namespace
 
 Call::Call(const py::object& q, const py::object& k, const py::object& v, const py::object& attention_mask,
@@ -93,12 +100,11 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
   inputs.queries = queries.view();
   inputs.keys = keys.view();
   inputs.values = values.view();
-  // Keys and values of one sequence are broadcast over a batch of queries, as in torch.
-  for (TensorView* const tensor : {&inputs.keys, &inputs.values}) {
-    if (tensor->rank != 4 || inputs.queries.rank != 4 || tensor->size(0) != 1 || inputs.queries.size(0) == 1) continue;
-    tensor->shape[0] = inputs.queries.size(0);
-    tensor->strides[0] = 0;
-  }
+  if (is_quantised(inputs.keys.dtype) || is_quantised(inputs.values.dtype)) take_recent(k, v);
+  broadcast_over(inputs.queries, inputs.keys);
+  broadcast_over(inputs.queries, inputs.values);
+  if (inputs.recent_keys) broadcast_over(inputs.queries, *inputs.recent_keys);
+  if (inputs.recent_values) broadcast_over(inputs.queries, *inputs.recent_values);
   if (!attention_mask.is_none()) take_attention_mask(attention_mask);
   if (inputs.queries.rank == 4 && inputs.queries.size(3) > 0)
     inputs.scaling = scaling.value_or(1 / std::sqrt(static_cast<float>(inputs.queries.size(3))));
@@ -116,6 +122,24 @@ Call::Call(const py::object& q, const py::object& k, const py::object& v, const 
     inputs.extras = named_;
   }
   innermost = this;
+}
+
+/// The newest keys and values as they were before they were quantised. What is not quantised has them itself.
+void Call::take_recent(const py::object& k, const py::object& v) {
+  const auto recent_of = [](const py::object& tensor, const TensorView& view) {
+    return is_quantised(view.dtype) ? tensor.attr("recent").cast<py::object>() : py::none();
+  };
+  const py::object recent_k = recent_of(k, inputs.keys), recent_v = recent_of(v, inputs.values);
+  if (!recent_k.is_none()) inputs.recent_keys = recent_keys_.emplace(recent_k, "keys.recent").view();
+  if (!recent_v.is_none()) inputs.recent_values = recent_values_.emplace(recent_v, "values.recent").view();
+  const auto last = [](const TensorView& all, const std::optional<TensorView>& other) {
+    const Index count = all.rank == 4 && other->rank == 4 ? std::min(all.size(2), other->size(2)) : 0;
+    return all.slice(2, all.size(2) - count, all.size(2));
+  };
+  if (inputs.recent_keys && !is_quantised(inputs.values.dtype))
+    inputs.recent_values = last(inputs.values, inputs.recent_keys);
+  if (inputs.recent_values && !is_quantised(inputs.keys.dtype))
+    inputs.recent_keys = last(inputs.keys, inputs.recent_values);
 }
 
 Call::~Call() { innermost = outer_; }

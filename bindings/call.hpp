@@ -68,8 +68,9 @@ class Call {
 
  private:
   void take_attention_mask(const py::object& given);
+  void take_recent(const py::object& k, const py::object& v);
 
-  std::optional<Borrowed> attention_mask_;
+  std::optional<Borrowed> attention_mask_, recent_keys_, recent_values_;
   Tensor bias_;  // the attention mask converted to float, if it was boolean or float64
   void* stream_ = nullptr;
   std::vector<Borrowed> extras_;

@@ -145,6 +145,7 @@ struct PythonInputs {
         shape{inputs.batch(), inputs.heads(), inputs.queries_length(), inputs.keys_length()},
         kv_heads(inputs.kv_heads()) {
     const auto tensor = [&](const TensorView& view) {
+      if (is_quantised(view.dtype)) return to_python(Tensor::copy(view, DType::f32), as_torch);
       const py::object owner = Call::owner_of(view);
       return owner.is_none() ? to_python(Tensor::copy(view, view.dtype), as_torch) : to_python(view, owner, as_torch);
     };

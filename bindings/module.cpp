@@ -125,6 +125,7 @@ PYBIND11_MODULE(_core, module) {
   reticle::bindings::add_attention(module);
   reticle::bindings::add_masker(module);
   reticle::bindings::add_nsa(module);
+  reticle::bindings::add_quantised(module);
   reticle::bindings::add_cuda(module);
   reticle::bindings::pickle_by_protocol_2(module);
   reticle::bindings::refuse_objects_without_values(module);

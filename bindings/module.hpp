@@ -14,6 +14,7 @@ void add_mask(pybind11::module_& module);
 void add_attention(pybind11::module_& module);
 void add_masker(pybind11::module_& module);
 void add_nsa(pybind11::module_& module);
+void add_quantised(pybind11::module_& module);
 void add_cuda(pybind11::module_& module);
 
 /// Returns the path if it exists; else raises MissingFileError, a subclass of Python's FileNotFoundError.

@@ -55,6 +55,8 @@ DLDataType dtype_to(DType dtype) {
     case DType::u32:
     case DType::u16:
     case DType::u8:
+    case DType::q8:
+    case DType::q4:
       return {kDLUInt, bits, 1};
     case DType::boolean:
       return {kDLBool, bits, 1};
@@ -123,6 +125,8 @@ const char* numpy_name(DType dtype) {
     case DType::u32:
       return "uint32";
     case DType::u8:
+    case DType::q8:
+    case DType::q4:
       return "uint8";
     case DType::boolean:
       return "bool";
@@ -183,6 +187,11 @@ py::array numbers_of(const py::handle& object, const std::string& name, std::str
 
 }  // namespace
 
+DType quantised_dtype(Index bits) {
+  if (bits != 8 && bits != 4) throw ValueError("bits is " + std::to_string(bits) + "; expected 8 or 4");
+  return bits == 8 ? DType::q8 : DType::q4;
+}
+
 py::array_t<float> floats_of(const py::handle& object, const std::string& name) {
   const py::array array = numbers_of(object, name, "biuf", "numbers");
   py::array_t<float> floats(py::module_::import("numpy").attr("ascontiguousarray")(array, "float32"));
@@ -205,13 +214,24 @@ py::array_t<Index> integers_of(const py::handle& object, const std::string& name
   return py::array_t<Index>(py::module_::import("numpy").attr("ascontiguousarray")(array, "int64"));
 }
 
+namespace {
+
+bool is_quantised_tensor(const py::object& object) {
+  if (!py::hasattr(object, "codes")) return false;
+  return py::isinstance(object, py::module_::import("reticle._quantised").attr("QuantisedTensor"));
+}
+
+}  // namespace
+
 Borrowed::Borrowed(const py::handle& object, std::string_view name, Device::Kind device)
     : object_(py::reinterpret_borrow<py::object>(object)) {
   if (py::hasattr(object_, "detach")) {
     is_torch_ = true;
     object_ = plain(object_);
   }
-  if (py::isinstance<py::array>(object_) && device == Device::Kind::cpu) {
+  if (is_quantised_tensor(object_)) {
+    view_codes(name, device);
+  } else if (py::isinstance<py::array>(object_) && device == Device::Kind::cpu) {
     view_array(name);
   } else if (py::hasattr(object_, "__dlpack__")) {
     view_dlpack(name, device);
@@ -290,6 +310,24 @@ void Borrowed::view_dlpack(std::string_view name, Device::Kind device) {
   if (tensor.strides != nullptr) std::copy_n(tensor.strides, tensor.ndim, view_.strides.begin());
   view_.device = device_from(tensor.device, name);
   require_on(view_, device, name);
+}
+
+/// Views the codes of a QuantisedTensor as the tensor that they stand for.
+void Borrowed::view_codes(std::string_view name, Device::Kind device) {
+  const auto bits = object_.attr("bits").cast<Index>(), width = object_.attr("width").cast<Index>();
+  const Borrowed codes(object_.attr("codes"), std::string(name) + ".codes", device);
+  const TensorView& view = codes.view();
+  const auto last = static_cast<std::size_t>(std::max(view.rank, 1) - 1);
+  if (view.dtype != DType::u8 || view.rank == 0 || view.shape[last] != row_bytes(quantised_dtype(bits), width) ||
+      view.strides[last] != 1)
+    throw ShapeError(std::string(name) + ".codes: " + view.describe() + "; expected U8 rows of " +
+                     std::to_string(row_bytes(quantised_dtype(bits), width)) + " bytes, stored one after the other");
+  is_torch_ = codes.is_torch_;
+  object_ = codes.object_;
+  capsule_ = codes.capsule_;
+  view_ = view;
+  view_.dtype = quantised_dtype(bits);
+  view_.shape[last] = width;
 }
 
 /// Views a numpy array without DLPack, which numpy refuses for arrays that are read-only or of ml_dtypes' bfloat16.

@@ -14,7 +14,11 @@ namespace reticle::bindings {
 
 namespace py = pybind11;
 
-/// A caller's tensor (torch, numpy, or anything with DLPack) as a view that keeps it alive. No copy is made.
+/// The dtype of rows of codes of so many bits. ValueError unless bits is 8 or 4.
+DType quantised_dtype(Index bits);
+
+/// A caller's tensor (torch, numpy, a QuantisedTensor, or anything with DLPack) as a view that keeps it alive. No copy
+/// is made.
 class Borrowed {
  public:
   /// TypeError, naming the argument, when it is not a tensor; ShapeError for a dtype or rank that cannot be viewed;
@@ -38,6 +42,7 @@ class Borrowed {
  private:
   void view_dlpack(std::string_view name, Device::Kind device);
   void view_array(std::string_view name);
+  void view_codes(std::string_view name, Device::Kind device);
   void require_memory(std::string_view name) const;
 
   py::object object_, capsule_;

@@ -7,12 +7,23 @@
 #include <vector>
 
 #include <reticle/core/attention_inputs.hpp>
+#include <reticle/core/tensor/quantised_rows.hpp>
 
 namespace reticle {
 namespace {
 
 void require_float(const TensorView& view, std::string_view name) {
   dispatch_float(view.dtype, name, []<class T>() {});
+}
+
+void require_float_or_quantised(const TensorView& view, std::string_view name) {
+  if (!is_quantised(view.dtype)) return require_float(view, name);
+  if (view.device.kind != Device::Kind::cpu)
+    throw DeviceError(std::string(name) + ": " + view.describe() + " on " + view.device.describe() +
+                      "; quantised keys and values are supported on the CPU; expected F32, F16 or BF16 on a GPU");
+  if (view.size(3) > kMaxQuantisedWidth || view.stride(3) != 1)
+    throw ShapeError(std::string(name) + ": " + view.describe() + "; expected quantised rows of at most " +
+                     std::to_string(kMaxQuantisedWidth) + " channels, stored one after the other");
 }
 
 }  // namespace
@@ -22,8 +33,8 @@ void AttentionInputs::validate() const {
   require_rank(keys, 4, "keys");
   require_rank(values, 4, "values");
   require_float(queries, "queries");
-  require_float(keys, "keys");
-  require_float(values, "values");
+  require_float_or_quantised(keys, "keys");
+  require_float_or_quantised(values, "values");
   const auto reject = [&](const std::string& what) {
     throw ShapeError(what + " (queries " + queries.describe() + ", keys " + keys.describe() + ", values " +
                      values.describe() + ")");
@@ -59,7 +70,25 @@ void AttentionInputs::validate() const {
   if (attention_mask) require_with_queries(*attention_mask, "attention_mask");
   for (const NamedTensor& extra : extras) require_with_queries(extra.tensor, extra.name);
   shape().validate();
+  if (recent_keys || recent_values) validate_recent();
   if (stored) validate_stored();
+}
+
+void AttentionInputs::validate_recent() const {
+  const auto fits = [&](const std::optional<TensorView>& recent, const TensorView& all) {
+    return recent && recent->rank == 4 && !is_quantised(recent->dtype) && recent->device == all.device &&
+           recent->size(0) == all.size(0) && recent->size(1) == all.size(1) && recent->size(2) <= all.size(2) &&
+           recent->size(3) == all.size(3);
+  };
+  const auto describe = [](const std::optional<TensorView>& recent) { return recent ? recent->describe() : "none"; };
+  if (!fits(recent_keys, keys) || !fits(recent_values, values) || recent_keys->size(2) != recent_values->size(2))
+    throw ShapeError("recent keys: " + describe(recent_keys) + ", recent values: " + describe(recent_values) +
+                     "; expected the last n of keys " + keys.describe() + " and values " + values.describe() +
+                     " in a floating dtype");
+  require_float(*recent_keys, "recent keys");
+  require_float(*recent_values, "recent values");
+  if (stored || queries.device.kind != Device::Kind::cpu)
+    throw ValueError("recent keys: expected tensors on the CPU, and a cache that evicts no keys");
 }
 
 void AttentionInputs::validate_stored() const {
@@ -98,6 +127,9 @@ AttentionInputs AttentionInputs::rows(Index from, Index to) const {
   } else {
     part.keys = keys.slice(2, 0, end);
     part.values = values.slice(2, 0, end);
+    for (std::optional<TensorView>* recent : {&part.recent_keys, &part.recent_values}) {
+      if (*recent) *recent = (*recent)->slice(2, 0, std::max<Index>(0, (*recent)->size(2) - (keys_length() - end)));
+    }
   }
   if (part.attention_mask) {
     if (attention_mask->size(2) != 1) part.attention_mask = part.attention_mask->slice(2, from, to);
@@ -234,6 +266,9 @@ TensorView head_matrix(const TensorView& tensor, Index batch, Index head) {
 }
 
 void load_row(const TensorView& matrix, Index row, float factor, std::span<float> to) {
+  if (is_quantised(matrix.dtype))
+    return dequantise_row(static_cast<const std::byte*>(matrix.data) + row * matrix.stride(0), matrix.dtype, factor,
+                          to);
   dispatch_float(matrix.dtype, "tensor", [&]<class T>() {
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = factor * to_float(*matrix.at<T>(row, i));
   });

@@ -29,8 +29,11 @@ struct StoredKeys {
 /// key.
 struct RETICLE_API AttentionInputs {
   TensorView queries;  // (b, hq, sq, d), F32, F16 or BF16
-  TensorView keys;     // (b, hkv, sk, d)
-  TensorView values;   // (b, hkv, sk, dv)
+  TensorView keys;     // (b, hkv, sk, d); on the CPU also Q8 or Q4
+  TensorView values;   // (b, hkv, sk, dv); likewise
+  /// The last n keys and values as they were before they were quantised, F32, F16 or BF16: (b, hkv, n, d) and (b, hkv,
+  /// n, dv). Attention reads them instead; maskers read the codes of all keys.
+  std::optional<TensorView> recent_keys, recent_values;
   /// Added to the scores; broadcastable to (b, hq, sq, sk). Entries at or below half the dtype's lowest value (so also
   /// -inf) forbid a key.
   std::optional<TensorView> attention_mask;
@@ -76,6 +79,7 @@ struct RETICLE_API AttentionInputs {
   std::optional<TensorView> extra(std::string_view name) const;
 
  private:
+  void validate_recent() const;
   void validate_stored() const;
 };
 

@@ -348,6 +348,8 @@ class Model(unittest.TestCase):
         self.assertEqual(len(sparse["sequences"][1]["tokens"]), 12)
         half = json.loads(reticle("generate", *arguments, "--cache", "bf16").stdout)
         self.assertEqual(half["cache_bytes"] * 2, dense["cache_bytes"])
+        codes = json.loads(reticle("generate", *arguments, "--cache", "q8").stdout)
+        self.assertEqual(codes["sequences"][0]["text"], dense["sequences"][0]["text"])
         alone = json.loads(reticle("generate", *arguments[2:]).stdout)
         self.assertEqual(alone["sequences"][0], dense["sequences"][1])
 

@@ -22,7 +22,12 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 DType cache_dtype(const std::string& name) {
-  return name == "bf16" ? DType::bf16 : name == "f16" ? DType::f16 : DType::f32;
+  const std::pair<const char*, DType> formats[] = {
+      {"f16", DType::f16}, {"bf16", DType::bf16}, {"q8", DType::q8}, {"q4", DType::q4}};
+  for (const auto& [known, dtype] : formats) {
+    if (name == known) return dtype;
+  }
+  return DType::f32;
 }
 
 Json json_with_calls(const StageRecord& record) {

@@ -185,8 +185,10 @@ int dispatch(int argc, char** argv) {
       ->capture_default_str();
   generate_command.add_option("--seed", generate_options.seed, "random seed")->capture_default_str();
   generate_command.add_option("--stop", generate_options.stops, "byte that ends a sequence");
-  generate_command.add_option("--cache", generate_options.cache, "number format of stored keys and values")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+  generate_command
+      .add_option("--cache", generate_options.cache,
+                  "number format of stored keys and values; q8 and q4: codes of 8 and 4 bits")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "q8", "q4"}))
       ->capture_default_str();
   generate_command.add_option("--masks", generate_options.masks,
                               "safetensors file to write the first prompt's masks to");

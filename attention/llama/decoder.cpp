@@ -152,10 +152,13 @@ Decoder Decoder::load(const std::filesystem::path& folder) {
 const DecoderConfig& Decoder::config() const { return model_->config; }
 Index Decoder::bytes() const { return model_->weights.bytes(); }
 
-DecoderState Decoder::start(Index capacity, DType dtype) const {
+DecoderState Decoder::start(Index capacity, DType dtype, Index recent) const {
   const DecoderConfig& config = model_->config;
+  if (config.nsa && is_quantised(dtype))
+    throw ValueError("decoder: a cache in " + std::string(name_of(dtype)) +
+                     " is not supported for a model with Native Sparse Attention; expected F32, F16 or BF16");
   DecoderState state{KvCache({static_cast<int>(config.num_hidden_layers), config.num_key_value_heads, config.head_dim,
-                              config.head_dim, capacity, dtype}),
+                              config.head_dim, capacity, dtype, is_quantised(dtype) ? recent : 0}),
                      {},
                      SequenceState(Recording::figures)};
   if (config.nsa) {

@@ -52,7 +52,7 @@ class RETICLE_API Decoder {
   Index bytes() const;
 
   /// An empty sequence with room for `capacity` tokens; keys and values are stored as `dtype`.
-  DecoderState start(Index capacity, DType dtype = DType::f32) const;
+  DecoderState start(Index capacity, DType dtype = DType::f32, Index recent = kRecentKeys) const;
 
   /// Appends tokens [cu_seqlens[i], cu_seqlens[i + 1]) to sequence i and returns logits F32: (tokens, vocab_size), or
   /// (sequences, vocab_size) for the last token of each. ValueError, changing nothing, for tokens outside the

@@ -73,8 +73,8 @@ Generation generate(const Decoder& decoder, std::span<const std::vector<std::int
   generation.states.reserve(prompts.size());
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     // No space is needed for the last token, which is never fed back.
-    generation.states.push_back(
-        decoder.start(cu_seqlens[i + 1] - cu_seqlens[i] + options.max_new_tokens - 1, options.cache_dtype));
+    generation.states.push_back(decoder.start(cu_seqlens[i + 1] - cu_seqlens[i] + options.max_new_tokens - 1,
+                                              options.cache_dtype, options.recent_keys));
     generation.states.back().attention.record(options.recording);
     states.push_back(&generation.states[i]);
   }

@@ -22,6 +22,7 @@ struct GenerateOptions {
   const SparseAttention* sparse = nullptr;
   Recording recording = Recording::figures;  // of what the sequences attend to
   DType cache_dtype = DType::f32;
+  Index recent_keys = kRecentKeys;  // KvCacheShape::recent, for a cache in Q8 or Q4
   /// Called with each token as it is made; false ends that sequence.
   std::function<bool(Index sequence, std::int32_t token)> on_token;
 };

@@ -59,6 +59,14 @@ Tensor SelfAttention::extend(const TensorView& x, std::span<const Index> cu_seql
                                 sequence.cache->keys(sequence.layer), sequence.cache->values(sequence.layer));
     in.layer = sequence.layer;
     in.stage = sequence.stage;
+    const TensorView new_keys = heads_first(by_heads(keys, begin, end, head_dim_)),
+                     new_values = heads_first(by_heads(values, begin, end, head_dim_));
+    if (const KvCacheShape& cache = sequence.cache->shape(); is_quantised(cache.dtype)) {
+      // The new tokens are read as they are, and so is a prompt.
+      const bool has_them = end - begin <= cache.recent;
+      in.recent_keys = has_them ? sequence.cache->recent_keys(sequence.layer) : new_keys;
+      in.recent_values = has_them ? sequence.cache->recent_values(sequence.layer) : new_values;
+    }
     const AttentionResult result = sparse != nullptr ? sparse->attend(in, *sequence.state, {}, {}, context).attention
                                                      : attention(in, Mask::full(in.shape()), {}, context);
     copy_tokens_first(result.output, mixed.span<float>().data() + begin * width, width);

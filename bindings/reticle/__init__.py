@@ -40,6 +40,7 @@ from reticle._core import __version__ as __version__
 from reticle._handler import InferenceHandler, InferenceState
 from reticle._mask import plot_contributions
 from reticle._masker import Masker, register
+from reticle._quantised import QuantisedTensor, quantise
 
 if TYPE_CHECKING:
     from reticle.torch import AnyMask
@@ -62,6 +63,7 @@ __all__ = [
     "Masker",
     "MissingFileError",
     "PluginError",
+    "QuantisedTensor",
     "SequenceState",
     "ShapeError",
     "SparseAttention",
@@ -74,6 +76,7 @@ __all__ = [
     "merge_states",
     "plan",
     "plot_contributions",
+    "quantise",
     "register",
     "set_num_threads",
 ]
@@ -95,8 +98,8 @@ def attention(
 
     Args:
         queries: (batch, heads, queries, head_dim) float32, float16 or bfloat16, any strides.
-        keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads.
-        values: (batch, kv_heads, keys, value_dim).
+        keys: (batch, kv_heads, keys, head_dim); heads is a multiple of kv_heads. On the CPU also a `QuantisedTensor`.
+        values: (batch, kv_heads, keys, value_dim); likewise.
         mask: the keys that each query attends to: a Mask, on the tensors' device or the CPU, or a plan
             (`reticle.plan`); None: all keys. For torch tensors also `reticle.torch.SelectedBlocks`,
             `reticle.torch.Band`, or a bool tensor (or an integer one of 0 and 1) broadcastable to (batch, heads,
@@ -132,9 +135,13 @@ def attention(
     if torch is not None:
         _require_supported(torch, queries, keys, values, attention_mask, sink_logits)
     if is_torch:
-        inputs: tuple[Any, ...] = (queries, keys, values)
+        inputs: tuple[Any, ...] = (queries, *map(_stored, (keys, values)))
         compiling = torch.compiler.is_compiling()
         special = compiling or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs))
+        if special and any(isinstance(tensor, QuantisedTensor) for tensor in (keys, values)):
+            raise NotImplementedError(
+                "quantised keys or values with gradients or torch.compile are not supported; dequantise() them"
+            )
         if special and len(sink_logits):
             raise NotImplementedError(
                 "sink_logits with gradients or torch.compile are not supported; call it under torch.no_grad(), uncompiled"
@@ -163,6 +170,11 @@ def attention(
     return _core.attention(queries, keys, values, given, sink_logits=sink_logits, **options)
 
 
+def _stored(tensor: Any) -> Any:
+    """What a tensor's elements are stored in: the codes of a QuantisedTensor, else the tensor."""
+    return tensor.codes if isinstance(tensor, QuantisedTensor) else tensor
+
+
 def _require_plain(**numbers: Any) -> None:
     """Requires numbers or None; refuses tensors that require gradients, because these arguments have none."""
     for name, given in numbers.items():
@@ -174,7 +186,7 @@ def _require_plain(**numbers: Any) -> None:
 
 def _require_supported(torch: Any, queries: Any, keys: Any, values: Any, attention_mask: Any, sink_logits: Any) -> None:
     """Requires tensors of one package, no active transforms, and no input that would silently get no gradient."""
-    inputs = {"queries": queries, "keys": keys, "values": values}
+    inputs = {"queries": queries, "keys": _stored(keys), "values": _stored(values)}
     is_torch = isinstance(queries, torch.Tensor)
     for name, given in inputs.items():
         if is_torch and not isinstance(given, torch.Tensor):

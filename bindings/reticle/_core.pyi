@@ -742,6 +742,15 @@ def nsa_compressed_attention(
 ) -> tuple[_Array, _Array, NDArray[np.int32]]:
     """(output, lse, blocks) of one sequence; blocks (kv_heads, n, width) int32, -1 on the right."""
 
+def quantise(tensor: Any, bits: int) -> Any:
+    """The codes (..., rows, bytes) uint8 of a tensor (..., rows, channels) of float32, float16 or bfloat16."""
+
+def dequantise(tensor: Any) -> Any:
+    """What the codes of a QuantisedTensor stand for, float32."""
+
+def bytes_of_quantised_row(width: int, bits: int) -> int:
+    """Bytes that a row of `width` channels takes in 8 or 4 bits."""
+
 def cuda_device_count() -> int:
     """GPUs that there are; 0 in a build without CUDA."""
 

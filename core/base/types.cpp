@@ -30,6 +30,10 @@ std::string_view name_of(DType dtype) {
       return "U8";
     case DType::boolean:
       return "BOOL";
+    case DType::q8:
+      return "Q8";
+    case DType::q4:
+      return "Q4";
   }
   return "?";
 }

@@ -12,9 +12,13 @@ namespace reticle {
 
 using Index = std::int64_t;
 
-enum class DType : std::uint8_t { f32, f16, bf16, f64, i64, i32, i16, i8, u64, u32, u16, u8, boolean };
+/// q8 and q4 are rows of codes that share scales (core/tensor/quantised_rows.hpp): keys and values in half and a
+/// quarter of the bytes of 16-bit floats.
+enum class DType : std::uint8_t { f32, f16, bf16, f64, i64, i32, i16, i8, u64, u32, u16, u8, boolean, q8, q4 };
 
-/// Bytes of one element.
+constexpr bool is_quantised(DType dtype) { return dtype == DType::q8 || dtype == DType::q4; }
+
+/// Bytes of one element. A quantised tensor is addressed by the byte, and its rows as a whole.
 constexpr Index size_of(DType dtype) {
   switch (dtype) {
     case DType::f64:
@@ -33,9 +37,22 @@ constexpr Index size_of(DType dtype) {
     case DType::i8:
     case DType::u8:
     case DType::boolean:
+    case DType::q8:
+    case DType::q4:
       return 1;
   }
   return 0;
+}
+
+/// Channels of a quantised row that share a multiplier.
+inline constexpr Index kQuantisedGroup = 32;
+
+/// Bytes of `width` elements that are stored one after the other.
+constexpr Index row_bytes(DType dtype, Index width) {
+  if (!is_quantised(dtype)) return width * size_of(dtype);
+  const Index groups = (width + kQuantisedGroup - 1) / kQuantisedGroup;
+  const Index codes = dtype == DType::q8 ? kQuantisedGroup : kQuantisedGroup / 2;
+  return groups * (codes + 1) + static_cast<Index>(sizeof(float));
 }
 
 /// The name that safetensors and error messages use: "F32", "BF16", ...

@@ -2,52 +2,26 @@
 // with queries held in L1: enough independent chains of multiply-adds to hide their latency. Sums across lanes are
 // formed for four products at a time. Bound by key bandwidth up to four queries; a register-blocked tile is faster from
 // about 16 queries on and is another kernel (matmul-inl.hpp).
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <vector>
 
 #include <reticle/core/ops/dot.hpp>
 
+#define HWY_WANT_AVX3_DL  // multiplies pairs of 16-bit integers and adds them in one instruction
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "core/ops/dot.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 #include <reticle/core/ops/load-inl.hpp>
+#include <reticle/core/ops/quantised-inl.hpp>
+#include <reticle/core/ops/sums-inl.hpp>
 
 HWY_BEFORE_NAMESPACE();
 namespace reticle::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-#if HWY_TARGET == HWY_SCALAR
-template <class D, class V = hn::Vec<D>>
-void StoreSumsOfFour(D, V a, V b, V c, V d, float* to) {
-  const V sums[] = {a, b, c, d};
-  for (std::size_t i = 0; i < 4; ++i) to[i] = hn::GetLane(sums[i]);
-}
-#else
-/// Stores the sum of a vector's blocks of four lanes: 4 floats.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE void StoreSumOfBlocks(D tag, V v, float* to) {
-  if constexpr (hn::MaxLanes(D()) <= 4) {
-    hn::StoreU(v, tag, to);
-  } else {
-    const hn::Half<D> half;
-    StoreSumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
-  }
-}
-
-/// Stores the sum of each of four vectors: 4 floats.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE void StoreSumsOfFour(D tag, V a, V b, V c, V d, float* to) {
-  const hn::Repartition<std::uint64_t, D> pairs;
-  const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(tag, a, b), hn::InterleaveUpper(tag, a, b)));
-  const auto cd = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(tag, c, d), hn::InterleaveUpper(tag, c, d)));
-  StoreSumOfBlocks(tag,
-                   hn::Add(hn::BitCast(tag, hn::InterleaveLower(pairs, ab, cd)),
-                           hn::BitCast(tag, hn::InterleaveUpper(pairs, ab, cd))),
-                   to);
-}
-#endif
 
 /// scores[r * stride + i] = queries_r . key_i, for kRows queries and kKeys keys.
 template <std::size_t kRows, std::size_t kKeys, class T>
@@ -123,8 +97,123 @@ void DotAny(const float* queries, Index rows, const T* keys, Index key_stride, c
   }
 }
 
+/// Queries rounded to integers so small that their products with codes fit into 32 bits.
+struct RoundedQueries {
+  HWY_ALIGN std::array<std::int16_t, static_cast<std::size_t>(kQueriesPerPass* kMaxQuantisedWidth)> values;
+  std::array<float, static_cast<std::size_t>(kQueriesPerPass)> steps;
+  Index stride;  // d, rounded up to whole groups
+
+  RoundedQueries(const float* queries, Index rows, Index d)
+      : stride((d + kQuantisedGroup - 1) / kQuantisedGroup * kQuantisedGroup) {
+    const Index most = std::min<Index>(32767, std::numeric_limits<std::int32_t>::max() / (kMaxQuantised * d));
+    for (Index r = 0; r < rows; ++r)
+      steps[static_cast<std::size_t>(r)] =
+          RoundToIntegers(queries + r * d, d, most, values.data() + r * stride, stride);
+  }
+};
+
+/// Four keys, or one, at a time.
+template <DType kDType, std::size_t kRows, std::size_t kKeys>
+HWY_INLINE void QuantisedDotBlock(const RoundedQueries& queries, Index first_query,
+                                  const std::array<const std::int8_t*, kKeys>& keys,
+                                  const QuantisedLayout<kDType>& layout, float* scores, Index stride) {
+  const std::int16_t* const base = queries.values.data() + first_query * queries.stride;
+  float key_scales[kKeys];
+  for (std::size_t k = 0; k < kKeys; ++k) key_scales[k] = layout.scale(keys[k]);
+  std::int32_t products[kRows][kKeys];
+#if HWY_TARGET == HWY_SCALAR
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t k = 0; k < kKeys; ++k) {
+      products[r][k] = 0;
+      for (Index i = 0; i < queries.stride; ++i)
+        products[r][k] += base[static_cast<Index>(r) * queries.stride + i] * layout.channel(keys[k], i);
+    }
+  }
+#else
+  const CodeTag tag;
+  const hn::RepartitionToWide<CodeTag> wide;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  hn::Vec<decltype(wide)> sums[kRows * kKeys];
+  for (auto& sum : sums) sum = hn::Zero(wide);
+  for (Index i = 0; i < queries.stride; i += lanes) {
+    hn::Vec<CodeTag> codes[kKeys];
+    for (std::size_t k = 0; k < kKeys; ++k) codes[k] = LoadCodes(keys[k], layout, i);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const auto query = hn::LoadU(tag, base + static_cast<Index>(r) * queries.stride + i);
+      for (std::size_t k = 0; k < kKeys; ++k)
+        sums[r * kKeys + k] = AddPairProducts(query, codes[k], sums[r * kKeys + k]);
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    if constexpr (kKeys == 4) {
+      StoreSumsOfFour(wide, sums[r * 4], sums[r * 4 + 1], sums[r * 4 + 2], sums[r * 4 + 3], products[r]);
+    } else {
+      for (std::size_t k = 0; k < kKeys; ++k) products[r][k] = hn::GetLane(hn::SumOfLanes(wide, sums[r * kKeys + k]));
+    }
+  }
+#endif
+  const hn::CappedTag<float, kKeys> few;
+  const hn::Rebind<std::int32_t, decltype(few)> integers;
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const auto step = hn::Set(few, queries.steps[static_cast<std::size_t>(first_query) + r]);
+    for (std::size_t k = 0; k < kKeys; k += hn::Lanes(few)) {
+      const auto product = hn::ConvertTo(few, hn::LoadU(integers, products[r] + k));
+      hn::StoreU(hn::Mul(product, hn::Mul(hn::LoadU(few, key_scales + k), step)), few,
+                 scores + static_cast<Index>(r) * stride + static_cast<Index>(k));
+    }
+  }
+}
+
+template <DType kDType, std::size_t kRows>
+void QuantisedDotRows(const RoundedQueries& queries, Index first_query, const TensorView& keys,
+                      const std::int32_t* indices, Index count, float* scores, Index stride, const UpcomingRows& next) {
+  const auto* base = static_cast<const std::int8_t*>(keys.data);
+  const QuantisedLayout<kDType> layout(keys.size(1));
+  const Index key_stride = keys.stride(0), bytes = row_bytes(kDType, keys.size(1));
+  const auto key = [&](Index i) { return base + (indices == nullptr ? i : indices[i]) * key_stride; };
+  Index i = 0;
+  for (; i + 4 <= count; i += 4) {
+    if (indices != nullptr) {
+      for (Index k = i; k < i + 4; ++k) PrefetchRow(base, key_stride, indices, count, k, bytes, next);
+    }
+    QuantisedDotBlock<kDType, kRows, 4>(queries, first_query, {key(i), key(i + 1), key(i + 2), key(i + 3)}, layout,
+                                        scores + i, stride);
+  }
+  for (; i < count; ++i)
+    QuantisedDotBlock<kDType, kRows, 1>(queries, first_query, {key(i)}, layout, scores + i, stride);
+}
+
+template <DType kDType>
+void QuantisedDot(const float* queries, Index rows, const TensorView& keys, const std::int32_t* indices, Index count,
+                  float* scores, Index stride, const UpcomingRows& next) {
+  const RoundedQueries rounded(queries, rows, keys.size(1));
+  // As many sums as fit into registers beside the operands.
+  constexpr bool kFewRegisters = HWY_ARCH_X86 != 0 && HWY_TARGET > HWY_AVX3;
+  constexpr Index kStep = kFewRegisters ? 2 : 4;
+  for (Index r = 0; r < rows; r += kStep) {
+    float* to = scores + r * stride;
+    switch (std::min(kStep, rows - r)) {
+      case 1:
+        QuantisedDotRows<kDType, 1>(rounded, r, keys, indices, count, to, stride, next);
+        break;
+      case 2:
+        QuantisedDotRows<kDType, 2>(rounded, r, keys, indices, count, to, stride, next);
+        break;
+      case 3:
+        QuantisedDotRows<kDType, 3>(rounded, r, keys, indices, count, to, stride, next);
+        break;
+      default:
+        QuantisedDotRows<kDType, 4>(rounded, r, keys, indices, count, to, stride, next);
+    }
+  }
+}
+
 void Dot(const float* queries, Index rows, const TensorView& keys, const std::int32_t* indices, Index count,
          float* scores, Index stride, const UpcomingRows& next) {
+  if (keys.dtype == DType::q8)
+    return QuantisedDot<DType::q8>(queries, rows, keys, indices, count, scores, stride, next);
+  if (keys.dtype == DType::q4)
+    return QuantisedDot<DType::q4>(queries, rows, keys, indices, count, scores, stride, next);
   dispatch_float(keys.dtype, "keys", [&]<class T>() {
     const Index d = keys.size(1), key_stride = keys.stride(0), step = keys.stride(1);
     const T* base = static_cast<const T*>(keys.data);

@@ -2,8 +2,10 @@
 #include <array>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include <reticle/core/base/checked.hpp>
+#include <reticle/core/tensor/quantised_rows.hpp>
 #include <reticle/core/tensor/tensor.hpp>
 
 namespace reticle {
@@ -23,7 +25,8 @@ TensorView::TensorView(const void* data, DType dtype, std::span<const Index> ext
   for (std::size_t dim = extents.size(); dim-- > 0;) {
     shape[dim] = extents[dim];
     strides[dim] = stride;
-    stride = checked_product({stride, extents[dim]}, "tensor");
+    const bool is_row = is_quantised(dtype) && dim + 1 == extents.size();
+    stride = is_row ? row_bytes(dtype, extents[dim]) : checked_product({stride, extents[dim]}, "tensor");
   }
   checked_product({stride, size_of(dtype)}, "bytes of a tensor");
   if (data == nullptr && stride == 0) this->data = &kNothing;
@@ -37,11 +40,17 @@ Index TensorView::elements() const {
   return count;
 }
 
+Index TensorView::bytes() const {
+  if (!is_quantised(dtype)) return elements() * size_of(dtype);
+  return elements() == 0 ? 0 : elements() / size(rank - 1) * row_bytes(dtype, size(rank - 1));
+}
+
 bool TensorView::contiguous() const {
   Index expected = 1;
   for (int dim = rank; dim-- > 0;) {
     if (size(dim) != 1 && stride(dim) != expected) return false;
-    expected *= size(dim);
+    const bool is_row = is_quantised(dtype) && dim + 1 == rank;
+    expected *= is_row ? row_bytes(dtype, size(dim)) : size(dim);
   }
   return true;
 }
@@ -100,7 +109,7 @@ float read_float(const TensorView& view, Index offset) {
 }
 
 Tensor::Tensor(DType dtype, std::span<const Index> shape) : view_(nullptr, dtype, shape) {
-  storage_.resize(static_cast<std::size_t>(view_.elements() * size_of(dtype)));
+  storage_.resize(static_cast<std::size_t>(view_.bytes()));
   if (!storage_.empty()) view_.data = storage_.data();
 }
 
@@ -127,8 +136,45 @@ void for_each_offset(const TensorView& view, Body&& body) {
 
 }  // namespace
 
+void store_row(std::span<const float> row, DType dtype, void* to) {
+  if (is_quantised(dtype)) return quantise_row(row, dtype, static_cast<std::byte*>(to));
+  dispatch_float(dtype, "converted tensor", [&]<class T>() {
+    for (std::size_t i = 0; i < row.size(); ++i) static_cast<T*>(to)[i] = from_float<T>(row[i]);
+  });
+}
+
+Tensor Tensor::copy_rows(const TensorView& view, DType dtype) {
+  const auto extents = std::span<const Index>(view.shape.data(), static_cast<std::size_t>(view.rank));
+  if (view.rank == 0 || extents.back() > kMaxQuantisedWidth)
+    throw ShapeError("tensor to quantise: " + view.describe() + "; expected rows of at most " +
+                     std::to_string(kMaxQuantisedWidth) + " elements");
+  Tensor result(dtype, extents);
+  TensorView first_elements = view;
+  --first_elements.rank;
+  std::vector<float> row(static_cast<std::size_t>(extents.back()));
+  const Index step = view.stride(view.rank - 1), bytes = row_bytes(dtype, extents.back());
+  std::byte* out = result.storage_.data();
+  if (view.elements() == 0) return result;
+  for_each_offset(first_elements, [&](Index offset) {
+    const std::byte* from = static_cast<const std::byte*>(view.data) + offset * size_of(view.dtype);
+    if (view.dtype == dtype) {
+      std::memcpy(out, from, static_cast<std::size_t>(bytes));
+    } else {
+      if (is_quantised(view.dtype)) {
+        dequantise_row(from, view.dtype, 1, row);
+      } else {
+        for (std::size_t i = 0; i < row.size(); ++i) row[i] = read_float(view, offset + static_cast<Index>(i) * step);
+      }
+      store_row(row, dtype, out);
+    }
+    out += bytes;
+  });
+  return result;
+}
+
 Tensor Tensor::copy(const TensorView& view, DType dtype) {
   require_on(view, Device::Kind::cpu, "copy");
+  if (is_quantised(dtype) || is_quantised(view.dtype)) return copy_rows(view, dtype);
   Tensor result(dtype, std::span<const Index>(view.shape.data(), static_cast<std::size_t>(view.rank)));
   std::byte* out = result.storage_.data();
   if (dtype == view.dtype) {

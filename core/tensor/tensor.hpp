@@ -21,7 +21,8 @@ class RETICLE_API Tensor {
       : Tensor(dtype, std::span<const Index>(shape.begin(), shape.size())) {}
   /// Uses memory of another allocator, which `memory` keeps alive.
   Tensor(const TensorView& view, std::shared_ptr<void> memory) : memory_(std::move(memory)), view_(view) {}
-  /// The view's elements, converted to `dtype` (floating dtypes only when it differs from the view's) and packed.
+  /// The view's elements, converted to `dtype` and packed. Where it differs from the view's, both must be floating or
+  /// quantised dtypes. ShapeError for others, and for quantised rows of more than 1024 elements.
   static Tensor copy(const TensorView& view, DType dtype);
 
   Tensor(Tensor&&) noexcept = default;
@@ -48,11 +49,15 @@ class RETICLE_API Tensor {
   }
 
  private:
+  static Tensor copy_rows(const TensorView& view, DType dtype);
   void check(DType wanted) const;
 
   Array<std::byte> storage_;
   std::shared_ptr<void> memory_;  // used instead of storage_ if set
   TensorView view_;
 };
+
+/// Writes floats at `to` as a floating or quantised dtype stores them, row_bytes(dtype, row.size()) bytes.
+RETICLE_API void store_row(std::span<const float> row, DType dtype, void* to);
 
 }  // namespace reticle

@@ -22,7 +22,7 @@ struct RETICLE_API TensorView {
   Device device;
   int rank = 0;
   std::array<Index, kMaxRank> shape{};    // elements
-  std::array<Index, kMaxRank> strides{};  // elements
+  std::array<Index, kMaxRank> strides{};  // elements; bytes from row to row where the dtype is quantised
 
   TensorView() = default;
   /// C-contiguous. ShapeError when there are too many dimensions or elements.
@@ -34,6 +34,8 @@ struct RETICLE_API TensorView {
   Index size(int dim) const { return shape[static_cast<std::size_t>(dim)]; }
   Index stride(int dim) const { return strides[static_cast<std::size_t>(dim)]; }
   Index elements() const;
+  /// Bytes of the elements when they are contiguous.
+  Index bytes() const;
   bool contiguous() const;
   /// Entries [begin, end) of one dimension; no copy. ShapeError when out of range.
   TensorView slice(int dim, Index begin, Index end) const;

@@ -137,5 +137,17 @@ TEST(AttentionBackward, NoQueriesOrNoKeysIsNoProblem) {
   }
 }
 
+TEST(AttentionBackward, QuantisedKeysAndValuesAreRefused) {
+  const OwnedInputs owned({1, 2, 1, 3, 20, 32, 32}, 60);
+  const Mask mask = Mask::full(owned.inputs.shape());
+  const AttentionResult result = attention(owned.inputs, mask);
+  const Tensor codes = Tensor::copy(owned.keys, DType::q8);
+  for (const bool keys : {true, false}) {
+    AttentionInputs inputs = owned.inputs;
+    (keys ? inputs.keys : inputs.values) = codes.view();
+    EXPECT_THROW(attention_backward(inputs, mask, result.output, result.lse, result.output), ValueError);
+  }
+}
+
 }  // namespace
 }  // namespace reticle::testing

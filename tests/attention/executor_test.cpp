@@ -244,6 +244,81 @@ TEST(Attention, OverTheKeysThatAreLeftIsToTheBitThatOfTheMaskOverAll) {
   }
 }
 
+TEST(Attention, RecentKeysAreReadInsteadOfTheirCodes) {
+  std::mt19937 random(41);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const Index queries : {1, 3, 40}) {
+      for (const Index recent : {0, 1, 50, 90}) {
+        OwnedInputs owned({2, 4, 2, queries, 90, 32, 40}, 50, dtype);
+        const Tensor key_codes = Tensor::copy(owned.keys, DType::q4),
+                     value_codes = Tensor::copy(owned.values, DType::q8);
+        // What is attended to: the codes' channels, then the recent keys as they were.
+        Tensor keys = Tensor::copy(key_codes, DType::f32), values = Tensor::copy(value_codes, DType::f32);
+        const auto restore = [&](const Tensor& from, Tensor& to) {
+          const TensorView view = from.view();
+          for (Index row = 0; row < 4; ++row) {
+            for (Index i = (90 - recent) * view.size(3); i < 90 * view.size(3); ++i)
+              to.span<float>()[static_cast<std::size_t>(row * 90 * view.size(3) + i)] =
+                  read_float(view, row * 90 * view.size(3) + i);
+          }
+        };
+        restore(owned.keys, keys);
+        restore(owned.values, values);
+        AttentionInputs expected = owned.inputs;
+        expected.keys = keys.view();
+        expected.values = values.view();
+        AttentionInputs given = owned.inputs;
+        given.keys = key_codes.view();
+        given.values = value_codes.view();
+        given.recent_keys = owned.keys.view().slice(2, 90 - recent, 90);
+        given.recent_values = owned.values.view().slice(2, 90 - recent, 90);
+        AttentionOptions options;
+        const std::vector<float> sinks{0.5f, -1, 2, 0};
+        options.sink_logits = sinks;
+        const Tensor bias = random_tensor(DType::f32, {2, 1, queries, 90}, random);
+        const Mask mask = Mask::dense(given.shape(), random_p(given.shape(), 0.5, true, random));
+        for (AttentionInputs* inputs : {&expected, &given}) {
+          inputs->causal = true;
+          inputs->attention_mask = bias.view();
+        }
+        const Reference reference = reference_attention(expected, mask, options);
+        const AttentionResult result = attention(given, mask, options),
+                              planned = attention(given, AttentionPlan(given, mask), options);
+        for (std::size_t i = 0; i < reference.output.size(); ++i) {
+          const auto at = static_cast<Index>(i);
+          EXPECT_NEAR(read_float(result.output, at), reference.output[i], dtype == DType::f32 ? 2e-3 : 2e-2);
+          EXPECT_EQ(read_float(result.output, at), read_float(planned.output, at));
+        }
+        // A part of the queries sees the recent keys that are not after them.
+        if (queries > 1) {
+          const AttentionInputs first = given.rows(0, 1);
+          EXPECT_EQ(first.recent_keys->size(2), std::max<Index>(0, recent - (queries - 1)));
+          EXPECT_NO_THROW(first.validate());
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, RecentKeysThatAreNotTheLastOfTheKeysAreRefused) {
+  const OwnedInputs owned({1, 2, 1, 1, 20, 32, 32}, 51);
+  const Tensor codes = Tensor::copy(owned.keys, DType::q8);
+  AttentionInputs inputs = owned.inputs;
+  inputs.keys = inputs.values = codes.view();
+  const Mask mask = Mask::full(inputs.shape());
+  inputs.recent_keys = owned.keys.view().slice(2, 10, 20);
+  EXPECT_THROW(attention(inputs, mask), ShapeError);
+  inputs.recent_values = owned.keys.view().slice(2, 11, 20);
+  EXPECT_THROW(attention(inputs, mask), ShapeError);
+  inputs.recent_values = codes.view().slice(2, 10, 20);
+  EXPECT_THROW(attention(inputs, mask), ShapeError);
+  inputs.recent_values = owned.keys.view().slice(2, 10, 20);
+  AttentionOptions options;
+  options.weights = true;
+  EXPECT_THROW(attention(inputs, mask, options), ValueError);
+  EXPECT_NO_THROW(attention(inputs, mask));
+}
+
 TEST(Attention, AKeyThatWasEvictedIsNotAttendedTo) {
   const OwnedInputs owned({.batch = 1, .heads = 2, .kv_heads = 1, .queries = 1, .keys = 9}, 5);
   const Mask kept = Mask::from_runs(owned.inputs.shape().one_row(), [](RowId, FunctionRef<void(reticle::Run)> emit) {

@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <functional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -161,6 +163,83 @@ TEST(KvCache, ReuseKeepsTheCommonPrefix) {
   EXPECT_EQ(cache.counters().misses, 4);
   cache.evict(0, Mask::intervals({1, 1, 1, 3}, [](RowId) { return Interval{0, 1}; }));
   EXPECT_EQ(cache.reuse(tokens(3)), 0) << "what was evicted cannot serve another prompt";
+}
+
+TEST(KvCache, CodesAreThoseOfTheRowsWhateverTheSizesOfTheAppends) {
+  for (const DType dtype : {DType::q8, DType::q4}) {
+    KvCache cache({1, 2, 40, 24, 30, dtype});
+    std::mt19937 random(2);
+    const Tensor keys = random_tensor(DType::f32, {30, 2, 40}, random),
+                 values = random_tensor(DType::f32, {30, 2, 24}, random);
+    for (const Index count : {1, 12, 17}) {
+      const Index first = cache.length();
+      cache.extend(tokens(count));
+      cache.append(0, keys.view().slice(0, first, first + count), values.view().slice(0, first, first + count));
+    }
+    const Tensor expected = Tensor::copy(Tensor::copy(keys.view().permute({1, 0, 2}), dtype), DType::f32);
+    const Tensor stored = Tensor::copy(cache.keys(0), DType::f32);
+    EXPECT_TRUE(std::ranges::equal(stored.span<float>(), expected.span<float>()));
+    EXPECT_EQ(cache.bytes(), 30 * 2 * (row_bytes(dtype, 40) + row_bytes(dtype, 24)));
+    EXPECT_EQ(cache.recent_keys(0).size(2), 0);
+  }
+}
+
+/// The recent keys of a cache are the given keys [end - count, end) of its layer.
+void expect_recent(const KvCache& cache, const TensorView& keys, std::span<const Index> tokens) {
+  const TensorView recent = cache.recent_keys(0);
+  ASSERT_EQ(recent.size(2), static_cast<Index>(tokens.size()));
+  for (Index head = 0; head < recent.size(1); ++head) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      for (Index j = 0; j < recent.size(3); ++j)
+        ASSERT_EQ(*recent.at<float>(0, head, static_cast<Index>(i), j), *keys.at<float>(tokens[i], head, j));
+    }
+  }
+}
+
+TEST(KvCache, TheNewestKeysAreAlsoHeldAsTheyWereGiven) {
+  std::mt19937 random(3);
+  const Tensor keys = random_tensor(DType::f32, {60, 2, 8}, random);
+  KvCache cache({1, 2, 8, 8, 60, DType::q8, 5});
+  const auto append = [&](Index count) {
+    const Index first = cache.length();
+    cache.extend(tokens(count, static_cast<std::int32_t>(first)));
+    const TensorView part = keys.view().slice(0, first, first + count);
+    cache.append(0, part, part);
+  };
+  append(3);
+  expect_recent(cache, keys, std::vector<Index>{0, 1, 2});
+  for (Index length = 4; length <= 20; ++length) {
+    append(1);
+    std::vector<Index> newest;
+    for (Index i = std::max<Index>(0, length - 5); i < length; ++i) newest.push_back(i);
+    expect_recent(cache, keys, newest);
+  }
+  append(12);
+  expect_recent(cache, keys, std::vector<Index>{27, 28, 29, 30, 31});
+  append(4);
+  expect_recent(cache, keys, std::vector<Index>{31, 32, 33, 34, 35});
+  cache.truncate(34);
+  expect_recent(cache, keys, std::vector<Index>{31, 32, 33});
+  KvCache fork = cache.fork();
+  cache.truncate(20);
+  expect_recent(cache, keys, {});
+  append(2);
+  expect_recent(cache, keys, std::vector<Index>{20, 21});
+  expect_recent(fork, keys, std::vector<Index>{31, 32, 33});
+  fork.evict(0, Mask::from_runs({1, 1, 1, 34}, [](RowId, FunctionRef<void(reticle::Run)> emit) {
+               emit({0, 32, 1});
+               emit({33, 34, 1});
+             }));
+  expect_recent(fork, keys, std::vector<Index>{31, 33});
+  fork.reset();
+  expect_recent(fork, keys, {});
+}
+
+TEST(KvCache, RefusesRecentKeysBesideKeysThatAreNotQuantisedAndRowsThatAreTooWide) {
+  EXPECT_THROW(KvCache({1, 1, 8, 8, 4, DType::bf16, 5}), ValueError);
+  EXPECT_THROW(KvCache({1, 1, 8, 8, 4, DType::q8, -1}), ValueError);
+  EXPECT_THROW(KvCache({1, 1, 1025, 8, 4, DType::q8}), ShapeError);
+  EXPECT_THROW(KvCache({1, 1, 8, 8, 4, DType::i8}), ShapeError);
 }
 
 TEST(KvCache, RefusesExtentsThatAreNotPositive) {

@@ -1,6 +1,8 @@
 // fold_keys is internal: it is tested through attention of at most kRowPathRows rows to a tile, which goes by it.
 #include <cmath>
+#include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -33,6 +35,62 @@ TEST(RowKernel, AgreesAroundTheKeysOfAStepAndTheLanesOfVectors) {
       }
     }
   });
+}
+
+/// The inputs with keys and values quantised, and the same with what these stand for as floats.
+struct QuantisedInputs {
+  Tensor keys, values, key_floats, value_floats;
+  AttentionInputs quantised, floats;
+
+  QuantisedInputs(const OwnedInputs& owned, DType key_dtype, DType value_dtype)
+      : keys(Tensor::copy(owned.keys, key_dtype)),
+        values(Tensor::copy(owned.values, value_dtype)),
+        key_floats(Tensor::copy(keys, DType::f32)),
+        value_floats(Tensor::copy(values, DType::f32)),
+        quantised(owned.inputs),
+        floats(owned.inputs) {
+    quantised.keys = keys.view();
+    quantised.values = values.view();
+    floats.keys = key_floats.view();
+    floats.values = value_floats.view();
+  }
+};
+
+TEST(RowKernel, QuantisedKeysAndValuesGiveWhatTheirChannelsGive) {
+  for_each_target([] {
+    std::uint32_t seed = 30;
+    for (const auto& [key_dtype, value_dtype] : {std::pair{DType::q8, DType::q8}, std::pair{DType::q4, DType::q4},
+                                                 std::pair{DType::q8, DType::f32}, std::pair{DType::bf16, DType::q4}}) {
+      for (const Index heads : {1, 2, 3, 4, 6}) {
+        for (const Index width : {5, 32, 72, 128}) {
+          const OwnedInputs owned({1, heads, 1, 1, 333, width, width + 1}, seed++);
+          const QuantisedInputs inputs(owned, key_dtype, value_dtype);
+          std::mt19937 random(seed);
+          const Mask mask = Mask::dense(owned.inputs.shape(), random_p(owned.inputs.shape(), 0.7, true, random));
+          const AttentionResult result = attention(inputs.quantised, mask, {}, Context(1));
+          const Reference reference = reference_attention(inputs.floats, mask);
+          for (std::size_t i = 0; i < reference.output.size(); ++i)
+            EXPECT_NEAR(result.output.span<float>()[i], reference.output[i], 2e-3);
+          for (std::size_t i = 0; i < reference.lse.size(); ++i)
+            EXPECT_NEAR(result.lse.span<float>()[i], reference.lse[i], 2e-3);
+        }
+      }
+    }
+  });
+}
+
+TEST(RowKernel, AValueThatIsNotFiniteReachesOnlyTheRowsThatAttendToIt) {
+  OwnedInputs owned({1, 4, 1, 1, 100, 32, 32}, 8);
+  owned.values.span<float>()[50 * 32 + 3] = std::numeric_limits<float>::quiet_NaN();
+  const Mask mask = Mask::from_runs(owned.inputs.shape(), [](RowId row, FunctionRef<void(reticle::Run)> emit) {
+    emit({0, row.head == 3 ? 50 : 49, 1});
+    if (row.head < 3) emit({51, 100, 1});
+  });
+  for (const DType dtype : {DType::q8, DType::q4}) {
+    const QuantisedInputs inputs(owned, dtype, dtype);
+    for_each_target([&] { EXPECT_NO_THROW(attention(inputs.quantised, mask, {}, Context(1))); });
+    EXPECT_THROW(attention(inputs.quantised, Mask::full(owned.inputs.shape())), ValueError);
+  }
 }
 
 TEST(RowKernel, AMaximumThatGrowsFromStepToStepRescalesWhatWasSummed) {

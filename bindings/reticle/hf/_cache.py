@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 import reticle._core as _core
+from reticle._quantised import QuantisedTensor, quantise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,6 +118,111 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._replace(lambda tensor: tensor[indices])
 
 
+class NewestTokens:
+    """The newest `limit` tokens of keys or values, (batch, kv_heads, tokens, head_dim), in a buffer with room for twice
+    as many, so that a decode step copies one token and seldom more."""
+
+    def __init__(self, limit: int, like: Tensor) -> None:
+        self._limit = limit
+        self._begin = self._end = 0
+        self._buffer = _room_for(like, 2 * limit)
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """Appends tokens; returns them behind those that were held."""
+        new, held = tokens.shape[2], self._end - self._begin
+        if new > self._limit:
+            behind = torch.cat([self.held, tokens], 2) if held else tokens
+            self._begin, self._end = 0, self._limit
+            self._buffer[:, :, : self._limit] = tokens[:, :, new - self._limit :]
+            return behind
+        if self._end + new > self._buffer.shape[2]:
+            left = self._limit - new
+            self._buffer[:, :, :left] = self._buffer[:, :, self._end - left : self._end].clone()
+            behind = torch.cat([self.held, tokens], 2)
+            self._begin, self._end = 0, left
+        else:
+            behind = self._buffer[:, :, self._begin : self._end + new]
+        self._buffer[:, :, self._end : self._end + new] = tokens
+        self._end += new
+        self._begin = max(self._begin, self._end - self._limit)
+        return behind
+
+    @property
+    def held(self) -> Tensor:
+        return self._buffer[:, :, self._begin : self._end]
+
+    def drop(self, tokens: int) -> None:
+        """Drops the newest tokens."""
+        self._end = max(self._begin, self._end - tokens)
+
+    def replace(self, rows: Any) -> None:
+        self._buffer = rows(self._buffer)
+
+    @property
+    def nbytes(self) -> int:
+        return self._buffer.nbytes
+
+
+class QuantisedLayer(GrowingLayer):  # type: ignore[no-untyped-call]
+    """A GrowingLayer whose keys and values are codes of 4 or 8 bits, but for the newest tokens, which are also held as
+    they are given.
+
+    `update` returns QuantisedTensors, of which the tokens of the call and the `recent` before them are read as they
+    were given: a prompt is prefilled as with any cache, and later calls read its codes.
+    """
+
+    def __init__(self, bits: int, recent: int, capacity: int = 0) -> None:
+        super().__init__(capacity)
+        self._bits, self._recent = bits, recent
+        self._newest: tuple[NewestTokens, NewestTokens] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        if self.device.type != "cpu":
+            raise NotImplementedError(
+                f"a cache of {self._bits} bits on {self.device} is not supported; use it on the CPU, or bits=None"
+            )
+        self.keys, self.values = (_codes_of(tensor[:, :, :0], self._bits) for tensor in (key_states, value_states))
+        self._newest = NewestTokens(self._recent, key_states), NewestTokens(self._recent, value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            raise NotImplementedError(
+                "gradients through a quantised cache are not supported; call the model under torch.no_grad()"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self._newest is not None, "made by lazy_initialization"
+        given = (key_states, value_states)
+        codes = super().update(*(_codes_of(tensor, self._bits) for tensor in given))
+        keys, values = (
+            QuantisedTensor(rows, self._bits, tensor.shape[-1], newest.append(tensor))
+            for rows, tensor, newest in zip(codes, given, self._newest, strict=True)
+        )
+        return keys, values
+
+    def _cut(self, length: int) -> None:
+        for newest in self._newest or ():
+            newest.drop(max(0, self._length - length))
+        super()._cut(length)
+
+    def _replace(self, rows: Any) -> None:
+        super()._replace(rows)
+        for newest in self._newest or ():
+            newest.replace(rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, unused capacity included, and of the newest tokens."""
+        return super().nbytes + sum(newest.nbytes for newest in self._newest or ())
+
+
+def _codes_of(tensor: Tensor, bits: int) -> Tensor:
+    codes: Tensor = quantise(tensor, bits).codes
+    return codes
+
+
 def _version_of(buffers: tuple[Tensor, Tensor] | None) -> int | None:
     """torch's version counter of the keys' memory; None in inference mode, which counts no writes."""
     return None if buffers is None or buffers[0].is_inference() else buffers[0]._version
@@ -169,9 +275,12 @@ class Row:
         self.length = len(marks)
 
 
-def marks_of(keys: Tensor) -> Tensor:
+def marks_of(keys: Tensor | QuantisedTensor) -> Tensor:
     """(tokens, channels) integers of one sequence's keys (kv_heads, tokens, head_dim); equal keys have equal
     integers."""
+    if isinstance(keys, QuantisedTensor):  # as many bytes as of float32
+        codes: Tensor = keys.codes
+        return codes[-1, :, : 4 * _CHANNELS].view(torch.int8)
     few = keys[-1, :, :_CHANNELS]
     integers = {4: torch.int32, 2: torch.int16, 8: torch.int64, 1: torch.int8}[few.element_size()]
     return few.detach().view(integers) if few.stride(-1) == 1 else few.detach().contiguous().view(integers)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from reticle.hf._cache import GrowingLayer
+from reticle.hf._cache import GrowingLayer, QuantisedLayer
 from reticle.hf._evicting import EvictingLayer
 
 if TYPE_CHECKING:
@@ -24,14 +24,31 @@ class SparseCache(DynamicCache):
     selected from, reset and copied (`copy.deepcopy`); the masker states of its sequences follow. Layers with a sliding
     window or a recurrent state are transformers' standard layers.
 
+    With `bits` 8 or 4, keys and values are held as codes, in about half or a quarter of the bytes of bfloat16, and attention
+    is computed from the codes; the newest `recent` tokens are also held as they are, and read so. On the CPU only.
+
     With `evict`, keys that the attached generation pattern will never attend to again are dropped, separately per KV
     head: after the prompt, and every 64 tokens. The output stays the same, bit for bit. The last 64 tokens can still be
     cropped, except those of the prompt.
     """
 
-    def __init__(self, config: PreTrainedConfig | None = None, *, capacity: int = 0, evict: bool = False) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig | None = None,
+        *,
+        capacity: int = 0,
+        evict: bool = False,
+        bits: int | None = None,
+        recent: int = 128,
+    ) -> None:
         if not isinstance(evict, bool):
             raise TypeError(f"evict is {evict!r}; expected True or False")
+        if bits is not None and (isinstance(bits, bool) or bits not in (4, 8)):
+            raise ValueError(f"bits is {bits!r}; expected 8, 4 or None")
+        if isinstance(recent, bool) or not isinstance(recent, int) or recent < 0:
+            raise ValueError(f"recent is {recent!r}; expected a number of tokens, 0 or more")
+        if evict and bits is not None:
+            raise ValueError(f"bits is {bits} with evict=True, which is not supported; expected one of them")
         GrowingLayer(capacity)  # validates the capacity
         if evict and capacity:
             raise ValueError(
@@ -39,6 +56,8 @@ class SparseCache(DynamicCache):
             )
         super().__init__(config=config)
         made: Any = EvictingLayer if evict else functools.partial(GrowingLayer, capacity)
+        if bits is not None:
+            made = functools.partial(QuantisedLayer, bits, recent, capacity)
         if self.layer_class_to_replicate is not None:
             self.layer_class_to_replicate = made
         self.layers = [made() if type(layer) is DynamicLayer else layer for layer in self.layers]

@@ -241,6 +241,25 @@ TEST(Decoder, AResetStateStartsAnew) {
   expect_near(second.span<float>(), first.span<float>(), 0);
 }
 
+TEST(Decoder, AQuantisedCacheGivesTheLogitsOfFloatsUpToTheRoundingOfOlderKeys) {
+  const Decoder decoder = small_model();
+  const std::vector<std::int32_t> tokens = random_tokens(40, 14);
+  const auto logits = [&](DType dtype, Index recent) {
+    DecoderState state = decoder.start(40, dtype, recent);
+    decoder.forward(std::span(tokens).first(30), state);
+    std::vector<float> found;
+    for (std::size_t i = 30; i < 40; ++i) {
+      const Tensor step = decoder.forward(std::span(tokens).subspan(i, 1), state);
+      found.insert(found.end(), step.span<float>().begin(), step.span<float>().end());
+    }
+    return found;
+  };
+  const std::vector<float> expected = logits(DType::f32, 0);
+  expect_near(logits(DType::q4, 40), expected, 1e-5);  // every key is recent
+  expect_near(logits(DType::q8, 4), expected, 0.05);
+  EXPECT_NE(logits(DType::q8, 4), expected);
+}
+
 TEST(Decoder, ATruncatedCacheGoesOnFromThere) {
   const Decoder decoder = small_model();
   const std::vector<std::int32_t> tokens = random_tokens(12, 11);
