@@ -4,13 +4,14 @@
 |---|---|
 | `benchmarks` | long-context data sets, generated tasks (RULER), and the scores of answers |
 | `evaluate` | a Hugging Face model's answers to them, and its loss |
+| `lm_eval` | patterns in EleutherAI's lm-evaluation-harness, as its model `reticle` |
 | `report` | losses, sparsities and pictures of masks of a model on a text: `reticle evaluate --plot` |
 | `search` | search over configs for density and error |
 | `metrics` | logs of density and output error by layer |
 | `hat` | conversion of published HashAttention weights: `reticle convert-hat` |
 
-`pip install 'reticle-attention[research]'` installs what they import. The rest of the package does not need them, except
-`reticle.hub`, which has sparse-attention-hub's evaluation.
+`pip install 'reticle-attention[research]'` installs what they import, and `[lm-eval]` what `lm_eval` does. The rest of
+the package does not need them, except `reticle.hub`, which has sparse-attention-hub's evaluation.
 """
 
 from __future__ import annotations
