@@ -15,9 +15,11 @@ can be resumed; metrics.json; config.json; micro_metrics.jsonl (density and erro
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import time
@@ -36,7 +38,7 @@ from reticle.research import benchmarks
 from reticle.research.metrics import MetricLogger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from reticle.hf._attach import Config
     from reticle.research.benchmarks import Sample, Tokenizer
 
+_CONVERSATIONS = ("turns", "dialogue")
 _SEPARATOR = "\x1e reticle: the context ends here \x1e"
 _COLUMNS = ("index", "task", "question", "answers", "predicted_answer", "score", "context_tokens", "density", "seconds")
 
@@ -122,25 +125,43 @@ def _shortened(tokens: list[int], longest: int | None, truncation: str) -> list[
     return tokens[: (longest + 1) // 2] + tokens[len(tokens) - longest // 2 :]
 
 
-@torch.no_grad()
-def _continue(
-    model: Any, attached: Attachment, context: list[int], rest: list[int], count: int, stops: set[int]
-) -> list[int]:
-    """Greedy tokens after a context, which is prefilled, and the rest, which belongs to the generation stage. Stops
-    before a stop token, so the result may be empty."""
-    cache = SparseCache()
-
-    def step(tokens: list[int]) -> torch.Tensor:
-        found = model(
-            torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+def _follow_up(tokenizer: Any, asked: Sequence[tuple[Sample, str]], sample: Sample, chat_template: bool) -> list[int]:
+    """Tokens that follow the last question of a conversation: the answer that was given to it, and the next question."""
+    last, said = asked[-1]
+    text = said + sample.question
+    if chat_template:
+        turns: list[dict[str, str]] = []
+        for number, (earlier, answer) in enumerate(asked):
+            question = earlier.question if number else earlier.context + earlier.question
+            turns.append({"role": "user", "content": question})
+            turns.append({"role": "assistant", "content": earlier.answer_prefix + answer})
+        turns.append({"role": "user", "content": sample.question})
+        before, whole = (
+            tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=True)
+            for part in (turns[:-2], turns)
         )
-        logits: torch.Tensor = found.logits[0, -1]
-        return logits
+        before += last.answer_prefix
+        if not whole.startswith(before):
+            raise ValueError(
+                "the tokenizer's chat template changes earlier turns when a turn is added, so a cache cannot continue; "
+                'expected another template, chat_template=False, or shared_context="requests"'
+            )
+        text = whole[len(before) :]
+    tokens: list[int] = tokenizer.encode(text + sample.answer_prefix, add_special_tokens=False)
+    return tokens
 
-    logits = step(context) if context else None
-    if rest:
-        with attached.stage("generation"):
-            logits = step(rest)
+
+@torch.no_grad()
+def _step(model: Any, cache: SparseCache, tokens: list[int]) -> torch.Tensor:
+    """The logits (vocabulary) after tokens that are appended to the cache."""
+    ids = torch.tensor([tokens], device=model.device)
+    logits: torch.Tensor = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    return logits
+
+
+def _continue(model: Any, cache: SparseCache, logits: torch.Tensor | None, count: int, stops: set[int]) -> list[int]:
+    """Greedy tokens after those in the cache, whose last logits are given. Stops before a stop token, so the result may
+    be empty."""
     generated: list[int] = []
     while logits is not None and len(generated) < count:
         token = int(logits.argmax())
@@ -148,8 +169,65 @@ def _continue(
             break
         generated.append(token)
         if len(generated) < count:
-            logits = step([token])
+            logits = _step(model, cache, [token])
     return generated
+
+
+def predictions(
+    model: Any,
+    tokenizer: Any,
+    attached: Attachment,
+    samples: Sequence[Sample],
+    *,
+    conversation: str | None = None,
+    max_context_length: int | None = None,
+    truncation: str = "first",
+    chat_template: bool = False,
+) -> Iterator[tuple[str, int]]:
+    """An attached model's greedy answers to questions about one context, each with the number of context tokens.
+
+    The context, which is that of the first sample, is prefilled once. Its cache and the states of the maskers are
+    copied for what must not be seen by the next question: one copy less than there are questions, each of the size of
+    the cache.
+
+    Args:
+        conversation: None: each question directly follows the context. "turns": it also follows the earlier questions
+            and their reference answers (the first of `answers`). "dialogue": it follows the earlier questions and the
+            model's answers.
+
+        The other arguments are those of `answer`.
+
+    Raises:
+        ValueError: for "turns" with a sample that has no answers, or a chat template that cannot be continued.
+    """
+    if not samples:
+        return
+    context, rest = _encode(tokenizer, samples[0], chat_template)
+    context = _shortened(context, max_context_length, truncation)
+    stops = _stops(model, tokenizer)
+    cache = SparseCache()
+    after_context = _step(model, cache, context) if context else None
+    asked: list[tuple[Sample, str]] = []
+    for number, sample in enumerate(samples):
+        is_last = number == len(samples) - 1
+        if asked and conversation:
+            rest = _follow_up(tokenizer, asked, sample, chat_template)
+        elif asked:
+            rest = _encode(tokenizer, sample, chat_template)[1]
+        sequence = cache if is_last or conversation else copy.deepcopy(cache)
+        logits = after_context
+        if rest:
+            with attached.stage("generation"):
+                logits = _step(model, sequence, rest)
+        if conversation and not is_last:
+            sequence = copy.deepcopy(cache)
+        prediction = str(tokenizer.decode(_continue(model, sequence, logits, sample.max_new_tokens, stops)))
+        if conversation == "turns" and not is_last and not sample.answers:
+            raise ValueError(
+                f"the question {sample.question!r} has no answers; expected one for the next turn to follow"
+            )
+        asked.append((sample, sample.answers[0] if conversation == "turns" and sample.answers else prediction))
+        yield prediction, len(context)
 
 
 def predict(
@@ -164,10 +242,16 @@ def predict(
 ) -> tuple[str, int]:
     """An attached model's greedy answer to a sample, and the number of context tokens; the arguments are those of
     `answer`."""
-    context, rest = _encode(tokenizer, sample, chat_template)
-    context = _shortened(context, max_context_length, truncation)
-    tokens = _continue(model, attached, context, rest, sample.max_new_tokens, _stops(model, tokenizer))
-    return str(tokenizer.decode(tokens)), len(context)
+    (found,) = predictions(
+        model,
+        tokenizer,
+        attached,
+        [sample],
+        max_context_length=max_context_length,
+        truncation=truncation,
+        chat_template=chat_template,
+    )
+    return found
 
 
 def _stops(model: Any, tokenizer: Any) -> set[int]:
@@ -244,6 +328,15 @@ def _summary(rows: Mapping[int, Mapping[str, Any]]) -> Result:
     return Result(sum(known) / len(known) if known else None, means, len(rows), sum(densities) / max(1, len(densities)))
 
 
+def _groups(samples: Sequence[Sample], shared_context: str | None) -> list[list[int]]:
+    """The indices of samples that share a prefilled context: neighbours with equal contexts, or each alone. Samples
+    without context have nothing to share."""
+    keys = [sample.context or index for index, sample in enumerate(samples)]
+    if shared_context is None:
+        return [[index] for index in range(len(samples))]
+    return [list(group) for _, group in itertools.groupby(range(len(samples)), key=keys.__getitem__)]
+
+
 def answer(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -256,6 +349,7 @@ def answer(
     max_context_length: int | None = None,
     truncation: str = "first",
     chat_template: bool = False,
+    shared_context: str | None = None,
     metrics: bool = False,
     progress: bool = True,
 ) -> Result:
@@ -270,6 +364,11 @@ def answer(
         max_context_length: the largest number of context tokens to keep; None: all.
         truncation: "first" keeps the first tokens; "middle" drops the middle and keeps the first and the last.
         chat_template: put context and question into the tokenizer's chat template.
+        shared_context: what neighbouring samples with equal contexts share. None: nothing, each prefills its context.
+            Otherwise the context is prefilled, and compressed, once: with "requests" each question gets a copy of the
+            cache (kvpress's query_aware=False, SCBench's multi-request mode); with "turns" each follows the earlier
+            questions and their reference answers (SCBench's multi-turn mode); with "dialogue" it follows the earlier
+            questions and the model's own answers.
         metrics: also write micro_metrics.jsonl, which costs a dense attention per call. Needs output_dir.
 
     Raises:
@@ -279,6 +378,8 @@ def answer(
         raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
     if truncation not in ("first", "middle"):
         raise ValueError(f'truncation is {truncation!r}; expected "first" or "middle"')
+    if shared_context not in (None, "requests", *_CONVERSATIONS):
+        raise ValueError(f'shared_context is {shared_context!r}; expected None, "requests", "turns" or "dialogue"')
     if metrics and output_dir is None:
         raise ValueError("metrics need an output_dir to be written to")
     stages: dict[str, Any] = {"prefill": pipeline_of(prefill), "generation": pipeline_of(generation)}
@@ -289,6 +390,7 @@ def answer(
             "max_context_length": max_context_length,
             "truncation": truncation,
             "chat_template": chat_template,
+            "shared_context": shared_context,
             "samples": len(samples),
             "samples_digest": _digest_of_samples(samples),
             "model_digest": _digest_of_model(model, tokenizer),
@@ -298,35 +400,47 @@ def answer(
     rows: dict[int, Mapping[str, Any]] = dict(results.rows) if results else {}
     logger: Any = MetricLogger(Path(output_dir) / "micro_metrics.jsonl") if metrics and output_dir else nullcontext()
     with logger as log:
-        for index, sample in enumerate(_progress(samples, progress, benchmark)):
-            if index in rows:
+        for group in _progress(_groups(samples, shared_context), progress, benchmark):
+            asked = [index for index in group if index not in rows]
+            if not asked:
                 continue
-            began = time.perf_counter()
+            if shared_context in _CONVERSATIONS:
+                asked = group  # the turns before the missing ones are repeated
             with attach(model, **stages, metrics=log) as attached:
-                prediction, context_tokens = predict(
+                answers = predictions(
                     model,
                     tokenizer,
                     attached,
-                    sample,
+                    [samples[index] for index in asked],
+                    conversation=shared_context if shared_context in _CONVERSATIONS else None,
                     max_context_length=max_context_length,
                     truncation=truncation,
                     chat_template=chat_template,
                 )
-            score = benchmarks.score(benchmark, prediction, sample)
-            row = {
-                "index": index,
-                "task": sample.task,
-                "question": sample.question,
-                "answers": json.dumps(sample.answers),
-                "predicted_answer": prediction,
-                "score": "" if score is None else score,
-                "context_tokens": context_tokens,
-                "density": attached.generation.density,
-                "seconds": round(time.perf_counter() - began, 3),
-            }
-            rows[index] = row
-            if results:
-                results.add(row)
+                attended = (0.0, 0.0)
+                for index in asked:
+                    sample, began, before = samples[index], time.perf_counter(), attended
+                    prediction, context_tokens = next(answers)
+                    seconds = time.perf_counter() - began
+                    attended = attached.generation.entries, attached.generation.visible
+                    entries, visible = (now - then for now, then in zip(attended, before, strict=True))
+                    if index in rows:
+                        continue
+                    score = benchmarks.score(benchmark, prediction, sample)
+                    row = {
+                        "index": index,
+                        "task": sample.task,
+                        "question": sample.question,
+                        "answers": json.dumps(sample.answers),
+                        "predicted_answer": prediction,
+                        "score": "" if score is None else score,
+                        "context_tokens": context_tokens,
+                        "density": entries / visible if visible else 1.0,
+                        "seconds": round(seconds, 3),
+                    }
+                    rows[index] = row
+                    if results:
+                        results.add(row)
     result = _summary(rows)
     if output_dir is not None:
         _core.write_file(Path(output_dir, "metrics.json"), json.dumps(result.__dict__, indent=1).encode())
