@@ -1,6 +1,7 @@
 """Evaluation of models on data sets."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -212,6 +213,24 @@ def test_a_stopped_conversation_goes_on_as_if_it_had_not_stopped(model, tmp_path
     assert answers(model, ASKED, tmp_path / "stopped", **given)[0] == whole
     with pytest.raises(ValueError, match=r"holds results of other settings \(shared_context\)"):
         answers(model, ASKED, tmp_path / "stopped", generation=LOCAL)
+
+
+def test_rows_of_scbench_are_answered_turn_by_turn(model, tmp_path, monkeypatch):
+    turns = [{"input": f"{name} is", "answer": value, "task": "scbench_kv"} for name, value in (("A", "7"), ("B", "8"))]
+    turns[1]["task"] = "scbench_repoqa"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"context": "A is 7. B is 8. " * 9, "multi_turns": turns}))
+    samples = [
+        dataclasses.replace(sample, max_new_tokens=3)
+        for sample in benchmarks.load("scbench", "scbench_repoqa_and_kv", path=tmp_path / "a.jsonl")
+    ]
+    lengths, _ = watched(monkeypatch, 100)
+    result = evaluate.answer(
+        model, TOKENIZER, samples, benchmark="scbench", shared_context="turns", output_dir=tmp_path, progress=False
+    )
+    assert lengths == [144] and result.samples == 2
+    assert result.task_scores["scbench_kv"] in (0, 100)
+    assert result.task_scores["scbench_repoqa"] is None, "what is not scored is not counted"
+    assert [row["score"] == "" for row in rows(tmp_path)] == [False, True]
 
 
 def test_contexts_are_shared_by_neighbours_only_and_empty_ones_by_none():
