@@ -311,3 +311,53 @@ def test_generated_tasks_run_through_a_model(model):
     assert set(result.task_scores) == {"niah_single", "vt", "fwe"} and result.density < 0.05
     with pytest.raises(ValueError, match="no benchmark"):
         evaluate.answer(model, TOKENIZER, samples, benchmark="glue")
+
+
+def test_a_logger_of_the_caller_gets_densities_and_scores_and_stays_open(model, tmp_path):
+    with metrics.MetricLogger(tmp_path / "log.jsonl", metrics=("density",)) as log:
+        evaluate.answer(model, TOKENIZER, questions(2), generation=LOCAL, metrics=log, progress=False)
+        log.log("mine", 1)
+    logged = metrics.records(tmp_path / "log.jsonl")
+    scores = [record["metadata"] for record in logged if record["metric"] == "score"]
+    assert scores == [{"task": "other", "index": 0}, {"task": "copy", "index": 1}]
+    assert {record["metric"] for record in logged} == {"density", "score", "mine"}
+
+
+def test_a_model_is_detached_when_results_cannot_be_written(model, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(evaluate._Results, "add", fail)
+    with pytest.raises(OSError, match="disk full") as kept:
+        evaluate.answer(model, TOKENIZER, questions(2), output_dir=tmp_path, progress=False)
+    assert kept.tb is not None
+    with evaluate.attach(model):
+        pass
+
+
+def test_ray_gives_the_rows_that_one_process_gives(model, tmp_path):
+    ray = pytest.importorskip("ray", reason="ray is not installed; pip install ray")
+    given = {"generation": LOCAL, "shared_context": "turns"}
+    samples = [*ASKED, dataclasses.replace(ASKED[0], context="Another context. " * 20)]
+    alone = answers(model, samples, tmp_path / "alone", **given)
+    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+    try:
+        spread = answers(model, samples, tmp_path / "spread", ray=True, **given)
+        assert ray.is_initialized(), "a cluster of the caller is left alone"
+    finally:
+        ray.shutdown()
+    by_index = lambda folder: sorted(
+        (int(row["index"]), row["predicted_answer"], row["density"]) for row in rows(folder)
+    )
+    assert by_index(tmp_path / "spread") == by_index(tmp_path / "alone")
+    assert spread[2] == alone[2]
+
+
+def test_ray_is_refused_by_name_without_the_package_and_with_metrics(model, monkeypatch):
+    import sys
+
+    with pytest.raises(ValueError, match=r"^metrics are not collected over Ray; expected metrics=False with ray=True$"):
+        evaluate.answer(model, TOKENIZER, questions(1), ray=True, metrics=True, output_dir="unused", progress=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"ray=True needs it: pip install ray$"):
+        evaluate.answer(model, TOKENIZER, questions(1), ray=True, progress=False)

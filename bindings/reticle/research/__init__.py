@@ -7,7 +7,7 @@
 | `lm_eval` | patterns in EleutherAI's lm-evaluation-harness, as its model `reticle` |
 | `report` | losses, sparsities and pictures of masks of a model on a text: `reticle evaluate --plot` |
 | `search` | search over configs for density and error |
-| `metrics` | logs of density and output error by layer |
+| `metrics` | logs of density and output error by layer: JSON lines, TensorBoard, Weights & Biases |
 | `hat` | conversion of published HashAttention weights: `reticle convert-hat` |
 
 `pip install 'reticle-attention[research]'` installs what they import, and `[lm-eval]` what `lm_eval` does. The rest of

@@ -24,7 +24,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -38,11 +38,12 @@ from reticle.research import benchmarks
 from reticle.research.metrics import MetricLogger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
     from reticle import Mask
+    from reticle._metrics import MetricLog
     from reticle.hf import Attachment
     from reticle.hf._attach import Config
     from reticle.research.benchmarks import Sample, Tokenizer
@@ -95,11 +96,10 @@ class Result:
     """Keys that questions and answers attended to, over those that causality left."""
 
 
-def _progress(samples: Sequence[Any], shown: bool, label: str) -> Iterable[Any]:
+def _progress(count: int, shown: bool, label: str) -> Any:
     from tqdm.auto import tqdm
 
-    bar: Iterable[Any] = tqdm(samples, desc=label, disable=not shown)
-    return bar
+    return tqdm(total=count, desc=label, disable=not shown)
 
 
 def _encode(tokenizer: Any, sample: Sample, chat_template: bool) -> tuple[list[int], list[int]]:
@@ -328,6 +328,95 @@ def _summary(rows: Mapping[int, Mapping[str, Any]]) -> Result:
     return Result(sum(known) / len(known) if known else None, means, len(rows), sum(densities) / max(1, len(densities)))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """The settings of `answer` by which samples become rows of results. Picklable, for Ray."""
+
+    benchmark: str
+    stages: Mapping[str, Any]
+    conversation: str | None
+    max_context_length: int | None
+    truncation: str
+    chat_template: bool
+
+    def rows(
+        self,
+        model: Any,
+        tokenizer: Any,
+        groups: Iterable[Sequence[tuple[int, Sample]]],
+        log: MetricLog | None = None,
+    ) -> Generator[dict[str, Any]]:
+        """A row to each (index, sample). The samples of a group share their context."""
+        for group in groups:
+            with attach(model, **self.stages, metrics=log) as attached:
+                answers = predictions(
+                    model,
+                    tokenizer,
+                    attached,
+                    [sample for _, sample in group],
+                    conversation=self.conversation,
+                    max_context_length=self.max_context_length,
+                    truncation=self.truncation,
+                    chat_template=self.chat_template,
+                )
+                attended = (0.0, 0.0)
+                for index, sample in group:
+                    began, before = time.perf_counter(), attended
+                    prediction, context_tokens = next(answers)
+                    seconds = time.perf_counter() - began
+                    attended = attached.generation.entries, attached.generation.visible
+                    entries, visible = (now - then for now, then in zip(attended, before, strict=True))
+                    score = benchmarks.score(self.benchmark, prediction, sample)
+                    yield {
+                        "index": index,
+                        "task": sample.task,
+                        "question": sample.question,
+                        "answers": json.dumps(sample.answers),
+                        "predicted_answer": prediction,
+                        "score": "" if score is None else score,
+                        "context_tokens": context_tokens,
+                        "density": entries / visible if visible else 1.0,
+                        "seconds": round(seconds, 3),
+                    }
+
+
+class _Worker:
+    """An actor of Ray: a copy of the model, which answers groups of samples."""
+
+    def __init__(self, run: _Run, model: Any, tokenizer: Any) -> None:
+        self._run, self._model, self._tokenizer = run, model, tokenizer
+
+    def rows(self, group: Sequence[tuple[int, Sample]]) -> list[dict[str, Any]]:
+        return list(self._run.rows(self._model, self._tokenizer, [group]))
+
+
+def _over_ray(
+    run: _Run, model: Any, tokenizer: Any, groups: Sequence[Sequence[tuple[int, Sample]]]
+) -> Generator[dict[str, Any]]:
+    """The rows of all groups in the order in which they are done. A cluster that this starts is shut down."""
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise ImportError(f"{error}; ray=True needs it: pip install ray") from None
+    starts = not ray.is_initialized()
+    if starts:
+        ray.init()
+    try:
+        on_gpu = model.device.type == "cuda"
+        count = int(ray.cluster_resources().get("GPU", 0)) if on_gpu else sum(node["Alive"] for node in ray.nodes())
+        if count == 0:
+            raise ValueError("the model is on a GPU, and the Ray cluster has none; move one of them")
+        worker = ray.remote(num_gpus=int(on_gpu), scheduling_strategy="SPREAD")(_Worker)
+        shared = [ray.put(held) for held in (run, model, tokenizer)]
+        pool = ActorPool([worker.remote(*shared) for _ in range(min(count, len(groups)))])
+        for rows in pool.map_unordered(lambda actor, group: actor.rows.remote(group), groups):
+            yield from rows
+    finally:
+        if starts:
+            ray.shutdown()
+
+
 def _groups(samples: Sequence[Sample], shared_context: str | None) -> list[list[int]]:
     """The indices of samples that share a prefilled context: neighbours with equal contexts, or each alone. Samples
     without context have nothing to share."""
@@ -350,7 +439,8 @@ def answer(
     truncation: str = "first",
     chat_template: bool = False,
     shared_context: str | None = None,
-    metrics: bool = False,
+    metrics: bool | MetricLog = False,
+    ray: bool = False,
     progress: bool = True,
 ) -> Result:
     """Answers every sample greedily and scores the answers.
@@ -369,7 +459,10 @@ def answer(
             cache (kvpress's query_aware=False, SCBench's multi-request mode); with "turns" each follows the earlier
             questions and their reference answers (SCBench's multi-turn mode); with "dialogue" it follows the earlier
             questions and the model's own answers.
-        metrics: also write micro_metrics.jsonl, which costs a dense attention per call. Needs output_dir.
+        metrics: log densities, output errors, which cost a dense attention per call, and scores. True: as JSON lines,
+            micro_metrics.jsonl in the output_dir. Or a logger of reticle.research.metrics, which stays open.
+        ray: spread the contexts over a Ray cluster: an actor to each GPU, or to each machine for a model on the CPU,
+            whose attention uses all its cores. The answers are the same; metrics are not collected from there.
 
     Raises:
         ValueError: for unknown settings, or an output_dir with results of other settings.
@@ -380,8 +473,10 @@ def answer(
         raise ValueError(f'truncation is {truncation!r}; expected "first" or "middle"')
     if shared_context not in (None, "requests", *_CONVERSATIONS):
         raise ValueError(f'shared_context is {shared_context!r}; expected None, "requests", "turns" or "dialogue"')
-    if metrics and output_dir is None:
+    if metrics is True and output_dir is None:
         raise ValueError("metrics need an output_dir to be written to")
+    if metrics and ray:
+        raise ValueError("metrics are not collected over Ray; expected metrics=False with ray=True")
     stages: dict[str, Any] = {"prefill": pipeline_of(prefill), "generation": pipeline_of(generation)}
     results = None
     if output_dir is not None:
@@ -398,49 +493,30 @@ def answer(
         }
         results = _Results(Path(output_dir), settings)
     rows: dict[int, Mapping[str, Any]] = dict(results.rows) if results else {}
-    logger: Any = MetricLogger(Path(output_dir) / "micro_metrics.jsonl") if metrics and output_dir else nullcontext()
-    with logger as log:
-        for group in _progress(_groups(samples, shared_context), progress, benchmark):
-            asked = [index for index in group if index not in rows]
-            if not asked:
-                continue
-            if shared_context in _CONVERSATIONS:
-                asked = group  # the turns before the missing ones are repeated
-            with attach(model, **stages, metrics=log) as attached:
-                answers = predictions(
-                    model,
-                    tokenizer,
-                    attached,
-                    [samples[index] for index in asked],
-                    conversation=shared_context if shared_context in _CONVERSATIONS else None,
-                    max_context_length=max_context_length,
-                    truncation=truncation,
-                    chat_template=chat_template,
-                )
-                attended = (0.0, 0.0)
-                for index in asked:
-                    sample, began, before = samples[index], time.perf_counter(), attended
-                    prediction, context_tokens = next(answers)
-                    seconds = time.perf_counter() - began
-                    attended = attached.generation.entries, attached.generation.visible
-                    entries, visible = (now - then for now, then in zip(attended, before, strict=True))
-                    if index in rows:
-                        continue
-                    score = benchmarks.score(benchmark, prediction, sample)
-                    row = {
-                        "index": index,
-                        "task": sample.task,
-                        "question": sample.question,
-                        "answers": json.dumps(sample.answers),
-                        "predicted_answer": prediction,
-                        "score": "" if score is None else score,
-                        "context_tokens": context_tokens,
-                        "density": entries / visible if visible else 1.0,
-                        "seconds": round(seconds, 3),
-                    }
-                    rows[index] = row
-                    if results:
-                        results.add(row)
+    conversation = shared_context if shared_context in _CONVERSATIONS else None
+    run = _Run(benchmark, stages, conversation, max_context_length, truncation, chat_template)
+    groups = []
+    for group in _groups(samples, shared_context):
+        missing = [index for index in group if index not in rows]
+        if missing:  # of a conversation, the turns before the missing ones are repeated
+            groups.append([(index, samples[index]) for index in (group if conversation else missing)])
+    logger: Any = nullcontext(metrics or None)
+    if metrics is True and output_dir:
+        logger = MetricLogger(Path(output_dir) / "micro_metrics.jsonl")
+    with logger as log, _progress(len(samples), progress, benchmark) as bar:
+        bar.update(len(rows))
+        found = _over_ray(run, model, tokenizer, groups) if ray else run.rows(model, tokenizer, groups, log)
+        with closing(found):  # detaches the model, whatever happens here
+            for row in found:
+                index = row["index"]
+                if index in rows:
+                    continue
+                rows[index] = row
+                bar.update()
+                if results:
+                    results.add(row)
+                if log is not None and row["score"] != "":
+                    log.log("score", row["score"], task=row["task"], index=index)
     result = _summary(rows)
     if output_dir is not None:
         _core.write_file(Path(output_dir, "metrics.json"), json.dumps(result.__dict__, indent=1).encode())
@@ -531,7 +607,9 @@ def loss(
 
     found: list[tuple[float, float, float]] = []
     kept: dict[str, list[Mask]] = {}
-    for number, example in enumerate(_progress(list(dataset), progress, "loss")):
+    examples = list(dataset)
+    bar = _progress(len(examples), progress, "loss")
+    for number, example in enumerate(examples):
         ids, output = tokens_of(example, number)
         ids, prompt = ids.to(model.device), ids.shape[1] - output
         cache = SparseCache()
@@ -546,6 +624,8 @@ def loss(
         logits = torch.cat((first, others), 1)[0].float()
         nats = functional.cross_entropy(logits, ids[0, prompt:]).item()
         found.append((nats, attached.prefill.mean_sparsity, attached.generation.mean_sparsity))
+        bar.update()
+    bar.close()
     if not found:
         raise ValueError("the data set has no examples")
     nats, before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
