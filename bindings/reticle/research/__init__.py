@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if not TYPE_CHECKING:  # type checkers see the imports
 
@@ -27,3 +28,13 @@ if not TYPE_CHECKING:  # type checkers see the imports
         if name.startswith("_") or importlib.util.find_spec(f"reticle.research.{name}") is None:
             raise AttributeError(f"module 'reticle.research' has no attribute {name!r}")
         return importlib.import_module(f"reticle.research.{name}")
+
+
+def _explain(module: str | None) -> NoReturn:
+    """Ends `python -m` of a module that has no command: with its documentation, and status 2 if something was asked of
+    it."""
+    print(module)
+    given = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+    if given:
+        print(f"{' '.join(given)}: this module has no command; expected to be imported, as above", file=sys.stderr)
+    sys.exit(2 if given else 0)

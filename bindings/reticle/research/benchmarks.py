@@ -1043,3 +1043,9 @@ def generate(
             low, high = (middle, high) if tokens(index, middle) <= length else (low, middle)
         made.append(replace(make(index, low), task=task))
     return made
+
+
+if __name__ == "__main__":
+    from reticle.research import _explain
+
+    _explain(__doc__)

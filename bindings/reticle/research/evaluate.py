@@ -630,3 +630,9 @@ def loss(
         raise ValueError("the data set has no examples")
     nats, before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
     return Loss(nats, before, after, len(found), kept)
+
+
+if __name__ == "__main__":
+    from reticle.research import _explain
+
+    _explain(__doc__)

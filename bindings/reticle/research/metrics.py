@@ -187,3 +187,9 @@ def summary(path: str | Path, by: str | None = None) -> dict[Any, Any]:
         else:
             means[metric] = mean
     return means
+
+
+if __name__ == "__main__":
+    from reticle.research import _explain
+
+    _explain(__doc__)
