@@ -216,6 +216,13 @@ def test_generated_answers_follow_the_patterns(run, folder, model):
     assert results["config"]["reticle"]["generation_density"] < 1
 
 
+def test_batches_change_nothing(run, folder):
+    window = str(folder / "window.json")
+    assert run("generated", generation=window, batch_size=2)[0] == run("generated", generation=window)[0]
+    alone, together = (run("choices", prefill=window, batch_size=size)[0] for size in (1, 4))
+    assert together == alone
+
+
 def test_a_generation_pattern_that_a_task_would_not_use_is_refused(run, folder):
     with pytest.raises(ValueError, match=r"which would not use the generation pattern; expected .*continuation="):
         run("choices", generation=str(folder / "quest.json"))

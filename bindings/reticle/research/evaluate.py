@@ -222,6 +222,7 @@ def predictions(
         if conversation and not is_last:
             sequence = copy.deepcopy(cache)
         prediction = str(tokenizer.decode(_continue(model, sequence, logits, sample.max_new_tokens, stops)))
+        del sequence  # before the next copy is made
         if conversation == "turns" and not is_last and not sample.answers:
             raise ValueError(
                 f"the question {sample.question!r} has no answers; expected one for the next turn to follow"
@@ -394,6 +395,8 @@ def _over_ray(
     run: _Run, model: Any, tokenizer: Any, groups: Sequence[Sequence[tuple[int, Sample]]]
 ) -> Generator[dict[str, Any]]:
     """The rows of all groups in the order in which they are done. A cluster that this starts is shut down."""
+    if not groups:
+        return
     try:
         import ray
         from ray.util import ActorPool
