@@ -10,7 +10,9 @@ import pytest
 import reticle
 from reticle._moved import MOVED
 
+MODULES = ("benchmarks", "evaluate", "hat", "lm_eval", "metrics", "report", "search")
 NEEDS = {"evaluate": ["torch", "transformers"], "hat": ["torch"], "report": ["torch", "transformers"]}
+NEEDS["lm_eval"] = ["lm_eval", "accelerate"]
 
 
 def forget(old):
@@ -72,3 +74,30 @@ def test_research_names_its_modules_and_no_others():
     assert reticle.research.benchmarks.BENCHMARKS
     with pytest.raises(AttributeError, match=r"^module 'reticle\.research' has no attribute 'nothing'$"):
         reticle.research.nothing  # noqa: B018
+
+
+def run_as_program(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"reticle.research.{name}", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_run_as_a_program_helps(name):
+    for package in NEEDS.get(name, []):
+        pytest.importorskip(package)
+    done = run_as_program(name, "--help")
+    assert done.returncode == 0 and len(done.stdout) > 100, done.stderr
+
+
+def test_a_module_without_a_command_says_so():
+    done = run_as_program("metrics", "log.jsonl", "-h")
+    assert done.returncode == 2
+    assert done.stderr == "log.jsonl: this module has no command; expected to be imported, as above\n"
+    assert run_as_program("metrics").stdout == run_as_program("metrics", "--help").stdout
+
+
+def test_every_module_of_research_is_tested_as_a_program():
+    import pkgutil
+
+    assert [each.name for each in pkgutil.iter_modules(reticle.research.__path__)] == sorted(MODULES)

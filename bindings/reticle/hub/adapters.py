@@ -213,10 +213,8 @@ class ModelAdapterHF(ModelAdapter):
         ]
         chat = bool(getattr(self.tokenizer, "chat_template", None))
         with self._attach(prefill=False) as attached:
-            found = [
-                evaluate.predict(
-                    self.model, self.tokenizer, attached, sample, max_context_length=longest, chat_template=chat
-                )[0]
-                for sample in samples
-            ]
+            answers = evaluate.predictions(
+                self.model, self.tokenizer, attached, samples, max_context_length=longest, chat_template=chat
+            )
+            found = [answer for answer, _ in answers]
         return RequestResponse(found[0] if isinstance(request.questions, str) else found)

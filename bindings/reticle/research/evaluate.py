@@ -15,14 +15,16 @@ can be resumed; metrics.json; config.json; micro_metrics.jsonl (density and erro
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import time
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -36,15 +38,17 @@ from reticle.research import benchmarks
 from reticle.research.metrics import MetricLogger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
     from reticle import Mask
+    from reticle._metrics import MetricLog
     from reticle.hf import Attachment
     from reticle.hf._attach import Config
     from reticle.research.benchmarks import Sample, Tokenizer
 
+_CONVERSATIONS = ("turns", "dialogue")
 _SEPARATOR = "\x1e reticle: the context ends here \x1e"
 _COLUMNS = ("index", "task", "question", "answers", "predicted_answer", "score", "context_tokens", "density", "seconds")
 
@@ -92,11 +96,10 @@ class Result:
     """Keys that questions and answers attended to, over those that causality left."""
 
 
-def _progress(samples: Sequence[Any], shown: bool, label: str) -> Iterable[Any]:
+def _progress(count: int, shown: bool, label: str) -> Any:
     from tqdm.auto import tqdm
 
-    bar: Iterable[Any] = tqdm(samples, desc=label, disable=not shown)
-    return bar
+    return tqdm(total=count, desc=label, disable=not shown)
 
 
 def _encode(tokenizer: Any, sample: Sample, chat_template: bool) -> tuple[list[int], list[int]]:
@@ -122,25 +125,43 @@ def _shortened(tokens: list[int], longest: int | None, truncation: str) -> list[
     return tokens[: (longest + 1) // 2] + tokens[len(tokens) - longest // 2 :]
 
 
-@torch.no_grad()
-def _continue(
-    model: Any, attached: Attachment, context: list[int], rest: list[int], count: int, stops: set[int]
-) -> list[int]:
-    """Greedy tokens after a context, which is prefilled, and the rest, which belongs to the generation stage. Stops
-    before a stop token, so the result may be empty."""
-    cache = SparseCache()
-
-    def step(tokens: list[int]) -> torch.Tensor:
-        found = model(
-            torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+def _follow_up(tokenizer: Any, asked: Sequence[tuple[Sample, str]], sample: Sample, chat_template: bool) -> list[int]:
+    """Tokens that follow the last question of a conversation: the answer that was given to it, and the next question."""
+    last, said = asked[-1]
+    text = said + sample.question
+    if chat_template:
+        turns: list[dict[str, str]] = []
+        for number, (earlier, answer) in enumerate(asked):
+            question = earlier.question if number else earlier.context + earlier.question
+            turns.append({"role": "user", "content": question})
+            turns.append({"role": "assistant", "content": earlier.answer_prefix + answer})
+        turns.append({"role": "user", "content": sample.question})
+        before, whole = (
+            tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=True)
+            for part in (turns[:-2], turns)
         )
-        logits: torch.Tensor = found.logits[0, -1]
-        return logits
+        before += last.answer_prefix
+        if not whole.startswith(before):
+            raise ValueError(
+                "the tokenizer's chat template changes earlier turns when a turn is added, so a cache cannot continue; "
+                'expected another template, chat_template=False, or shared_context="requests"'
+            )
+        text = whole[len(before) :]
+    tokens: list[int] = tokenizer.encode(text + sample.answer_prefix, add_special_tokens=False)
+    return tokens
 
-    logits = step(context) if context else None
-    if rest:
-        with attached.stage("generation"):
-            logits = step(rest)
+
+@torch.no_grad()
+def _step(model: Any, cache: SparseCache, tokens: list[int]) -> torch.Tensor:
+    """The logits (vocabulary) after tokens that are appended to the cache."""
+    ids = torch.tensor([tokens], device=model.device)
+    logits: torch.Tensor = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    return logits
+
+
+def _continue(model: Any, cache: SparseCache, logits: torch.Tensor | None, count: int, stops: set[int]) -> list[int]:
+    """Greedy tokens after those in the cache, whose last logits are given. Stops before a stop token, so the result may
+    be empty."""
     generated: list[int] = []
     while logits is not None and len(generated) < count:
         token = int(logits.argmax())
@@ -148,8 +169,66 @@ def _continue(
             break
         generated.append(token)
         if len(generated) < count:
-            logits = step([token])
+            logits = _step(model, cache, [token])
     return generated
+
+
+def predictions(
+    model: Any,
+    tokenizer: Any,
+    attached: Attachment,
+    samples: Sequence[Sample],
+    *,
+    conversation: str | None = None,
+    max_context_length: int | None = None,
+    truncation: str = "first",
+    chat_template: bool = False,
+) -> Iterator[tuple[str, int]]:
+    """An attached model's greedy answers to questions about one context, each with the number of context tokens.
+
+    The context, which is that of the first sample, is prefilled once. Its cache and the states of the maskers are
+    copied for what must not be seen by the next question: one copy less than there are questions, each of the size of
+    the cache.
+
+    Args:
+        conversation: None: each question directly follows the context. "turns": it also follows the earlier questions
+            and their reference answers (the first of `answers`). "dialogue": it follows the earlier questions and the
+            model's answers.
+
+        The other arguments are those of `answer`.
+
+    Raises:
+        ValueError: for "turns" with a sample that has no answers, or a chat template that cannot be continued.
+    """
+    if not samples:
+        return
+    context, rest = _encode(tokenizer, samples[0], chat_template)
+    context = _shortened(context, max_context_length, truncation)
+    stops = _stops(model, tokenizer)
+    cache = SparseCache()
+    after_context = _step(model, cache, context) if context else None
+    asked: list[tuple[Sample, str]] = []
+    for number, sample in enumerate(samples):
+        is_last = number == len(samples) - 1
+        if asked and conversation:
+            rest = _follow_up(tokenizer, asked, sample, chat_template)
+        elif asked:
+            rest = _encode(tokenizer, sample, chat_template)[1]
+        sequence = cache if is_last or conversation else copy.deepcopy(cache)
+        logits = after_context
+        if rest:
+            with attached.stage("generation"):
+                logits = _step(model, sequence, rest)
+        if conversation and not is_last:
+            sequence = copy.deepcopy(cache)
+        prediction = str(tokenizer.decode(_continue(model, sequence, logits, sample.max_new_tokens, stops)))
+        del sequence  # before the next copy is made
+        if conversation == "turns" and not is_last and not sample.answers:
+            raise ValueError(
+                f"the question {sample.question!r} has no answers; expected one for the next turn to follow"
+            )
+        asked.append((sample, sample.answers[0] if conversation == "turns" and sample.answers else prediction))
+        yield prediction, len(context)
 
 
 def predict(
@@ -164,10 +243,16 @@ def predict(
 ) -> tuple[str, int]:
     """An attached model's greedy answer to a sample, and the number of context tokens; the arguments are those of
     `answer`."""
-    context, rest = _encode(tokenizer, sample, chat_template)
-    context = _shortened(context, max_context_length, truncation)
-    tokens = _continue(model, attached, context, rest, sample.max_new_tokens, _stops(model, tokenizer))
-    return str(tokenizer.decode(tokens)), len(context)
+    (found,) = predictions(
+        model,
+        tokenizer,
+        attached,
+        [sample],
+        max_context_length=max_context_length,
+        truncation=truncation,
+        chat_template=chat_template,
+    )
+    return found
 
 
 def _stops(model: Any, tokenizer: Any) -> set[int]:
@@ -244,6 +329,106 @@ def _summary(rows: Mapping[int, Mapping[str, Any]]) -> Result:
     return Result(sum(known) / len(known) if known else None, means, len(rows), sum(densities) / max(1, len(densities)))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """The settings of `answer` by which samples become rows of results. Picklable, for Ray."""
+
+    benchmark: str
+    stages: Mapping[str, Any]
+    conversation: str | None
+    max_context_length: int | None
+    truncation: str
+    chat_template: bool
+
+    def rows(
+        self,
+        model: Any,
+        tokenizer: Any,
+        groups: Iterable[Sequence[tuple[int, Sample]]],
+        log: MetricLog | None = None,
+    ) -> Generator[dict[str, Any]]:
+        """A row to each (index, sample). The samples of a group share their context."""
+        for group in groups:
+            with attach(model, **self.stages, metrics=log) as attached:
+                answers = predictions(
+                    model,
+                    tokenizer,
+                    attached,
+                    [sample for _, sample in group],
+                    conversation=self.conversation,
+                    max_context_length=self.max_context_length,
+                    truncation=self.truncation,
+                    chat_template=self.chat_template,
+                )
+                attended = (0.0, 0.0)
+                for index, sample in group:
+                    began, before = time.perf_counter(), attended
+                    prediction, context_tokens = next(answers)
+                    seconds = time.perf_counter() - began
+                    attended = attached.generation.entries, attached.generation.visible
+                    entries, visible = (now - then for now, then in zip(attended, before, strict=True))
+                    score = benchmarks.score(self.benchmark, prediction, sample)
+                    yield {
+                        "index": index,
+                        "task": sample.task,
+                        "question": sample.question,
+                        "answers": json.dumps(sample.answers),
+                        "predicted_answer": prediction,
+                        "score": "" if score is None else score,
+                        "context_tokens": context_tokens,
+                        "density": entries / visible if visible else 1.0,
+                        "seconds": round(seconds, 3),
+                    }
+
+
+class _Worker:
+    """An actor of Ray: a copy of the model, which answers groups of samples."""
+
+    def __init__(self, run: _Run, model: Any, tokenizer: Any) -> None:
+        self._run, self._model, self._tokenizer = run, model, tokenizer
+
+    def rows(self, group: Sequence[tuple[int, Sample]]) -> list[dict[str, Any]]:
+        return list(self._run.rows(self._model, self._tokenizer, [group]))
+
+
+def _over_ray(
+    run: _Run, model: Any, tokenizer: Any, groups: Sequence[Sequence[tuple[int, Sample]]]
+) -> Generator[dict[str, Any]]:
+    """The rows of all groups in the order in which they are done. A cluster that this starts is shut down."""
+    if not groups:
+        return
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise ImportError(f"{error}; ray=True needs it: pip install ray") from None
+    starts = not ray.is_initialized()
+    if starts:
+        ray.init()
+    try:
+        on_gpu = model.device.type == "cuda"
+        count = int(ray.cluster_resources().get("GPU", 0)) if on_gpu else sum(node["Alive"] for node in ray.nodes())
+        if count == 0:
+            raise ValueError("the model is on a GPU, and the Ray cluster has none; move one of them")
+        worker = ray.remote(num_gpus=int(on_gpu), scheduling_strategy="SPREAD")(_Worker)
+        shared = [ray.put(held) for held in (run, model, tokenizer)]
+        pool = ActorPool([worker.remote(*shared) for _ in range(min(count, len(groups)))])
+        for rows in pool.map_unordered(lambda actor, group: actor.rows.remote(group), groups):
+            yield from rows
+    finally:
+        if starts:
+            ray.shutdown()
+
+
+def _groups(samples: Sequence[Sample], shared_context: str | None) -> list[list[int]]:
+    """The indices of samples that share a prefilled context: neighbours with equal contexts, or each alone. Samples
+    without context have nothing to share."""
+    keys = [sample.context or index for index, sample in enumerate(samples)]
+    if shared_context is None:
+        return [[index] for index in range(len(samples))]
+    return [list(group) for _, group in itertools.groupby(range(len(samples)), key=keys.__getitem__)]
+
+
 def answer(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -256,7 +441,9 @@ def answer(
     max_context_length: int | None = None,
     truncation: str = "first",
     chat_template: bool = False,
-    metrics: bool = False,
+    shared_context: str | None = None,
+    metrics: bool | MetricLog = False,
+    ray: bool = False,
     progress: bool = True,
 ) -> Result:
     """Answers every sample greedily and scores the answers.
@@ -270,7 +457,15 @@ def answer(
         max_context_length: the largest number of context tokens to keep; None: all.
         truncation: "first" keeps the first tokens; "middle" drops the middle and keeps the first and the last.
         chat_template: put context and question into the tokenizer's chat template.
-        metrics: also write micro_metrics.jsonl, which costs a dense attention per call. Needs output_dir.
+        shared_context: what neighbouring samples with equal contexts share. None: nothing, each prefills its context.
+            Otherwise the context is prefilled, and compressed, once: with "requests" each question gets a copy of the
+            cache (kvpress's query_aware=False, SCBench's multi-request mode); with "turns" each follows the earlier
+            questions and their reference answers (SCBench's multi-turn mode); with "dialogue" it follows the earlier
+            questions and the model's own answers.
+        metrics: log densities, output errors, which cost a dense attention per call, and scores. True: as JSON lines,
+            micro_metrics.jsonl in the output_dir. Or a logger of reticle.research.metrics, which stays open.
+        ray: spread the contexts over a Ray cluster: an actor to each GPU, or to each machine for a model on the CPU,
+            whose attention uses all its cores. The answers are the same; metrics are not collected from there.
 
     Raises:
         ValueError: for unknown settings, or an output_dir with results of other settings.
@@ -279,8 +474,12 @@ def answer(
         raise ValueError(f"no benchmark {benchmark!r}; there are {', '.join(benchmarks.BENCHMARKS)}")
     if truncation not in ("first", "middle"):
         raise ValueError(f'truncation is {truncation!r}; expected "first" or "middle"')
-    if metrics and output_dir is None:
+    if shared_context not in (None, "requests", *_CONVERSATIONS):
+        raise ValueError(f'shared_context is {shared_context!r}; expected None, "requests", "turns" or "dialogue"')
+    if metrics is True and output_dir is None:
         raise ValueError("metrics need an output_dir to be written to")
+    if metrics and ray:
+        raise ValueError("metrics are not collected over Ray; expected metrics=False with ray=True")
     stages: dict[str, Any] = {"prefill": pipeline_of(prefill), "generation": pipeline_of(generation)}
     results = None
     if output_dir is not None:
@@ -289,6 +488,7 @@ def answer(
             "max_context_length": max_context_length,
             "truncation": truncation,
             "chat_template": chat_template,
+            "shared_context": shared_context,
             "samples": len(samples),
             "samples_digest": _digest_of_samples(samples),
             "model_digest": _digest_of_model(model, tokenizer),
@@ -296,37 +496,30 @@ def answer(
         }
         results = _Results(Path(output_dir), settings)
     rows: dict[int, Mapping[str, Any]] = dict(results.rows) if results else {}
-    logger: Any = MetricLogger(Path(output_dir) / "micro_metrics.jsonl") if metrics and output_dir else nullcontext()
-    with logger as log:
-        for index, sample in enumerate(_progress(samples, progress, benchmark)):
-            if index in rows:
-                continue
-            began = time.perf_counter()
-            with attach(model, **stages, metrics=log) as attached:
-                prediction, context_tokens = predict(
-                    model,
-                    tokenizer,
-                    attached,
-                    sample,
-                    max_context_length=max_context_length,
-                    truncation=truncation,
-                    chat_template=chat_template,
-                )
-            score = benchmarks.score(benchmark, prediction, sample)
-            row = {
-                "index": index,
-                "task": sample.task,
-                "question": sample.question,
-                "answers": json.dumps(sample.answers),
-                "predicted_answer": prediction,
-                "score": "" if score is None else score,
-                "context_tokens": context_tokens,
-                "density": attached.generation.density,
-                "seconds": round(time.perf_counter() - began, 3),
-            }
-            rows[index] = row
-            if results:
-                results.add(row)
+    conversation = shared_context if shared_context in _CONVERSATIONS else None
+    run = _Run(benchmark, stages, conversation, max_context_length, truncation, chat_template)
+    groups = []
+    for group in _groups(samples, shared_context):
+        missing = [index for index in group if index not in rows]
+        if missing:  # of a conversation, the turns before the missing ones are repeated
+            groups.append([(index, samples[index]) for index in (group if conversation else missing)])
+    logger: Any = nullcontext(metrics or None)
+    if metrics is True and output_dir:
+        logger = MetricLogger(Path(output_dir) / "micro_metrics.jsonl")
+    with logger as log, _progress(len(samples), progress, benchmark) as bar:
+        bar.update(len(rows))
+        found = _over_ray(run, model, tokenizer, groups) if ray else run.rows(model, tokenizer, groups, log)
+        with closing(found):  # detaches the model, whatever happens here
+            for row in found:
+                index = row["index"]
+                if index in rows:
+                    continue
+                rows[index] = row
+                bar.update()
+                if results:
+                    results.add(row)
+                if log is not None and row["score"] != "":
+                    log.log("score", row["score"], task=row["task"], index=index)
     result = _summary(rows)
     if output_dir is not None:
         _core.write_file(Path(output_dir, "metrics.json"), json.dumps(result.__dict__, indent=1).encode())
@@ -417,7 +610,9 @@ def loss(
 
     found: list[tuple[float, float, float]] = []
     kept: dict[str, list[Mask]] = {}
-    for number, example in enumerate(_progress(list(dataset), progress, "loss")):
+    examples = list(dataset)
+    bar = _progress(len(examples), progress, "loss")
+    for number, example in enumerate(examples):
         ids, output = tokens_of(example, number)
         ids, prompt = ids.to(model.device), ids.shape[1] - output
         cache = SparseCache()
@@ -432,7 +627,15 @@ def loss(
         logits = torch.cat((first, others), 1)[0].float()
         nats = functional.cross_entropy(logits, ids[0, prompt:]).item()
         found.append((nats, attached.prefill.mean_sparsity, attached.generation.mean_sparsity))
+        bar.update()
+    bar.close()
     if not found:
         raise ValueError("the data set has no examples")
     nats, before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
     return Loss(nats, before, after, len(found), kept)
+
+
+if __name__ == "__main__":
+    from reticle.research import _explain
+
+    _explain(__doc__)

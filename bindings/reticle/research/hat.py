@@ -246,3 +246,11 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
         "hat_mlp_hidden_size": maps[0].shape[2],
         "hat_weight_file": str(target),
     }
+
+
+if __name__ == "__main__":
+    import sys
+
+    from reticle.__main__ import _convert_hat
+
+    sys.exit(_convert_hat(sys.argv[1:]))

@@ -244,3 +244,7 @@ def main(arguments: list[str]) -> int:
         )
     print(f"{', '.join(path.name for path in paths)} written to {options.plot}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

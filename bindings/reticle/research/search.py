@@ -374,3 +374,9 @@ def best_pipeline(trials: pandas.DataFrame, *, causal: bool = False) -> _core.Sp
     return maskers.pipeline(
         [maskers.from_dict(entry) for entry in json.loads(trials.iloc[0]["maskers"])], causal=causal
     )
+
+
+if __name__ == "__main__":
+    from reticle.research import _explain
+
+    _explain(__doc__)
