@@ -38,7 +38,7 @@ class TileGradients {
         d_output_(d_output),
         options_(options),
         planner_(inputs, mask),
-        blocks_(options.soft_cap, false),
+        blocks_(options.soft_cap, Bf16Product::exact),
         tile_(inputs.head_dim(), inputs.values.size(3)),
         d_sink_(options.sink_logits.size(), 0) {}
 

@@ -7,6 +7,7 @@
 #include <hwy/base.h>
 
 #include <reticle/attention/bf16_kernel.hpp>
+#include <reticle/core/base/machine.hpp>
 
 #if HWY_ARCH_X86_64
 #include <immintrin.h>
@@ -87,14 +88,9 @@ void multiply_columns(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, 
 }  // namespace
 HWY_POP_ATTRIBUTES
 
-bool has_bf16_products() {
-  static const bool present = __builtin_cpu_supports("avx512bf16") != 0;
-  return present;
-}
-
 void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
                    const float* scale, float* c) {
-  if (!has_bf16_products()) return multiply_without_products(a, rows, depth, b, columns, stride, scale, c);
+  if (!has_bf16_pairs()) return multiply_without_products(a, rows, depth, b, columns, stride, scale, c);
   switch (columns / kPairLanes) {
     case 1:
       return multiply_columns<1>(a, rows, depth, b, stride, scale, c);
@@ -108,8 +104,6 @@ void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Ind
 }
 
 #else
-bool has_bf16_products() { return false; }
-
 void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
                    const float* scale, float* c) {
   multiply_without_products(a, rows, depth, b, columns, stride, scale, c);

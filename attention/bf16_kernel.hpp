@@ -20,12 +20,9 @@ struct PairMatrix {
 /// Columns that are multiplied together.
 inline constexpr Index kPairLanes = 16;
 
-/// Whether this processor has AVX512_BF16.
-RETICLE_API bool has_bf16_products();
-
 /// c = scale * c + a b, for a (rows, depth), b (depth, columns) and c (rows, columns); depth counts pairs. Rows of b
 /// and c are `stride` apart; columns is a multiple of kPairLanes, at most 64; `scale` (columns) is null for 0. Sums are
-/// float32. Slow where has_bf16_products() is false.
+/// float32. Slow where has_bf16_pairs() is false.
 RETICLE_API void multiply_bf16(PairMatrix a, Index rows, Index depth, const Bf16Pair* b, Index columns, Index stride,
                                const float* scale, float* c);
 

@@ -42,8 +42,8 @@ class TileExecutor {
       : inputs_(inputs),
         mask_(mask),
         options_(options),
-        in_pairs_(tiles_in_pairs(inputs)),
-        blocks_(options.soft_cap, in_pairs_),
+        product_(tile_product(inputs)),
+        blocks_(options.soft_cap, product_),
         own_indices_(kKeysPerStep) {
     std::iota(own_indices_.begin(), own_indices_.end(), 0);
   }
@@ -97,14 +97,14 @@ class TileExecutor {
 
   void share_in_tile(const TilePlan& plan) {
     const Index rows = rows_.count();
-    if (!tile_)
-      tile_.emplace(inputs_.head_dim(), value_dim(), in_pairs_ ? std::optional(inputs_.scaling) : std::nullopt);
+    const bool in_pairs = product_ != Bf16Product::exact;
+    if (!tile_) tile_.emplace(inputs_.head_dim(), value_dim(), product_, inputs_.scaling);
     tile_->reset(rows);
     const auto d = static_cast<std::size_t>(inputs_.head_dim());
     unscaled_.resize(d);
     for (Index r = 0; r < rows; ++r) {
       std::span<float> given(query(r), d);
-      if (in_pairs_) {
+      if (in_pairs) {
         const RowId row = rows_.row(r);
         given = unscaled_;
         load_row(head_matrix(inputs_.queries, row.batch, row.head), row.query, 1, given);
@@ -291,7 +291,7 @@ class TileExecutor {
   const AttentionInputs& inputs_;
   const Mask& mask_;
   const AttentionOptions& options_;
-  bool in_pairs_;
+  Bf16Product product_;
   TileRows rows_;
   TensorView keys_, values_;
   KeyRows key_rows_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <reticle/attention/bf16_kernel.hpp>
+#include <reticle/core/base/machine.hpp>
 #include <reticle/core/base/types.hpp>
 
 namespace reticle {
@@ -12,9 +13,10 @@ struct TileArrays {
   float *max, *sum;
   const float* queries;
   float *scores, *output;
-  const Bf16Pair* query_pairs;  // null: not multiplied in pairs
+  Bf16Product product;
+  const Bf16Pair* query_pairs;
   Bf16Pair* weight_pairs;
-  float scaling;
+  float scaling;  // of scores, unless the product is exact
 };
 
 }  // namespace reticle

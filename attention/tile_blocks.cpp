@@ -69,8 +69,10 @@ bool TileBlocks::read(TileBlock& block) {
   if (!reader_->read(kTileKeys, step_)) return false;
   block = {};
   block.count = step_.count;
-  if (in_pairs_) {
+  if (product_ == Bf16Product::pairs) {
     read_pairs(block);
+  } else if (product_ == Bf16Product::floats) {
+    read_floats_in_pairs(block);
   } else {
     std::tie(block.keys, block.key_stride) = as_floats(*keys_, packed_keys_);
     std::tie(block.values, block.value_stride) = as_floats(*values_, packed_values_);
@@ -116,6 +118,32 @@ void TileBlocks::read_pairs(TileBlock& block) {
   value_pairs_.resize(static_cast<std::size_t>(kTileKeys / 2 * dv));
   pair_rows(*values_, step_.keys.data(), step_.count, value_pairs_.data());
   block.value_pairs = value_pairs_.data();
+}
+
+void TileBlocks::read_floats_in_pairs(TileBlock& block) {
+  const Index d = keys_->size(1), dv = values_->size(1), count = step_.count;
+  packed_keys_.resize(static_cast<std::size_t>(kTileKeys * d));
+  packed_values_.resize(static_cast<std::size_t>(kTileKeys * dv));
+  const std::int32_t first = step_.keys[0];
+  if (is_run()) {
+    pack_rows_in_pairs(keys_->slice(0, first, first + count), nullptr, count, packed_keys_.data());
+  } else {
+    pack_rows_in_pairs(*keys_, step_.keys.data(), count, packed_keys_.data());
+  }
+  // The values of two keys are swapped; the last of an odd number has zeros for its second.
+  std::array<std::int32_t, kTileKeys> swapped;
+  for (Index i = 0; i < count; ++i)
+    swapped[static_cast<std::size_t>(i)] = step_.keys[static_cast<std::size_t>(std::min(i ^ 1, count - 1))];
+  pack_rows(*values_, swapped.data(), count, packed_values_.data());
+  if (count % 2 != 0) {
+    float* const last = packed_values_.data() + (count - 1) * dv;
+    std::copy_n(last, dv, last + dv);
+    std::fill_n(last, dv, 0.0f);
+  }
+  block.keys = packed_keys_.data();
+  block.key_stride = d;
+  block.values = packed_values_.data();
+  block.value_stride = dv;
 }
 
 std::pair<const float*, Index> TileBlocks::as_floats(const TensorView& matrix, std::vector<float>& packed) const {

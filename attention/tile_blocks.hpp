@@ -51,7 +51,7 @@ using TileBias = std::array<std::optional<AttentionMaskRow>, kTileRows>;
 /// already has the kernels' layout is read in place. Buffers are allocated once and reused for many tiles.
 class TileBlocks {
  public:
-  TileBlocks(const std::optional<float>& soft_cap, bool in_pairs) : soft_cap_(soft_cap), in_pairs_(in_pairs) {}
+  TileBlocks(const std::optional<float>& soft_cap, Bf16Product product) : soft_cap_(soft_cap), product_(product) {}
   /// Starts a tile. The arguments must outlive its reading.
   void start(const TilePlan& plan, Index rows, const TensorView& keys, const TensorView& values, const TileBias& bias,
              const KeyRows& key_rows = {});
@@ -65,9 +65,10 @@ class TileBlocks {
   bool is_run() const;
   std::pair<const float*, Index> as_floats(const TensorView& matrix, std::vector<float>& packed) const;
   void read_pairs(TileBlock& block);
+  void read_floats_in_pairs(TileBlock& block);
 
   std::optional<float> soft_cap_;
-  bool in_pairs_;
+  Bf16Product product_;
   const TilePlan* plan_ = nullptr;
   const TensorView *keys_ = nullptr, *values_ = nullptr;
   const TileBias* bias_ = nullptr;

@@ -33,6 +33,18 @@ HWY_INLINE void StorePairs(D, V first, V second, Bf16Pair* to) {
   hn::StoreU(hn::Or(low, high), bits, reinterpret_cast<std::uint32_t*>(to));
 }
 
+/// Weights of two keys rounded as StorePairs does, in the order of pairs: the second key's first.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreRounded(D tag, V first, V second, float* to) {
+  const hn::RebindToUnsigned<D> bits;
+  const auto half = hn::Set(bits, 0x8000u), upper = hn::Set(bits, 0xFFFF0000u);
+  const auto rounded = [&](V weight) {
+    return hn::BitCast(tag, hn::And(hn::Add(hn::BitCast(bits, weight), half), upper));
+  };
+  hn::StoreU(rounded(second), tag, to);
+  hn::StoreU(rounded(first), tag, to + kTileRows);
+}
+
 /// The mask of the rows from `column` on that attend to the key of `word`. Loaded from memory directly where vectors
 /// are whole bytes of bits and the machine is little-endian.
 template <class D>
@@ -56,7 +68,7 @@ HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const Tile
   const V old_max = hn::LoadU(tag, tile.max + column);
   V max = old_max;
   auto finite = hn::Eq(infinity, infinity);
-  const bool in_pairs = tile.query_pairs != nullptr;
+  const bool in_pairs = tile.product != Bf16Product::exact;
   const V scaling = hn::Set(tag, tile.scaling);
   const bool changed = in_pairs || block.bias != nullptr || block.soft_cap || block.attended != nullptr;
   for (Index i = 0; i < block.count; ++i) {
@@ -90,7 +102,9 @@ HWY_INLINE V WeighColumn(D tag, const TileBlock& block, Index column, const Tile
     const V first = weigh(i), second = i + 1 < block.count ? weigh(i + 1) : hn::Zero(tag);
     sum = hn::Add(sum, first);
     odd = hn::Add(odd, second);
-    if (in_pairs) StorePairs(tag, first, second, tile.weight_pairs + i / 2 * kTileRows + column);
+    if (tile.product == Bf16Product::pairs)
+      StorePairs(tag, first, second, tile.weight_pairs + i / 2 * kTileRows + column);
+    if (tile.product == Bf16Product::floats) StoreRounded(tag, first, second, scores + i * kTileRows);
   }
   const V poisoned = hn::Set(tag, std::numeric_limits<float>::quiet_NaN());
   hn::StoreU(hn::IfThenElse(finite, hn::Add(sum, odd), poisoned), tag, tile.sum + column);
@@ -101,7 +115,7 @@ void FoldTile(const TileBlock& block, const TileArrays& tile) {
   const hn::ScalableTag<float> tag;
   using V = hn::Vec<decltype(tag)>;
   const auto lanes = static_cast<Index>(hn::Lanes(tag));
-  const bool in_pairs = tile.query_pairs != nullptr;
+  const bool in_pairs = tile.product == Bf16Product::pairs;
   const Index step = in_pairs ? std::max(lanes, kPairLanes) : lanes;
   const Index columns = (tile.rows + step - 1) / step * step;
   if (in_pairs) {
@@ -119,8 +133,9 @@ void FoldTile(const TileBlock& block, const TileArrays& tile) {
     multiply_bf16(values, tile.value_dim, (block.count + 1) / 2, tile.weight_pairs, columns, kTileRows, rescale,
                   tile.output);
   } else {
-    Multiply({block.values, 1, block.value_stride}, tile.value_dim, block.count, tile.scores, columns, kTileRows,
-             tile.output, [&](const float* at, Index v) -> V {
+    const Index keys = tile.product == Bf16Product::floats ? (block.count + 1) / 2 * 2 : block.count;
+    Multiply({block.values, 1, block.value_stride}, tile.value_dim, keys, tile.scores, columns, kTileRows, tile.output,
+             [&](const float* at, Index v) -> V {
                return hn::Mul(hn::LoadU(tag, at), hn::LoadU(tag, rescale + v * lanes));
              });
   }
@@ -155,8 +170,27 @@ void PackRows(const TensorView& matrix, const std::int32_t* indices, Index count
   });
 }
 
+void PackRowsInPairs(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
+  const Index width = matrix.size(1), stride = matrix.stride(0);
+  const auto* base = static_cast<const BFloat16*>(matrix.data);
+  for (Index i = 0; i < count; ++i, to += width) {
+    const BFloat16* row = base + (indices == nullptr ? i : indices[i]) * stride;
+    if (indices != nullptr) PrefetchRow(base, stride, indices, count, i, width, {});
+    Index j = 0;
+#if HWY_TARGET != HWY_SCALAR
+    const hn::ScalableTag<float> tag;
+    const auto lanes = static_cast<Index>(hn::Lanes(tag));
+    for (; j + lanes <= width; j += lanes) hn::StoreU(hn::Shuffle2301(LoadFloat(tag, row + j)), tag, to + j);
+#endif
+    for (; j < width; j += 2) {
+      to[j] = to_float(row[j + 1]);
+      to[j + 1] = to_float(row[j]);
+    }
+  }
+}
+
 /// The instruction set chosen may be older than the processor's best. (Better targets have smaller numbers.)
-bool MultipliesPairs() { return HWY_TARGET <= HWY_AVX3 && has_bf16_products(); }
+Bf16Product ProductOfPairs() { return HWY_TARGET <= HWY_AVX3 ? bf16_product() : Bf16Product::exact; }
 
 }  // namespace reticle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -166,22 +200,24 @@ namespace reticle {
 
 HWY_EXPORT(FoldTile);
 HWY_EXPORT(PackRows);
-HWY_EXPORT(MultipliesPairs);
+HWY_EXPORT(PackRowsInPairs);
+HWY_EXPORT(ProductOfPairs);
 
-bool tiles_in_pairs(const AttentionInputs& inputs) {
+Bf16Product tile_product(const AttentionInputs& inputs) {
   for (const TensorView* tensor : {&inputs.queries, &inputs.keys, &inputs.values}) {
-    if (tensor->dtype != DType::bf16 || tensor->stride(3) != 1) return false;
+    if (tensor->dtype != DType::bf16 || tensor->stride(3) != 1) return Bf16Product::exact;
   }
-  return inputs.head_dim() % 2 == 0 && HWY_DYNAMIC_DISPATCH(MultipliesPairs)();
+  return inputs.head_dim() % 2 == 0 ? HWY_DYNAMIC_DISPATCH(ProductOfPairs)() : Bf16Product::exact;
 }
 
-TileState::TileState(Index head_dim, Index value_dim, std::optional<float> scaling_in_pairs)
+TileState::TileState(Index head_dim, Index value_dim, Bf16Product product, float scaling)
     : head_dim_(head_dim),
       value_dim_(value_dim),
       scores_(static_cast<std::size_t>(kTileKeys * kTileRows)),
       output_(static_cast<std::size_t>(value_dim * kTileRows)),
-      scaling_in_pairs_(scaling_in_pairs) {
-  if (scaling_in_pairs_) {
+      product_(product),
+      scaling_(scaling) {
+  if (product == Bf16Product::pairs) {
     query_pairs_.resize(static_cast<std::size_t>(head_dim / 2 * kTileRows));
     weight_pairs_.resize(static_cast<std::size_t>(kTileKeys / 2 * kTileRows));
   } else {
@@ -201,18 +237,19 @@ void TileState::reset(Index rows) {
 
 void TileState::set_query(Index r, std::span<const float> query) {
   const auto row = static_cast<std::size_t>(r);
-  if (scaling_in_pairs_) {
+  if (product_ == Bf16Product::pairs) {
     for (std::size_t i = 0; i + 1 < query.size(); i += 2)
       query_pairs_[i / 2 * kTileRows + row] = {from_float<BFloat16>(query[i]), from_float<BFloat16>(query[i + 1])};
   } else {
-    for (std::size_t i = 0; i < query.size(); ++i) queries_[i * kTileRows + row] = query[i];
+    const std::size_t swap = product_ == Bf16Product::floats ? 1 : 0;
+    for (std::size_t i = 0; i < query.size(); ++i) queries_[(i ^ swap) * kTileRows + row] = query[i];
   }
 }
 
 void TileState::fold(const TileBlock& block) {
   HWY_DYNAMIC_DISPATCH(FoldTile)
   (block, {head_dim_, value_dim_, rows_, max_.data(), sum_.data(), queries_.data(), scores_.data(), output_.data(),
-           scaling_in_pairs_ ? query_pairs_.data() : nullptr, weight_pairs_.data(), scaling_in_pairs_.value_or(1)});
+           product_, query_pairs_.data(), weight_pairs_.data(), scaling_});
 }
 
 void TileState::copy_output(Index r, std::span<float> to) const {
@@ -221,6 +258,10 @@ void TileState::copy_output(Index r, std::span<float> to) const {
 
 void pack_rows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
   HWY_DYNAMIC_DISPATCH(PackRows)(matrix, indices, count, to);
+}
+
+void pack_rows_in_pairs(const TensorView& matrix, const std::int32_t* indices, Index count, float* to) {
+  HWY_DYNAMIC_DISPATCH(PackRowsInPairs)(matrix, indices, count, to);
 }
 
 }  // namespace reticle

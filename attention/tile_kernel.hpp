@@ -9,16 +9,18 @@
 
 #include <reticle/attention/bf16_kernel.hpp>
 #include <reticle/attention/plan.hpp>
+#include <reticle/core/base/machine.hpp>
 
 namespace reticle {
 
 inline constexpr Index kTileKeys = 128;
 
-/// Whether tiles of queries, keys and values of these dtypes are multiplied in pairs of bfloat16.
-bool tiles_in_pairs(const AttentionInputs& inputs);
+/// How tiles of queries, keys and values of these dtypes are multiplied.
+Bf16Product tile_product(const AttentionInputs& inputs);
 
-/// The next keys and values of a tile, with each row's bits, p and bias. Keys and values are floats, or pairs where the
-/// tile is multiplied in pairs.
+/// The next keys and values of a tile, with each row's bits, p and bias. They are floats, or pairs of bfloat16, as the
+/// tile's product demands. Floats in the order of pairs have neighbours swapped, since the instruction for pairs adds
+/// the second product of a pair first: the channels of keys, and the values of two keys.
 struct TileBlock {
   Index count = 0;              // at most kTileKeys
   const float* keys = nullptr;  // (count, d)
@@ -37,12 +39,13 @@ struct TileBlock {
 /// and rescaling need no operations across lanes, and keys and values are used as they lie in memory.
 class TileState {
  public:
-  /// In pairs, queries are given unscaled, since they stay bfloat16, and scores are multiplied by `scaling_in_pairs`.
-  TileState(Index head_dim, Index value_dim, std::optional<float> scaling_in_pairs);
+  /// Unless the product is exact, queries are given unscaled, since they stay bfloat16, and scores are multiplied by
+  /// `scaling`.
+  TileState(Index head_dim, Index value_dim, Bf16Product product, float scaling);
 
   /// Clears the states for a new tile of `rows` rows.
   void reset(Index rows);
-  /// Sets row r's query, scaled unless in pairs.
+  /// Sets row r's query, scaled if the product is exact.
   void set_query(Index r, std::span<const float> query);
   void fold(const TileBlock& block);
 
@@ -57,12 +60,16 @@ class TileState {
   std::vector<float> queries_;  // (d, kTileRows)
   std::vector<float> scores_;   // (kTileKeys, kTileRows)
   std::vector<float> output_;   // (dv, kTileRows)
-  std::optional<float> scaling_in_pairs_;
+  Bf16Product product_;
+  float scaling_;
   std::vector<Bf16Pair> query_pairs_, weight_pairs_;  // (d / 2 | kTileKeys / 2, kTileRows)
 };
 
 /// Packs rows of a matrix as float: writes (count, width) to `to`. `indices` names the rows; null means the first
 /// `count`.
 void pack_rows(const TensorView& matrix, const std::int32_t* indices, Index count, float* to);
+
+/// The same for a BF16 matrix, with the two channels of each pair swapped.
+void pack_rows_in_pairs(const TensorView& matrix, const std::int32_t* indices, Index count, float* to);
 
 }  // namespace reticle

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include <reticle/core/base/context.hpp>
+#include <reticle/core/base/machine.hpp>
 #include <reticle/core/base/processor.hpp>
 #include <reticle/core/cuda/runtime.hpp>
 #include <reticle/core/registry.hpp>
@@ -40,6 +41,15 @@ constexpr const char* kCompiler = __VERSION__;  // the text contains "Clang"
 constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
 
+/// How tiles of bfloat16 are multiplied, and why.
+std::string bfloat16() {
+  if (!has_bf16_pairs()) return "as float32: the processor has no instruction for pairs";
+  const char* asked = std::getenv("RETICLE_BF16_PRODUCT");
+  return fmt::format("in {}: the instruction for pairs takes {:.1f} times as long as a multiply-add of float32{}",
+                     name_of(bf16_product()), time_of_bf16_pairs(),
+                     asked == nullptr ? "" : std::string(", RETICLE_BF16_PRODUCT=") + asked);
+}
+
 std::string gpu() {
   if (const char* reason = cuda::why_unavailable()) return std::string("none: ") + reason;
   const int capability = cuda::compute_capability();
@@ -69,6 +79,7 @@ int doctor(const std::vector<std::string>& refused_plugins, bool json) {
                                         {"compiler", kCompiler},
                                         {"processor", processor()},
                                         {"kernels", instruction_set()},
+                                        {"bfloat16", bfloat16()},
                                         {"threads", threads},
                                         {"gpu", gpu()},
                                         {"maskers", Registry::global().list().size()},
@@ -81,6 +92,7 @@ int doctor(const std::vector<std::string>& refused_plugins, bool json) {
   fmt::print("library       {}\n", library());
   fmt::print("compiler      {}\n", kCompiler);
   fmt::print("processor     {}; kernels for {}\n", processor(), instruction_set());
+  fmt::print("bfloat16      {}\n", bfloat16());
   fmt::print("threads       {}{}\n", threads, asked == nullptr ? "" : std::string(", RETICLE_NUM_THREADS=") + asked);
   fmt::print("GPU           {}\n", gpu());
   fmt::print("maskers       {}\n", Registry::global().list().size());
