@@ -19,6 +19,19 @@ import numpy as np
 Work = Callable[[], object]
 
 
+class Median(float):
+    """A median of repeats, with their spread: half of the interquartile range, as a share of the median."""
+
+    spread: float = 0.0
+
+    @classmethod
+    def of(cls, taken: list[float]) -> Median:
+        median = cls(statistics.median(taken))
+        low, _, high = statistics.quantiles(taken, n=4)
+        median.spread = (high - low) / 2 / median
+        return median
+
+
 @dataclasses.dataclass
 class Row:
     """One comparison: `ours` and `peer` are seconds, `reach` the target ratio, `limit` a share of a machine limit."""
@@ -36,6 +49,15 @@ class Row:
     def ratio(self) -> float:
         return self.peer / self.ours
 
+    @property
+    def noise(self) -> float:
+        """The share by which the ratio varies between repeats."""
+        return sum(getattr(taken, "spread", 0.0) for taken in (self.ours, self.peer))
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}: {self.workload}, {self.peer_name}"
+
 
 def once(work: Work, loops: int) -> float:
     start = time.perf_counter()
@@ -44,7 +66,7 @@ def once(work: Work, loops: int) -> float:
     return (time.perf_counter() - start) / loops
 
 
-def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, budget: float = 12.0) -> list[float]:
+def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, budget: float = 12.0) -> list[Median]:
     """Median seconds of each piece of work. Repeats alternate, so that a slow phase of the machine slows all of them.
 
     Fast work is looped until a repeat takes `least` seconds; slow work has fewer repeats, to stay within `budget`
@@ -61,7 +83,7 @@ def interleaved(works: list[Work], *, repeats: int = 7, least: float = 0.02, bud
     for _ in range(repeats):
         for work, count, taken in zip(works, loops, times, strict=True):
             taken.append(once(work, count))
-    return [statistics.median(taken) for taken in times]
+    return [Median.of(taken) for taken in times]
 
 
 def limits(folder: Path) -> dict[str, object]:
@@ -109,7 +131,7 @@ def machine(measured: dict[str, object]) -> str:
     assert isinstance(read, list)
     versions = ", ".join(
         f"{name} {sys.modules[name].__version__}"
-        for name in ("numpy", "scipy", "torch", "graphblas", "pyroaring")
+        for name in ("numpy", "scipy", "torch", "onnxruntime", "graphblas", "pyroaring")
         if name in sys.modules
     )
     return (
@@ -133,6 +155,38 @@ def line(row: Row) -> str:
     )
 
 
+def save(rows: list[Row], about: str, path: Path) -> None:
+    """Writes the ratios of rows and their noise, for a later `fallen`."""
+    ratios = {row.name: {"ratio": row.ratio, "noise": row.noise} for row in rows}
+    path.write_text(json.dumps({"machine": about, "rows": ratios}, indent=1) + "\n")
+
+
+#: The least fall that counts: medians of interleaved repeats vary by about this from run to run.
+LEAST_FALL = 0.1
+
+
+def fallen(rows: list[Row], path: Path) -> list[str]:
+    """A line for each row whose ratio is below that of a saved run by more than the noise of both, and for each row
+    that the saved run has and this one lacks. Times are not compared: they differ between machines."""
+    try:
+        saved = json.loads(path.read_text())["rows"]
+        before = {name: (float(row["ratio"]), float(row["noise"])) for name, row in saved.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path}: {error}; expected a file that --save has written") from error
+    now = {row.name: row for row in rows}
+    sections = {row.section for row in rows}
+    lines = []
+    for name, (ratio, noise) in before.items():
+        if name not in now:
+            if name.split(": ")[0] in sections:
+                lines.append(f"{name}: was {ratio:.3g}x and was not measured now")
+            continue
+        allowed = max(LEAST_FALL, 2 * (noise + now[name].noise))
+        if now[name].ratio < ratio * (1 - allowed):
+            lines.append(f"{name}: {ratio:.3g}x fell to {now[name].ratio:.3g}x, more than the noise of {allowed:.0%}")
+    return lines
+
+
 def by_section(rows: list[Row]) -> dict[str, list[Row]]:
     """Rows by section, in the order of the sections' first rows."""
     sections: dict[str, list[Row]] = {}
@@ -153,6 +207,26 @@ def table(rows: list[Row]) -> str:
         ]
         text += ["|---|---|---|---|---|---|", *map(line, section_rows)]
     return "\n".join(text) + "\n"
+
+
+def lines(series: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Draws seconds against keys, both logarithmic, a line per name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.style.use(Path(__file__).parents[1] / "bindings/reticle/pictures.mplstyle")
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for (name, points), marker in zip(series.items(), "os^vDPX*<>", strict=False):
+        axes.plot([keys for keys, _ in points], [1e3 * taken for _, taken in points], marker=marker, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("keys")
+    axes.set_ylabel("ms per step")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def chart(rows: list[Row], path: Path) -> None:

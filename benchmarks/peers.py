@@ -1,6 +1,6 @@
 """Reticle beside its peers in one process: numpy, scipy, torch, GraphBLAS, CRoaring and sparse-attention-hub's method.
 
-    peers.py BUILD_FOLDER [--section NAME ...] [--write docs/performance.md]
+    peers.py BUILD_FOLDER [--section NAME ...] [--write docs/performance.md] [--save FILE] [--compare FILE]
 
 Every row first compares outputs, then times Reticle and the peer in interleaved repeats; ratios are of medians. A peer
 that is not installed is skipped with a message. Targets are ratios, not times, so they hold on any machine. The threads
@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # takes effect only before OpenMP is loaded
 
 import numpy as np
-from harness import Row, chart, interleaved, limits, line, machine, table
+from harness import Row, chart, fallen, interleaved, limits, line, lines, machine, save, table
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))
@@ -226,6 +226,8 @@ def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
             ways = [limit["row_reader"].works([k, v], chosen) for chosen in wanted]
             torch_taken, dense, *rest = interleaved(works + [work for way in ways for work in way], budget=25)
             sparse, reading = rest[: len(masks)], np.reshape(rest[len(masks) :], (len(masks), -1)).min(1)
+            if size == 4 and installed("onnxruntime"):
+                yield beside_onnx(reticle, f"decode, {name}", q, k, v)
             read = limit["read"][1]
             yield Row("Dense attention", f"decode, {name}", "torch sdpa", dense, torch_taken, 1.0,
                       2 * 8 * keys * 128 * size / dense / read, "read bandwidth")  # fmt: skip
@@ -243,6 +245,92 @@ def decode(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
                 [lambda m=m, q=q, k=k, v=v: reticle.attention(q, k, v, m) for m in (weighted, plain)], repeats=15
             )
             yield Row("Weighted against unweighted", f"{name}, 10 % tokens", "unweighted", *both, 1 / 1.05)
+
+
+def beside_onnx(reticle: Any, workload: str, q: Any, k: Any, v: Any) -> Row:
+    """Causal attention beside onnxruntime's GroupQueryAttention."""
+    from onnx_peer import GroupQueryAttention
+
+    peer = GroupQueryAttention(q.numpy(), k.numpy(), v.numpy(), CORES)
+    ours = lambda: reticle.attention(q, k, v, causal=True)
+    agree(ours()[0], peer(), 1e-4, workload)
+    return Row("Dense attention", workload, "onnxruntime GroupQueryAttention", *interleaved([ours, peer]), 1.0)
+
+
+def quantised(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
+    """Keys and values in 8 and 4 bits beside bfloat16, all keys and 10 % of them."""
+    import torch
+
+    reticle.set_num_threads(CORES)
+    for keys in (32768, 131072):
+        for heads in (32, 8):
+            q, k, v = tensors(heads, 8, 1, keys, 128, torch.bfloat16)
+            codes = {bits: (reticle.quantise(k, bits), reticle.quantise(v, bits)) for bits in (8, 4)}
+            mask = random_decode_mask(reticle, heads, 8, keys, 0.1, 1)
+            for name, given in (("", None), (", 10 % of the tokens by KV head", mask)):
+                works = [lambda q=q, k=k, v=v, m=given: reticle.attention(q, k, v, m)]
+                for bits, (k_codes, v_codes) in codes.items():
+                    works.append(lambda q=q, k=k_codes, v=v_codes, m=given: reticle.attention(q, k, v, m))
+                    floats = (each.dequantise() for each in (k_codes, v_codes))
+                    truth = reticle.attention(q.float(), *floats, given)[0]
+                    agree(works[-1]()[0].float(), truth, 2e-2, f"{bits} bits")
+                plain, *taken = interleaved(works)
+                for bits, ours in zip(codes, taken, strict=True):
+                    read = 2 * 8 * keys * codes[bits][0].codes.shape[-1] / ours / limit["read"][1]
+                    yield Row("Quantised keys and values", f"decode, {keys // 1024}k keys, {heads} heads, 8 KV, {bits} bits{name}",
+                              "our bfloat16", ours, plain, 1.7, None if given else read, "read bandwidth")  # fmt: skip
+
+
+#: Maskers whose state grows with the sequence, or whose choice reads every key.
+GROWING = {
+    "sink + local": {"type": "local", "window_size": 1024},
+    "oracle_top_k": {"type": "oracle_top_k", "heavy_size": 1024},
+    "quest_top_k": {"type": "quest_top_k", "heavy_size": 1024, "page_size": 16},
+    "pq_cache": {"type": "pq_cache", "heavy_size": 1024},
+    "magic_pig": {"type": "magic_pig", "lsh_l": 75, "lsh_k": 10},
+}
+
+
+def growth(reticle: Any, _: dict[str, Any]) -> Iterator[Row]:
+    """A decode step behind 1k to 1M keys, 8 heads, 2 KV heads, d 64: the choice and the attention to it, in a sequence
+    whose state has read all but the new key."""
+    import torch
+
+    reticle.set_num_threads(CORES)
+    times: dict[str, list[tuple[int, float]]] = {}
+    for keys in (1024, 4096, 16384, 65536, 262144, 1048576):
+        q, k, v = tensors(8, 2, 1, keys + 8, 64, torch.bfloat16)
+        dense = partial(reticle.attention, q, k, v)
+        for name, masker in GROWING.items():
+            config = {"causal": True, "maskers": [{"type": "sink", "sink_size": 64}, masker]}
+            sparse = reticle.SparseAttention.from_json(json.dumps(config))
+            state = reticle.SequenceState()
+            sparse.mask(q, k[:, :, :keys], v[:, :, :keys], state, stage="generation")
+            steps = iter(range(keys + 1, keys + 9))
+
+            def step(
+                q: Any = q, k: Any = k, v: Any = v, state: Any = state, steps: Any = steps, sparse: Any = sparse
+            ) -> Any:
+                end = next(steps)
+                return sparse.attend(q, k[:, :, :end], v[:, :, :end], state, stage="generation")
+
+            taken, plain = interleaved([step, dense], repeats=5, least=0)
+            times.setdefault(name, []).append((keys, taken))
+            times.setdefault("dense", []).append((keys, plain))
+            if keys >= 65536:
+                yield Row(
+                    "A decode step as the sequence grows",
+                    f"{keys // 1024}k keys, {name}",
+                    "our dense",
+                    taken,
+                    plain,
+                    1.0,
+                )
+    GROWTH.update({name: list(dict(points).items()) for name, points in times.items()})
+
+
+#: Seconds of a step by masker: (keys, seconds).
+GROWTH: dict[str, list[tuple[int, float]]] = {}
 
 
 def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
@@ -267,6 +355,8 @@ def prefill(reticle: Any, limit: dict[str, Any]) -> Iterator[Row]:
             flops = 4 * heads * length * length * d / (2 if causal else 1)
             workload = f"prefill {length}, d {d}{narrow}{', causal' if causal else ''}"
             share = flops / taken / peak
+            if causal and not narrow and length < 16384 and installed("onnxruntime"):
+                yield beside_onnx(reticle, workload, q, k, v)
             yield Row("Dense attention", workload, "torch sdpa", taken, peer, 1.0, share, "float32 multiply-add peak")
     for length in (8192, 16384):
         q, k, v = tensors(2, 1, length, length, 128, torch.float32)
@@ -570,14 +660,18 @@ SECTIONS: dict[str, Section] = {
     "selection": selection,
     "decode": decode,
     "prefill": prefill,
+    "quantised": quantised,
     "never_slower": never_slower,
     "pipelines": pipelines,
+    "growth": growth,
     "scaling": scaling,
 }
 NEEDS = {
     "unions": "scipy",
     "decode": "torch",
     "prefill": "torch",
+    "quantised": "torch",
+    "growth": "torch",
     "never_slower": "torch",
     "pipelines": "torch",
     "scaling": "torch",
@@ -595,6 +689,9 @@ def write(path: Path, rows: list[Row], about: str) -> None:
     if MEMORY:
         body += "\n### Memory\n\n| workload | peak beyond the inputs | the mask | 2 x the mask + 256 MB |\n|---|---|---|---|\n"
         body += "\n".join(MEMORY) + "\n"
+    if GROWTH:
+        body += "\n![A decode step behind 1k to 1M keys, by masker](images/growth.png)\n"
+        lines(GROWTH, path.parent / "images" / "growth.png")
     path.write_text(f"{before}{begin}\n{body}{end}{after}")
     chart(rows, path.parent / "images" / "performance.png")
 
@@ -606,6 +703,8 @@ def main() -> None:
     )
     parser.add_argument("--section", action="append", choices=SECTIONS, help="only this (may be repeated)")
     parser.add_argument("--write", type=Path, help="the page to put the tables into")
+    parser.add_argument("--save", type=Path, help="file to write the ratios and their noise to")
+    parser.add_argument("--compare", type=Path, help="file of --save: names the rows that fell by more than noise")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.build.resolve() / "python"))
     import reticle
@@ -623,6 +722,12 @@ def main() -> None:
     print(about)
     if arguments.write:
         write(arguments.write, rows, about)
+    if arguments.save:
+        save(rows, about, arguments.save)
+    if arguments.compare:
+        worse = fallen(rows, arguments.compare)
+        print("\n".join(worse) or f"no row fell below {arguments.compare} by more than noise")
+        sys.exit(1 if worse else 0)
 
 
 if __name__ == "__main__":

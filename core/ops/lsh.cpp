@@ -57,6 +57,24 @@ void Collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count
   scan([&](const std::uint8_t* key) { return ShareWideCodes(code, key, tables, bytes, least); });
 }
 
+void PositiveBits(const float* values, Index count, std::uint8_t* bits) {
+  const hn::CappedTag<float, 8> tag;
+  const auto lanes = static_cast<Index>(hn::Lanes(tag));
+  Index i = 0;
+  for (; i + 8 <= count; i += 8, ++bits) {
+    *bits = 0;
+    for (Index from = 0; from < 8; from += lanes) {
+      std::uint8_t part[8] = {};
+      hn::StoreMaskBits(tag, hn::Gt(hn::LoadU(tag, values + i + from), hn::Zero(tag)), part);
+      *bits |= static_cast<std::uint8_t>(part[0] << from);
+    }
+  }
+  if (i == count) return;
+  *bits = 0;
+  for (Index rest = i; rest < count; ++rest)
+    *bits |= static_cast<std::uint8_t>((values[rest] > 0 ? 1 : 0) << (rest - i));
+}
+
 }  // namespace reticle::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -64,10 +82,15 @@ HWY_AFTER_NAMESPACE();
 namespace reticle {
 
 HWY_EXPORT(Collisions);
+HWY_EXPORT(PositiveBits);
 
 void collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count, const LshRecipe& recipe,
                 std::vector<std::int32_t>& found) {
   HWY_DYNAMIC_DISPATCH(Collisions)(code, codes, count, recipe, found);
+}
+
+void positive_bits(const float* values, Index count, std::uint8_t* bits) {
+  HWY_DYNAMIC_DISPATCH(PositiveBits)(values, count, bits);
 }
 
 std::vector<float> LshRecipe::projections(Index head_dim, int layer) const {

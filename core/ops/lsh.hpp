@@ -49,4 +49,7 @@ struct RETICLE_API LshRecipe {
 RETICLE_API void collisions(const std::uint8_t* code, const std::uint8_t* codes, Index count, const LshRecipe& recipe,
                             std::vector<std::int32_t>& found);
 
+/// Writes bit i % 8 of bits[i / 8] for each of `count` values: whether it is above zero. The bits after the last are 0.
+RETICLE_API void positive_bits(const float* values, Index count, std::uint8_t* bits);
+
 }  // namespace reticle

@@ -16,6 +16,13 @@ void center(std::span<const float> mean, std::span<float> vector) {
   for (std::size_t i = 0; i < vector.size(); ++i) vector[i] -= mean[i];
 }
 
+/// In four sums, so that additions do not wait for one another.
+double dot_in_double(std::span<const float> a, std::span<const float> b) {
+  double sums[4] = {};
+  for (std::size_t i = 0; i < a.size(); ++i) sums[i % 4] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 float norm(std::span<const float> vector) {
   double squares = 0;
   for (const float x : vector) squares += static_cast<double>(x) * static_cast<double>(x);
@@ -80,15 +87,23 @@ void LshCodes::update(const AttentionInputs& inputs, const LshRecipe& recipe, co
       std::vector<std::uint8_t>& codes = codes_[static_cast<std::size_t>(head)];
       codes.resize(static_cast<std::size_t>(seen_.count() * code_stride()));  // discards an interrupted update
       const float largest = largest_norm_[static_cast<std::size_t>(head / kv_heads_)];
-      std::vector<float> extended(static_cast<std::size_t>(recipe_.width(d)));
+      const auto width = static_cast<std::size_t>(recipe_.width(d));
+      std::vector<float> extended;  // of up to kQueriesPerPass keys
+      const auto write = [&] {
+        if (extended.empty()) return;
+        const std::size_t first = codes.size();
+        codes.resize(first + extended.size() / width * static_cast<std::size_t>(code_stride()));
+        write_codes(head % kv_heads_, extended, codes.data() + first);
+        extended.clear();
+      };
       for_new_keys(inputs, head, [&](Index, std::span<const float> key) {
         // [k, sqrt(M^2 - |k|^2)] lies on the sphere of radius M; signs do not depend on the radius.
-        std::copy(key.begin(), key.end(), extended.begin());
+        extended.insert(extended.end(), key.begin(), key.end());
         const float length = norm(key);
-        if (recipe_.lift) extended.back() = std::sqrt(std::max(0.0f, largest * largest - length * length));
-        codes.resize(codes.size() + static_cast<std::size_t>(code_stride()));
-        write_codes(head % kv_heads_, extended, codes.data() + codes.size() - code_stride());
+        if (recipe_.lift) extended.push_back(std::sqrt(std::max(0.0f, largest * largest - length * length)));
+        if (extended.size() == width * static_cast<std::size_t>(kQueriesPerPass)) write();
       });
+      write();
     }
   });
   const bool single = count == seen_.count() + 1;
@@ -174,17 +189,37 @@ void LshCodes::set_means(const AttentionInputs& inputs) {
   }
 }
 
-void LshCodes::write_codes(Index kv_head, std::span<const float> extended, std::uint8_t* codes) const {
-  const Index rows = recipe_.tables * recipe_.bits, columns = recipe_.width(head_dim_);
+void LshCodes::write_codes(Index kv_head, std::span<const float> vectors, std::uint8_t* codes) const {
+  const Index rows = recipe_.tables * recipe_.bits, columns = recipe_.width(head_dim_),
+              count = static_cast<Index>(vectors.size()) / columns;
   const bool per_head = static_cast<Index>(projections_.size()) > rows * columns;
   const float* matrix = projections_.data() + (per_head ? kv_head * rows * columns : 0);
-  std::vector<float> sides(static_cast<std::size_t>(rows));
-  dot(extended.data(), 1, TensorView(matrix, DType::f32, {rows, columns}), sides.data(), 0);
-  std::fill(codes, codes + code_stride(), std::uint8_t{0});
-  for (Index table = 0; table < recipe_.tables; ++table) {
-    for (Index bit = 0; bit < recipe_.bits; ++bit) {
-      if (sides[static_cast<std::size_t>(table * recipe_.bits + bit)] > 0)
-        codes[table * recipe_.code_bytes() + bit / 8] |= static_cast<std::uint8_t>(1 << (bit % 8));
+  // A lifted vector has one element more than whole vectors of the processor: those beyond are added one by one, in the
+  // order in which `dot` would.
+  const Index whole = columns / 16 * 16;
+  std::vector<float> heads(static_cast<std::size_t>(count * whole)),
+      sides(static_cast<std::size_t>(count * rows), 0.0f);
+  for (Index i = 0; i < count; ++i) std::copy_n(vectors.data() + i * columns, whole, heads.data() + i * whole);
+  const TensorView projections(matrix, DType::f32, {rows, columns});
+  if (whole > 0) dot(heads.data(), count, projections.slice(1, 0, whole), sides.data(), rows);
+  for (Index column = whole; column < columns; ++column) {
+    for (Index row = 0; row < rows; ++row) {
+      for (Index i = 0; i < count; ++i)
+        sides[static_cast<std::size_t>(i * rows + row)] +=
+            vectors[static_cast<std::size_t>(i * columns + column)] * matrix[row * columns + column];
+    }
+  }
+  std::vector<std::uint8_t> bits(static_cast<std::size_t>(rows + 7) / 8 + 1, std::uint8_t{0});
+  for (Index i = 0; i < count; ++i, codes += code_stride()) {
+    positive_bits(sides.data() + i * rows, rows, bits.data());
+    std::uint8_t* code = codes;
+    for (Index table = 0; table < recipe_.tables; ++table) {
+      for (Index bit = 0; bit < recipe_.bits; bit += 8) {
+        const auto at = static_cast<std::size_t>(table * recipe_.bits + bit);
+        const int two_bytes = bits[at / 8] | (bits[at / 8 + 1] << 8);
+        const int mask = (1 << std::min<Index>(8, recipe_.bits - bit)) - 1;
+        *code++ = static_cast<std::uint8_t>((two_bytes >> (at % 8)) & mask);
+      }
     }
   }
 }
@@ -212,9 +247,7 @@ void LshCodes::sample(const AttentionInputs& inputs, const Mask& previous, RowId
   for (const std::int32_t k : colliding) {
     load_row(keys, k, 1, key);
     center(means_[head], key);
-    double product = 0;
-    for (std::size_t i = 0; i < key.size(); ++i)
-      product += static_cast<double>(unlifted[i]) * static_cast<double>(key[i]);
+    const double product = dot_in_double(unlifted, key);
     const double key_norm = recipe_.lift ? largest : static_cast<double>(norm(key));
     const double cosine = key_norm > 0 ? product / ((query_norm + 1e-8) * key_norm) : 0;
     const auto p =

@@ -38,7 +38,8 @@ class RETICLE_API LshCodes {
   Index code_stride() const { return recipe_.tables * recipe_.code_bytes(); }
   void begin(const AttentionInputs& inputs);
   void set_means(const AttentionInputs& inputs);
-  void write_codes(Index kv_head, std::span<const float> extended, std::uint8_t* codes) const;
+  /// Writes the codes of up to kQueriesPerPass vectors (n, d + lifted), for which the projections are read once.
+  void write_codes(Index kv_head, std::span<const float> vectors, std::uint8_t* codes) const;
   /// Calls use(position, key) with each centred key that has not been seen.
   template <class Use>
   void for_new_keys(const AttentionInputs& inputs, Index head, Use&& use) const;
