@@ -228,6 +228,9 @@ namespace reticle {
 Tensor copy_to(const TensorView& tensor, Device device, const Context& context) {
   const bool from_gpu = tensor.device.kind == Device::Kind::cuda, to_gpu = device.kind == Device::Kind::cuda;
   if (!from_gpu && !to_gpu) return Tensor::copy(tensor, tensor.dtype);
+  if (is_quantised(tensor.dtype))
+    throw DeviceError("copy to " + device.describe() + ": " + tensor.describe() +
+                      "; quantised tensors are supported on the CPU (copy them as floats)");
   const std::span<const Index> shape(tensor.shape.data(), static_cast<std::size_t>(tensor.rank));
   const auto bytes = static_cast<std::size_t>(tensor.elements() * size_of(tensor.dtype));
   if (!from_gpu) {

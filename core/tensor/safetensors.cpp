@@ -266,6 +266,9 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<Named
     const TensorView& view = entry->tensor;
     if (header.contains(entry->name))
       throw FormatError(path.string() + ": two tensors are named \"" + entry->name + "\"");
+    if (is_quantised(entry->tensor.dtype))
+      throw FormatError(path.string() + ": tensor \"" + entry->name + "\" is " + entry->tensor.describe() +
+                        ", which safetensors files do not have; expected a floating or integer dtype");
     const Index bytes = checked_product({view.elements(), size_of(view.dtype)}, entry->name);
     header[entry->name] = {{"dtype", name_of(view.dtype)},
                            {"shape", std::vector<Index>(view.shape.begin(), view.shape.begin() + view.rank)},

@@ -33,6 +33,7 @@ TEST_F(CudaDevice, TensorsAreCopiedThereAndBackPacked) {
   EXPECT_EQ(on_host<float>(copy_to(part, kGpu)), expected);
   const Tensor back = copy_to(part, {});
   EXPECT_EQ(std::vector<float>(back.span<float>().begin(), back.span<float>().end()), expected);
+  EXPECT_THROW(copy_to(Tensor::copy(Tensor(DType::f32, {2, 32}), DType::q8), kGpu), DeviceError);
   const Tensor nothing(DType::f32, {0, 3}), nothing_there = copy_to(nothing, kGpu);
   EXPECT_EQ(nothing_there.view().describe(), "F32 (0, 3)");
 }

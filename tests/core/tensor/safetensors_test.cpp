@@ -149,6 +149,13 @@ TEST(SafeTensors, RandomDamageNeverCrashes) {
   }
 }
 
+TEST(SafeTensors, QuantisedTensorsAreNotWritten) {
+  const TemporaryFolder folder;
+  const Tensor codes = Tensor::copy(Tensor(DType::f32, {2, 32}), DType::q8);
+  EXPECT_THROW(save_safetensors(folder / "t", {{"codes", codes}}), FormatError);
+  EXPECT_FALSE(std::filesystem::exists(folder / "t"));
+}
+
 TEST(SafeTensors, AFailedWriteLeavesNothingBehind) {
   const TemporaryFolder folder;
   Tensor a(DType::f32, {1});
