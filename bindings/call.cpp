@@ -1,5 +1,6 @@
 #include "call.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <csignal>

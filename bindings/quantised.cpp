@@ -1,5 +1,7 @@
 // Keys and values as codes of 8 or 4 bits.
+#include <memory>
 #include <pybind11/pybind11.h>
+#include <string>
 
 #include <reticle/core/tensor/quantised_rows.hpp>
 
