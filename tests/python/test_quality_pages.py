@@ -1,5 +1,6 @@
 """The scripts that write docs/sampling.md and docs/quality.md, in their quick forms, and the curves that they share."""
 
+import itertools
 import json
 import math
 import os
@@ -92,12 +93,18 @@ def test_curves_are_written_of_the_stages_that_are_sparse_and_refused_when_none_
 
 
 @pytest.fixture
-def command(tmp_path):
+def binary():
+    """The C++ command of this build."""
+    found = Path(reticle.__file__).parents[2] / "tools" / "reticle"
+    if not found.exists():
+        pytest.skip("this build has no C++ command")
+    return found
+
+
+@pytest.fixture
+def command(tmp_path, binary):
     """The `reticle` command as an installed package has it: this build's package, with this build's C++ command."""
     package = Path(reticle.__file__).parent
-    binary = package.parents[1] / "tools" / "reticle"
-    if not binary.exists():
-        pytest.skip("this build has no C++ command")
     installed = tmp_path / "site" / "reticle"
     (installed / "bin").mkdir(parents=True)
     for entry in package.iterdir():
@@ -138,3 +145,24 @@ def test_plots_of_a_grid_that_cannot_be_made_are_refused_in_one_line(command, tm
     assert done.returncode == 2 and "nothing to draw" in done.stderr
     done = command("evaluate", "--grid", "missing.json", "--plot", "made")
     assert done.returncode == 2 and "missing.json" in done.stderr
+
+
+def test_the_pages_of_quality_have_a_row_per_pattern_and_every_masker_or_the_reason_why_not(binary, tmp_path):
+    arguments = ["--quick", "--reticle", binary, "--output", tmp_path]
+    run("measure_quality.py", *arguments)
+    page, tables = ((tmp_path / name).read_text() for name in ("quality.md", "quality_tables.md"))
+    for picture in re.findall(r"\]\((images/\S+\.png)\)", page + tables):
+        assert (tmp_path / picture).read_bytes().startswith(PNG)
+    grids = [json.loads((SOURCE / f"tools/quality/{stage}.json").read_text()) for stage in ("prefill", "generation")]
+    for sweep in itertools.chain(*grids):
+        assert len(rows_of(tables, sweep["name"])) > 0, sweep["name"]
+        assert re.search(rf"^\| \*?{re.escape(sweep['name'])} ", page, re.MULTILINE), sweep["name"]
+    used = set(re.findall(r'"type": "(\w+)"', json.dumps(grids)))
+    left_out = set(re.findall(r"`(\w+)`", page.partition("Without a row: ")[2]))
+    listed = subprocess.run([binary, "list"], capture_output=True, text=True, check=True).stdout
+    assert used | left_out == {line.split()[0] for line in listed.splitlines()}, (
+        "a masker is neither measured nor left out for a reason"
+    )
+    # A second run continues from the results: the same page, its times included.
+    run("measure_quality.py", *arguments)
+    assert (tmp_path / "quality.md").read_text() == page

@@ -126,7 +126,9 @@ def retrieval_figure(results: Results, stage: str, samples: int) -> Figure:
                 [x for x, _ in points],
                 [100 * y for _, y in points],
                 yerr=error_bars([y for _, y in points], samples),
-                marker="o",
+                # Lines often coincide, at 100 %: the first shows below the dashes of the next.
+                linestyle=("-", "--")[i % 2],
+                marker="os^D"[i % 4],
                 elinewidth=0.6,
                 label=task if len(lengths) == 1 else f"{task}, {length} bytes",
             )
