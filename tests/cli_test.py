@@ -146,6 +146,7 @@ class Errors(unittest.TestCase):
         self.assertIn("expected one of 0, 1, 2, 3", self.refuse("show", CONFIGS[0], "--input", "bundled", "--layer", 9))
         self.assertIn("ends in .png", self.refuse("show", CONFIGS[0], "--png", "mask.jpg"))
         self.assertIn("pip install", self.refuse("evaluate", CONFIGS[0], "--plot", "pictures"))
+        self.assertIn("--depths", self.refuse("evaluate", "--depths", "101"))
         self.refuse("verify", "/nonexistent")
         self.refuse("run", CONFIGS[0], "--output-length", "0")
         self.assertIn("so that some are left", self.refuse("run", CONFIGS[0], "--output-length", "512"))
@@ -393,6 +394,16 @@ class Model(unittest.TestCase):
         for row in rows:
             self.assertGreater(row["first_token_seconds"], 0)
             self.assertGreater(row["seconds_per_token"], 0)
+
+    def test_needles_are_hidden_at_each_depth_that_is_asked_for(self) -> None:
+        arguments = ["--window", 64, "--max-tokens", 65, "--tasks", "needle", "--lengths", "128,192", "--samples", 1]
+        arguments = ["evaluate", *arguments, "--depths", "0,62.5"]
+        document = json.loads(reticle(*arguments, "--json").stdout)
+        self.assertEqual(document["settings"]["depths"], [0, 62.5])
+        (dense,) = document["results"]
+        found = [(task["length"], task["depth"]) for task in dense["retrieval"]]
+        self.assertEqual(found, [(128, 0), (128, 62.5), (192, 0), (192, 62.5)])
+        self.assertIn("192 at 62.5 %", reticle(*arguments).stdout)
 
     def test_evaluations_go_on_from_their_results(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

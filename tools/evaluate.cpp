@@ -222,7 +222,9 @@ void print_losses(const Json& results) {
   tasks.row({"config", "task", "length", "accuracy", "unaided", "exact", "prefill density", "generation density"});
   for (const Json& result : results) {
     for (const Json& task : result.at("retrieval"))
-      tasks.row({result.at("label"), task.at("task"), std::to_string(task.at("length").get<Index>()),
+      tasks.row({result.at("label"), task.at("task"),
+                 std::to_string(task.at("length").get<Index>()) +
+                     (task.contains("depth") ? fmt::format(" at {} %", task.at("depth").get<double>()) : ""),
                  percent(task.at("accuracy").get<double>()),
                  task.contains("unaided_accuracy") ? percent(task.at("unaided_accuracy").get<double>()) : "",
                  percent(task.at("exact").get<double>()), density_of(task, "prefill"), density_of(task, "generation")});
@@ -288,17 +290,20 @@ int evaluate(const EvaluateCommand& command) {
   const Context context = context_for(command.model.threads);
   // Results are reused by content digest, since the file at a path may change.
   const std::string model = command.model.model.empty() ? bundled(kBundledModel).string() : command.model.model;
-  const Json settings = {{"model", command.model.model.empty() ? kBundledModel : command.model.model},
-                         {"model_digest", command.output.empty() ? "" : digest_of(model)},
-                         {"text", command.text.empty() ? "held out" : command.text},
-                         {"text_digest", command.text.empty() || command.output.empty() ? "" : digest_of(command.text)},
-                         {"window", command.window},
-                         {"output_length", command.output_length},
-                         {"tokens", command.tokens},
-                         {"tasks", command.tasks},
-                         {"lengths", command.lengths},
-                         {"samples", command.samples},
-                         {"seed", command.seed}};
+  Json settings = {{"model", command.model.model.empty() ? kBundledModel : command.model.model},
+                   {"model_digest", command.output.empty() ? "" : digest_of(model)},
+                   {"text", command.text.empty() ? "held out" : command.text},
+                   {"text_digest", command.text.empty() || command.output.empty() ? "" : digest_of(command.text)},
+                   {"window", command.window},
+                   {"output_length", command.output_length},
+                   {"tokens", command.tokens},
+                   {"tasks", command.tasks},
+                   {"lengths", command.lengths},
+                   {"samples", command.samples},
+                   {"seed", command.seed}};
+  if (!command.depths.empty()) settings["depths"] = command.depths;
+  std::vector<std::optional<double>> depths(command.depths.begin(), command.depths.end());
+  if (depths.empty()) depths.emplace_back();
   Results results(command.output, settings);
   for (const Candidate& candidate : candidates) {
     Json result = {{"name", candidate.name},
@@ -323,21 +328,28 @@ int evaluate(const EvaluateCommand& command) {
     result["generation"] = json_of_stage(loss.generation);
     result["seconds"] = loss.seconds;
     result["retrieval"] = Json::array();
+    const auto retrieve = [&](RetrievalTask task, Index length, std::optional<double> depth) {
+      RetrievalOptions options{
+          .task = task, .length = length, .samples = command.samples, .seed = command.seed, .sparse = &sparse};
+      options.progress = show;
+      if (depth) options.depth = *depth / 100;
+      const RetrievalResult retrieval = evaluate_retrieval(decoder, text, options, context);
+      Json& added = result["retrieval"].emplace_back(Json{{"task", name_of_enumerator(task)},
+                                                          {"length", length},
+                                                          {"accuracy", retrieval.accuracy},
+                                                          {"exact", retrieval.exact},
+                                                          {"prefill", json_of_stage(retrieval.prefill)},
+                                                          {"generation", json_of_stage(retrieval.generation)},
+                                                          {"seconds", retrieval.seconds}});
+      if (depth) added["depth"] = *depth;
+      // Measures prompts without the answer too: what language and chance alone achieve. They have no depth.
+      if (candidate.config || depth) return;
+      options.unaided = true;
+      added["unaided_accuracy"] = evaluate_retrieval(decoder, text, options, context).accuracy;
+    };
     for (const RetrievalTask task : tasks) {
       for (const Index length : command.lengths) {
-        RetrievalOptions options{task, length, command.samples, command.seed, false, &sparse, show};
-        const RetrievalResult retrieval = evaluate_retrieval(decoder, text, options, context);
-        result["retrieval"].push_back({{"task", name_of_enumerator(task)},
-                                       {"length", length},
-                                       {"accuracy", retrieval.accuracy},
-                                       {"exact", retrieval.exact},
-                                       {"prefill", json_of_stage(retrieval.prefill)},
-                                       {"generation", json_of_stage(retrieval.generation)},
-                                       {"seconds", retrieval.seconds}});
-        if (candidate.config) continue;
-        // Measures prompts without the answer too: what language and chance alone achieve.
-        options.unaided = true;
-        result["retrieval"].back()["unaided_accuracy"] = evaluate_retrieval(decoder, text, options, context).accuracy;
+        for (const std::optional<double> depth : depths) retrieve(task, length, depth);
       }
     }
     results.add(std::move(result));

@@ -96,9 +96,10 @@ std::string piece_of(std::string_view filler, std::size_t length, Philox& random
   return piece;
 }
 
-/// Hides sentences at random places, in their order, in a text of `length` bytes that ends with a question.
+/// Hides sentences in their order, all at one depth or at random places, in a text of `length` bytes that ends with a
+/// question.
 RetrievalExample hide(const std::vector<std::string>& sentences, const std::string& question, std::string answer,
-                      Index length, std::string_view filler, Philox& random) {
+                      Index length, std::string_view filler, std::optional<double> depth, Philox& random) {
   std::size_t needed = question.size();
   for (const std::string& sentence : sentences) needed += sentence.size();
   if (static_cast<std::size_t>(length) < needed)
@@ -108,7 +109,9 @@ RetrievalExample hide(const std::vector<std::string>& sentences, const std::stri
   const std::size_t hidden = needed - question.size(), around = static_cast<std::size_t>(length) - needed;
   const std::string unaided = piece_of(filler, around + hidden, random), hay = unaided.substr(0, around);
   std::vector<std::size_t> places;
-  for (std::size_t i = 0; i < sentences.size(); ++i) places.push_back(below(random, hay.size() + 1));
+  for (std::size_t i = 0; i < sentences.size(); ++i)
+    places.push_back(depth ? static_cast<std::size_t>(std::llround(*depth * static_cast<double>(hay.size())))
+                           : below(random, hay.size() + 1));
   std::sort(places.begin(), places.end());
   std::string prompt;
   std::size_t at = 0;
@@ -140,7 +143,8 @@ std::string word_list(std::string_view filler, std::size_t length, Philox& rando
 
 }  // namespace
 
-RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler, std::uint64_t seed) {
+RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler, std::uint64_t seed,
+                              std::optional<double> depth) {
   if (filler.find(' ') == std::string_view::npos) throw ValueError("retrieval: the filler text has no words");
   Philox random(seed, static_cast<std::uint32_t>(task), 0, 0, 0);
   switch (task) {
@@ -148,12 +152,12 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
       // The list, text, and the beginning of the list again as a cue.
       constexpr std::size_t kList = 96, kCue = 16;
       const std::string list = word_list(filler, kList, random);
-      return hide({" " + list}, list.substr(0, kCue), list.substr(kCue), length, filler, random);
+      return hide({" " + list}, list.substr(0, kCue), list.substr(kCue), length, filler, depth, random);
     }
     case RetrievalTask::needle: {
       const std::string_view name = kNames[below(random, std::size(kNames))];
       const std::string value = number(random);
-      return hide({says(name, value)}, asks(name), value, length, filler, random);
+      return hide({says(name, value)}, asks(name), value, length, filler, depth, random);
     }
     case RetrievalTask::multi_needle: {
       std::vector<std::string> sentences, values;
@@ -162,7 +166,7 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
         sentences.push_back(says(kNames[i], values.back()));
       }
       const std::size_t asked = below(random, kNeedles);
-      return hide(sentences, asks(kNames[asked]), values[asked], length, filler, random);
+      return hide(sentences, asks(kNames[asked]), values[asked], length, filler, depth, random);
     }
     default: {
       // One value that is assigned from name to name.
@@ -170,7 +174,7 @@ RetrievalExample make_example(RetrievalTask task, Index length, std::string_view
       std::vector<std::string> sentences{says(kNames[0], value)};
       for (Index i = 1; i < kChain; ++i)
         sentences.push_back(says(kNames[i], "the number of " + std::string(kNames[i - 1])));
-      return hide(sentences, asks(kNames[kChain - 1]), value, length, filler, random);
+      return hide(sentences, asks(kNames[kChain - 1]), value, length, filler, depth, random);
     }
   }
 }
@@ -189,8 +193,9 @@ RetrievalResult evaluate_retrieval(const Decoder& decoder, std::string_view fill
   Index bytes = 0, right = 0, exact = 0;
   for (Index sample = 0; sample < options.samples; ++sample) {
     if (options.progress) options.progress(sample, options.samples);
-    const RetrievalExample example = make_example(options.task, options.length, filler,
-                                                  derive_seed(options.seed, static_cast<std::uint64_t>(sample) + 1));
+    const RetrievalExample example =
+        make_example(options.task, options.length, filler,
+                     derive_seed(options.seed, static_cast<std::uint64_t>(sample) + 1), options.depth);
     const std::string& asked = options.unaided ? example.unaided : example.prompt;
     const std::vector<std::int32_t> tokens = bytes_to_tokens(asked + example.answer);
     const auto prompt = static_cast<Index>(asked.size()), count = static_cast<Index>(tokens.size());

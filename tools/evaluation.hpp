@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -49,15 +50,18 @@ struct RetrievalExample {
   std::string prompt, answer;
   std::string unaided;  // same length, question and filler, but without the answer
 };
-/// A prompt of `length` bytes filled with pieces of `filler`, and its answer, determined by the seed. ValueError when
+/// A prompt of `length` bytes filled with pieces of `filler`, and its answer, determined by the seed. With a depth,
+/// which is a fraction of the filler, all hidden sentences stand there, and otherwise at random places. ValueError when
 /// the length is too short for the task, or the filler has no words.
-RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler, std::uint64_t seed);
+RetrievalExample make_example(RetrievalTask task, Index length, std::string_view filler, std::uint64_t seed,
+                              std::optional<double> depth = {});
 
 struct RetrievalOptions {
   RetrievalTask task = RetrievalTask::needle;
   Index length = 1024;  // of a prompt, in bytes
   Index samples = 16;
   std::uint64_t seed = 0;
+  std::optional<double> depth;  // in [0, 1], as for make_example
   /// Ask without the answer in the prompt, which measures what language and chance alone give.
   bool unaided = false;
   const SparseAttention* sparse = nullptr;

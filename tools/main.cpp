@@ -222,6 +222,12 @@ int dispatch(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(Index{1}, Index{1} << 30))
       ->capture_default_str();
+  evaluate_command
+      .add_option(
+          "--depths", evaluate_options.depths,
+          "depths of what is hidden, % of the text before the question, comma-separated; default: random places")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 100.0));
   evaluate_command.add_option("--samples", evaluate_options.samples, "number of prompts of each task and length")
       ->capture_default_str();
   evaluate_command.add_option("--seed", evaluate_options.seed, "random seed of the tasks")->capture_default_str();

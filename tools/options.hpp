@@ -145,6 +145,7 @@ struct EvaluateCommand {
   std::vector<std::string> configs, tasks;
   std::string grid, text, output, csv, plot;
   std::vector<Index> lengths{512, 1024, 2048};
+  std::vector<double> depths;  // %; empty: random places
   Index window = 1024, output_length = 0, tokens = 32768, samples = 16;
   std::uint64_t seed = 0;
   bool json = false;

@@ -90,6 +90,22 @@ TEST(RetrievalTasks, HideTheirAnswerInAPromptOfTheLengthAskedFor) {
   }
 }
 
+TEST(RetrievalTasks, HideTheirSentencesAtTheDepthAskedFor) {
+  const std::string filler = "In the beginning God created the heaven and the earth. And the earth was without form. ";
+  const auto first_place = [&](RetrievalTask task, double depth) {
+    return make_example(task, 700, filler, 3, depth).prompt.find(" The number of ");
+  };
+  const std::size_t question = std::string(" The number of Moab is ").size(), needle = question + 5;
+  EXPECT_EQ(first_place(RetrievalTask::needle, 0), 0);
+  const std::size_t last = first_place(RetrievalTask::needle, 1);
+  EXPECT_NEAR(static_cast<double>(last), static_cast<double>(700 - question - needle), 4) << "names differ in length";
+  EXPECT_NEAR(static_cast<double>(first_place(RetrievalTask::needle, 0.5)), static_cast<double>(last) / 2, 1);
+  const std::string chain = make_example(RetrievalTask::variable_tracking, 700, filler, 3, 1).prompt;
+  EXPECT_NE(chain.find(" The number of Elam is the number of Moab. The number of Edom is the number of Elam."),
+            std::string::npos)
+      << "sentences at one depth follow each other";
+}
+
 TEST(EvaluateRetrieval, NeedsAVocabularyOfBytes) {
   EXPECT_THROW(evaluate_retrieval(small_model(), "a b c", {}), ValueError);
 }

@@ -5,7 +5,8 @@
 | `benchmarks` | long-context data sets, generated tasks (RULER), and the scores of answers |
 | `evaluate` | a Hugging Face model's answers to them, and its loss |
 | `lm_eval` | patterns in EleutherAI's lm-evaluation-harness, as its model `reticle` |
-| `report` | losses, sparsities and pictures of masks of a model on a text: `reticle evaluate --plot` |
+| `report` | losses, sparsities and pictures of masks of a model on a text: `reticle evaluate --text FILE --plot` |
+| `curves` | loss and retrieval against density, from a grid's results: `reticle evaluate --grid GRID --plot` |
 | `search` | search over configs for density and error |
 | `metrics` | logs of density and output error by layer: JSON lines, TensorBoard, Weights & Biases |
 | `hat` | conversion of published HashAttention weights: `reticle convert-hat` |

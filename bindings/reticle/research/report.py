@@ -2,7 +2,8 @@
 
     reticle evaluate configs/quest.json configs/tova.json --text FILE --model DIR --plot REPORT
 
-Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing. Options of the same name have the same
+Without `--plot`, `reticle evaluate` is the C++ command, which draws nothing; with `--plot` and `--grid` or `--tasks` it is
+that command, whose results `reticle.research.curves` draws. Options of the same name have the same
 meaning, except that the C++ command's windows are followed by the last token that they predict.
 """
 
