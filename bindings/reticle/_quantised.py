@@ -49,6 +49,7 @@ class QuantisedTensor:
 
     @property
     def ndim(self) -> int:
+        """The number of dimensions."""
         return len(self.codes.shape)
 
     @property

@@ -10,9 +10,10 @@ import pytest
 import reticle
 from reticle._moved import MOVED
 
-MODULES = ("benchmarks", "evaluate", "hat", "lm_eval", "metrics", "report", "search")
+MODULES = ("benchmarks", "curves", "evaluate", "hat", "lm_eval", "metrics", "report", "search")
 NEEDS = {"evaluate": ["torch", "transformers"], "hat": ["torch"], "report": ["torch", "transformers"]}
 NEEDS["lm_eval"] = ["lm_eval", "accelerate"]
+NEEDS["curves"] = ["matplotlib"]
 
 
 def forget(old):

@@ -164,3 +164,9 @@ def write(document: dict[str, Any], folder: str | Path) -> list[Path]:
     if not paths:
         raise ValueError("every pattern kept all keys, or only dense attention was measured; there is nothing to draw")
     return paths
+
+
+if __name__ == "__main__":
+    from reticle.research import _explain
+
+    _explain(__doc__)
