@@ -456,8 +456,8 @@ The whole prompt, its question included, goes through the pattern; the answer is
 
 ![Answers that are right against density, one panel per prefill pattern](images/quality_prefill_retrieval.png)
 
-Patterns that choose blocks by the mean of their keys (`block_sparse`, `moba`, `nsa_top_k`) find no more numbers than a random choice
-of as many blocks would: four bytes weigh little in a mean of 64. `tri_shape` keeps every key for the question, `sink + local` does
+Patterns that choose blocks by the mean of their keys (`block_sparse`, `moba`, `nsa_top_k`) find little more than a window does until
+they keep most blocks: four bytes weigh little in a mean of 64. `tri_shape` keeps every key for the question, `sink + local` does
 not, and otherwise they are the same.
 
 {prefill_costs}
