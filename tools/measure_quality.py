@@ -524,6 +524,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for the pages and images/")
     options = parser.parse_args()
     extent = QUICK if options.quick else Extent()
+    curves.use_style()
     images = options.output / "images"
     images.mkdir(parents=True, exist_ok=True)
     command = Command(options.reticle, options.output if options.quick else options.reticle.parent, options.threads)
