@@ -456,8 +456,8 @@ The whole prompt, its question included, goes through the pattern; the answer is
 
 ![Answers that are right against density, one panel per prefill pattern](images/quality_prefill_retrieval.png)
 
-Patterns that choose blocks by the mean of their keys (`block_sparse`, `moba`, `nsa_top_k`) find no more numbers than a random choice
-of as many blocks would: four bytes weigh little in a mean of 64. `tri_shape` keeps every key for the question, `sink + local` does
+Patterns that choose blocks by the mean of their keys (`block_sparse`, `moba`, `nsa_top_k`) find little more than a window does until
+they keep most blocks: four bytes weigh little in a mean of 64. `tri_shape` keeps every key for the question, `sink + local` does
 not, and otherwise they are the same.
 
 {prefill_costs}
@@ -524,6 +524,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for the pages and images/")
     options = parser.parse_args()
     extent = QUICK if options.quick else Extent()
+    curves.use_style()
     images = options.output / "images"
     images.mkdir(parents=True, exist_ok=True)
     command = Command(options.reticle, options.output if options.quick else options.reticle.parent, options.threads)

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import reticle
 from numpy.typing import NDArray
-from reticle.research.curves import error_bars, interval, save
+from reticle.research.curves import error_bars, interval, save, use_style
 
 ROOT = Path(__file__).resolve().parent.parent
 TENSORS = ROOT / "examples/data/attention_4096.safetensors"
@@ -324,6 +324,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for sampling.md and images/")
     options = parser.parse_args()
     begun = time.monotonic()
+    use_style()
     draws, depth, queries = (4, 2, 32) if options.quick else (options.draws, 4, 512)
     layers = dense_layers(depth, queries)
     heads = layers[0].lse.shape[0]

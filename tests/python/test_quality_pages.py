@@ -74,6 +74,7 @@ def test_curves_have_a_panel_per_pattern_and_points_in_order_of_density():
         result("a", 0.1, 1.5, 0.25),
         result("b", 0.2, 1.2, 0),
     ]
+    curves.use_style()
     figure = curves.loss_figure(results, "generation")
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels] == ["a", "b"]

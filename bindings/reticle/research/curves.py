@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
@@ -28,7 +26,11 @@ STAGES = ("prefill", "generation")
 _COLUMNS = 5
 _DENSITIES = (5, 10, 20, 50, 100)
 
-plt.style.use("reticle.pictures")
+
+def use_style() -> None:
+    """From here on, this process draws to files only, in the look of Reticle's pictures."""
+    matplotlib.use("Agg")
+    plt.style.use("reticle.pictures")
 
 
 def interval(share: float, samples: int) -> tuple[float, float]:
@@ -153,6 +155,7 @@ def write(document: dict[str, Any], folder: str | Path) -> list[Path]:
     Raises:
         ValueError: when no pattern leaves anything out, so that there is nothing to draw.
     """
+    use_style()
     results, target = document["results"], Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     paths = [save(loss_figure(results, stage), target / f"loss_{stage}.png") for stage in sparse_stages(results)]

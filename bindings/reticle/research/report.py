@@ -111,12 +111,11 @@ def losses(
 def write(results: Mapping[str, Loss], folder: str | Path) -> list[Path]:
     """Writes losses.csv, losses.png (loss over sparsity of each stage) and masks_<name>.png (one head of up to four
     layers) to a folder, which is created. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.style.use("reticle.pictures")
+    from reticle.research import curves
+
+    curves.use_style()
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     table = target / "losses.csv"
