@@ -225,15 +225,21 @@ Index KvCache::bytes_per_key() const {
   return shape_.kv_heads * (row_bytes(shape_.dtype, shape_.head_dim) + row_bytes(shape_.dtype, shape_.value_dim));
 }
 
+Index KvCache::bytes_per_recent_key() const {
+  return shape_.kv_heads * (shape_.head_dim + shape_.value_dim) * size_of(DType::f32);
+}
+
 Index KvCache::bytes() const {
-  const Index recent = 2 * shape_.recent * shape_.kv_heads * (shape_.head_dim + shape_.value_dim) * size_of(DType::f32);
-  return shape_.layers * (shape_.capacity * bytes_per_key() + recent);
+  return shape_.layers * (shape_.capacity * bytes_per_key() + 2 * shape_.recent * bytes_per_recent_key());
 }
 
 Index KvCache::bytes_used() const {
-  Index keys = 0;
-  for (const Layer& layer : layers_) keys += static_cast<Index>(layer.positions.size());
-  return keys * bytes_per_key();
+  Index keys = 0, recent = 0;
+  for (const Layer& layer : layers_) {
+    keys += static_cast<Index>(layer.positions.size());
+    recent += layer.recent_count;
+  }
+  return keys * bytes_per_key() + recent * bytes_per_recent_key();
 }
 
 }  // namespace reticle

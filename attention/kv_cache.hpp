@@ -86,6 +86,7 @@ class RETICLE_API KvCache {
   const Layer& at(int layer) const;
   Layer& at(int layer) { return const_cast<Layer&>(std::as_const(*this).at(layer)); }
   Index bytes_per_key() const;
+  Index bytes_per_recent_key() const;
   static TensorView stored_view(const Tensor& tensor, Index begin, Index end);
   void append_recent(Layer& layer, const TensorView& keys, const TensorView& values) const;
 

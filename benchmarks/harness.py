@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -161,18 +162,28 @@ def save(rows: list[Row], about: str, path: Path) -> None:
     path.write_text(json.dumps({"machine": about, "rows": ratios}, indent=1) + "\n")
 
 
-#: The least fall that counts: medians of interleaved repeats vary by about this from run to run.
-LEAST_FALL = 0.1
+#: The least fall that counts: medians of interleaved repeats vary by about this from run to run. However noisy the rows,
+#: a fall by half counts.
+LEAST_FALL, SURE_FALL = 0.1, 0.5
+
+
+def saved_ratios(path: Path) -> dict[str, tuple[float, float]]:
+    """(ratio, noise) of each row of a saved run."""
+    try:
+        saved = json.loads(path.read_text())["rows"]
+        ratios = {name: (float(row["ratio"]), float(row["noise"])) for name, row in saved.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path}: {error!r}; expected a file that --save has written") from error
+    for name, numbers in ratios.items():
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise SystemExit(f"{path}: {name}: ratio {numbers[0]} and noise {numbers[1]}; expected finite numbers")
+    return ratios
 
 
 def fallen(rows: list[Row], path: Path) -> list[str]:
     """A line for each row whose ratio is below that of a saved run by more than the noise of both, and for each row
     that the saved run has and this one lacks. Times are not compared: they differ between machines."""
-    try:
-        saved = json.loads(path.read_text())["rows"]
-        before = {name: (float(row["ratio"]), float(row["noise"])) for name, row in saved.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{path}: {error}; expected a file that --save has written") from error
+    before = saved_ratios(path)
     now = {row.name: row for row in rows}
     sections = {row.section for row in rows}
     lines = []
@@ -181,7 +192,7 @@ def fallen(rows: list[Row], path: Path) -> list[str]:
             if name.split(": ")[0] in sections:
                 lines.append(f"{name}: was {ratio:.3g}x and was not measured now")
             continue
-        allowed = max(LEAST_FALL, 2 * (noise + now[name].noise))
+        allowed = min(SURE_FALL, max(LEAST_FALL, 2 * (noise + now[name].noise)))
         if now[name].ratio < ratio * (1 - allowed):
             lines.append(f"{name}: {ratio:.3g}x fell to {now[name].ratio:.3g}x, more than the noise of {allowed:.0%}")
     return lines

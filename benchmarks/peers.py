@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # takes effect only before OpenMP is loaded
 
 import numpy as np
-from harness import Row, chart, fallen, interleaved, limits, line, lines, machine, save, table
+from harness import Row, chart, fallen, interleaved, limits, line, lines, machine, save, saved_ratios, table
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))
@@ -706,6 +706,13 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="file to write the ratios and their noise to")
     parser.add_argument("--compare", type=Path, help="file of --save: names the rows that fell by more than noise")
     arguments = parser.parse_args()
+    if arguments.compare:
+        saved_ratios(arguments.compare)  # a file that cannot be read is refused before minutes of measuring
+    if arguments.save:
+        try:
+            arguments.save.touch()
+        except OSError as error:
+            parser.error(f"--save {arguments.save}: {error.strerror}; expected a file that can be written")
     sys.path.insert(0, str(arguments.build.resolve() / "python"))
     import reticle
 

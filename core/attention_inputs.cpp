@@ -83,8 +83,8 @@ void AttentionInputs::validate_recent() const {
   const auto describe = [](const std::optional<TensorView>& recent) { return recent ? recent->describe() : "none"; };
   if (!fits(recent_keys, keys) || !fits(recent_values, values) || recent_keys->size(2) != recent_values->size(2))
     throw ShapeError("recent keys: " + describe(recent_keys) + ", recent values: " + describe(recent_values) +
-                     "; expected the last n of keys " + keys.describe() + " and values " + values.describe() +
-                     " in a floating dtype");
+                     "; expected both, or neither: the last n of keys " + keys.describe() + " and values " +
+                     values.describe() + " in a floating dtype");
   require_float(*recent_keys, "recent keys");
   require_float(*recent_values, "recent values");
   if (stored || queries.device.kind != Device::Kind::cpu)

@@ -47,7 +47,7 @@ std::string bfloat16() {
   const char* asked = std::getenv("RETICLE_BF16_PRODUCT");
   return fmt::format("in {}: the instruction for pairs takes {:.1f} times as long as a multiply-add of float32{}",
                      name_of(bf16_product()), time_of_bf16_pairs(),
-                     asked == nullptr ? "" : std::string(", RETICLE_BF16_PRODUCT=") + asked);
+                     asked == nullptr || *asked == '\0' ? "" : std::string(", RETICLE_BF16_PRODUCT=") + asked);
 }
 
 std::string gpu() {

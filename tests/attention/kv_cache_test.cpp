@@ -220,6 +220,7 @@ TEST(KvCache, TheNewestKeysAreAlsoHeldAsTheyWereGiven) {
   expect_recent(cache, keys, std::vector<Index>{31, 32, 33, 34, 35});
   cache.truncate(34);
   expect_recent(cache, keys, std::vector<Index>{31, 32, 33});
+  EXPECT_EQ(cache.bytes_used(), 34 * 2 * 2 * row_bytes(DType::q8, 8) + 3 * 2 * (8 + 8) * 4);
   KvCache fork = cache.fork();
   cache.truncate(20);
   expect_recent(cache, keys, {});

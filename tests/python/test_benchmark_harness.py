@@ -48,6 +48,13 @@ def test_a_noisy_row_may_fall_by_twice_its_noise(harness, tmp_path):
     assert len(harness.fallen(now(0.5), tmp_path / "run.json")) == 1
 
 
+def test_a_row_that_fell_by_half_is_named_however_noisy_it_is(harness, tmp_path):
+    noisy = harness.Median.of([0.2, 0.5, 1.0, 1.5, 1.8])
+    harness.save([harness.Row("Section", "a", "peer", noisy, noisy, 1.0)], "a machine", tmp_path / "run.json")
+    now = [harness.Row("Section", "a", "peer", noisy, harness.Median(0.4), 1.0)]
+    assert len(harness.fallen(now, tmp_path / "run.json")) == 1
+
+
 def test_a_row_that_is_missing_is_named_unless_its_section_was_left_out(harness, tmp_path):
     assert "was not measured now" in compared(harness, tmp_path, {"a": 2.0, "b": 2.0}, {"a": 2.0})[0]
     harness.save(rows(harness, a=2.0), "a machine", tmp_path / "run.json")
@@ -55,11 +62,14 @@ def test_a_row_that_is_missing_is_named_unless_its_section_was_left_out(harness,
     assert harness.fallen(other, tmp_path / "run.json") == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', '{"rows": {"a": {"ratio": "fast"}}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"rows": 3}', '{"rows": {"a": {"ratio": "fast"}}}', '{"rows": {"a": {"ratio": NaN, "noise": 0}}}'],
+)
 def test_a_file_that_no_run_has_written_is_refused_by_its_path(harness, tmp_path, text):
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(SystemExit, match=r"run\.json: .*expected a file that --save has written"):
+    with pytest.raises(SystemExit, match=r"run\.json: .*expected (a file that --save has written|finite numbers)"):
         harness.fallen([], path)
     with pytest.raises(SystemExit, match=r"none\.json"):
         harness.fallen([], tmp_path / "none.json")

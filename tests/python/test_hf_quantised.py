@@ -134,9 +134,11 @@ def test_what_a_quantised_cache_cannot_do_is_refused_by_name(model):
     for recent in (-1, 1.5, True):
         with pytest.raises(ValueError, match="recent"):
             hf.SparseCache(config=model.config, bits=8, recent=recent)
+    with pytest.raises(ValueError, match="without bits"):
+        hf.SparseCache(config=model.config, recent=5)
     with pytest.raises(ValueError, match="evict=True"):
         hf.SparseCache(config=model.config, bits=8, evict=True)
     with hf.attach(model), pytest.raises(NotImplementedError, match="gradients"):
         model(IDS, past_key_values=hf.SparseCache(config=model.config, bits=8))
-    with torch.no_grad(), pytest.raises(TypeError, match="QuantisedTensor"):
+    with torch.no_grad(), pytest.raises(TypeError, match="attach the model"):
         model(IDS, past_key_values=hf.SparseCache(config=model.config, bits=8))

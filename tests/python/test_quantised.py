@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_a_row_that_is_not_finite_is_reported_where_it_is_attended_to():
         reticle.attention(q, reticle.quantise(k), reticle.quantise(v))
 
 
-@pytest.mark.parametrize("bits", [2, 16, "8", True, None])
+@pytest.mark.parametrize("bits", [2, 16, "8", True, None, 8.0])
 def test_other_bits_are_refused(bits):
     with pytest.raises(ValueError, match="expected 8 or 4"):
         reticle.quantise(np.zeros((4, 64), np.float32), bits)
@@ -173,3 +174,50 @@ def test_torch_tensors_are_quantised_as_torch_tensors_and_have_no_gradients():
         reticle.attention(q, k8, v8)
     again = copy.deepcopy(k8)
     assert torch.equal(again.codes, k8.codes)
+
+
+def test_dequantise_gives_what_attention_reads():
+    _, k, _ = tensors()
+    keys = reticle.QuantisedTensor(reticle.quantise(k, 4).codes, 4, 64, k[:, :, -100:])
+    floats = keys.dequantise()
+    assert np.array_equal(floats[:, :, -100:], k[:, :, -100:])
+    assert np.array_equal(floats[:, :, :-100], reticle.quantise(k, 4).dequantise()[:, :, :-100])
+
+
+def test_rows_are_selected_by_arrays_too():
+    _, k, _ = tensors()
+    keys = reticle.QuantisedTensor(reticle.quantise(k).codes, 8, 64, k[:, :, -100:])
+    for rows in (np.array([250, 3]), np.arange(300) % 2 == 0):
+        assert np.array_equal(keys[:, :, rows].codes, keys.codes[:, :, rows])
+        assert keys[:, :, rows].recent is None
+
+
+def test_a_group_far_below_the_largest_of_its_row_keeps_the_steps_of_the_row():
+    x = rng.standard_normal((1, 64), dtype=np.float32)
+    x[0, 5] = 1000
+    error = np.abs(reticle.quantise(x).dequantise() - x)[0, 32:].max()
+    assert error <= 1000 / 4096 * 1.4 / 2
+
+
+def test_only_attention_reads_a_quantised_tensor():
+    torch = pytest.importorskip("torch")
+    keys = reticle.quantise(torch.zeros(1, 2, 8, 64))
+    with pytest.raises(TypeError, match="linear: given a QuantisedTensor.*attach"):
+        torch.nn.functional.linear(keys, torch.zeros(64, 64))
+    with pytest.raises(AttributeError, match="'expand'.*attach"):
+        keys.expand(2, -1)
+    with pytest.raises(TypeError, match="dequantise"):
+        np.asarray(keys)
+    again = pickle.loads(pickle.dumps(reticle.quantise(np.ones((2, 32), np.float32))))
+    assert np.array_equal(again.dequantise(), np.ones((2, 32)))
+
+
+def test_codes_and_recent_rows_must_be_arrays_of_one_kind():
+    torch = pytest.importorskip("torch")
+    codes = reticle.quantise(np.ones((2, 32), np.float32)).codes
+    with pytest.raises(TypeError, match="codes: a list"):
+        reticle.QuantisedTensor(codes.tolist(), 8, 32)
+    with pytest.raises(TypeError, match="expected uint8"):
+        reticle.QuantisedTensor(codes.astype(np.float32), 8, 32)
+    with pytest.raises(TypeError, match="beside codes"):
+        reticle.QuantisedTensor(codes, 8, 32, torch.ones(1, 32))

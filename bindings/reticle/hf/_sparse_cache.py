@@ -25,7 +25,7 @@ class SparseCache(DynamicCache):
     window or a recurrent state are transformers' standard layers.
 
     With `bits` 8 or 4, keys and values are held as codes, in about half or a quarter of the bytes of bfloat16, and attention
-    is computed from the codes; the newest `recent` tokens are also held as they are, and read so. On the CPU only.
+    is computed from the codes; the newest `recent` tokens (128) are also held as they are, and read so. For attached models, on the CPU.
 
     With `evict`, keys that the attached generation pattern will never attend to again are dropped, separately per KV
     head: after the prompt, and every 64 tokens. The output stays the same, bit for bit. The last 64 tokens can still be
@@ -39,13 +39,16 @@ class SparseCache(DynamicCache):
         capacity: int = 0,
         evict: bool = False,
         bits: int | None = None,
-        recent: int = 128,
+        recent: int | None = None,
     ) -> None:
         if not isinstance(evict, bool):
             raise TypeError(f"evict is {evict!r}; expected True or False")
         if bits is not None and (isinstance(bits, bool) or bits not in (4, 8)):
             raise ValueError(f"bits is {bits!r}; expected 8, 4 or None")
-        if isinstance(recent, bool) or not isinstance(recent, int) or recent < 0:
+        if bits is None and recent is not None:
+            raise ValueError(f"recent is {recent!r} without bits; expected bits=8 or 4, or no recent")
+        newest = 128 if recent is None else recent
+        if isinstance(newest, bool) or not isinstance(newest, int) or newest < 0:
             raise ValueError(f"recent is {recent!r}; expected a number of tokens, 0 or more")
         if evict and bits is not None:
             raise ValueError(f"bits is {bits} with evict=True, which is not supported; expected one of them")
@@ -57,7 +60,7 @@ class SparseCache(DynamicCache):
         super().__init__(config=config)
         made: Any = EvictingLayer if evict else functools.partial(GrowingLayer, capacity)
         if bits is not None:
-            made = functools.partial(QuantisedLayer, bits, recent, capacity)
+            made = functools.partial(QuantisedLayer, bits, newest, capacity)
         if self.layer_class_to_replicate is not None:
             self.layer_class_to_replicate = made
         self.layers = [made() if type(layer) is DynamicLayer else layer for layer in self.layers]
