@@ -202,9 +202,9 @@ def test_a_group_far_below_the_largest_of_its_row_keeps_the_steps_of_the_row():
 def test_only_attention_reads_a_quantised_tensor():
     torch = pytest.importorskip("torch")
     keys = reticle.quantise(torch.zeros(1, 2, 8, 64))
-    with pytest.raises(TypeError, match="linear: given a QuantisedTensor.*attach"):
+    with pytest.raises(TypeError, match=r"linear: given a QuantisedTensor.*attach"):
         torch.nn.functional.linear(keys, torch.zeros(64, 64))
-    with pytest.raises(AttributeError, match="'expand'.*attach"):
+    with pytest.raises(AttributeError, match=r"'expand'.*attach"):
         keys.expand(2, -1)
     with pytest.raises(TypeError, match="dequantise"):
         np.asarray(keys)
