@@ -14,6 +14,7 @@ hf = pytest.importorskip("reticle.hf")
 import reticle  # noqa: E402
 from reticle.maskers import QuestTopKConfig, SinkConfig  # noqa: E402
 from reticle.research.metrics import MetricLogger  # noqa: E402
+from small_models import small_llama  # noqa: E402
 
 PROMPT, TOKENS = 200, 150
 PATTERNS = {
@@ -40,27 +41,9 @@ PATTERNS = {
 }
 
 
-def make(heads=8, kv_heads=2, dtype=torch.float32):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=60,
-        hidden_size=128,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return transformers.LlamaForCausalLM(config).eval().to(dtype)
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make()
+    return small_llama()
 
 
 IDS = torch.randint(3, 60, (2, PROMPT), generator=torch.Generator().manual_seed(1)) if torch else None
@@ -96,7 +79,7 @@ def test_output_is_to_the_bit_that_of_all_keys_under_the_mask(model, name):
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dtype"), [(8, 8, "float32"), (16, 1, "float32"), (16, 1, "bfloat16")])
 def test_groups_of_heads_and_dtypes_evict_alike(heads, kv_heads, dtype):
-    model = make(heads, kv_heads, getattr(torch, dtype))
+    model = small_llama(heads, kv_heads, getattr(torch, dtype))
     for pattern in (PATTERNS["snap_kv"], PATTERNS["tova"]):
         assert torch.equal(run(model, pattern, evict=True)[0], run(model, pattern, evict=False)[0])
 

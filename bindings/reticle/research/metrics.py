@@ -96,7 +96,7 @@ class MetricLogger(Logger):
 
 
 def _tag(metric: str, metadata: Mapping[str, Any]) -> str:
-    """The name of a curve, such as density/generation/layer_3. What differs from call to call is no part of it."""
+    """The name of a curve, such as density/generation/layer_3, without what differs from call to call."""
     layer = [f"layer_{metadata['layer']}"] if "layer" in metadata else []
     return "/".join([metric, *(str(metadata[key]) for key in ("stage", "task") if metadata.get(key)), *layer])
 
